@@ -23,7 +23,7 @@ PLANTED = [
     ("serving is layered", "workers.serve.versions.live", "workers.serve.background"),
     (
         "routes of serving do not import each other",
-        "workers.serve.api.wire.rows",
+        "workers.serve.api.wire.vectors",
         "workers.serve.api.context",
     ),
     ("a replica answers without Ray", "workers.serve.versions.follower", "ray"),

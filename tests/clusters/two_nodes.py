@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
-from workers.serve.placement import REPLICA, at_most_per_node
+from workers.serve.ray_adapters import REPLICA, at_most_per_node
 
 _SMALL = {"object_store_memory": 80 << 20, "include_dashboard": False}
 _SECONDS = 300.0

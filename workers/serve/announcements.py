@@ -42,21 +42,6 @@ class Channel(Protocol):
         ...
 
 
-class Announcer(Protocol):
-    """What the route needs; used from one event loop."""
-
-    def announce(self, model: str) -> None:
-        """Make every replica poll the store now. Does not wait, and never fails."""
-        ...
-
-
-class NullAnnouncer:
-    """An announcer without replicas to reach."""
-
-    def announce(self, model: str) -> None:
-        return
-
-
 class Debouncer:
     """Runs a function at the first call, and once more for all calls within the next `seconds`.
 
@@ -150,7 +135,7 @@ class Listener:
         self._stopping.set()
 
     def announce(self, model: str) -> None:
-        """See the port, `Announcer`."""
+        """Make every replica poll the store now. Does not wait, and never fails. Used from one event loop."""
         self._model = model
         self._debouncer.call()
 

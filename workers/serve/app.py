@@ -9,7 +9,7 @@ from ray.exceptions import RayActorError
 
 from workers.serve.deployment import EMBEDDER
 from workers.serve.encoders.deployment import encoder_applications
-from workers.serve.placement import REPLICA, at_most_per_node
+from workers.serve.ray_adapters import REPLICA, at_most_per_node
 from workers.serve.settings import ServeArgs, ServeSettings
 from workers.serve.withdrawal import APPLICATION
 

@@ -17,8 +17,7 @@ from cmcl.memory import keep_freed_memory, release_memory_every
 from cmcl.storage.uris import open_store
 from workers.serve.announcements import Listener
 from workers.serve.api.app import create_api
-from workers.serve.api.context import Replica
-from workers.serve.api.limits import Admission
+from workers.serve.api.context import Admission, Replica
 from workers.serve.api.protocol import install_protocol
 from workers.serve.auth import AllowAll, Authenticator, SignedKeys, read_public_keys
 from workers.serve.background import BackgroundExecutor
@@ -107,7 +106,7 @@ class Embedder:
             access=self._access,
             admission=self._admission,
             metrics=self._metrics,
-            announcer=self._listener,
+            announce=self._listener.announce,
             collections=self._collections,
             tracing=self._tracing,
             replica_states=_replica_states,

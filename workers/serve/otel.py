@@ -25,7 +25,7 @@ _NANOSECONDS = 1_000_000_000
 
 
 class OpenTelemetryTracing:
-    """See Tracing. `replica`: its id, an attribute of all spans."""
+    """Spans of one replica. `replica`: its id, an attribute of all spans."""
 
     def __init__(self, exporter: SpanExporter, replica: str) -> None:
         resource = {"service.name": "cmcl-endpoint", "service.instance.id": replica}
@@ -33,7 +33,10 @@ class OpenTelemetryTracing:
         self._tracer = self.provider.get_tracer("cmcl.endpoint")
 
     def layer(self, app: ASGIApp, known: frozenset[str], excluded: frozenset[str]) -> ASGIApp:
-        """See Tracing."""
+        """Wrap an application: a span for each request, but for those of `excluded` paths.
+
+        `known`: paths that are answered without a router. The response has the header `traceresponse`.
+        """
         return _Layer(app, self._tracer, known, excluded)
 
     def loaded(
@@ -43,7 +46,7 @@ class OpenTelemetryTracing:
         attributes: Attributes,
         error: str | None = None,
     ) -> None:
-        """See Tracing."""
+        """Record that a version was loaded or refused, so many seconds after its pointer was read."""
         parent = _extracted({} if traceparent is None else {"traceparent": traceparent})
         if not trace.get_current_span(parent).get_span_context().is_valid:
             return
@@ -57,7 +60,7 @@ class OpenTelemetryTracing:
         span.end(now)
 
     def close(self) -> None:
-        """See Tracing."""
+        """Export what is left, for two seconds at most."""
         close_provider(self.provider)
 
 

@@ -1,9 +1,10 @@
-"""What a replica has by means of Ray: `ServeMetrics`, and the `Channel` between replicas.
+"""What a replica has by means of Ray: `ServeMetrics`, the `Channel` between replicas, and its place on a node.
 
 Nodes of Ray export the metrics to Prometheus. The channel is one small actor, found by its name: plain calls of an
 actor, because handles of Serve fail outside of replicas where RAY_SERVE_THROUGHPUT_OPTIMIZED is set.
 """
 
+import math
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from itertools import count
 from typing import Any
 
 import ray
+from ray._raylet import IMPLICIT_RESOURCE_PREFIX  # type: ignore[attr-defined]  # compiled
 from ray.exceptions import RayError
 from ray.util.metrics import Counter, Gauge, Histogram
 
@@ -237,3 +239,23 @@ def close_channel() -> None:
     except ValueError:
         return  # There is none.
     ray.kill(actor)
+
+
+# Resources that only nodes of replicas, or of encoders, have.
+REPLICA, ENCODER = "cmcl_replica", "cmcl_encoder"
+# Ray counts in ten-thousandths, and rounds: exact for up to a hundred on a node.
+_GRAIN = 10_000
+
+
+def at_most_per_node(resource: str, per_node: int, generation: str) -> dict[str, Any]:
+    """Return the actor options of one of at most `per_node` of its generation on a node, in a cluster with nodes for it.
+
+    It reserves one of that resource in place of CPUs, and ranks CPUs, which those nodes do not have, so that they do not
+    displace each other. No node takes more than its share, which would leave nothing for a node that joins a moment
+    later. Each generation is counted separately, so that new ones start beside old ones. `max_replicas_per_node` of
+    Serve counts all together: an update found no space on full nodes, and never ended.
+    """
+    # Every node has one of each resource whose name begins with this prefix.
+    counted = f"{IMPLICIT_RESOURCE_PREFIX}{resource}:{generation}"
+    share = math.floor(_GRAIN / per_node) / _GRAIN
+    return {"num_cpus": 0, "resources": {resource: 1, counted: share}}

@@ -9,11 +9,12 @@ import logging
 from collections.abc import Mapping
 from itertools import count
 from time import perf_counter, time_ns
-from typing import Protocol
-
-from starlette.types import ASGIApp
+from typing import TYPE_CHECKING, Protocol
 
 from cmcl.tracing import exporter_from
+
+if TYPE_CHECKING:
+    from workers.serve.otel import OpenTelemetryTracing
 
 _OBSERVED = 8
 _requests = count()
@@ -137,32 +138,7 @@ class TracedTimer(StageTimer):
         self._stage_began = now
 
 
-class Tracing(Protocol):
-    """Spans of one replica."""
-
-    def layer(self, app: ASGIApp, known: frozenset[str], excluded: frozenset[str]) -> ASGIApp:
-        """Wrap an application: a span for each request, but for those of `excluded` paths.
-
-        `known`: paths that are answered without a router. The response has the header `traceresponse`.
-        """
-        ...
-
-    def loaded(
-        self,
-        traceparent: str | None,
-        seconds: float,
-        attributes: Attributes,
-        error: str | None = None,
-    ) -> None:
-        """Record that a version was loaded or refused, so many seconds after its pointer was read."""
-        ...
-
-    def close(self) -> None:
-        """Export what is left, for two seconds at most."""
-        ...
-
-
-def open_tracing(environment: Mapping[str, str], replica: str) -> Tracing | None:
+def open_tracing(environment: Mapping[str, str], replica: str) -> "OpenTelemetryTracing | None":
     """Tracing as OpenTelemetry's variables say; None without a destination. `replica`: its id.
 
     A replica that cannot trace answers nevertheless: the reason is logged.

@@ -10,7 +10,7 @@ from cmcl.contract.encoder import EncoderSpec
 from service.core.settings import Settings
 from tests.chart.ray.resources import custom_resources
 from tests.chart.release import BUCKET, CHART, Release, render
-from workers.serve.placement import ENCODER
+from workers.serve.ray_adapters import ENCODER
 from workers.serve.settings import ServeArgs
 
 TEXT = {"name": "words", "kind": "synthetic", "takes": "text", "width": 384}

@@ -21,7 +21,7 @@ from tests.chart.release import (
     environment_of,
     render,
 )
-from workers.serve.placement import ENCODER, REPLICA
+from workers.serve.ray_adapters import ENCODER, REPLICA
 from workers.serve.settings import ServeArgs, ServeSettings
 
 # Arguments that the chart derives, or takes from other values.

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -24,14 +24,16 @@ from tests.fakes.serve_metrics import RecordedMetrics
 from tests.fakes.versions import publish_version, random_heads, store_version
 from tests.unit.serve.described import check_described
 from workers.serve.api.app import create_api
+from workers.serve.api.context import Admission
 from workers.serve.api.context import Replica as Parts
-from workers.serve.api.limits import Admission
 from workers.serve.auth import AllowAll
 from workers.serve.background import BackgroundExecutor
 from workers.serve.batcher import Batcher
-from workers.serve.encoders.port import Encoders, NoEncoders
+from workers.serve.encoders.client import EncoderClients
 from workers.serve.settings import ServeSettings
-from workers.serve.telemetry import Tracing
+
+if TYPE_CHECKING:
+    from workers.serve.otel import OpenTelemetryTracing
 from workers.serve.versions.cache import VersionCache
 from workers.serve.versions.follower import Follower, Swapper
 from workers.serve.versions.live import LiveVersions, VersionLookup
@@ -69,8 +71,8 @@ class Replica:
     clock: Clock = field(default_factory=Clock)
     live: LiveVersions = field(default_factory=LiveVersions)
     metrics: RecordedMetrics = field(default_factory=RecordedMetrics)
-    encoders: Encoders = field(default_factory=NoEncoders)
-    tracing: Tracing | None = None
+    encoders: EncoderClients = field(default_factory=EncoderClients)
+    tracing: "OpenTelemetryTracing | None" = None
 
     def __post_init__(self) -> None:
         self.stored = StoredVersions(self.store)

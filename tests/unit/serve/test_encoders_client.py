@@ -12,18 +12,15 @@ from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from tests.fakes.encoders import RecordedHops
 from tests.fakes.letter_encoder import IDENTITY, LETTERS, LetterEncoders
 from tests.unit.serve.conftest import Replica
+from workers.encoders.port import EncoderMismatch
 from workers.serve.api.app import create_api
 from workers.serve.encoders.client import PASSES_AHEAD, EncoderClients
 from workers.serve.encoders.deployment import Handle, encoders_behind
 from workers.serve.encoders.port import (
     Encoded,
-    EncoderMismatch,
     EncoderTimeout,
     EncoderUnavailable,
-    Mismatch,
     Raw,
-    Unavailable,
-    Unreadable,
     UnreadableItem,
 )
 
@@ -85,7 +82,7 @@ def test_an_unreadable_item_is_named_by_its_place_in_the_request() -> None:
     class SecondPartIsBad(RecordedHops):
         async def __call__(self, raw: Sequence[Raw], expected: EncoderIdentity | None) -> Encoded:
             encoded = await super().__call__(raw, expected)
-            return Unreadable(1, "no image") if "d" in raw else encoded
+            return UnreadableItem(1, "no image") if "d" in raw else encoded
 
     with pytest.raises(UnreadableItem, match="item 4: no image") as caught:
         encode(SecondPartIsBad(), ["a", "b", "c", "d", "e"])
@@ -143,11 +140,6 @@ def test_an_encoder_that_does_not_answer_in_time_is_unavailable() -> None:
         asyncio.run(clients(Silent()).check("words", IDENTITY))
 
 
-def test_an_identity_that_cannot_be_checked_now_is_unavailable() -> None:
-    with pytest.raises(EncoderUnavailable, match="the store is away"):
-        encode(RecordedHops(Unavailable("the store is away")), ["a"], expected=IDENTITY)
-
-
 def test_a_mismatch_is_raised_with_its_reason_and_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -156,7 +148,7 @@ def test_a_mismatch_is_raised_with_its_reason_and_logged_once(
     encoders = clients(hops)
 
     async def ask(expected: EncoderIdentity) -> None:
-        hops.answer = Mismatch("model is 'a', expected 'b'") if expected == OTHER else None
+        hops.answer = EncoderMismatch("model is 'a', expected 'b'") if expected == OTHER else None
         await encoders.encode("words", ["a"], KEY, expected)
 
     with caplog.at_level(logging.WARNING):
@@ -174,7 +166,7 @@ def test_a_check_sends_no_items() -> None:
     asyncio.run(clients(hops).check("words", IDENTITY))
     assert (hops.sent, hops.expected) == ([[]], [IDENTITY])
     with pytest.raises(EncoderMismatch, match="width"):
-        asyncio.run(clients(RecordedHops(Mismatch("width"))).check("words", IDENTITY))
+        asyncio.run(clients(RecordedHops(EncoderMismatch("width"))).check("words", IDENTITY))
 
 
 class Held(RecordedHops):

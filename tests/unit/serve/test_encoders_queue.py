@@ -17,7 +17,8 @@ from cmcl.storage import layout
 from cmcl.storage.local import LocalStore
 from tests.fakes.encoders import LENGTHS, LengthEncoder
 from tests.fakes.flaky_store import FlakyStore
-from workers.serve.encoders.port import Encoded, Mismatch, Raw, Unavailable, Unreadable
+from workers.encoders.port import EncoderMismatch
+from workers.serve.encoders.port import Encoded, EncoderUnavailable, Raw, Refusal, UnreadableItem
 from workers.serve.encoders.queue import EncoderQueue, IdentityCheck
 
 IDENTITY = LengthEncoder().identity()
@@ -41,7 +42,7 @@ class Queue:
 
     async def until_read(self) -> None:
         """Wait until all earlier requests wait for a pass: requests are read one after another."""
-        assert await self.ask("bad") == Unreadable(0, "it is bad")
+        assert repr(await self.ask("bad")) == repr(UnreadableItem(0, "it is bad"))
 
     async def until_passes(self, count: int) -> None:
         while len(self.encoder.passes) < count:
@@ -152,7 +153,8 @@ def test_no_further_item_of_a_request_is_read_after_it_was_cancelled() -> None:
 def test_an_item_that_cannot_be_read_is_named() -> None:
     async def main() -> None:
         queue = Queue()
-        assert await queue.ask("a", "bad", "bad") == Unreadable(1, "it is bad")
+        refusal = await queue.ask("a", "bad", "bad")
+        assert repr(refusal) == repr(UnreadableItem(1, "it is bad"))
         assert queue.encoder.passes == []
 
     run(main())
@@ -234,8 +236,8 @@ class Process:
     def check_now(self) -> None:
         self._check.check_now()
 
-    def ask(self, *expected: EncoderIdentity | None) -> list[Mismatch | Unavailable | None]:
-        async def main() -> list[Mismatch | Unavailable | None]:
+    def ask(self, *expected: EncoderIdentity | None) -> list[Refusal | None]:
+        async def main() -> list[Refusal | None]:
             return await asyncio.gather(*map(self._check.refusal, expected))
 
         return asyncio.run(main())
@@ -255,10 +257,10 @@ def test_another_identity_is_refused_with_field_and_both_values(
 ) -> None:
     expected = IDENTITY.model_copy(update={field: value})
     (refusal,) = Process(store, LengthEncoder()).ask(expected)
-    assert isinstance(refusal, Mismatch)
-    assert field in refusal.reason
-    assert repr(getattr(IDENTITY, field)) in refusal.reason
-    assert repr(value) in refusal.reason
+    assert isinstance(refusal, EncoderMismatch)
+    assert field in str(refusal)
+    assert repr(getattr(IDENTITY, field)) in str(refusal)
+    assert repr(value) in str(refusal)
 
 
 def test_other_versions_of_libraries_are_no_other_identity(store: FlakyStore) -> None:
@@ -285,7 +287,7 @@ def test_a_process_that_compared_at_its_start_answers_the_first_request_at_once(
         process.check_now()
         passes = len(encoder.passes)
         (refusal,) = process.ask(IDENTITY)
-        assert isinstance(refusal, Mismatch) is is_refused
+        assert isinstance(refusal, EncoderMismatch) is is_refused
         assert len(encoder.passes) == passes > 0
 
 
@@ -295,7 +297,7 @@ def test_a_process_that_starts_without_its_store_compares_at_the_first_request(
     process = Process(store, LengthEncoder())
     store.broken = "encoders/"
     process.check_now()
-    assert isinstance(process.ask(IDENTITY)[0], Unavailable)
+    assert isinstance(process.ask(IDENTITY)[0], EncoderUnavailable)
     store.broken = None
     assert process.ask(IDENTITY) == [None]
 
@@ -315,8 +317,8 @@ def test_an_encoder_that_computes_other_features_is_refused_also_after_a_restart
     assert Process(store, LengthEncoder()).ask(IDENTITY) == [None]
     for _ in range(2):
         (refusal,) = Process(store, LengthEncoder(LENGTHS, wrong=0.1)).ask(IDENTITY)
-        assert isinstance(refusal, Mismatch)
-        assert "probe item 0" in refusal.reason
+        assert isinstance(refusal, EncoderMismatch)
+        assert "probe item 0" in str(refusal)
 
 
 def test_while_the_store_is_away_nothing_is_encoded_and_afterwards_everything_is(
@@ -326,7 +328,7 @@ def test_while_the_store_is_away_nothing_is_encoded_and_afterwards_everything_is
     process = Process(store, LengthEncoder())
     store.broken = "encoders/"
     (refusal,) = process.ask(IDENTITY)
-    assert isinstance(refusal, Unavailable)
+    assert isinstance(refusal, EncoderUnavailable)
     store.broken = None
     assert process.ask(IDENTITY) == [None]
 
@@ -334,5 +336,5 @@ def test_while_the_store_is_away_nothing_is_encoded_and_afterwards_everything_is
 def test_a_damaged_record_is_refused(store: FlakyStore) -> None:
     store.put(KEY, b"{}")
     (refusal,) = Process(store, LengthEncoder()).ask(IDENTITY)
-    assert isinstance(refusal, Mismatch)
-    assert "damaged" in refusal.reason
+    assert isinstance(refusal, EncoderMismatch)
+    assert "damaged" in str(refusal)

@@ -231,44 +231,35 @@ def test_after_a_rest_a_hit_beats_at_once_again() -> None:
     assert asyncio.run(inside()) == [1, 2, 3]
 
 
-class RecordingAnnouncer:
-    """An announcer that records."""
-
-    def __init__(self) -> None:
-        self.models: list[str] = []
-
-    def announce(self, model: str) -> None:
-        self.models.append(model)
+@pytest.fixture
+def announced() -> list[str]:
+    """Models that were announced."""
+    return []
 
 
 @pytest.fixture
-def announcer() -> RecordingAnnouncer:
-    return RecordingAnnouncer()
-
-
-@pytest.fixture
-def client(announcer: RecordingAnnouncer) -> AppClient:
+def client(announced: list[str]) -> AppClient:
     app = FastAPI()
     install_error_handlers(app)
-    app.include_router(announcements_router(announcer))
+    app.include_router(announcements_router(announced.append))
     return AppClient(app)
 
 
 def test_announcements_of_the_control_plane_are_forwarded(
-    client: AppClient, announcer: RecordingAnnouncer
+    client: AppClient, announced: list[str]
 ) -> None:
     news = Announcement(model="scenes", generation=4, revision=9)
     answer = client.post(ANNOUNCEMENTS, json=news.model_dump())
     assert answer.status_code == 202
-    assert announcer.models == ["scenes"]
+    assert announced == ["scenes"]
 
 
 def test_unknown_fields_of_an_announcement_are_ignored(
-    client: AppClient, announcer: RecordingAnnouncer
+    client: AppClient, announced: list[str]
 ) -> None:
     body = {"model": "scenes", "generation": 4, "reason": "rolled back"}
     assert client.post(ANNOUNCEMENTS, json=body).status_code == 202
-    assert announcer.models == ["scenes"]
+    assert announced == ["scenes"]
 
 
 @pytest.mark.parametrize(
@@ -285,9 +276,9 @@ def test_unknown_fields_of_an_announcement_are_ignored(
     ],
 )
 def test_any_other_announcement_is_rejected_and_wakes_no_replica(
-    client: AppClient, announcer: RecordingAnnouncer, body: bytes, status: int, words: str
+    client: AppClient, announced: list[str], body: bytes, status: int, words: str
 ) -> None:
     answer = client.post(ANNOUNCEMENTS, content=body)
     assert answer.status_code == status
     assert words in answer.json()["error"]["message"]
-    assert announcer.models == []
+    assert announced == []

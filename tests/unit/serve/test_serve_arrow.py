@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.serve.conftest import Replica
 from tests.unit.serve.test_serve_forms import ARROW, ROWS, arrow_rows, post
-from workers.serve.api.wire.formats import from_arrow
+from workers.serve.api.wire.vectors import from_arrow
 from workers.serve.errors import InvalidRequest
 
 

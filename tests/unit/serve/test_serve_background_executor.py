@@ -13,8 +13,8 @@ import pytest
 
 from tests.fakes.executor import ScarceThreads
 from workers.serve.api.wire.collection_bodies import payload_text
-from workers.serve.api.wire.formats import json_embeddings
 from workers.serve.api.wire.requests import Encoding
+from workers.serve.api.wire.vectors import json_embeddings
 from workers.serve.background import BackgroundExecutor, Steps, run_to_end
 from workers.serve.errors import InvalidRequest
 

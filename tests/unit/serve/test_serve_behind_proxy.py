@@ -17,7 +17,7 @@ from cmcl.fairness import Quota
 from cmcl.haproxy import BUFFER_KIB
 from tests.fakes.haproxy import Proxy, proxy
 from tests.fakes.served_app import served
-from workers.serve.api.limits import hold_until_sent
+from workers.serve.api.context import hold_until_sent
 from workers.serve.api.middleware import Middleware
 
 # Ray's own models warn while they are imported.

@@ -19,8 +19,13 @@ from workers.serve.api.wire.collection_bodies import (
     RemovalRequest,
     SearchRequest,
 )
-from workers.serve.api.wire.json_scan import read_plain, scan
-from workers.serve.api.wire.requests import EmbeddingOptions, EmbeddingRequest, parse
+from workers.serve.api.wire.requests import (
+    EmbeddingOptions,
+    EmbeddingRequest,
+    parse,
+    read_plain,
+    scan,
+)
 from workers.serve.errors import InvalidRequest
 
 NUMBERS = st.one_of(
@@ -244,47 +249,27 @@ def test_a_feature_wider_than_any_model_takes_is_refused(given: object, where: s
 
 
 @pytest.mark.parametrize("number", ["100000000000000000000", "-9999999999999999999", "9" * 64])
-def test_integers_beyond_64_bits_hide_no_rows(number: str) -> None:
-    listed = json.dumps([{**TEXT, "text": "\u0000" + "0" * 40}] * 21)
-    body = f'{{"model": "a", "user": {number}, "input": {listed}}}'
-    with pytest.raises(InvalidRequest, match="input has 21 rows; permitted are 1 to 20"):
-        parse(EmbeddingRequest, body.encode(), 20)
-
-
-def test_an_integer_beyond_64_bits_is_a_number_like_others() -> None:
-    item = b'{"id": "a", "modality": "image", "feature": [1, 100000000000000000000]}'
-    body = b'{"items": [' + item + b"]" + b" " * 99 + b"}"
-    assert parse(ItemsRequest, body, 20).items[0].feature == [1.0, 1e20]
-
-
-@pytest.mark.parametrize("numbers", ["9" * 65, ",".join(["9" * 20] * 1001)], ids=["long", "many"])
-def test_integers_that_would_take_long_are_refused_before_they_are_parsed(numbers: str) -> None:
-    body = f'{{"items": [{{"payload": {{"n": [{numbers}]}}}}]}}' + " " * (256 << 10)
-    with pytest.raises(InvalidRequest, match="an integer of more than 64 bits") as error:
-        parse(ItemsRequest, body.encode(), 20)
-    assert error.value.code == "invalid_json"
+def test_an_integer_beyond_64_bits_is_a_number_like_others_in_a_small_body(number: str) -> None:
+    item = f'{{"id": "a", "modality": "image", "feature": [1, {number}]}}'
+    body = f'{{"items": [{item}]{" " * 99}}}'
+    assert parse(ItemsRequest, body.encode(), 20).items[0].feature == [1.0, float(number)]
 
 
 @pytest.mark.parametrize(
     ("field", "message"),
-    [('"input": []', "the body has a field more than once"), ('"user": nil', "is not JSON: it is")],
+    [
+        ('"input": []', "the body has a field more than once"),
+        ('"user": nil', "the body is not JSON that is read here"),
+        ('"user": [1.0, NaN]', "or it has NaN, Infinity or an integer"),
+        ('"user": -Infinity', "or it has NaN, Infinity or an integer"),
+        (f'"user": {10**20}', "an integer of more than 64 bits; of a body of up to 262144 bytes"),
+    ],
 )
 def test_a_large_body_that_cannot_be_counted_is_refused(field: str, message: str) -> None:
     body = f'{{"model": "a", {field}, "input": {json.dumps(["text"] * 50_000)}}}'
-    with pytest.raises(InvalidRequest, match=message):
+    with pytest.raises(InvalidRequest, match=message) as error:
         parse(EmbeddingRequest, body.encode(), 100_000)
-
-
-@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])
-def test_an_error_in_a_large_body_has_the_position_of_the_invalid_number(word: str) -> None:
-    texts = json.dumps(['"NaN\\', "Infinity"] * 2 + ["text"] * 50_000)
-    body = f'{{"model": "a", "input": {texts}, "user": [1.0, {word}]}}'.encode()
-    with pytest.raises(InvalidRequest) as error:
-        parse(EmbeddingRequest, body, 100_000)
-    name = word.removeprefix("-")
-    place = body.rindex(name.encode())
-    expected = f"the body has {name} at byte {place}; permitted are finite numbers"
-    assert (str(error.value), error.value.code) == (expected, "invalid_json")
+    assert error.value.code == "invalid_json"
 
 
 def test_a_small_body_is_left_to_the_parser_which_has_words_for_all_errors() -> None:

@@ -19,9 +19,8 @@ from workers.model.heads import ModalityHeads
 from workers.nullspace.conditioning import Conditioning
 from workers.serve.api import context
 from workers.serve.api import migrate as migrate_route
-from workers.serve.api.wire import rows
-from workers.serve.api.wire.formats import RAW
-from workers.serve.api.wire.rows import checked
+from workers.serve.api.wire import vectors as wire_vectors
+from workers.serve.api.wire.vectors import RAW, checked
 
 # Embeddings wider than what the head of texts reads, and narrower than what that of images does.
 SPEC = ModelSpec(width=6, modalities={"image": 8, "text": 4}, lift=0)
@@ -241,7 +240,7 @@ def test_rows_of_a_large_body_are_never_read_on_the_event_loop(
         return checked(*args)
 
     monkeypatch.setattr(context, "_INLINE_BYTES", 0)
-    for module in (migrate_route, rows):
+    for module in (migrate_route, wire_vectors):
         monkeypatch.setattr(module, "checked", noted)
     stored = vectors(1, "text")
     texts = [base64.b64encode(row.tobytes()).decode() for row in stored]

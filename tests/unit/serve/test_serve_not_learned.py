@@ -17,7 +17,7 @@ from tests.fakes.versions import publish_version, random_heads
 from tests.unit.serve.collections.conftest import Searching
 from tests.unit.serve.conftest import MODEL, Replica
 from tests.unit.serve.exported import unpacked
-from workers.serve.api.wire.formats import RAW
+from workers.serve.api.wire.vectors import RAW
 from workers.serve.settings import ServeSettings
 
 SPEC = ModelSpec.model_validate(

@@ -64,7 +64,7 @@ def test_openais_client_understands_our_errors(client: openai.OpenAI) -> None:
 def test_an_item_that_cannot_be_encoded_is_named(with_encoder: Replica) -> None:
     response = with_encoder.embed(modality=None, input=["a cat", ""])
     assert response.status_code == 400
-    assert "input[1] cannot be encoded: it is no text" in response.json()["error"]["message"]
+    assert "input[1] cannot be encoded: it is empty" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tests.fakes.served_app import served
 from tests.unit.serve.conftest import MODEL, Replica
 from workers.serve.api.app import create_api
 from workers.serve.api.context import Replica as Parts
-from workers.serve.api.limits import hold_until_sent
+from workers.serve.api.context import hold_until_sent
 from workers.serve.api.middleware import Middleware
 
 TIMEOUT = 60.0

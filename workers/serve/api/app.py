@@ -4,10 +4,9 @@ It also has the routes that no user calls: probes, and those that the control pl
 """
 
 import asyncio
-import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
@@ -15,14 +14,12 @@ import numpy as np
 from anyio import CapacityLimiter, fail_after, to_thread
 from fastapi import APIRouter, FastAPI
 from pydantic import ValidationError
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from cmcl.contract import DISTRIBUTION
 from cmcl.contract.version import ANNOUNCEMENTS, PARTS, Announcement, EndpointParts
-from cmcl.fairness import OverLimit
-from workers.serve.announcements import Announcer
 from workers.serve.api import (
     collections,
     embeddings,
@@ -36,20 +33,16 @@ from workers.serve.api.context import Replica
 from workers.serve.api.middleware import (
     INTERNAL_PATHS,
     AllowedHosts,
+    FastPath,
     Middleware,
-    answer_to,
     install_error_handlers,
 )
 from workers.serve.api.openapi import DescribedApp, operation, operation_id
 from workers.serve.api.wire.responses import Health
 from workers.serve.batcher import stuck
 from workers.serve.encoders.port import EncoderUnavailable
-from workers.serve.errors import ApiError, BodyTimeout, BodyTooLarge, InvalidRequest, NotReady
+from workers.serve.errors import BodyTimeout, BodyTooLarge, InvalidRequest, NotReady
 from workers.serve.versions.loading import ServedVersion
-
-logger = logging.getLogger(__name__)
-
-Handler = Callable[[Request], Awaitable[Response]]
 
 # Longer than any product takes: a thread that does not respond in this time is stuck.
 _MOVES_SECONDS = 5.0
@@ -107,43 +100,9 @@ def describe(replica: Replica) -> FastAPI:
     for router in _ROUTERS:
         app.include_router(router(replica))
     app.include_router(_probes_router(replica))
-    app.include_router(announcements_router(replica.announcer))
+    app.include_router(announcements_router(replica.announce))
     app.include_router(_parts_router(replica))
     return app
-
-
-class FastPath:
-    """An ASGI application: requests of one path and method go to `handler`, all others to `app`.
-
-    FastAPI's and Starlette's layers (routing, dependencies, exit stacks, telemetry) cost a one-row request a
-    quarter of its time, and `POST /v1/embeddings` needs none of them.
-    """
-
-    def __init__(self, app: FastAPI, path: str, method: str, handler: Handler) -> None:
-        self.app = app
-        self._path = path
-        self._method = method
-        self._handler = handler
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one ASGI connection."""
-        if scope["type"] != "http" or not self._is_meant(scope):
-            await self.app(scope, receive, send)
-            return
-        response = await self._answer(Request(scope, receive, send))
-        await response(scope, receive, send)
-
-    def _is_meant(self, scope: Scope) -> bool:
-        return bool(scope["path"] == self._path and scope["method"] == self._method)
-
-    async def _answer(self, request: Request) -> Response:
-        try:
-            return await self._handler(request)
-        except (ApiError, OverLimit, ClientDisconnect) as error:
-            return answer_to(error)
-        except Exception as error:
-            logger.exception("%s %s failed", self._method, self._path)
-            return answer_to(error)
 
 
 def _probes_router(replica: Replica) -> APIRouter:
@@ -256,7 +215,7 @@ class _Parts:
             return {}
 
 
-def announcements_router(announcer: Announcer) -> APIRouter:
+def announcements_router(announce: Callable[[str], None]) -> APIRouter:
     """Return the route `POST /internal/announcements`.
 
     It needs no key: it causes a poll of the store, some times a second at most.
@@ -267,7 +226,7 @@ def announcements_router(announcer: Announcer) -> APIRouter:
     async def post_announcement(request: Request) -> Response:
         """Announce a change to all replicas, without waiting until they have polled."""
         news = _parsed(await _body(request))
-        announcer.announce(news.model)
+        announce(news.model)
         return JSONResponse({"status": "announced"}, 202)
 
     return made

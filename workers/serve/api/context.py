@@ -1,28 +1,35 @@
-"""The context of a request: the replica, the caller, headers, deadline and body."""
+"""The context of a request: the replica, the caller, headers, deadline and body; and what it may hold.
+
+Amounts are counted in requests, rows and bytes: a request of 4096 rows is not one of 1 row, and a request that waits
+(for its body, for a version) holds neither rows nor many bytes. All of them count until the response has been
+sent (`middleware.py`), so that responses which are not read are bounded, too.
+"""
 
 import asyncio
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from starlette.datastructures import Headers
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Scope
 
+from cmcl.fairness import Quota
 from cmcl.storage.object_store import ObjectStore
-from workers.serve.announcements import Announcer, NullAnnouncer
-from workers.serve.api.limits import Admission, CancelOnDisconnect, hold_until_sent
 from workers.serve.api.openapi import answered_header, header_parameter
 from workers.serve.auth import Authenticator, Caller
 from workers.serve.background import BackgroundExecutor, Steps, run_to_end
 from workers.serve.batcher import Batcher, Ticket
 from workers.serve.collections.collections import Collections
-from workers.serve.encoders.port import Encoders
+from workers.serve.encoders.client import EncoderClients
 from workers.serve.errors import (
     BodyTimeout,
     BodyTooLarge,
+    DeadlineExceeded,
     HeadersTooLarge,
     InvalidRequest,
 )
@@ -33,9 +40,11 @@ from workers.serve.telemetry import (
     ServeMetrics,
     StageTimer,
     TracedTimer,
-    Tracing,
 )
 from workers.serve.versions.live import LiveVersions, VersionLookup, parse_version
+
+if TYPE_CHECKING:
+    from workers.serve.otel import OpenTelemetryTracing
 
 MIN_VERSION = "x-min-model-version"
 TIMEOUT_MS = "x-request-timeout-ms"
@@ -57,6 +66,9 @@ ASKED_VERSION = [
 ANSWERED_VERSION = {
     "x-model-version": answered_header({"type": "integer"}, "number of the version that answered")
 }
+_HOLDING = "cmcl.holding"
+# Almost all requests are answered before; the others get a task that listens to their socket.
+_BEFORE_WATCHING_SECONDS = 0.05
 # A proxy in front has its own limit; uvicorn has none.
 _MOST_HEADER_BYTES = 32 << 10
 # Of proxies, which are few.
@@ -69,6 +81,80 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+class Admission:
+    """The quotas of one replica: requests, rows that are embedded, bytes of bodies and responses, exports, and
+    items at each encoder, by its name.
+
+    An export keeps a whole index in memory until its last byte is taken.
+    """
+
+    def __init__(self, args: ServeSettings) -> None:
+        self.requests = Quota(args.max_requests_in_flight, "requests")
+        self.rows = Quota(args.max_rows_in_flight, "rows")
+        self.exports = Quota(args.max_exports, "exports")
+        self.bytes = Quota(args.max_bytes_in_flight, "bytes of bodies and responses")
+        self.encoders = {
+            spec.name: Quota(spec.max_queued, f"items at encoder {spec.name!r}")
+            for spec in args.encoders
+        }
+
+    def at_encoder(self, name: str, owner: str, items: int) -> AbstractContextManager[None]:
+        """Context manager that counts items while they are encoded. Entering it raises OverLimit."""
+        quota = self.encoders.get(name)
+        return nullcontext() if quota is None else quota.held(owner, items)
+
+
+class Holding:
+    """What one request holds of each quota. A request has one owner."""
+
+    def __init__(self) -> None:
+        self._owner = ""
+        self._held: dict[Quota, int] = {}
+
+    def add(self, quota: Quota, owner: str, amount: int) -> None:
+        """Note what was taken of this quota."""
+        self._owner = owner
+        self._held[quota] = self._held.get(quota, 0) + amount
+
+    def exchange(self, quota: Quota, amount: int) -> None:
+        """Hold `amount` of this quota in place of what is held of it."""
+        before = self._held.get(quota)
+        if before is not None:
+            # A response that was made is sent: without a check.
+            quota.release(self._owner, before - amount)
+            self._held[quota] = amount
+
+    def release(self) -> None:
+        """Give everything back."""
+        for quota, amount in self._held.items():
+            quota.release(self._owner, amount)
+
+
+def hold_for(scope: Scope) -> Holding:
+    """Begin to note what the request of this scope holds."""
+    holding = scope[_HOLDING] = Holding()
+    return holding
+
+
+def hold_until_sent(request: Request, quota: Quota, owner: str, amount: int) -> None:
+    """Count an amount until the response has been sent, or the request has failed. Raises OverLimit."""
+    quota.take(owner, amount)
+    holding: Holding = request.scope[_HOLDING]
+    holding.add(quota, owner, amount)
+
+
+def hold_answer(request: Request, quota: Quota, owner: str, size: int) -> None:
+    """Count a response of about so many bytes before it is made. Raises OverLimit, InvalidRequest."""
+    if size > quota.share_of_one:
+        raise InvalidRequest(
+            f"the response would have about {size} bytes; permitted are {quota.share_of_one}: send fewer "
+            "rows in one request, or ask for encoding_format base64 or for raw bytes",
+            "input",
+            "answer_too_large",
+        )
+    hold_until_sent(request, quota, owner, size)
+
+
 @dataclass(frozen=True)
 class Replica:
     """The parts of one replica. Created in `deployment.py`, and by tests without Ray."""
@@ -79,13 +165,14 @@ class Replica:
     lookup: VersionLookup
     batcher: Batcher
     background: BackgroundExecutor
-    encoders: Encoders
+    encoders: EncoderClients
     access: Authenticator
     admission: Admission
     metrics: ServeMetrics
-    announcer: Announcer = field(default_factory=NullAnnouncer)
+    # Makes every replica poll the store for this model now. Does not wait, and never fails.
+    announce: Callable[[str], None] = lambda _: None
     collections: Collections | None = None
-    tracing: Tracing | None = None
+    tracing: "OpenTelemetryTracing | None" = None
     # Number of replicas by Serve's state. May wait for Serve's controller.
     replica_states: Callable[[], Mapping[str, int]] = dict
 
@@ -194,13 +281,52 @@ def _seconds(text: str | None, replica: Replica) -> float:
     return int(text) / 1000
 
 
-def cancel_on_disconnect(request: Request, context: RequestContext) -> CancelOnDisconnect:
-    """Context manager that cancels the block when the client disconnects or the deadline passes.
+class cancel_on_disconnect:  # noqa: N801 - a context manager
+    """Cancel the block when the client disconnects or the deadline passes.
 
     It then raises ClientDisconnect or DeadlineExceeded. Work in a thread runs to its end without a waiter. Do not use
-    it around a write: whether it was done must not be left open.
+    it around a write: whether it was done must not be left open. A class and not a generator, because every request
+    passes here.
     """
-    return CancelOnDisconnect(request, context.ticket.deadline, context.seconds)
+
+    def __init__(self, request: Request, context: RequestContext) -> None:
+        self._request = request
+        self._deadline = context.ticket.deadline
+        self._seconds = context.seconds
+        self._watching: asyncio.Task[None] | None = None
+        self._reason: Exception | None = None
+
+    async def __aenter__(self) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a request must be answered inside a task")
+        self._task = task
+        loop = asyncio.get_running_loop()
+        begin = min(self._deadline, loop.time() + _BEFORE_WATCHING_SECONDS)
+        self._later = loop.call_at(begin, self._begin_watching)
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._later.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
+        reason = self._reason
+        if kind is asyncio.CancelledError and reason is not None and not self._task.uncancel():
+            raise reason from None
+
+    def _begin_watching(self) -> None:
+        self._watching = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                while (await self._request.receive())["type"] != "http.disconnect":
+                    pass
+            self._reason = ClientDisconnect()
+        except TimeoutError:
+            self._reason = DeadlineExceeded(
+                f"the request was not done within its deadline of {self._seconds:g} s"
+            )
+        self._task.cancel()
 
 
 async def held_body(request: Request, replica: Replica, owner: str) -> bytes:

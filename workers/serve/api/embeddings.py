@@ -20,6 +20,8 @@ from workers.serve.api.context import (
     RequestContext,
     cancel_on_disconnect,
     held_body,
+    hold_answer,
+    hold_until_sent,
     read_context,
     run_if_large,
     run_steps_if_large,
@@ -32,36 +34,36 @@ from workers.serve.api.inputs import (
     encoded,
     features_of,
 )
-from workers.serve.api.limits import hold_answer, hold_until_sent
 from workers.serve.api.openapi import BODY, BYTES, json_body, operation, query_parameters
-from workers.serve.api.wire.formats import (
+from workers.serve.api.wire.requests import (
+    EmbeddingOptions,
+    EmbeddingRequest,
+    PlainRequest,
+    bounds_of,
+    check_bounds,
+    parse_parameters,
+    read_plain,
+    scan,
+    validated,
+)
+from workers.serve.api.wire.responses import EmbeddingResponse
+from workers.serve.api.wire.vectors import (
     ARROW,
     DTYPE,
     JSON,
     RAW,
+    Rows,
     answer_bytes,
     binary_rows,
+    check_count,
     content_type_of,
     dtype_of,
-    json_embeddings,
-    vectors_response,
-)
-from workers.serve.api.wire.json_scan import PlainRequest, check_lengths, read_plain, scan
-from workers.serve.api.wire.requests import (
-    EmbeddingOptions,
-    EmbeddingRequest,
-    bounds_of,
-    parse_parameters,
-    validated,
-)
-from workers.serve.api.wire.responses import EmbeddingResponse
-from workers.serve.api.wire.rows import (
-    Rows,
-    check_count,
     feature_label,
     from_array,
     from_lists,
+    json_embeddings,
     look_like_tokens,
+    vectors_response,
     width_of,
 )
 from workers.serve.background import Steps
@@ -274,7 +276,7 @@ def _read(request: Request, body: bytes, most: int) -> _Query:
     plain = read_plain(scanned, EmbeddingOptions)
     if plain is not None:
         return _Query(plain.options, len(body), lambda version: _plain_parts(plain, version))
-    check_lengths(body, bounds_of(EmbeddingRequest, most), scanned)
+    check_bounds(body, bounds_of(EmbeddingRequest, most), scanned)
     del scanned  # Its document may take more memory than the body.
     read = validated(EmbeddingRequest, body)
     return _Query(read, len(body), read)

@@ -15,9 +15,9 @@ from workers.serve.api.context import (
     Replica,
     RequestContext,
     cancel_on_disconnect,
+    hold_until_sent,
     read_context,
 )
-from workers.serve.api.limits import hold_until_sent
 from workers.serve.api.openapi import BYTES, WAIT, operation
 from workers.serve.errors import (
     Forbidden,

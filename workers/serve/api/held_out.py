@@ -26,7 +26,6 @@ from workers.serve.api.context import (
 )
 from workers.serve.api.inputs import embed_parts, features_of
 from workers.serve.api.openapi import BODY, WAIT, json_body, operation
-from workers.serve.api.wire.formats import JSON
 from workers.serve.api.wire.requests import (
     LARGEST_OFFSET,
     MOST_LISTED,
@@ -36,6 +35,7 @@ from workers.serve.api.wire.requests import (
     parse_number,
 )
 from workers.serve.api.wire.responses import HeldOutList, HeldOutSearchResponse
+from workers.serve.api.wire.vectors import JSON
 from workers.serve.errors import InvalidRequest, shortened
 from workers.serve.held_out import MOST_ROWS, HeldOutRows, HeldOutSets
 from workers.serve.versions.live import parse_reference

@@ -16,11 +16,11 @@ import pybase64
 from numpy.typing import NDArray
 
 from cmcl.contract.encoder import EncoderSpec
+from workers.encoders.port import EncoderMismatch
 from workers.serve.api.context import Replica
 from workers.serve.api.wire.collection_bodies import CollectionItem
-from workers.serve.api.wire.json_scan import ItemRows
-from workers.serve.api.wire.requests import Item
-from workers.serve.api.wire.rows import (
+from workers.serve.api.wire.requests import Item, ItemRows
+from workers.serve.api.wire.vectors import (
     checked,
     feature_label,
     from_array,
@@ -31,7 +31,6 @@ from workers.serve.api.wire.rows import (
 from workers.serve.batcher import NO_TICKET, Ticket
 from workers.serve.encoders.client import is_taken, kind_of, takes
 from workers.serve.encoders.port import (
-    EncoderMismatch,
     EncoderTimeout,
     EncoderUnavailable,
     Raw,

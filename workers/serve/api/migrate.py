@@ -30,27 +30,32 @@ from workers.serve.api.context import (
     RequestContext,
     cancel_on_disconnect,
     held_body,
+    hold_answer,
+    hold_until_sent,
     read_context,
     run_if_large,
     run_steps_if_large,
 )
-from workers.serve.api.limits import hold_answer, hold_until_sent
 from workers.serve.api.openapi import BODY, BYTES, json_body, operation, query_parameters
-from workers.serve.api.wire.formats import (
+from workers.serve.api.wire.requests import STRICT, Encoding, Feature, parse, parse_parameters
+from workers.serve.api.wire.responses import MigrationResponse
+from workers.serve.api.wire.vectors import (
     ARROW,
     DTYPE,
     JSON,
     RAW,
     answer_bytes,
     binary_rows,
+    check_count,
+    checked,
     content_type_of,
     dtype_of,
+    from_base64,
+    from_lists,
     json_embeddings,
     vectors_response,
+    width_of,
 )
-from workers.serve.api.wire.requests import STRICT, Encoding, Feature, parse, parse_parameters
-from workers.serve.api.wire.responses import MigrationResponse
-from workers.serve.api.wire.rows import check_count, checked, from_base64, from_lists, width_of
 from workers.serve.background import Steps
 from workers.serve.errors import (
     InvalidRequest,

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from workers.encoders.port import EncoderMismatch
 from workers.serve.api.context import (
     TIMEOUT,
     Replica,
@@ -18,10 +19,10 @@ from workers.serve.api.context import (
 )
 from workers.serve.api.inputs import check_encoder
 from workers.serve.api.openapi import KEY, WAIT, operation
-from workers.serve.api.wire.formats import JSON
 from workers.serve.api.wire.responses import Model, ModelList
+from workers.serve.api.wire.vectors import JSON
 from workers.serve.auth import Caller
-from workers.serve.encoders.port import EncoderMismatch, EncoderUnavailable
+from workers.serve.encoders.port import EncoderUnavailable
 from workers.serve.errors import ApiError, NotFound
 from workers.serve.migration import Changes, Compatibilities
 from workers.serve.versions.live import LiveModel, ModelReference, parse_reference

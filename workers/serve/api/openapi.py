@@ -13,8 +13,8 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from workers.serve.api.wire.formats import JSON
 from workers.serve.api.wire.responses import ErrorResponse
+from workers.serve.api.wire.vectors import JSON
 
 BYTES = {"schema": {"type": "string", "format": "binary"}}
 Schema = dict[str, Any]

@@ -27,14 +27,13 @@ from workers.serve.api.context import (
     RequestContext,
     cancel_on_disconnect,
     held_body,
+    hold_until_sent,
     read_context,
     run_if_large,
 )
 from workers.serve.api.inputs import embed_parts, features_of
-from workers.serve.api.limits import hold_until_sent
 from workers.serve.api.openapi import BODY, BYTES, WAIT, json_body, operation
 from workers.serve.api.wire.collection_bodies import SearchRequest
-from workers.serve.api.wire.formats import ARROW, JSON
 from workers.serve.api.wire.requests import (
     LARGEST_OFFSET,
     MOST_LISTED,
@@ -43,7 +42,7 @@ from workers.serve.api.wire.requests import (
     parse_number,
 )
 from workers.serve.api.wire.responses import ItemsResponse, SearchResponse
-from workers.serve.api.wire.rows import width_of
+from workers.serve.api.wire.vectors import ARROW, JSON, width_of
 from workers.serve.auth import Caller
 from workers.serve.batcher import Ticket
 from workers.serve.collections.exports import FORMATS, pgvector_table

@@ -9,20 +9,18 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 
 import numpy as np
 
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec, Media
 from cmcl.fairness import FairSemaphore
+from workers.encoders.port import EncoderMismatch
 from workers.serve.encoders.port import (
     Encoded,
-    EncoderMismatch,
     EncoderTimeout,
     EncoderUnavailable,
-    Mismatch,
     Raw,
-    Unavailable,
-    Unreadable,
     UnreadableItem,
 )
 from workers.serve.telemetry import LogOnce
@@ -51,22 +49,26 @@ Call = Callable[[Sequence[Raw], EncoderIdentity | None], Awaitable[Encoded]]
 
 
 class EncoderClients:
-    """`Encoders` in their own processes."""
+    """The configured encoders, each in its own processes; none by default: clients of the endpoint send features then.
 
-    def __init__(self, specs: Sequence[EncoderSpec], calls: Mapping[str, Call]) -> None:
-        """Create a client of each encoder. `calls`: the call to each encoder, by its name."""
+    `expected`: the identity whose features a version has learned; None: any is accepted. The process that encodes
+    compares it, so a process that was replaced a moment ago is checked as well.
+    """
+
+    def __init__(
+        self, specs: Sequence[EncoderSpec] = (), calls: Mapping[str, Call] = MappingProxyType({})
+    ) -> None:
+        """`calls`: the call to each encoder, by its name."""
+        self.specs = {spec.name: spec for spec in specs}
         self._clients = {spec.name: _Client(spec, calls[spec.name]) for spec in specs}
-        self._specs = {spec.name: spec for spec in specs}
-
-    @property
-    def specs(self) -> Mapping[str, EncoderSpec]:
-        """Declarations by name."""
-        return self._specs
 
     async def encode(
         self, name: str, raw: Sequence[Raw], owner: str, expected: EncoderIdentity | None
     ) -> Float32Array:
-        """Features (B × F). Raises KeyError, UnreadableItem, EncoderMismatch, EncoderUnavailable."""
+        """Features (B × F). `owner`: owners are served in turns.
+
+        Raises KeyError, UnreadableItem, EncoderMismatch, EncoderUnavailable.
+        """
         return await self._clients[name].encode(raw, owner, expected)
 
     async def check(self, name: str, expected: EncoderIdentity | None) -> None:
@@ -122,15 +124,15 @@ class _Client:
         self, encoded: Encoded, start: int, expected: EncoderIdentity | None
     ) -> Float32Array:
         """Return the features of items from `start` on, or raise the error that the process returned."""
-        if isinstance(encoded, Unreadable):
+        if isinstance(encoded, UnreadableItem):
             raise UnreadableItem(start + encoded.index, encoded.reason)
-        if isinstance(encoded, Unavailable):
-            raise EncoderUnavailable(encoded.reason)
+        if isinstance(encoded, EncoderUnavailable):
+            raise encoded
         # Logged once for each identity: versions of several models share the encoder, and some may match.
         what = f"encoder {self._spec.name!r}" + (f" for {expected.digest[:12]}" if expected else "")
-        if isinstance(encoded, Mismatch):
-            self._log.failed(what, encoded.reason)
-            raise EncoderMismatch(encoded.reason)
+        if isinstance(encoded, EncoderMismatch):
+            self._log.failed(what, encoded)
+            raise encoded
         self._log.recovered(what)
         return encoded
 

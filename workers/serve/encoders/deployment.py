@@ -21,8 +21,8 @@ from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.memory import release_memory_every
 from cmcl.storage.uris import open_store
 from workers.serve.encoders.client import PASSES_AHEAD, EncoderClients
-from workers.serve.encoders.port import Encoded, Encoders, EncoderUnavailable, NoEncoders, Raw
-from workers.serve.placement import ENCODER, at_most_per_node
+from workers.serve.encoders.port import Encoded, EncoderUnavailable, Raw
+from workers.serve.ray_adapters import ENCODER, at_most_per_node
 
 Handle = DeploymentHandle[Any]
 
@@ -79,10 +79,8 @@ def encoder_applications(
     return {spec.name: _application(spec, store, own_nodes=own_nodes) for spec in specs}
 
 
-def encoders_behind(specs: Sequence[EncoderSpec], handles: Mapping[str, Handle]) -> Encoders:
+def encoders_behind(specs: Sequence[EncoderSpec], handles: Mapping[str, Handle]) -> EncoderClients:
     """Return the encoders as a replica of the endpoint calls them."""
-    if not specs:
-        return NoEncoders()
     return EncoderClients(
         specs, {name: _ServeCall(name, handle) for name, handle in handles.items()}
     )

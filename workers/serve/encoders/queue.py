@@ -21,14 +21,7 @@ from cmcl.contract.errors import StorageUnavailable
 from cmcl.storage.object_store import ObjectStore
 from workers.encoders.identity import check_or_record
 from workers.encoders.port import EncoderMismatch, FrozenEncoder, ItemT
-from workers.serve.encoders.port import (
-    Encoded,
-    Mismatch,
-    Raw,
-    Unavailable,
-    Unreadable,
-    UnreadableItem,
-)
+from workers.serve.encoders.port import Encoded, EncoderUnavailable, Raw, Refusal, UnreadableItem
 from workers.serve.versions.loading import Float32Array
 
 T = TypeVar("T")
@@ -75,9 +68,9 @@ class EncoderQueue(Generic[ItemT]):
         try:
             items = await self._read(raw)
         except UnreadableItem as error:
-            return Unreadable(error.index, error.reason)
+            return error
         except StorageUnavailable as error:  # of the process that decodes files
-            return Unavailable(str(error))
+            return EncoderUnavailable(str(error))
         loop = asyncio.get_running_loop()
         waiting = _Waiting(items, loop.create_future())
         self._waiting.append(waiting)
@@ -175,7 +168,7 @@ class IdentityCheck:
         self._between_passes = between_passes
         self._lock = asyncio.Lock()
         self._is_checked = False
-        self._mismatch: Mismatch | None = None
+        self._mismatch: EncoderMismatch | None = None
 
     def check_now(self) -> None:
         """Compare with the record before the first call, whose pass would take seconds. Blocks.
@@ -186,22 +179,24 @@ class IdentityCheck:
             self._mismatch = self._verdict(lambda function: function())
             self._is_checked = True
 
-    async def refusal(self, expected: EncoderIdentity | None) -> Mismatch | Unavailable | None:
+    async def refusal(self, expected: EncoderIdentity | None) -> Refusal | None:
         """Return why the encoder must not be used for features of this identity; None where it may be."""
         if expected is None:
             return None
         if expected.digest != self._digest:
-            return Mismatch(self._identity.difference(expected) or "")
+            return EncoderMismatch(self._identity.difference(expected) or "")
         async with self._lock:
             if not self._is_checked:
                 try:
                     self._mismatch = await self._compare()
                 except StorageUnavailable as error:
-                    return Unavailable(f"the record of its identity cannot be read now: {error}")
+                    return EncoderUnavailable(
+                        f"the record of its identity cannot be read now: {error}"
+                    )
                 self._is_checked = True
         return self._mismatch
 
-    async def _compare(self) -> Mismatch | None:
+    async def _compare(self) -> EncoderMismatch | None:
         """Compare with the record; where there is none, write it. Raises StorageUnavailable."""
         loop = asyncio.get_running_loop()
 
@@ -210,9 +205,9 @@ class IdentityCheck:
 
         return await asyncio.to_thread(self._verdict, compute)
 
-    def _verdict(self, compute: Callable[[Callable[[], Any]], Any]) -> Mismatch | None:
+    def _verdict(self, compute: Callable[[Callable[[], Any]], Any]) -> EncoderMismatch | None:
         try:
             check_or_record(self._encoder, self._store, compute)
         except EncoderMismatch as error:
-            return Mismatch(str(error))
+            return error
         return None

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from cmcl.contract.errors import (
     DigestMismatch,
@@ -29,10 +30,13 @@ from cmcl.contract.modality import NAME_PATTERN
 from cmcl.contract.version import LivePointer
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.versions import read_live
-from workers.serve.telemetry import LogOnce, ServeMetrics, Tracing
+from workers.serve.telemetry import LogOnce, ServeMetrics
 from workers.serve.versions.cache import NoRoom, TooLarge, VersionCache
 from workers.serve.versions.live import LiveVersions, Refusal
 from workers.serve.versions.loading import ServedVersion
+
+if TYPE_CHECKING:
+    from workers.serve.otel import OpenTelemetryTracing
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +55,7 @@ class Swapper:
         cache: VersionCache,
         metrics: ServeMetrics,
         clock: Callable[[], float] = time.monotonic,
-        tracing: Tracing | None = None,
+        tracing: "OpenTelemetryTracing | None" = None,
     ) -> None:
         self._live = live
         self._cache = cache

@@ -13,8 +13,8 @@ from tests.unit.serve.collections.conftest import Searching
 from tests.unit.serve.collections.scene import feature
 from tests.unit.serve.collections.test_collection_routes import image_query, item
 from workers.serve.api.app import create_api
+from workers.serve.api.context import Admission
 from workers.serve.api.context import Replica as Parts
-from workers.serve.api.limits import Admission
 
 # One of them is kept for another owner.
 MOST = 3
