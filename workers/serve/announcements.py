@@ -101,7 +101,7 @@ class Broadcaster:
         self._news = asyncio.Event()
 
 
-class Listener:
+class AnnouncementListener:
     """Waits for announcements in a thread and wakes the followers.
 
     A channel that is lost is opened again; until then the replica polls the store alone.

@@ -74,7 +74,7 @@ class Caller:
         return self.owner is None or self.owner == owner
 
 
-class Authenticator(Protocol):
+class Access(Protocol):
     """Authenticates requests without waiting."""
 
     def authenticate(self, authorization: str | None) -> Caller:
@@ -170,7 +170,7 @@ class _KeyList:
 
 
 class SignedKeys:
-    """An `Authenticator`. `refresh` blocks: it is for the thread that follows the store."""
+    """An `Access`. `refresh` blocks: it is for the thread that follows the store."""
 
     def __init__(
         self,

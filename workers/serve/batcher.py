@@ -53,7 +53,7 @@ NO_TICKET = Ticket()
 
 
 @dataclass(eq=False)
-class Work:
+class PendingRows:
     """Rows of one request and one modality. `future` gets their embeddings, or is cancelled.
 
     A request with many rows is computed in several products: `taken` rows were handed out to one.
@@ -99,7 +99,7 @@ class Work:
 class Slice:
     """Consecutive rows of a piece of work."""
 
-    work: Work
+    work: PendingRows
     start: int
     stop: int
 
@@ -115,21 +115,21 @@ class RowQueue:
     """
 
     def __init__(self) -> None:
-        self._queue: FairQueue[Work] = FairQueue()
+        self._queue: FairQueue[PendingRows] = FairQueue()
         self._left = _QUANTUM
         self.rows = 0
 
     def __bool__(self) -> bool:
         return bool(self._queue)
 
-    def add(self, work: Work) -> None:
+    def add(self, work: PendingRows) -> None:
         """Append behind what its owner has waiting."""
         self._queue.add(work.ticket.owner, work)
         self.rows += work.waiting
 
     def take(self, most_rows: int) -> list[Slice]:
         """The next rows, at most so many together, without those of abandoned requests."""
-        taken: dict[Work, Slice] = {}
+        taken: dict[PendingRows, Slice] = {}
         free = most_rows
         while self._queue and free:
             work = self._queue.next
@@ -146,7 +146,7 @@ class RowQueue:
             self._end_turn(work, rows)
         return list(taken.values())
 
-    def _end_turn(self, work: Work, rows: int) -> None:
+    def _end_turn(self, work: PendingRows, rows: int) -> None:
         """Where the owner has used its quantum, or has nothing more."""
         self._left -= rows
         if not work.waiting:
@@ -200,7 +200,7 @@ class Batcher:
         if ticket.trace is not None:
             ticket.trace.queue(version.model, version.number, len(rows_BF))
         future: asyncio.Future[Float32Array] = loop.create_future()
-        self._queue.add(Work(heads, modality, rows_BF, normalize, ticket, future))
+        self._queue.add(PendingRows(heads, modality, rows_BF, normalize, ticket, future))
         self._schedule(loop)
         return await future
 
@@ -246,7 +246,7 @@ class Batcher:
             self._schedule(loop)
 
 
-def _in_time(work: Work, now: float) -> bool:
+def _in_time(work: PendingRows, now: float) -> bool:
     if now <= work.ticket.deadline:
         return True
     work.fail(DeadlineExceeded("the rows waited for longer than the request may"))

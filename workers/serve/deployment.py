@@ -15,11 +15,11 @@ from starlette.types import ASGIApp
 
 from cmcl.memory import keep_freed_memory, release_memory_every
 from cmcl.storage.uris import open_store
-from workers.serve.announcements import Listener
+from workers.serve.announcements import AnnouncementListener
 from workers.serve.api.app import create_api
 from workers.serve.api.context import Admission, Replica
 from workers.serve.api.protocol import install_protocol
-from workers.serve.auth import AllowAll, Authenticator, SignedKeys, read_public_keys
+from workers.serve.auth import Access, AllowAll, SignedKeys, read_public_keys
 from workers.serve.background import BackgroundExecutor
 from workers.serve.batcher import Batcher, stuck
 from workers.serve.collections.collections import Collections, open_collections
@@ -89,7 +89,7 @@ class Embedder:
         )
         wait_until_ready(self._live.readiness, args.first_poll_seconds, _others_answer)
         self._collections = self._start_collections()
-        self._listener = Listener(open_channel, self._wake, self._metrics.connected)
+        self._listener = AnnouncementListener(open_channel, self._wake, self._metrics.connected)
         self._listener.start()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -169,9 +169,7 @@ def _others_answer() -> bool:
     return bool(_replica_states().get("RUNNING"))
 
 
-def _authenticator(
-    args: ServeSettings, metrics: RayMetrics
-) -> tuple[Authenticator, Sequence[PollTask]]:
+def _authenticator(args: ServeSettings, metrics: RayMetrics) -> tuple[Access, Sequence[PollTask]]:
     """Return what authenticates requests, and what it reads in the store."""
     if args.access_public_key is None:
         return AllowAll(), ()

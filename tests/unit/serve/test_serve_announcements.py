@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from cmcl.contract.version import ANNOUNCEMENTS, Announcement
 from tests.fakes.app_client import AppClient
-from workers.serve.announcements import Broadcaster, ChannelLost, Debouncer, Listener
+from workers.serve.announcements import AnnouncementListener, Broadcaster, ChannelLost, Debouncer
 from workers.serve.api.app import announcements_router
 from workers.serve.api.middleware import install_error_handlers
 
@@ -65,7 +65,7 @@ class Scene:
     wakes: int = 0
 
     def __post_init__(self) -> None:
-        self.listener = Listener(
+        self.listener = AnnouncementListener(
             self._open, self._wake, self.hearing.append, first_pause_seconds=0.01
         )
 

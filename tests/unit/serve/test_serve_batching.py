@@ -16,7 +16,7 @@ from tests.unit.serve.conftest import SPEC, Clock, Replica
 from tests.unit.serve.served_versions import load_version
 from workers.serve.api.app import create_api
 from workers.serve.background import BackgroundExecutor
-from workers.serve.batcher import Batcher, RowQueue, Ticket, Work
+from workers.serve.batcher import Batcher, PendingRows, RowQueue, Ticket
 from workers.serve.errors import DeadlineExceeded
 from workers.serve.versions.loading import Float32Array, ServedVersion, ServingHead
 
@@ -126,7 +126,7 @@ def test_waiting_owners_get_equally_many_rows(versions: list[ServedVersion]) -> 
         for owner, requests, count in (("a", 2, 4096), ("b", 300, 10), ("c", 1, 5000)):
             for seed in range(requests):
                 queue.add(
-                    Work(
+                    PendingRows(
                         heads,
                         "image",
                         rows(count, seed),

@@ -11,7 +11,7 @@ from cmcl.contract.version import ANNOUNCEMENTS
 from cmcl.fairness import Quota
 from tests.unit.serve.conftest import MODEL, Clock, Replica
 from workers.serve.api.app import create_api
-from workers.serve.api.middleware import Middleware, RateLimiter
+from workers.serve.api.middleware import Middleware, TokenBucket
 from workers.serve.auth import Caller
 
 SCOPE: Scope = {"type": "http", "path": "/v1/embeddings"}
@@ -125,7 +125,7 @@ def test_a_flood_of_wrong_keys_waits_and_delays_no_valid_one() -> None:
 
 def test_a_rate_limiter_gives_its_burst_at_once_and_then_its_rate() -> None:
     clock = Clock()
-    limiter = RateLimiter(3, 2, clock)
+    limiter = TokenBucket(3, 2, clock)
     assert [limiter.take() for _ in range(4)] == [True, True, True, False]
     clock.now = 1.0
     assert [limiter.take() for _ in range(3)] == [True, True, False]

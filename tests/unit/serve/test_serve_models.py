@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
@@ -14,7 +15,8 @@ from tests.unit.serve.conftest import MODEL, Replica
 from tests.unit.serve.test_serve_migrate_route import publish as publish_conditioned
 from workers.serve.api.app import create_api
 from workers.serve.auth import Caller
-from workers.serve.versions.cache import HeadsCache, Key
+from workers.serve.versions.cache import VersionCache
+from workers.serve.versions.loading import ServedVersion
 
 
 def models(replica: Replica) -> list[dict[str, Any]]:
@@ -61,14 +63,14 @@ def test_a_list_of_many_models_orders_the_versions_in_memory_once(
     for number in range(3):
         serving.publish(version=1, model=f"another-{number}")
     serving.poll()
-    calls: list[HeadsCache] = []
-    oldest_first = HeadsCache.oldest_first
+    calls: list[VersionCache] = []
+    by_model = VersionCache.by_model
 
-    def counted(cache: HeadsCache) -> list[Key]:
+    def counted(cache: VersionCache) -> Mapping[str, list[ServedVersion]]:
         calls.append(cache)
-        return oldest_first(cache)
+        return by_model(cache)
 
-    monkeypatch.setattr(HeadsCache, "oldest_first", counted)
+    monkeypatch.setattr(VersionCache, "by_model", counted)
     assert [each["versions"]["loaded"] for each in models(serving)] == [[1]] * 4
     assert len(calls) == 1
 

@@ -1,7 +1,7 @@
 """A replica whose store is unavailable at its start."""
 
 from tests.unit.serve.conftest import Replica
-from workers.serve.versions.live import Readiness, wait_until_ready
+from workers.serve.versions.live import StoreReadiness, wait_until_ready
 
 ALREADY = 0.001
 
@@ -29,13 +29,13 @@ def test_a_store_that_fails_later_makes_no_replica_unready(serving: Replica) -> 
 
 
 def test_a_lone_replica_starts_without_its_store() -> None:
-    readiness = Readiness()
+    readiness = StoreReadiness()
     wait_until_ready(readiness, ALREADY, lambda: False)
     assert not readiness.ready
 
 
 def test_while_others_answer_a_replica_waits_for_its_store() -> None:
-    readiness = Readiness()
+    readiness = StoreReadiness()
     looks: list[bool] = []
 
     def others_answer() -> bool:

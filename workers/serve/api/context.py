@@ -21,7 +21,7 @@ from starlette.types import Scope
 from cmcl.fairness import Quota
 from cmcl.storage.object_store import ObjectStore
 from workers.serve.api.openapi import answered_header, header_parameter
-from workers.serve.auth import Authenticator, Caller
+from workers.serve.auth import Access, Caller
 from workers.serve.background import BackgroundExecutor, Steps, run_to_end
 from workers.serve.batcher import Batcher, Ticket
 from workers.serve.collections.collections import Collections
@@ -166,7 +166,7 @@ class Replica:
     batcher: Batcher
     background: BackgroundExecutor
     encoders: EncoderClients
-    access: Authenticator
+    access: Access
     admission: Admission
     metrics: ServeMetrics
     # Makes every replica poll the store for this model now. Does not wait, and never fails.

@@ -29,7 +29,7 @@ from workers.serve.errors import (
     shortened,
 )
 from workers.serve.export.archive import ExportedFile, tar
-from workers.serve.export.card import MeasuredVersion
+from workers.serve.export.card import ExportedVersion
 from workers.serve.export.formats import (
     FORMATS,
     check_format,
@@ -117,7 +117,7 @@ class _Export:
         }
         return StreamingResponse(tar(files, version.created_at), media_type=_TAR, headers=headers)
 
-    def _measured(self, version: ServedVersion) -> MeasuredVersion:
+    def _measured(self, version: ServedVersion) -> ExportedVersion:
         """Raises NotFound, NotReady, VersionDamaged."""
         try:
             manifest = self._stored.manifest(version.model, version.number)

@@ -204,7 +204,7 @@ def _is_loopback(name: str) -> bool:
     return _is_in_numbers(name) and ip_address(name).is_loopback
 
 
-class RateLimiter:
+class TokenBucket:
     """A token bucket: so many at once, and so many in a second after that."""
 
     def __init__(
@@ -246,7 +246,7 @@ class Middleware:
         self._count = count
         self._hosts = hosts
         self.bytes_held = bytes_held
-        self._refusals = RateLimiter(_REFUSALS_AT_ONCE, _REFUSALS_PER_SECOND)
+        self._refusals = TokenBucket(_REFUSALS_AT_ONCE, _REFUSALS_PER_SECOND)
         self._refusal_seconds = refusal_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

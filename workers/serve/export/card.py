@@ -100,7 +100,7 @@ class EvaluationRow:
 
 
 @dataclass(frozen=True)
-class MeasuredVersion:
+class ExportedVersion:
     """A version with its measurements, as `cmcl.pictures` reads them. `evaluation_matrix`: the last row is its own."""
 
     manifest: VersionManifest
@@ -124,7 +124,7 @@ class MeasuredVersion:
 
 
 def card_files(
-    version: MeasuredVersion, format_: str, *, with_moments: bool = False
+    version: ExportedVersion, format_: str, *, with_moments: bool = False
 ) -> Iterator[ExportedFile]:
     """The card as README.md, which says whether moments are exported, too, and its pictures."""
     manifest = version.manifest
@@ -137,7 +137,7 @@ def card_files(
             yield ExportedFile.of(f"pictures/{name}.svg", svg + "\n")
 
 
-def _card(version: MeasuredVersion, format_: str, drawn: VersionPictures, moments: str) -> str:
+def _card(version: ExportedVersion, format_: str, drawn: VersionPictures, moments: str) -> str:
     manifest = version.manifest
     spec, label = manifest.spec, f"{manifest.model}@{manifest.version}"
     learned = {name for line in manifest.learned for name in line.pair.modalities}
@@ -214,7 +214,7 @@ def _modalities(manifest: VersionManifest) -> str:
     return _table(("modality", "width of its features", "encoder", "learned"), rows)
 
 
-def _learned(version: MeasuredVersion) -> str:
+def _learned(version: ExportedVersion) -> str:
     rows = [
         (line.name, line.pair.key, f"{line.rows:,}", str(line.version), _percent(line.recall))
         for line in version.lineage
@@ -223,7 +223,7 @@ def _learned(version: MeasuredVersion) -> str:
     return _table(heading, rows)
 
 
-def _recall(version: MeasuredVersion) -> str:
+def _recall(version: ExportedVersion) -> str:
     names = {line.dataset: line.name for line in version.lineage}
     matrix = version.evaluation_matrix
     datasets = [each for each in names if any(each in row.recall for row in matrix)]

@@ -26,7 +26,7 @@ from cmcl.storage.versions import read_version, stream_blob
 from workers.model.artifact import head_tensors, save_selftest
 from workers.model.heads import ModalityHeads
 from workers.serve.export.archive import ExportedFile
-from workers.serve.export.card import EvaluationRow, MeasuredVersion, card_files
+from workers.serve.export.card import EvaluationRow, ExportedVersion, card_files
 from workers.serve.export.heads import (
     Affine,
     ExportedHead,
@@ -221,7 +221,7 @@ def check_format(format_: str, heads: ModalityHeads) -> None:
 
 
 def export_files(
-    version: MeasuredVersion,
+    version: ExportedVersion,
     heads: ModalityHeads,
     format_: str,
     moments: Iterable[ExportedFile] | None = None,
@@ -239,7 +239,7 @@ def export_files(
     yield from moments or ()
 
 
-def measured_version(store: ObjectStore, manifest: VersionManifest) -> MeasuredVersion:
+def measured_version(store: ObjectStore, manifest: VersionManifest) -> ExportedVersion:
     """The version with the recall of those before it, as far as they are stored. Raises StorageUnavailable."""
     numbers = sorted({line.version for line in manifest.learned} - {manifest.version})
 
@@ -251,7 +251,7 @@ def measured_version(store: ObjectStore, manifest: VersionManifest) -> MeasuredV
 
     with ThreadPoolExecutor(_READ_AT_ONCE) as threads:
         earlier = list(threads.map(read, numbers[-_MOST_ROWS:]))
-    return MeasuredVersion(manifest, list(_rows([*earlier, manifest])))
+    return ExportedVersion(manifest, list(_rows([*earlier, manifest])))
 
 
 def _rows(manifests: Iterable[VersionManifest | None]) -> Iterator[EvaluationRow]:

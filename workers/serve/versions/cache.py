@@ -30,7 +30,6 @@ from workers.serve.versions.loading import (
     Reservation,
     ServedVersion,
     StoredVersions,
-    TensorPool,
     described,
 )
 
@@ -57,7 +56,7 @@ class TooLarge(WorkerError):
 
 
 @dataclass(eq=False)
-class Entry:
+class CachedVersion:
     """A version with its heads. `used`: a counter of uses, over all versions."""
 
     version: ServedVersion
@@ -69,154 +68,7 @@ class Entry:
         return replace(self.version, source=self.loaded)
 
 
-class HeadsCache:
-    """Heads within a budget. Also counts what is being read and what evicted versions still use.
-
-    Used from several threads.
-    """
-
-    def __init__(
-        self,
-        pool: TensorPool,
-        budget: int,
-        owner_of: OwnerOf,
-        is_live: Callable[[str, int], bool],
-        metrics: ServeMetrics,
-    ) -> None:
-        """`budget`: in bytes. `is_live`: whether a version is live. It must take no lock."""
-        self._pool = pool
-        self._budget = budget
-        self._owner_of = owner_of
-        self._is_live = is_live
-        self._metrics = metrics
-        self._entries: dict[Key, Entry] = {}
-        self._reservations: set[Reservation] = set()
-        self._uses = count()
-        self._lock = threading.Lock()
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of heads in memory or being read. Never above the budget."""
-        with self._lock:
-            return self._pool.bytes + self._reserved()
-
-    def peek(self, key: Key) -> Entry | None:
-        """Return an entry without counting a use. Takes no lock."""
-        return self._entries.get(key)
-
-    def get(self, key: Key) -> Entry | None:
-        """Return an entry and count a use. Takes no lock."""
-        entry = self._entries.get(key)
-        if entry is not None:
-            entry.used = next(self._uses)
-        return entry
-
-    def oldest_first(self) -> list[Key]:
-        """Return all keys in the order in which those of one owner would be evicted."""
-        with self._lock:
-            return sorted(self._entries, key=self._order)
-
-    def put(self, key: Key, entry: Entry) -> None:
-        """Add heads for which bytes were reserved, or which are in memory already."""
-        with self._lock:
-            entry.used = next(self._uses)
-            self._entries[key] = entry
-
-    def drop(self, key: Key) -> None:
-        """Remove an entry, if there is one."""
-        with self._lock:
-            self._entries.pop(key, None)
-
-    def check_size(self, manifest: VersionManifest) -> None:
-        """Raises TooLarge."""
-        need = heads_bytes(manifest)
-        if need > self._budget:
-            raise TooLarge(
-                f"the heads of {manifest.model}@{manifest.version} have {_mib(need)}; this replica may "
-                f"hold {_mib(self._budget)} (max_heads_bytes)"
-            )
-
-    @contextmanager
-    def room_for(
-        self, manifest: VersionManifest, *, evict: bool, beside_live: bool
-    ) -> Iterator[Reservation]:
-        """Reserve the bytes of a version's heads while they are read. Raises NoRoom, TooLarge.
-
-        `evict`: other versions may be evicted. `beside_live`: but not the live version of the same
-        model.
-        """
-        self.check_size(manifest)
-        model, need = manifest.model, heads_bytes(manifest)
-        reservation = Reservation(self._owner_of(model), need)
-
-        def may_leave(key: Key) -> bool:
-            return evict and not (beside_live and key[0] == model and self._is_live(*key))
-
-        until = time.monotonic() + _LEAVING_SECONDS
-        while not self._reserve(manifest, reservation, may_leave):
-            if time.monotonic() >= until:
-                raise self._no_room(manifest)
-            # Requests still use what was evicted.
-            time.sleep(_POLL_SECONDS)
-        try:
-            yield reservation
-        finally:
-            with self._lock:
-                self._reservations.discard(reservation)
-
-    def _reserve(
-        self, manifest: VersionManifest, reservation: Reservation, may_leave: Callable[[Key], bool]
-    ) -> bool:
-        """Whether the bytes are reserved; False while what was evicted is in use."""
-        most = self._budget - reservation.left
-        with self._lock:
-            while _bytes_of(self._entries.values()) + self._reserved() > most:
-                victim = self._victim(reservation, may_leave)
-                if victim is None:
-                    raise self._no_room(manifest)
-                del self._entries[victim]
-                self._metrics.evicted(victim[0])
-                logger.info("%s@%d is evicted: the budget for heads is full", *victim)
-            if self._pool.bytes + self._reserved() > most:
-                return False
-            self._reservations.add(reservation)
-            return True
-
-    def _victim(self, reservation: Reservation, may_leave: Callable[[Key], bool]) -> Key | None:
-        """The version to evict next. Only owners above an equal share lose versions to another owner."""
-        held: dict[str | None, list[Key]] = {}
-        for key in self._entries:
-            held.setdefault(self._owner_of(key[0]), []).append(key)
-        usage = {
-            owner: _bytes_of(self._entries[key] for key in keys) for owner, keys in held.items()
-        }
-        for each in (*self._reservations, reservation):
-            usage[each.owner] = usage.get(each.owner, 0) + each.left
-        share = self._budget / len(usage)
-        for owner in sorted(usage, key=lambda each: usage[each], reverse=True):
-            if usage[owner] <= share and owner != reservation.owner:
-                continue
-            free = filter(may_leave, held.get(owner, ()))
-            if (victim := min(free, key=self._order, default=None)) is not None:
-                return victim
-        return None
-
-    def _order(self, key: Key) -> tuple[bool, int]:
-        """Order of eviction among an owner's versions: live ones last, then by last use."""
-        return self._is_live(*key), self._entries[key].used
-
-    def _reserved(self) -> int:
-        return sum(each.left for each in self._reservations)
-
-    def _no_room(self, manifest: VersionManifest) -> NoRoom:
-        return NoRoom(
-            f"the heads of {manifest.model}@{manifest.version} have "
-            f"{_mib(heads_bytes(manifest))}; this replica may hold "
-            f"{_mib(self._budget)} (max_heads_bytes), and what must stay in memory leaves too little of it"
-        )
-
-
-def _bytes_of(entries: Iterable[Entry]) -> int:
+def _bytes_of(entries: Iterable[CachedVersion]) -> int:
     """Bytes of their tensors; a shared one counts once."""
     files = {file for each in entries for file in each.loaded.files}
     tensors = {tensor for file in files for tensor in file.tensors.values()}
@@ -244,7 +96,10 @@ class _Failure:
 
 
 class VersionCache:
-    """Used from the follower's threads and the event loop; the lock is only held briefly."""
+    """Also counts what is being read and what evicted versions still use.
+
+    Used from the follower's threads and the event loop; the lock is only held briefly.
+    """
 
     def __init__(  # noqa: PLR0913 - also what tests replace
         self,
@@ -265,12 +120,16 @@ class VersionCache:
         self._recent = recent
         self._clock = clock
         self._owner_of = owner_of
-        self._cache = HeadsCache(stored.pool, budget, owner_of, self._is_live, metrics)
+        self._budget = budget
+        self._metrics = metrics
+        self._entries: dict[Key, CachedVersion] = {}
+        self._reservations: set[Reservation] = set()
+        self._uses = count()
         self._answered: dict[str, OrderedDict[int, None]] = {}
         # The live version, by model.
         self._live: dict[str, int] = {}
-        self._loading: dict[Key, Future[Entry]] = {}
-        self._loading_for_requests: dict[Future[Entry], str | None] = {}
+        self._loading: dict[Key, Future[CachedVersion]] = {}
+        self._loading_for_requests: dict[Future[CachedVersion], str | None] = {}
         self._failed: LRU[Key, _Failure] = LRU(_MOST_FAILURES)
         self._lock = threading.Lock()
         # Separate threads: requests for many versions must not delay a swap.
@@ -279,24 +138,25 @@ class VersionCache:
     @property
     def bytes(self) -> int:
         """Bytes of heads in memory or being read. Never above the budget."""
-        return self._cache.bytes
+        with self._lock:
+            return self._stored.pool.bytes + self._reserved()
 
     def get(self, model: str, number: int) -> ServedVersion | None:
         """Return the version, if it is in memory."""
-        entry = self._cache.peek((model, number))
+        entry = self._entries.get((model, number))
         return None if entry is None else entry.version
 
     def by_model(self) -> Mapping[str, list[ServedVersion]]:
         """Return all versions that are in memory, the least recently used of each model first."""
         found: dict[str, list[ServedVersion]] = defaultdict(list)
-        for key in self._cache.oldest_first():
-            if (entry := self._cache.peek(key)) is not None:
-                found[key[0]].append(entry.version)
+        with self._lock:
+            for key in self._oldest_first():
+                found[key[0]].append(self._entries[key].version)
         return found
 
     def in_memory(self, model: str, number: int, created_at: datetime) -> LoadedHeads | None:
         """Return the heads of a version, if they are in memory; counts a use. Takes no lock."""
-        entry = self._cache.get((model, number))
+        entry = self._use((model, number))
         return (
             entry.loaded if entry is not None and entry.version.created_at == created_at else None
         )
@@ -310,7 +170,7 @@ class VersionCache:
         """
         key = (model, number)
         with self._lock:
-            entry = self._cache.get(key)
+            entry = self._use(key)
             if entry is not None:
                 return entry.pinned()
             self._raise_if_failed(key)
@@ -337,7 +197,7 @@ class VersionCache:
         loading raises.
         """
         manifest = self._stored.manifest(model, number)
-        self._cache.check_size(manifest)
+        self._check_size(manifest)
         if verify:
             self._stored.verify(manifest)
         return described(manifest, _OnDemand(self, model, number, manifest.created_at))
@@ -350,7 +210,7 @@ class VersionCache:
             answered.move_to_end(live.number)
             while len(answered) > 1 + KEPT_FOR_ROLLING_BACK:
                 number, _ = answered.popitem(last=False)
-                self._cache.drop((live.model, number))
+                self._entries.pop((live.model, number), None)
             self._live[live.model] = live.number
 
     def retire(self, model: str, numbers: Collection[int]) -> None:
@@ -359,7 +219,7 @@ class VersionCache:
             answered = self._answered.get(model, OrderedDict())
             for number in numbers:
                 answered.pop(number, None)
-                self._cache.drop((model, number))
+                self._entries.pop((model, number), None)
                 self._loading.pop((model, number), None)
 
     def forget(self, model: str) -> None:
@@ -367,19 +227,27 @@ class VersionCache:
         with self._lock:
             self._answered.pop(model, None)
             self._live.pop(model, None)
-            for key in [key for key in self._cache.oldest_first() if key[0] == model]:
-                self._cache.drop(key)
-            for kept in (self._loading, self._failed):
+            for kept in (self._entries, self._loading, self._failed):
                 for key in [key for key in kept if key[0] == model]:
                     del kept[key]
 
-    def _is_live(self, model: str, number: int) -> bool:
-        """Whether it is the live version."""
-        return number == self._live.get(model)
+    def _is_live(self, key: Key) -> bool:
+        return key[1] == self._live.get(key[0])
 
-    def _load(self, key: Key, *, evict: bool, beside_live: bool) -> Entry:
+    def _use(self, key: Key) -> CachedVersion | None:
+        """Return an entry and count a use. Takes no lock."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            entry.used = next(self._uses)
+        return entry
+
+    def _oldest_first(self) -> list[Key]:
+        """All keys in the order in which those of one owner would be evicted."""
+        return sorted(self._entries, key=self._order)
+
+    def _load(self, key: Key, *, evict: bool, beside_live: bool) -> CachedVersion:
         with self._lock:
-            entry = self._cache.get(key)
+            entry = self._use(key)
             if entry is not None:
                 return entry
             future = self._loading.setdefault(key, Future())
@@ -388,7 +256,7 @@ class VersionCache:
             self._fill(future, key, evict=evict, beside_live=beside_live)
         return future.result()
 
-    def _begin_on_demand(self, key: Key) -> Future[Entry]:
+    def _begin_on_demand(self, key: Key) -> Future[CachedVersion]:
         owner = self._owner_of(key[0])
         under_way = Counter(self._loading_for_requests.values())[owner]
         if under_way >= self._recent:
@@ -411,13 +279,15 @@ class VersionCache:
             raise
         return future
 
-    def _load_on_demand(self, future: Future[Entry], key: Key) -> None:
+    def _load_on_demand(self, future: Future[CachedVersion], key: Key) -> None:
         with self._lock:
             mine = _claimed(future)
         if mine:
             self._fill(future, key, evict=True, beside_live=False)
 
-    def _fill(self, future: Future[Entry], key: Key, *, evict: bool, beside_live: bool) -> None:
+    def _fill(
+        self, future: Future[CachedVersion], key: Key, *, evict: bool, beside_live: bool
+    ) -> None:
         try:
             entry = self._read(key, evict=evict, beside_live=beside_live)
         except Exception as error:  # noqa: BLE001 - all who wait get the error
@@ -431,40 +301,127 @@ class VersionCache:
                 is_on_demand = future in self._loading_for_requests
                 self._loading_for_requests.pop(future, None)
                 if self._ended(future, key):
-                    self._cache.put(key, entry)
+                    entry.used = next(self._uses)
+                    self._entries[key] = entry
                     if is_on_demand:
                         self._drop_named(keep=key)
             future.set_result(entry)
 
-    def _read(self, key: Key, *, evict: bool, beside_live: bool) -> Entry:
+    def _read(self, key: Key, *, evict: bool, beside_live: bool) -> CachedVersion:
         manifest = self._stored.manifest(*key)
         loaded = self._stored.in_memory(manifest)
         if loaded is None:
-            with self._cache.room_for(
-                manifest, evict=evict, beside_live=beside_live
-            ) as reservation:
+            with self._room_for(manifest, evict=evict, beside_live=beside_live) as reservation:
                 loaded = self._stored.read(manifest, reservation)
         self._stored.check(manifest, loaded)
         version = described(manifest, _OnDemand(self, *key, manifest.created_at))
-        return Entry(version, loaded)
+        return CachedVersion(version, loaded)
 
-    def _ended(self, future: Future[Entry], key: Key) -> bool:
+    def _ended(self, future: Future[CachedVersion], key: Key) -> bool:
         """End a load. False where the version was retired, or its model deleted, while it loaded."""
         if self._loading.get(key) is not future:
             return False
         del self._loading[key]
         return True
 
+    def _check_size(self, manifest: VersionManifest) -> None:
+        """Raises TooLarge."""
+        need = heads_bytes(manifest)
+        if need > self._budget:
+            raise TooLarge(
+                f"the heads of {manifest.model}@{manifest.version} have {_mib(need)}; this replica may "
+                f"hold {_mib(self._budget)} (max_heads_bytes)"
+            )
+
+    @contextmanager
+    def _room_for(
+        self, manifest: VersionManifest, *, evict: bool, beside_live: bool
+    ) -> Iterator[Reservation]:
+        """Reserve the bytes of a version's heads while they are read. Raises NoRoom, TooLarge.
+
+        `evict`: other versions may be evicted. `beside_live`: but not the live version of the same
+        model.
+        """
+        self._check_size(manifest)
+        model, need = manifest.model, heads_bytes(manifest)
+        reservation = Reservation(self._owner_of(model), need)
+
+        def may_leave(key: Key) -> bool:
+            return evict and not (beside_live and key[0] == model and self._is_live(key))
+
+        until = time.monotonic() + _LEAVING_SECONDS
+        while not self._reserve(manifest, reservation, may_leave):
+            if time.monotonic() >= until:
+                raise self._no_room(manifest)
+            # Requests still use what was evicted.
+            time.sleep(_POLL_SECONDS)
+        try:
+            yield reservation
+        finally:
+            with self._lock:
+                self._reservations.discard(reservation)
+
+    def _reserve(
+        self, manifest: VersionManifest, reservation: Reservation, may_leave: Callable[[Key], bool]
+    ) -> bool:
+        """Whether the bytes are reserved; False while what was evicted is in use."""
+        most = self._budget - reservation.left
+        with self._lock:
+            while _bytes_of(self._entries.values()) + self._reserved() > most:
+                victim = self._victim(reservation, may_leave)
+                if victim is None:
+                    raise self._no_room(manifest)
+                del self._entries[victim]
+                self._metrics.evicted(victim[0])
+                logger.info("%s@%d is evicted: the budget for heads is full", *victim)
+            if self._stored.pool.bytes + self._reserved() > most:
+                return False
+            self._reservations.add(reservation)
+            return True
+
+    def _victim(self, reservation: Reservation, may_leave: Callable[[Key], bool]) -> Key | None:
+        """The version to evict next. Only owners above an equal share lose versions to another owner."""
+        held: dict[str | None, list[Key]] = {}
+        for key in self._entries:
+            held.setdefault(self._owner_of(key[0]), []).append(key)
+        usage = {
+            owner: _bytes_of(self._entries[key] for key in keys) for owner, keys in held.items()
+        }
+        for each in (*self._reservations, reservation):
+            usage[each.owner] = usage.get(each.owner, 0) + each.left
+        share = self._budget / len(usage)
+        for owner in sorted(usage, key=lambda each: usage[each], reverse=True):
+            if usage[owner] <= share and owner != reservation.owner:
+                continue
+            free = filter(may_leave, held.get(owner, ()))
+            if (victim := min(free, key=self._order, default=None)) is not None:
+                return victim
+        return None
+
+    def _order(self, key: Key) -> tuple[bool, int]:
+        """Order of eviction among an owner's versions: live ones last, then by last use."""
+        return self._is_live(key), self._entries[key].used
+
+    def _reserved(self) -> int:
+        return sum(each.left for each in self._reservations)
+
+    def _no_room(self, manifest: VersionManifest) -> NoRoom:
+        return NoRoom(
+            f"the heads of {manifest.model}@{manifest.version} have "
+            f"{_mib(heads_bytes(manifest))}; this replica may hold "
+            f"{_mib(self._budget)} (max_heads_bytes), and what must stay in memory leaves too little of it"
+        )
+
     def _drop_named(self, keep: Key) -> None:
         """Evict the oldest of the versions that only requests named, beyond `recent`."""
         named = [
             (model, number)
-            for model, number in self._cache.oldest_first()
-            if number not in self._answered.get(model, ()) and not self._is_live(model, number)
+            for model, number in self._oldest_first()
+            if number not in self._answered.get(model, ()) and not self._is_live((model, number))
         ]
         for key in named[: max(len(named) - self._recent, 0)]:
             if key != keep:
-                self._cache.drop(key)
+                del self._entries[key]
 
     def _remember(self, key: Key, error: Exception) -> None:
         if isinstance(error, WorkerError) and not error.retry_can_help:
@@ -494,7 +451,7 @@ class _OnDemand:
         return self.in_memory or self.cache.load_heads(self.model, self.number)
 
 
-def _claimed(future: Future[Entry]) -> bool:
+def _claimed(future: Future[CachedVersion]) -> bool:
     """Whether the caller is the one to run this load. Called with the lock.
 
     A swap takes over a load that is only queued in the threads for requests.

@@ -81,14 +81,17 @@ class Swapper:
             self._cache.retire(model, pointer.retired)
         self._report_lag(model)
 
-    def due(self, model: str) -> int | None:
-        """Return the version to take next: that of the pointer, if it is not live and not refused lately."""
-        pointer = self._due(model)
-        return None if pointer is None else pointer.version
+    def due(self, model: str) -> LivePointer | None:
+        """Return the pointer whose version is to be taken next: the newest, unless it is live or was refused lately."""
+        pointer, live = self._live.pointer(model), self._live.get(model)
+        if pointer is None or (live is not None and live.order >= pointer.order):
+            return None
+        refusal = self._live.refusal(model)
+        return None if refusal is not None and self._clock() < refusal.retry_at else pointer
 
     def take_from_memory(self, model: str) -> bool:
         """Take the version that is due if it is in memory, which is quick. Returns whether it was."""
-        if (pointer := self._due(model)) is None:
+        if (pointer := self.due(model)) is None:
             return False
         if (version := self._cache.get(model, pointer.version)) is None:
             return False
@@ -97,7 +100,7 @@ class Swapper:
 
     def take(self, model: str) -> None:
         """Load the version that is due and take it, or refuse it."""
-        if (pointer := self._due(model)) is None:
+        if (pointer := self.due(model)) is None:
             return
         try:
             version = self._loaded(model, pointer.version)
@@ -132,13 +135,6 @@ class Swapper:
             self._changed.discard(model)
         self._metrics.gone(model)
         logger.info("%s was deleted and no longer answers", model)
-
-    def _due(self, model: str) -> LivePointer | None:
-        pointer, live = self._live.pointer(model), self._live.get(model)
-        if pointer is None or (live is not None and live.order >= pointer.order):
-            return None
-        refusal = self._live.refusal(model)
-        return None if refusal is not None and self._clock() < refusal.retry_at else pointer
 
     def _swap(self, model: str, pointer: LivePointer, version: ServedVersion) -> None:
         with self._swapping:

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Readiness:
+class StoreReadiness:
     """Whether a replica has seen the store: until then an unknown model may just not have been seen.
 
     Ready when every model of the first listing was tried: loaded, refused, or found without a version. Used
@@ -87,7 +87,7 @@ class Readiness:
 
 
 def wait_until_ready(
-    readiness: Readiness, seconds: float, others_answer: Callable[[], bool]
+    readiness: StoreReadiness, seconds: float, others_answer: Callable[[], bool]
 ) -> None:
     """Hold a new replica back until it has seen the store: before, it would answer 503.
 
@@ -159,7 +159,7 @@ class LiveVersions:
         self._listed: frozenset[str] = frozenset()
         # Deleted models of which the store still has files: they are not new models.
         self._gone: frozenset[str] = frozenset()
-        self.readiness = Readiness()
+        self.readiness = StoreReadiness()
         self._watchers: set[_Watcher] = set()
         self._writing = threading.Lock()
 

@@ -17,7 +17,7 @@ from tests.fakes.letter_encoder import LetterEncoders
 from tests.unit.serve.collections.scene import Scene
 from tests.unit.serve.conftest import Replica
 from workers.serve.api.app import create_api
-from workers.serve.auth import AllowAll, Authenticator, Caller
+from workers.serve.auth import Access, AllowAll, Caller
 from workers.serve.collections.collections import Collections
 from workers.serve.collections.follower import CollectionsFollower
 from workers.serve.collections.maintenance import Maintenance
@@ -52,7 +52,7 @@ class Searching(Replica):
     """A replica with collections and the follower's real threads."""
 
     collections: Collections | None = None
-    access: Authenticator = AllowAll()
+    access: Access = AllowAll()
 
     def open(self) -> None:
         follower = CollectionsFollower(self.store, self.live, poll_seconds=0.01)
