@@ -32,14 +32,9 @@ from workers.prepare.progress import DatasetProgress, ProgressWriter
 from workers.prepare.server import PrepareServer
 from workers.prepare.settings import PrepareSettings
 from workers.prepare.tasks import warm_up
-from workers.train.pool.actor import RayPool, has_room
-from workers.train.pool.server import AttemptServer
-from workers.train.pool.setup import (
-    PoolSetup,
-    add_rank_options,
-    check_rank_options,
-    current_setup,
-)
+from workers.train.pool import RayPool, has_room
+from workers.train.server import AttemptServer
+from workers.train.settings import PoolSetup, Ranks, add_rank_options, ranks_from_options
 
 logger = logging.getLogger(__name__)
 
@@ -125,14 +120,14 @@ def run(arguments: argparse.Namespace, settings: PrepareSettings, stop: threadin
     store = open_store(arguments.store)
     pools = EncoderPools(arguments.store, _ENCODER_IDLE_SECONDS, _ENCODER_START_SECONDS)
     cluster = RayCluster(pools, settings)
-    attempts = [_attempts(store, arguments)] if arguments.ranks else []
+    attempts = [_attempts(store, arguments)] if arguments.ranks.most else []
     cluster.warm_up(warm_up, workers=_WARM_WORKERS)
 
     def prepare(request: PrepareRequest, progress: DatasetProgress) -> None:
         prepare_dataset(Preparation(store, request, cluster, progress))
 
     has_ranks = any(each.resident is not None for each in attempts)
-    readiness = Readiness(store, [cluster, *attempts], arguments.ranks if has_ranks else 0)
+    readiness = Readiness(store, [cluster, *attempts], arguments.ranks.most if has_ranks else 0)
 
     def look_after() -> None:
         if os.getppid() != parent:
@@ -186,7 +181,7 @@ def serve(
 
 def _attempts(store: ObjectStore, arguments: argparse.Namespace) -> AttemptServer:
     """The server of attempts. Its ranks start now if there is room: an autoscaler adds no nodes before the first one."""
-    setup = current_setup(arguments.ranks, arguments.min_ranks, arguments.gpus_per_rank)
+    setup = PoolSetup(arguments.ranks)
     start = partial(RayPool, store.uri)
     resident = start(setup) if has_room(setup) else None
     idle_seconds = arguments.ranks_idle_seconds
@@ -194,11 +189,11 @@ def _attempts(store: ObjectStore, arguments: argparse.Namespace) -> AttemptServe
 
 
 def _setup_of(request: AttemptRequest) -> PoolSetup:
-    return current_setup(request.ranks, request.min_ranks, request.gpus_per_rank)
+    return PoolSetup(Ranks(request.ranks, request.min_ranks, request.gpus_per_rank))
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; exit with a message if it is invalid."""
+    """Parse the command line; exit with a message if it is invalid. `ranks` are `Ranks`."""
     parser = argparse.ArgumentParser(prog="python -m workers.driver", description=__doc__)
     parser.add_argument("--store", required=True, help="URI of the object store")
     parser.add_argument(
@@ -213,7 +208,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="the ranks end after this long without an attempt; 0: never",
     )
     arguments = parser.parse_args(argv)
-    check_rank_options(parser, arguments, fewest=0)
+    arguments.ranks = ranks_from_options(parser, arguments, fewest=0)
     return arguments
 
 

@@ -46,7 +46,7 @@ Of the operator to one owner, in `CMCL_OWNERS`. A number of 0 permits none.
 {grant}
 ## Training
 
-Read by the training processes from the environment of the Ray nodes (`workers/train/run.py`).
+Read by the training processes from the environment of the Ray nodes (`workers/train/settings.py`).
 
 {train}
 ## Preparation

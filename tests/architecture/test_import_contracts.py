@@ -19,7 +19,6 @@ PLANTED = [
     ("the control plane is layered", "service.core.states", "service.database.tables"),
     ("the data plane is layered", "workers.model.heads", "workers.train.loop"),
     ("training is layered", "workers.train.data.rows", "workers.train.loop"),
-    ("the pool of ranks is layered", "workers.train.pool.queue", "workers.train.pool.actor"),
     ("serving is layered", "workers.serve.versions.live", "workers.serve.background"),
     (
         "routes of serving do not import each other",

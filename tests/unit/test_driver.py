@@ -12,6 +12,7 @@ from cmcl.storage import layout
 from cmcl.storage.local import LocalStore
 from tests.fakes.flaky_store import FlakyStore
 from workers.driver import Readiness, parse, serve
+from workers.train.settings import Ranks
 
 
 class FakeServer:
@@ -130,10 +131,9 @@ def test_without_a_store_the_driver_still_ends_when_its_supervisor_has_died(
 
 
 def test_a_driver_without_ranks_prepares_datasets_only() -> None:
-    arguments = parse(["--store", "file:///store"])
-    assert (arguments.ranks, arguments.min_ranks) == (0, 0)
+    assert parse(["--store", "file:///store"]).ranks == Ranks(0, 0)
     arguments = parse(["--store", "file:///store", "--ranks", "4", "--min-ranks", "2"])
-    assert (arguments.ranks, arguments.min_ranks) == (4, 2)
+    assert arguments.ranks == Ranks(4, 2)
 
 
 class FakePart:

@@ -6,5 +6,11 @@ certify.py      drift and quality of past datasets
 versions.py     what a job reads, parent version and past datasets, and writes: the candidate
 data/           rows on their way into training
 distributed.py  all collectives
-ray_run.py      a Ray Train run; pool/: ranks that outlive single attempts
+
+How an attempt comes to its ranks:
+
+server.py       the driver's part: requests in the store, which pool trains each, and how each has ended
+pool.py         ranks that outlive single attempts: an actor on Ray; queue.py: which attempt is next
+ranks.py        a Ray Train run, of one attempt or of a pool
+settings.py     environment variables, command line options, and what a group of ranks consists of
 """

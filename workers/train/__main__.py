@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from workers.train.pool.setup import add_rank_options, check_rank_options
+from workers.train.settings import add_rank_options, ranks_from_options
 
 
 def main() -> None:
@@ -17,14 +17,13 @@ def main() -> None:
 
         train_dataset(*attempt, torch.device("cpu"))
     else:
-        from workers.train.ray_run import Ranks, run_on_ray
+        from workers.train.ranks import run_attempt
 
-        ranks = Ranks(arguments.ranks, arguments.min_ranks, arguments.gpus_per_rank)
-        run_on_ray(*attempt, ranks)
+        run_attempt(*attempt, arguments.ranks)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; exit with a message if it is invalid."""
+    """Parse the command line; exit with a message if it is invalid. `ranks` are `Ranks`."""
     parser = argparse.ArgumentParser(prog="python -m workers.train", description=__doc__)
     parser.add_argument("--store", required=True, help="URI of the object store")
     parser.add_argument("--job", required=True)
@@ -34,7 +33,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--without-ray", action="store_true", help="train in this process, with one rank"
     )
     arguments = parser.parse_args(argv)
-    check_rank_options(parser, arguments, fewest=1)
+    arguments.ranks = ranks_from_options(parser, arguments, fewest=1)
     return arguments
 
 

@@ -19,7 +19,7 @@ from workers.methods.registry import method_for
 from workers.model.rows import PairedRows
 from workers.train.data.rows import HeldRows
 from workers.train.learn import Task, initial_state, learn
-from workers.train.pool.setup import current_setup
+from workers.train.settings import code_digest
 
 PAIR = ModalityPair(first="image", second="text")
 SPEC = ModelSpec(
@@ -85,7 +85,7 @@ def test_the_benchmark_refuses_a_place_where_no_method_is(tmp_path: Path) -> Non
 
 def test_ranks_that_stay_serve_no_attempt_after_the_method_was_edited(source: Path) -> None:
     """They imported the method when they first used it."""
-    before = current_setup(ranks=1, min_ranks=1, gpus_per_rank=0)
-    assert current_setup(ranks=1, min_ranks=1, gpus_per_rank=0) == before
+    before = code_digest()
+    assert code_digest() == before
     source.write_text(source.read_text() + "\n# edited\n")
-    assert current_setup(ranks=1, min_ranks=1, gpus_per_rank=0) != before
+    assert code_digest() != before

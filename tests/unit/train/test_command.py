@@ -6,14 +6,15 @@ import pytest
 from pydantic import ValidationError
 
 from workers.train.__main__ import parse
-from workers.train.ray_run import Timeouts, current_timeouts
+from workers.train.ranks import set_ray_train_variables
+from workers.train.settings import Ranks, TrainSettings
 
 NEEDED = ["--store", "file:///store", "--job", "job-1", "--attempt", "1"]
 
 
 def test_group_keeps_its_size_unless_it_may_shrink() -> None:
-    assert parse([*NEEDED, "--ranks", "4"]).min_ranks == 4
-    assert parse([*NEEDED, "--ranks", "4", "--min-ranks", "2"]).min_ranks == 2
+    assert parse([*NEEDED, "--ranks", "4"]).ranks == Ranks(4, 4)
+    assert parse([*NEEDED, "--ranks", "4", "--min-ranks", "2"]).ranks == Ranks(4, 2)
 
 
 @pytest.mark.parametrize(
@@ -34,27 +35,15 @@ def test_impossible_values_are_rejected_with_a_message(
     assert message in capsys.readouterr().err
 
 
-def test_the_timeout_is_a_minute_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CMCL_PEER_SECONDS", raising=False)
-    assert current_timeouts() == Timeouts(60.0)
-    monkeypatch.setenv("CMCL_PEER_SECONDS", "7.5")
-    assert current_timeouts() == Timeouts(7.5)
-
-
 @pytest.mark.parametrize("seconds", ["", "soon", "nan", "0", "-3", "86400"])
 def test_what_is_no_time_to_wait_is_refused(monkeypatch: pytest.MonkeyPatch, seconds: str) -> None:
     monkeypatch.setenv("CMCL_PEER_SECONDS", seconds)
     with pytest.raises(ValidationError, match="peer_seconds"):
-        current_timeouts()
+        TrainSettings()
 
 
 def test_ray_train_variables_of_the_environment_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = Timeouts(7.0).ray_train_environment
-    for name in names:
-        monkeypatch.setenv(name, "set first so that it is put back")
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-    Timeouts(7.0).apply_to_ray_train()
-    variables = {name: os.environ[name] for name in names}
-    assert variables["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "0.1"
-    assert variables["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] == "7"
+    kept, other = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
+    monkeypatch.setattr(os, "environ", {kept: "0.1"})
+    set_ray_train_variables(7.5)
+    assert (os.environ[kept], os.environ[other]) == ("0.1", "7.5")

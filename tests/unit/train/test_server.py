@@ -11,11 +11,11 @@ from cmcl.storage import layout
 from cmcl.storage.local import LocalStore
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.running import newest_progress
-from workers.train.pool.queue import RESTARTS, Attempt, AttemptStatus, JobQueue
-from workers.train.pool.server import AttemptServer, PoolLost
-from workers.train.pool.setup import PoolSetup
+from workers.train.queue import RESTARTS, Attempt, AttemptQueue, AttemptStatus
+from workers.train.server import AttemptServer, PoolLost
+from workers.train.settings import PoolSetup, Ranks
 
-SETUP = PoolSetup("code", 2, 2, 0.0)
+SETUP = PoolSetup(Ranks(2, 2), "code")
 IDLE_SECONDS = 1800.0
 
 
@@ -33,7 +33,7 @@ class FakePool:
 
     def __init__(self, setup: PoolSetup, clock: Seconds) -> None:
         self.setup = setup
-        self.queue = JobQueue(clock)
+        self.queue = AttemptQueue(clock)
         self.queue.group_started()
         self.has_ended = self.is_lost = self.is_starting = False
         self.wanted: Mapping[Attempt, str] = {}
@@ -60,7 +60,7 @@ class FakePool:
         """Complete the attempt in training, and return its job."""
         found = self.queue.next(after=self._trained)
         assert found is not None
-        self.queue.attempt_done(found.number)  # type: ignore[union-attr]
+        self.queue.attempt_succeeded(found.number)  # type: ignore[union-attr]
         self._trained += 1
         return found.attempt.job  # type: ignore[union-attr]
 
@@ -126,7 +126,7 @@ class Scene:
         return self.pools[-1]
 
     def _setup(self, request: AttemptRequest) -> PoolSetup:
-        return PoolSetup(self.code, request.ranks, request.min_ranks, request.gpus_per_rank)
+        return PoolSetup(Ranks(request.ranks, request.min_ranks), self.code)
 
 
 @pytest.fixture
@@ -278,7 +278,7 @@ def test_ranks_of_another_size_or_code_are_replaced_when_they_are_free(
     scene.steps(2)
     old, new = scene.pools
     assert old.has_ended
-    assert (new.setup.ranks, new.setup.code) == (2 if edited else 4, scene.code)
+    assert new.setup == PoolSetup(Ranks(2 if edited else 4, 2), scene.code)
     assert [each.job for each in new.wanted] == ["job-2"]
 
 

@@ -3,7 +3,6 @@
 Memory that an attempt has freed returns to the machine.
 """
 
-import inspect
 import pickle
 import platform
 from typing import Any
@@ -35,12 +34,10 @@ from ray.train.v2.api.exceptions import (
 )
 from ray.train.v2.api.preemption import PreemptionInfo
 
+from workers.train import distributed, ranks
 from workers.train.distributed import World
-from workers.train.pool import ranks
-from workers.train.pool.actor import PoolActor
-from workers.train.pool.group import FailureReporter
-from workers.train.pool.queue import Retire
-from workers.train.pool.ranks import release_device_memory
+from workers.train.queue import Retire
+from workers.train.ranks import FailureReporter, release_device_memory
 
 PIECES, FLOATS = 200, 1 << 18
 MIB = PIECES * FLOATS * 4 >> 20
@@ -65,21 +62,24 @@ class Method:
     def remote(self, *_: Any) -> Any:
         """The answer, as no Ray is there to fetch it."""
         self._story.append(self._name)
-        return Retire() if self._name == "next" else None
+        return Retire() if self._name == "wait_for_next" else None
 
 
 @pytest.mark.parametrize(
     ("rank", "expected"),
-    [(0, ["meet", "group_started", "meet", "next"]), (1, ["meet", "meet", "next"])],
+    [
+        (0, ["meet", "group_started", "meet", "wait_for_next"]),
+        (1, ["meet", "meet", "wait_for_next"]),
+    ],
 )
 def test_a_group_is_reported_once_all_ranks_joined_and_before_any_requests_work(
     rank: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     story: list[str] = []
     monkeypatch.setattr(ray, "get", lambda answer: answer)
-    monkeypatch.setattr(ranks, "world", lambda: World(rank, 2))
+    monkeypatch.setattr(distributed, "world", lambda: World(rank, 2))
     monkeypatch.setattr(ranks, "_exit_when_abandoned", lambda _: None)
-    monkeypatch.setattr(ranks, "barrier", lambda _: story.append("meet"))
+    monkeypatch.setattr(distributed, "barrier", lambda _: story.append("meet"))
     ranks.train_attempts(Called(story), torch.device("cpu"))
     assert story == expected
 
@@ -153,7 +153,6 @@ def test_running_growing_preempted_and_waiting_groups_have_not_died(
 
 
 def test_ray_train_takes_the_callback_to_its_controller() -> None:
-    assert inspect.iscoroutinefunction(PoolActor.group_failed)
     callback = FailureReporter(Reported())
     callbacks: Any = [callback]
     assert RunConfig(name="any", callbacks=callbacks).callbacks == callbacks

@@ -1,6 +1,6 @@
-"""A pool on Ray: an actor with the queue, which keeps one Ray Train run going.
+"""A pool of ranks that outlives single attempts, so that an attempt does not wait for imports: an actor on Ray.
 
-The driver and the ranks call its methods. It dies with its driver, and its ranks die with it.
+It has the queue, and keeps one Ray Train run going. It dies with its driver, and its ranks die with it.
 """
 
 import asyncio
@@ -14,9 +14,9 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from workers.train.pool.queue import Assignment, Attempt, AttemptStatus, JobQueue, Retire
-from workers.train.pool.server import PoolLost
-from workers.train.pool.setup import PoolSetup
+from workers.train.queue import Assignment, Attempt, AttemptQueue, AttemptStatus, Retire
+from workers.train.server import PoolLost
+from workers.train.settings import PoolSetup, Ranks
 
 # The longest that a call of a rank waits for a change; the rank then calls again.
 _WAIT_SECONDS = 10.0
@@ -26,61 +26,43 @@ _CALL_SECONDS = 0.05
 T = TypeVar("T")
 
 
-class PoolActor:
-    """A Ray actor. Everything that uses the queue runs in its one event loop."""
+class PoolActor(AttemptQueue):
+    """A Ray actor: the queue, and calls that wait for it to change.
 
-    def __init__(self, store_uri: str, setup: PoolSetup) -> None:
-        self._queue = JobQueue()
+    It is an asyncio actor, so all methods run in its one event loop, also those of `AttemptQueue`.
+    """
+
+    def __init__(self, store_uri: str, ranks: Ranks) -> None:
         self._changed = asyncio.Event()
         # Why there are no longer any ranks.
-        self._error = ""
+        self._lost_because = ""
+        super().__init__(on_change=self._notify)
         own = ray.get_runtime_context().current_actor
-        threading.Thread(target=self._keep_group, args=[store_uri, setup, own], daemon=True).start()
+        threading.Thread(target=self._keep_group, args=[store_uri, ranks, own], daemon=True).start()
 
     async def exchange(self, wanted: Mapping[Attempt, str]) -> dict[Attempt, AttemptStatus]:
         """Called by the driver: see `Pool`. Raises RuntimeError if Ray Train has given up."""
-        if self._error:
-            raise RuntimeError(self._error)
-        if self._queue.want(wanted):
-            self._notify()
-        return {attempt: self._queue.status(attempt) for attempt in wanted}
+        if self._lost_because:
+            raise RuntimeError(self._lost_because)
+        self.want(wanted)
+        return {attempt: self.status(attempt) for attempt in wanted}
 
-    async def has_ranks(self) -> bool:
+    async def wait_for_group(self) -> bool:
         """Called by the driver: whether there are ranks; returns as soon as there are."""
-        return bool(await self._until(lambda: self._queue.has_group))
+        return bool(await self._until(lambda: self.has_group))
 
-    async def group_started(self) -> None:
-        """Called by rank 0 of a new group."""
-        self._queue.group_started()
-        self._notify()
-
-    async def group_failed(self, error: str) -> None:
+    def group_failed(self, error: str) -> None:
         """Called by Ray Train's controller, which replaces the group."""
         print(f"the ranks failed: {error}", flush=True)
-        self._queue.group_failed(error)
-        self._notify()
+        super().group_failed(error)
 
-    async def next(self, after: int) -> Assignment | Retire | None:
-        """The next assignment for a rank that has completed number `after`; None: call again."""
-        return await self._until(lambda: self._queue.next(after))
+    async def wait_for_next(self, after: int) -> Assignment | Retire | None:
+        """Called by a rank: see `AttemptQueue.next`. Returns None after a while."""
+        return await self._until(lambda: self.next(after))
 
-    async def attempt_done(self, number: int) -> None:
-        """Called by rank 0."""
-        self._queue.attempt_done(number)
-        self._notify()
-
-    async def attempt_failed(self, number: int, message: str) -> None:
-        """Called by a rank whose error a retry would meet again."""
-        self._queue.attempt_failed(number, message)
-        self._notify()
-
-    async def attempt_error(self, number: int, message: str) -> None:
-        """Called by a rank with any other error, which then ends its group."""
-        self._queue.attempt_error(number, message)
-
-    async def is_abandoned(self) -> bool:
-        """Whether the attempt in training is no longer wanted; returns as soon as it is not."""
-        return bool(await self._until(self._queue.is_abandoned))
+    async def wait_until_abandoned(self) -> bool:
+        """Called by rank 0: whether the attempt in training is no longer wanted; returns as soon as it is not."""
+        return bool(await self._until(self.is_abandoned))
 
     async def _until(self, look: Callable[[], T | None]) -> T | None:
         """What `look` returns as soon as that is true; None after a while."""
@@ -97,17 +79,17 @@ class PoolActor:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _keep_group(self, store_uri: str, setup: PoolSetup, own: Any) -> None:
+    def _keep_group(self, store_uri: str, ranks: Ranks, own: Any) -> None:
         """Run one group after another."""
         try:
             # Ray Train takes seconds to import. The driver, which imports this module, does not need it.
-            from workers.train.pool.group import run_pool_group
+            from workers.train.ranks import run_pool
 
             while True:
-                run_pool_group(store_uri, setup, own)
+                run_pool(store_uri, ranks, own)
         except BaseException:  # noqa: BLE001
             # Reported by the next call of the driver, which ends this process.
-            self._error = traceback.format_exc()
+            self._lost_because = traceback.format_exc()
 
 
 class RayPool:
@@ -120,14 +102,14 @@ class RayPool:
         # On the driver's node: no other one has to stay for it.
         near = NodeAffinitySchedulingStrategy(node, soft=False)
         remote = ray.remote(PoolActor).options(num_cpus=0, scheduling_strategy=near)
-        self._actor: Any = remote.remote(store_uri, setup)
+        self._actor: Any = remote.remote(store_uri, setup.ranks)
         self._call: Any = None
         self._start_call: Any = None
 
     def has_started(self) -> bool:
         """See `Pool`."""
         if self._start_call is None:
-            self._start_call = self._actor.has_ranks.remote()
+            self._start_call = self._actor.wait_for_group.remote()
         done: list[Any]
         done, _ = ray.wait([self._start_call], timeout=0)
         if not done:
@@ -160,5 +142,5 @@ class RayPool:
 def has_room(setup: PoolSetup) -> bool:
     """Whether the cluster of this process has resources for a group that are not in use."""
     free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-    fits = free.get("CPU", 0.0) >= setup.min_ranks
-    return fits and free.get("GPU", 0.0) >= setup.min_ranks * setup.gpus_per_rank
+    fewest, gpus_each = setup.ranks.fewest, setup.ranks.gpus_each
+    return free.get("CPU", 0.0) >= fewest and free.get("GPU", 0.0) >= fewest * gpus_each

@@ -10,17 +10,17 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal, Protocol
+from typing import Protocol
 
 from pydantic import ValidationError
 
 from cmcl.contract.errors import ObjectExists, ObjectNotFound
-from cmcl.contract.job import AttemptOutcome, AttemptRequest, Progress
+from cmcl.contract.job import AttemptOutcome, AttemptRequest, Phase, Progress
 from cmcl.storage import layout
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.running import ProgressWriter
-from workers.train.pool.queue import RESTARTS, Attempt, AttemptStatus
-from workers.train.pool.setup import PoolSetup
+from workers.train.queue import RESTARTS, Attempt, AttemptStatus
+from workers.train.settings import PoolSetup
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ _QUEUE_SECONDS, _SECONDS_BETWEEN_LOOKS = 20.0, 1.0
 # Object stores charge for every write, and the control plane waits for minutes.
 _REPORT_SECONDS = 5.0
 _UNREADABLE = "the driver cannot read the request, which may be of another release"
+_STARTING = "the training ranks are starting"
 
 
 class PoolLost(Exception):
@@ -58,11 +59,11 @@ class Pool(Protocol):
 
 
 @dataclass
-class _Attempt:
+class _Entry:
     """A request of the last listing, by its submission id `name`.
 
     `own`: a pool for it alone. `status`: what its pool has returned last. `losses`: how many pools have ended while it
-    was next or in training.
+    was next or in training. `reported`: the phase that was written last.
     """
 
     name: str
@@ -74,7 +75,7 @@ class _Attempt:
     own: Pool | None = None
     status: AttemptStatus | None = None
     losses: int = 0
-    reported: tuple[str, str | None] = ("", None)
+    reported: Phase | None = None
     reported_at: float = 0.0
 
 
@@ -93,7 +94,7 @@ class AttemptServer:
     idle_seconds: float
     resident: Pool | None = None
     clock: Callable[[], float] = time.monotonic
-    _known: dict[str, _Attempt] = field(default_factory=dict)
+    _entries: dict[str, _Entry] = field(default_factory=dict)
     _used_at: float = field(init=False)
     # When the cluster is next asked whether it has room for a pool of its own for an attempt that waits.
     _look_at: float = 0.0
@@ -104,7 +105,7 @@ class AttemptServer:
     @property
     def is_idle(self) -> bool:
         """True if no attempt waits or is trained."""
-        return not self._known
+        return not self._entries
 
     @property
     def is_warm(self) -> bool:
@@ -116,12 +117,12 @@ class AttemptServer:
 
         Returns whether one has come, gone or ended. Raises StorageUnavailable.
         """
-        before = set(self._known)
+        before = set(self._entries)
         self._list()
         self._place()
         for pool in self._pools():
             self._exchange(pool)
-        return set(self._known) != before
+        return set(self._entries) != before
 
     def close(self) -> None:
         """End all ranks."""
@@ -129,20 +130,20 @@ class AttemptServer:
             pool.end()
 
     def _pools(self) -> list[Pool]:
-        own = [known.own for known in self._known.values()]
+        own = [entry.own for entry in self._entries.values()]
         return [pool for pool in (self.resident, *own) if pool is not None]
 
     def _list(self) -> None:
         prefix = layout.attempts()
         listed = [key.removeprefix(prefix).removesuffix(".json") for key in self.store.keys(prefix)]
-        for name in self._known.keys() - set(listed):
+        for name in self._entries.keys() - set(listed):
             logger.info("attempt %s: is stopped, its request has disappeared", name)
-            self._forget(name)
+            self._remove(name)
         for name in listed:
-            if name not in self._known:
-                self._take_up(name)
+            if name not in self._entries:
+                self._add(name)
 
-    def _take_up(self, name: str) -> None:
+    def _add(self, name: str) -> None:
         try:
             text = self.store.read(layout.attempt_request(name))
             request = AttemptRequest.model_validate_json(text)
@@ -157,7 +158,7 @@ class AttemptServer:
             self.store.delete(layout.attempt_request(name))
             return
         self.idle_seconds = request.idle_seconds
-        self._known[name] = _Attempt(
+        self._entries[name] = _Entry(
             name,
             request,
             Attempt(self.store.uri, request.job, request.attempt),
@@ -177,7 +178,7 @@ class AttemptServer:
     def _place(self) -> None:
         """Start, replace and end pools: each attempt has one, or waits until the resident pool is free for its setup."""
         now = self.clock()
-        shared = [known for known in self._known.values() if known.own is None]
+        shared = [entry for entry in self._entries.values() if entry.own is None]
         if self.resident is not None:
             is_idle = 0 < self.idle_seconds <= now - self._used_at
             if self._users(self.resident):
@@ -189,74 +190,69 @@ class AttemptServer:
                 self.resident = None
         if self.resident is None and shared:
             self.resident, self._used_at = self.start(shared[0].setup), now
-        waiting = [known for known in shared if self._waits(known)]
+        waiting = [entry for entry in shared if self._waits(entry)]
         late = next((each for each in waiting if now - each.began >= _QUEUE_SECONDS), None)
         if late is not None and now >= self._look_at:
             if self.has_room(late.setup):
                 logger.info("attempt %s: gets ranks of its own", late.name)
                 late.own, late.status = self.start(late.setup), None
             self._look_at = now + (_QUEUE_SECONDS if late.own else _SECONDS_BETWEEN_LOOKS)
-        for known in waiting:
-            self._report(known, "waiting")
+        for entry in waiting:
+            self._report(entry, "waiting")
 
-    def _users(self, pool: Pool) -> list[_Attempt]:
+    def _users(self, pool: Pool) -> list[_Entry]:
         """The attempts in the queue of a pool."""
         return [
-            known
-            for known in self._known.values()
-            if known.own is pool
-            or (known.own is None and pool is self.resident and known.setup == pool.setup)
+            entry
+            for entry in self._entries.values()
+            if entry.own is pool
+            or (entry.own is None and pool is self.resident and entry.setup == pool.setup)
         ]
 
-    def _waits(self, known: _Attempt) -> bool:
+    def _waits(self, entry: _Entry) -> bool:
         """Whether the resident pool trains others before it."""
-        is_other = self.resident is not None and known.setup != self.resident.setup
-        return is_other or (known.status is not None and known.status.state == "waiting")
+        is_other = self.resident is not None and entry.setup != self.resident.setup
+        return is_other or entry.status == "waiting"
 
     def _exchange(self, pool: Pool) -> None:
         users = self._users(pool)
         try:
-            statuses = pool.exchange({known.attempt: known.request.owner for known in users})
+            statuses = pool.exchange({entry.attempt: entry.request.owner for entry in users})
         except PoolLost as error:
-            self._lose(pool, users, str(error))
+            self._end_lost(pool, users, str(error))
             return
-        for known in users:
-            if known.attempt in statuses:
-                self._take(known, statuses[known.attempt])
+        for entry in users:
+            if entry.attempt in statuses:
+                self._update(entry, statuses[entry.attempt])
 
-    def _take(self, known: _Attempt, status: AttemptStatus) -> None:
-        known.status = status
-        if status.is_final:
-            state: Literal["succeeded", "failed"] = (
-                "succeeded" if status.state == "done" else "failed"
-            )
-            self._end(known.name, AttemptOutcome(state=state, message=status.message))
-        elif status.state == "working" and status.message:
-            self._report(known, "starting", status.message)
+    def _update(self, entry: _Entry, status: AttemptStatus) -> None:
+        entry.status = status
+        if isinstance(status, AttemptOutcome):
+            self._end(entry.name, status)
+        elif status == "starting":
+            self._report(entry, "starting", _STARTING)
 
-    def _lose(self, pool: Pool, users: list[_Attempt], why: str) -> None:
+    def _end_lost(self, pool: Pool, users: list[_Entry], why: str) -> None:
         """Have the attempts of a pool that has ended trained by the next resident one."""
         logger.error("ranks were lost: %s", why)
         pool.end()
         if pool is self.resident:
             self.resident = None
-        for known in users:
-            if known.status is None or known.status.state == "working":
-                known.losses += 1
-            known.own = known.status = None
-            if known.losses > RESTARTS:
-                message = f"the process of its ranks ended {known.losses} times: {why}"
-                self._end(known.name, AttemptOutcome(state="failed", message=message))
+        for entry in users:
+            if entry.status in (None, "starting", "running"):
+                entry.losses += 1
+            entry.own = entry.status = None
+            if entry.losses > RESTARTS:
+                message = f"the process of its ranks ended {entry.losses} times: {why}"
+                self._end(entry.name, AttemptOutcome(state="failed", message=message))
 
-    def _report(
-        self, known: _Attempt, phase: Literal["starting", "waiting"], note: str | None = None
-    ) -> None:
+    def _report(self, entry: _Entry, phase: Phase, note: str | None = None) -> None:
         """Write the progress of an attempt without ranks: when it changes, and while it waits, as a sign of life."""
         now = self.clock()
-        is_new = (phase, note) != known.reported
-        if is_new or (phase == "waiting" and now - known.reported_at >= _REPORT_SECONDS):
-            known.writer.write(Progress(phase=phase, note=note, at=datetime.now(UTC)))
-            known.reported, known.reported_at = (phase, note), now
+        is_due = phase == "waiting" and now - entry.reported_at >= _REPORT_SECONDS
+        if phase != entry.reported or is_due:
+            entry.writer.write(Progress(phase=phase, note=note, at=datetime.now(UTC)))
+            entry.reported, entry.reported_at = phase, now
 
     def _end(self, name: str, outcome: AttemptOutcome) -> None:
         try:
@@ -266,9 +262,9 @@ class AttemptServer:
             pass  # It was stopped, or another driver has ended it.
         self.store.delete(layout.attempt_request(name))
         logger.info("attempt %s: %s %s", name, outcome.state, outcome.message)
-        self._forget(name)
+        self._remove(name)
 
-    def _forget(self, name: str) -> None:
-        known = self._known.pop(name, None)
-        if known is not None and known.own is not None:
-            known.own.end()
+    def _remove(self, name: str) -> None:
+        entry = self._entries.pop(name, None)
+        if entry is not None and entry.own is not None:
+            entry.own.end()
