@@ -12,11 +12,11 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import Recall
 from workers.methods.method import Method, Recipe
-from workers.model.evaluation import HeldOut, measure
-from workers.model.rows import PairedRows
+from workers.model.heads import PairedRows
 from workers.train.certify import PastDataset, weights_of
-from workers.train.data.rows import HeldRows
+from workers.train.evaluation import HeldOut, measure
 from workers.train.learn import ModelState, Task, TrainingResult, initial_state, learn
+from workers.train.rows import RowsInMemory
 from workers.train.run import Run
 
 
@@ -79,7 +79,7 @@ def learn_one(
     """Learn one dataset with the product's code."""
     task = Task(
         dataset.pair,
-        HeldRows(dataset.training),
+        RowsInMemory(dataset.training),
         seed=spec.seed * 1000 + len(earlier),
         past=earlier,
     )
@@ -93,6 +93,6 @@ def _measure_all(model_state: ModelState, stream: Sequence[Dataset]) -> list[Rec
 def remember(dataset: Dataset, learned: TrainingResult) -> PastDataset:
     """Return what later datasets need to know of this one."""
     heads = learned.model_state.heads
-    return PastDataset.held(
+    return PastDataset.in_memory(
         dataset.name, dataset.pair, learned.moments, weights_of(dataset.pair, heads)
     )

@@ -36,15 +36,14 @@ from cmcl.contract.model import ModelSpec
 from workers.methods.improve import Improve
 from workers.methods.method import TrainingContext
 from workers.model.artifact import save_centred_moments, save_memory
-from workers.model.heads import ModalityHeads, initial_heads
+from workers.model.heads import ModalityHeads, PairedRows, initial_heads
 from workers.model.memory import Memory
-from workers.model.rows import PairedRows
 from workers.nullspace.centred import Pooled, dataset_moments, pooled
 from workers.nullspace.closed_form import root, solve, whitened
 from workers.nullspace.moments import pair_moments
-from workers.train.data.rows import CHUNK_ROWS, HeldRows
+from workers.train.learn import moments_of_halves, prepare_rows
+from workers.train.rows import CHUNK_ROWS, RowsInMemory
 from workers.train.run import Run
-from workers.train.sums import prepared_rows, summed_halves
 
 _MODALITIES = tuple("abcdef")
 # What the rows of a pair have in common, and how fast their spectrum decays.
@@ -118,7 +117,7 @@ def _moments(width: int, lift: int, options: argparse.Namespace) -> dict[str, fl
     raw = PairedRows(
         _features(options.rows, width, 1), _features(options.rows, width, 2), keys, keys
     )
-    prepared = prepared_rows(heads, pair, raw)
+    prepared = prepare_rows(heads, pair, raw)
 
     def products() -> None:
         for start in range(0, options.rows, CHUNK_ROWS):
@@ -132,7 +131,7 @@ def _moments(width: int, lift: int, options: argparse.Namespace) -> dict[str, fl
                 left_NI.mT @ right_NJ
 
     tasks = {
-        "ours": lambda: summed_halves(heads, pair, HeldRows(raw), Run()),
+        "ours": lambda: moments_of_halves(heads, pair, RowsInMemory(raw), Run()),
         "limit": products,
     }
     found = alternate(tasks, options.repeats)

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from benchmarks.chain import Dataset
 from cmcl.contract.modality import ModalityPair
 from workers.files.shards import FEATURES, Rows
-from workers.train.data.dataset import held_out, paired_rows
+from workers.train.dataset import paired_rows
+from workers.train.evaluation import held_out
 
 _NAME = re.compile(r"(?P<name>.+_(?P<first>[a-z])(?P<second>[a-z]))\.(?P<part>train|test)\.parquet")
 _PARTS = ("train", "test")

@@ -19,14 +19,12 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, TrainingSpec
 from cmcl.contract.version import Recall
 from workers.methods.method import Recipe
-from workers.model.evaluation import measure
-from workers.model.heads import ModalityHeads, initial_heads
+from workers.model.heads import ModalityHeads, PairedRows, initial_heads
 from workers.model.loss import symmetric_info_nce, unit
-from workers.model.rows import PairedRows
-from workers.train.data.rows import HeldRows
-from workers.train.learn import Task, initial_state, learn
+from workers.train.evaluation import measure
+from workers.train.learn import Task, condition_new_modalities, initial_state, learn, prepare_rows
+from workers.train.rows import RowsInMemory
 from workers.train.run import Run
-from workers.train.sums import conditioned, prepared_rows
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def joint_heads(
         spec = spec.model_copy(update={"training": training})
     else:
         heads = conditioned_heads(stream, spec)
-    rows = [prepared_rows(heads, dataset.pair, dataset.training) for dataset in stream]
+    rows = [prepare_rows(heads, dataset.pair, dataset.training) for dataset in stream]
     joint = _Joint([dataset.pair for dataset in stream], rows, heads, spec)
     after = list[ModalityHeads]()
     for epoch in range(1, max(epochs) + 1):
@@ -100,7 +98,9 @@ def conditioned_heads(stream: Sequence[Dataset], spec: ModelSpec) -> ModalityHea
     """Return the initial heads without a lift, with every modality conditioned by its first dataset."""
     heads = initial_heads(spec.model_copy(update={"lift": 0}))
     for dataset in stream:
-        heads = conditioned(spec, heads, dataset.pair, HeldRows(dataset.training), Run())
+        heads = condition_new_modalities(
+            spec, heads, dataset.pair, RowsInMemory(dataset.training), Run()
+        )
     return heads
 
 
@@ -108,7 +108,7 @@ def closed_form_heads(stream: Sequence[Dataset], spec: ModelSpec) -> ModalityHea
     """Return the heads that the product solves from the moments of the whole stream."""
     state = initial_state(spec)
     for number, dataset in enumerate(stream):
-        task = Task(dataset.pair, HeldRows(dataset.training), spec.seed * 1000 + number)
+        task = Task(dataset.pair, RowsInMemory(dataset.training), spec.seed * 1000 + number)
         state = learn(spec, state, task).model_state
     return state.heads
 

@@ -14,17 +14,16 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, TrainingSpec
 from workers.methods.method import Batch, Recipe, TrainingContext, UpdateRule
 from workers.methods.preserve import Preserve
-from workers.model.heads import ModalityHeads
+from workers.model.heads import ModalityHeads, PairedRows
 from workers.model.loss import unit
 from workers.model.memory import Memory
 from workers.model.pair import PairInEigenCoordinates, rotate
-from workers.model.rows import PairedRows
 from workers.nullspace.mask import UpdateSpace, product_mask
 from workers.nullspace.moments import SecondMoment, pair_moments
 from workers.nullspace.subspace import EigenBasis, common_eigenbasis, eigenbasis
-from workers.train.data.rows import LocalBatch
 from workers.train.distributed import SINGLE_PROCESS
-from workers.train.objective import GlobalLoss, optimizer_for
+from workers.train.loop import GlobalLoss, optimizer_for
+from workers.train.rows import LocalBatch
 
 KEPT_ENERGY: float = ModelSpec.model_fields["kept_energy"].default
 PAIR = ModalityPair(first="image", second="text")

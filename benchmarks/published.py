@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from cmcl.contract.model import TrainingSpec
 from workers.methods.method import Recipe
+from workers.model.heads import PairedRows
 from workers.model.loss import symmetric_info_nce, unit
-from workers.model.rows import PairedRows
 from workers.nullspace.moments import SecondMoment
-from workers.train.objective import EPSILON
+from workers.train.loop import EPSILON
 
 # lambda_min of the published code: an absolute threshold on the mean moments of inputs and outputs.
 INPUT_THRESHOLD, OUTPUT_THRESHOLD = 0.1, 0.0

@@ -24,7 +24,7 @@ from benchmarks.report import machine
 from cmcl.contract.dataset import Shard
 from cmcl.contract.model import ModelSpec, TrainingSpec
 from workers.files.shards import describe_shard
-from workers.train.data.rows import HeldRows
+from workers.train.rows import RowsInMemory
 
 _STREAM = Path("examples/stream")
 _WAYS = ("held", "streamed")
@@ -162,7 +162,7 @@ def _job(options: argparse.Namespace, way: str, folder: Path) -> Job:
         Part(
             one.pair,
             (_shard(options.stream / f"{one.name}.train.parquet"),),
-            HeldRows(one.training),
+            RowsInMemory(one.training),
         )
         for one in stream.datasets[:2]
     )

@@ -18,10 +18,10 @@ from cmcl.contract.dataset import Shard
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from workers.train.certify import PastDataset, weights_of
-from workers.train.data.dataset import StreamedRows
-from workers.train.data.rows import TrainingRows
+from workers.train.dataset import RowsOnDisk
 from workers.train.distributed import Traffic, World, world
 from workers.train.learn import Task, TrainingResult, initial_state, learn
+from workers.train.rows import TrainingRows
 from workers.train.run import Run, UpdateDone, Watcher
 
 _NEW_NETWORK = 0x40000000
@@ -62,7 +62,7 @@ class Part:
         if way == "held":
             return self.held
         first, second = (spec.widths[modality] for modality in self.pair.modalities)
-        return StreamedRows(self.shards, (first, second))
+        return RowsOnDisk(self.shards, (first, second))
 
 
 class TrafficRecorder(Watcher):
@@ -131,7 +131,9 @@ class Job:
 
     def _earlier(self, first: TrainingResult) -> PastDataset:
         heads = first.model_state.heads
-        return PastDataset.held("first", self.first, first.moments, weights_of(self.first, heads))
+        return PastDataset.in_memory(
+            "first", self.first, first.moments, weights_of(self.first, heads)
+        )
 
 
 def make_parent(spec: ModelSpec, part: Part, path: Path) -> None:

@@ -17,9 +17,8 @@ from workers.methods.method import (
     TrainingContext,
     UpdateRule,
 )
-from workers.model.heads import ModalityHeads
+from workers.model.heads import ModalityHeads, PairedRows
 from workers.model.pair import PairInEigenCoordinates
-from workers.model.rows import PairedRows
 
 
 @dataclass(frozen=True)

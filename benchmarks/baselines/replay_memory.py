@@ -17,10 +17,9 @@ from torch import Tensor
 
 from cmcl.contract.modality import ModalityPair
 from workers.methods.method import DatasetStatistics, Method, MethodState, State, TrainingContext
-from workers.model.heads import ModalityHeads
+from workers.model.heads import ModalityHeads, PairedRows
 from workers.model.loss import symmetric_info_nce, unit
 from workers.model.pair import PairInEigenCoordinates
-from workers.model.rows import PairedRows
 
 Weights = Mapping[str, Tensor]
 """The head of each modality (E × I)."""

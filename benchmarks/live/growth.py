@@ -15,16 +15,14 @@ from torch import Tensor
 from benchmarks.command_line import log_progress
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
-from workers.model.heads import ModalityHeads, initial_heads
+from workers.model.heads import ModalityHeads, PairedRows, initial_heads
 from workers.model.memory import Chosen, Memory
-from workers.model.rows import PairedRows
 from workers.nullspace.centred import CentredMoments, dataset_moments
 from workers.nullspace.moments import PairMoments
 from workers.train.certify import PastDataset, certificates, weights_of
-from workers.train.data.rows import HeldRows
-from workers.train.learn import ModelState, Task, learn
+from workers.train.learn import ModelState, Task, learn, moments_of_halves
+from workers.train.rows import RowsInMemory
 from workers.train.run import Run
-from workers.train.sums import summed_halves
 
 WIDTHS: Mapping[str, int] = {
     "audio": 768,
@@ -91,12 +89,12 @@ def _seconds(
     """Learn a dataset of the first pair with so many datasets behind it, and certify these."""
     first, *_ = moments
     past = tuple(
-        PastDataset.held(f"ds-{number}", pair, moments[pair], weights_of(pair, heads))
+        PastDataset.in_memory(f"ds-{number}", pair, moments[pair], weights_of(pair, heads))
         for number, pair in enumerate(islice(cycle(moments), datasets))
     )
     before = ModelState(heads, _memory(moments, datasets))
     began = time.perf_counter()
-    learned = learn(spec, before, Task(first, HeldRows(rows), spec.seed, past))
+    learned = learn(spec, before, Task(first, RowsInMemory(rows), spec.seed, past))
     trained = time.perf_counter()
     certificates(past, heads, learned.model_state.heads)
     ended = time.perf_counter()
@@ -139,7 +137,7 @@ def _repeated(sums: CentredMoments, count: int) -> CentredMoments:
 
 
 def _moments(heads: ModalityHeads, pair: ModalityPair, rows: PairedRows) -> PairMoments:
-    one, other = summed_halves(heads, pair, HeldRows(rows), Run())
+    one, other = moments_of_halves(heads, pair, RowsInMemory(rows), Run())
     return one + other
 
 

@@ -36,14 +36,13 @@ from cmcl.contract.errors import TrainingDiverged
 from cmcl.contract.model import ModelSpec
 from workers.methods.method import Method, Recipe
 from workers.methods.registry import method_class, method_for
-from workers.model.evaluation import HeldOut
-from workers.model.heads import ModalityHeads, with_constant
-from workers.model.rows import PairedRows
+from workers.model.heads import ModalityHeads, PairedRows, with_constant
 from workers.nullspace.moments import PairMoments, pair_moments
 from workers.nullspace.threads import one_thread
 from workers.train.certify import PastDataset
-from workers.train.data.rows import Plan
+from workers.train.evaluation import HeldOut
 from workers.train.learn import ModelState, initial_state
+from workers.train.rows import Plan
 
 # The features of the encoders, scaled to unit length and nothing else.
 UNTRAINED = "untrained"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.paper.protocol import PUBLISHED_ORDER, STEPS, Step
 from benchmarks.paper.sources.source import SPLITS, InvalidSource, Split
-from workers.model.rows import PairedRows, content_keys
+from workers.model.heads import PairedRows, content_keys
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,8 @@ from workers.methods.method import (
     TrainingContext,
     UpdateRule,
 )
-from workers.model.heads import ModalityHeads
+from workers.model.heads import ModalityHeads, PairedRows
 from workers.model.pair import PairInEigenCoordinates
-from workers.model.rows import PairedRows
 from workers.nullspace.conditioning import Conditioning
 from workers.nullspace.mask import UpdateSpace
 from workers.nullspace.moments import PairMoments

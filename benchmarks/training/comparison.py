@@ -24,7 +24,7 @@ from benchmarks.training.published_loop import PublishedLoop
 from benchmarks.training.reading import as_users_do, readers, write_shards
 from benchmarks.training.timing import Timing, WindowTimer
 from workers.files.shards import write_shard
-from workers.train.data.dataset import StreamedRows
+from workers.train.dataset import RowsOnDisk
 from workers.train.learn import ModelState
 
 TimedTask = Callable[[WindowTimer], None]
@@ -96,7 +96,7 @@ class Comparison:
     def _ours(self, batch: int, folder: Path) -> dict[str, TimedTask]:
         known, width = _known(self.width), self.width - 1
         rows = held(random_sides(self.rows, width, seed=0))
-        streamed = StreamedRows(write_shards(folder, 1, self.rows, width), (width, width))
+        streamed = RowsOnDisk(write_shards(folder, 1, self.rows, width), (width, width))
         loops = {
             "preserve": ProductLoop(known, rows, batch),
             "preserve, streamed": ProductLoop(known, streamed, batch),

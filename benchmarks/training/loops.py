@@ -16,10 +16,10 @@ from torch.nn.functional import cross_entropy, normalize
 from benchmarks.training.timing import WindowTimer
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, Precision, TrainingSpec
-from workers.model.rows import PairedRows
-from workers.train.data.rows import HeldRows, TrainingRows
+from workers.model.heads import PairedRows
 from workers.train.distributed import world
 from workers.train.learn import ModelState, Task, TrainingResult, initial_state, learn
+from workers.train.rows import RowsInMemory, TrainingRows
 from workers.train.run import Run, UpdateDone, Watcher
 
 _TEMPERATURE = 0.07
@@ -178,7 +178,7 @@ class ProductLoop:
         return learn(spec, self.known, task, Run(world(), watcher=clock))
 
 
-def held(sides: Sides) -> HeldRows:
+def held(sides: Sides) -> RowsInMemory:
     """Return all rows in memory, each item once."""
     keys_N = torch.arange(len(sides))
-    return HeldRows(PairedRows(sides.first_NI, sides.second_NJ, keys_N, keys_N))
+    return RowsInMemory(PairedRows(sides.first_NI, sides.second_NJ, keys_N, keys_N))

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from cmcl.contract.dataset import Shard
 from workers.files.shards import FEATURES, ROWS_IN_A_GROUP, describe_shard, write_shard
-from workers.train.data.reader import read_rows
+from workers.train.dataset import read_rows
 
 _ROWS_AT_ONCE = 4096
 # Arrow's default, which the product's reader may change.

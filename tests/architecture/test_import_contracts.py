@@ -18,7 +18,7 @@ LINTER = Path(sys.executable).parent / "lint-imports"
 PLANTED = [
     ("the control plane is layered", "service.core.states", "service.database.tables"),
     ("the data plane is layered", "workers.model.heads", "workers.train.loop"),
-    ("training is layered", "workers.train.data.rows", "workers.train.loop"),
+    ("training is layered", "workers.train.rows", "workers.train.loop"),
     ("serving is layered", "workers.serve.versions.live", "workers.serve.background"),
     (
         "routes of serving do not import each other",

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from workers.methods.method import DatasetStatistics, TrainingContext
+from workers.model.heads import PairedRows
 from workers.model.pair import rotate
-from workers.model.rows import PairedRows
 from workers.nullspace.mask import UpdateSpace
 from workers.nullspace.moments import pair_moments
-from workers.train.data.rows import HeldRows, RotatedRows
+from workers.train.rows import RotatedRows, RowsInMemory
 
 
 def seen(prepared: PairedRows) -> DatasetStatistics:
@@ -26,4 +26,4 @@ def rotated(
             rows, first_NI=rotate(rows.first_NI, first), second_NJ=rotate(rows.second_NJ, second)
         )
 
-    return RotatedRows(HeldRows(prepared), transform)
+    return RotatedRows(RowsInMemory(prepared), transform)

@@ -16,12 +16,11 @@ from cmcl.contract.model import TrainingSpec
 from tests.fakes.rotated_rows import rotated, seen
 from tests.golden.paper_reference import Array, Learner, Rows, Settings, loss, same_items, slopes
 from workers.methods.method import MethodState, Recipe, TrainingContext
-from workers.model.heads import ModalityHeads
+from workers.model.heads import ModalityHeads, PairedRows
 from workers.model.memory import Memory
-from workers.model.rows import PairedRows
 from workers.nullspace.moments import pair_moments
-from workers.train.data.rows import Plan, permuted_batches
 from workers.train.loop import new_heads, train_pair
+from workers.train.rows import BatchPlan, permuted_batches
 from workers.train.run import Run
 
 WEIGHT_DECAY = 0.5
@@ -88,7 +87,7 @@ def by_reference(settings: Settings, training: TrainingSpec) -> list[dict[str, A
 
 
 def batches_of(training: TrainingSpec, rows: Rows, seed: int) -> Sequence[Sequence[int]]:
-    plan = Plan(training.batch_size, training.epochs, seed)
+    plan = BatchPlan(training.batch_size, training.epochs, seed)
     return [batch.tolist() for batch in permuted_batches(len(rows.first_NI), plan)]
 
 

@@ -9,11 +9,11 @@ from cmcl.contract.dataset import Shard
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, TrainingSpec
 from tests.fakes.feature_shards import write_pair_shards
-from workers.model.rows import PairedRows
-from workers.train.data.dataset import StreamedRows
-from workers.train.data.rows import HeldRows, TrainingRows
+from workers.model.heads import PairedRows
+from workers.train.dataset import RowsOnDisk
 from workers.train.distributed import World
 from workers.train.learn import ModelState, Task, TrainingResult, initial_state, learn
+from workers.train.rows import RowsInMemory, TrainingRows
 from workers.train.run import Run, UpdateDone, Watcher
 
 pytestmark = [
@@ -55,8 +55,8 @@ class Curve(Watcher):
         self.losses.append(float(update.local_loss))
 
 
-def streamed(shards: list[Shard]) -> StreamedRows:
-    return StreamedRows(shards, (WIDTHS["image"], WIDTHS["text"]))
+def streamed(shards: list[Shard]) -> RowsOnDisk:
+    return RowsOnDisk(shards, (WIDTHS["image"], WIDTHS["text"]))
 
 
 def twice(
@@ -69,10 +69,10 @@ def twice(
     return first, learn(spec, first.model_state, Task(PAIR, rows, 2), run), curve.losses
 
 
-def held(shards: list[Shard]) -> HeldRows:
+def held(shards: list[Shard]) -> RowsInMemory:
     raw = streamed(shards).chunks(World(0, 1))
     parts = [(each.first_NI, each.second_NJ, each.first_keys_N, each.second_keys_N) for each in raw]
-    return HeldRows(PairedRows(*(torch.cat(side) for side in zip(*parts, strict=True))))
+    return RowsInMemory(PairedRows(*(torch.cat(side) for side in zip(*parts, strict=True))))
 
 
 @pytest.mark.parametrize("way", ["held", "streamed"])

@@ -19,11 +19,11 @@ from cmcl.contract.model import ModelSpec, TrainingSpec
 from workers.methods.method import Method, Recipe
 from workers.methods.registry import method_class, method_for
 from workers.model.artifact import load_method_state, save_method_state
-from workers.model.evaluation import HeldOut, measure
-from workers.model.rows import PairedRows
-from workers.train.data.rows import HeldRows
+from workers.model.heads import PairedRows
 from workers.train.distributed import World
+from workers.train.evaluation import HeldOut, measure
 from workers.train.learn import ModelState, Task, TrainingResult, initial_state, learn
+from workers.train.rows import RowsInMemory
 from workers.train.run import Checkpoints, Run, Tensors
 
 POLICIES = ("preserve",)
@@ -121,7 +121,7 @@ def learned(
     seed: int = 0,
     run: Run | None = None,
 ) -> TrainingResult:
-    task = Task(STREAM[number], HeldRows(rows_of(spec, number)), seed + number)
+    task = Task(STREAM[number], RowsInMemory(rows_of(spec, number)), seed + number)
     return learn(spec, before, task, run or Run(recipe=RECIPE), method)
 
 
@@ -185,10 +185,10 @@ class KeptInMemory(Checkpoints):
     def newest(self, here: World) -> Tensors | None:
         return {**self.start, **self.saved} if self.resumes and self.start and self.saved else None
 
-    def begin(self, start: Tensors) -> None:
+    def set_start(self, start: Tensors) -> None:
         self.start = {name: tensor.clone() for name, tensor in start.items()}
 
-    def offer(self, updates: int, state: Callable[[], Tensors]) -> None:
+    def save_if_due(self, updates: int, state: Callable[[], Tensors]) -> None:
         if updates == self.after:
             self.saved = {name: tensor.clone() for name, tensor in state().items()}
 

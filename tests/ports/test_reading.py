@@ -8,7 +8,7 @@ from cmcl.contract.dataset import Shard
 from cmcl.storage.object_store import ObjectStore
 from tests.fakes.feature_shards import numbered_rows, write_pair_shards
 from workers.files.scratch import Scratch
-from workers.train.data.reader import read_rows
+from workers.train.dataset import read_rows
 
 
 @pytest.fixture

@@ -15,16 +15,14 @@ from tests.fakes.feature_shards import write_pair_shards
 from tests.fakes.rotated_rows import rotated
 from workers.methods.method import Batch, Method, TrainingContext, UpdateRule
 from workers.methods.registry import method_for
-from workers.model.heads import ModalityHeads, initial_heads
+from workers.model.heads import ModalityHeads, PairedRows, content_keys, initial_heads
 from workers.model.loss import Everywhere, positives, symmetric_info_nce, unit
 from workers.model.memory import Memory
 from workers.model.pair import PairInEigenCoordinates
-from workers.model.rows import PairedRows, content_keys
 from workers.nullspace.mask import everything_free
 from workers.nullspace.moments import pair_moments
 from workers.train.certify import PastDataset, limit_drift, weights_of
-from workers.train.data.dataset import StreamedRows
-from workers.train.data.rows import HeldRows, LocalBatch, TrainingRows
+from workers.train.dataset import RowsOnDisk
 from workers.train.distributed import (
     AsyncGather,
     World,
@@ -33,11 +31,10 @@ from workers.train.distributed import (
     rank_lengths,
     rank_slice,
 )
-from workers.train.learn import ModelState, Task, initial_state, learn
-from workers.train.loop import train_pair
-from workers.train.objective import GlobalLoss
+from workers.train.learn import ModelState, Task, condition_new_modalities, initial_state, learn
+from workers.train.loop import GlobalLoss, train_pair
+from workers.train.rows import LocalBatch, RowsInMemory, TrainingRows
 from workers.train.run import Run, UpdateDone, Watcher
-from workers.train.sums import conditioned
 
 ROWS, BATCH = 90, 26  # a batch that neither 3 nor 4 ranks divide, and rows that it does not divide
 PAIR = ModalityPair(first="image", second="text")
@@ -124,14 +121,14 @@ def _gradient(here: World) -> torch.Tensor:
     return torch.cat([gather(side.grad) for side in local if side.grad is not None], dim=1)
 
 
-def _held() -> HeldRows:
+def _held() -> RowsInMemory:
     first, second = _raw_features(2)
     keys = (torch.from_numpy(content_keys(side.numpy())) for side in (first, second))
-    return HeldRows(PairedRows(first, second, *keys))
+    return RowsInMemory(PairedRows(first, second, *keys))
 
 
-def _streamed(shards: Sequence[Shard]) -> StreamedRows:
-    return StreamedRows(shards, (SPEC.widths["image"], SPEC.widths["text"]))
+def _streamed(shards: Sequence[Shard]) -> RowsOnDisk:
+    return RowsOnDisk(shards, (SPEC.widths["image"], SPEC.widths["text"]))
 
 
 def _first(here: World, rows: TrainingRows) -> dict[str, torch.Tensor]:
@@ -143,10 +140,10 @@ def _first(here: World, rows: TrainingRows) -> dict[str, torch.Tensor]:
 def _trained(here: World, memory: Memory, rows: TrainingRows) -> dict[str, torch.Tensor]:
     """A later dataset under `preserve`: conditioning, mask, shares and penalty included."""
     losses = Losses()
-    heads = conditioned(SPEC, initial_heads(SPEC), PAIR, rows, Run(here))
+    heads = condition_new_modalities(SPEC, initial_heads(SPEC), PAIR, rows, Run(here))
     before = ModelState(heads, memory)
     learned = learn(SPEC, before, Task(PAIR, rows, seed=3), Run(here, watcher=losses))
-    earlier = PastDataset.held(
+    earlier = PastDataset.in_memory(
         "old", PAIR, pair_moments(*_features(EARLIER)), weights_of(PAIR, heads)
     )
     return {
@@ -260,7 +257,9 @@ def _limited(here: World) -> tuple[torch.Tensor, torch.Tensor]:
         for name in PAIR.modalities
     )
     earlier = [
-        PastDataset.held(str(seed), PAIR, pair_moments(*_features(seed)), weights_of(PAIR, heads))
+        PastDataset.in_memory(
+            str(seed), PAIR, pair_moments(*_features(seed)), weights_of(PAIR, heads)
+        )
         for seed in range(5)
     ]
     limited = limit_drift(spec, context, spaces, (first, second), earlier, here)
@@ -272,7 +271,9 @@ def _limited(here: World) -> tuple[torch.Tensor, torch.Tensor]:
 def _traffic(here: World, memory: Memory) -> dict[str, int]:
     """Bytes that a dataset of two known modalities passes to collectives, and the terms of their formula."""
     rows, run = _held(), Run(World(here.rank, here.size))
-    before = ModelState(conditioned(SPEC, initial_heads(SPEC), PAIR, rows, Run(here)), memory)
+    before = ModelState(
+        condition_new_modalities(SPEC, initial_heads(SPEC), PAIR, rows, Run(here)), memory
+    )
     learned = learn(SPEC, before, Task(PAIR, rows, seed=3), run)
     free = sum(int(space.free_EI.sum()) for space in learned.spaces.values())
     traffic = run.here.traffic

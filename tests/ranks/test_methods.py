@@ -10,10 +10,10 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, TrainingSpec
 from tests.ranks.processes import in_ranks
 from workers.methods.registry import method_class, method_for
-from workers.model.rows import PairedRows
-from workers.train.data.rows import HeldRows
+from workers.model.heads import PairedRows
 from workers.train.distributed import World
 from workers.train.learn import Task, initial_state, learn
+from workers.train.rows import RowsInMemory
 from workers.train.run import Run
 
 METHODS = (*BUILT_IN_METHODS, *BASELINES, *installed_methods())
@@ -43,7 +43,7 @@ def scores_of(name: str, here: World) -> Tensor:
     for number, (first, second) in enumerate(STREAM):
         task = Task(
             ModalityPair(first=first, second=second),
-            HeldRows(rows_of(spec, first, second, number)),
+            RowsInMemory(rows_of(spec, first, second, number)),
             number,
         )
         state = learn(spec, state, task, Run(here), method).model_state

@@ -28,10 +28,9 @@ from torch import Tensor
 
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, TrainingSpec
-from workers.model.heads import ModalityHeads
+from workers.model.heads import ModalityHeads, PairedRows
 from workers.model.memory import Memory
 from workers.model.pair import PairInEigenCoordinates
-from workers.model.rows import PairedRows
 from workers.nullspace.mask import UpdateSpace, everything_free
 from workers.nullspace.moments import PairMoments
 from workers.nullspace.two_folds import Choice

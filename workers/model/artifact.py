@@ -17,8 +17,7 @@ from workers.model.heads import ModalityHeads, head_width
 from workers.model.memory import Chosen, Memory
 from workers.model.tensor_bytes import load
 from workers.nullspace.centred import CentredMoments, PairNames
-from workers.nullspace.conditioning import Conditioning
-from workers.nullspace.lift import Lift
+from workers.nullspace.conditioning import Conditioning, Lift
 from workers.nullspace.moments import PairMoments, SecondMoment
 
 _SELFTEST_ROWS = 4

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.model.heads import as_read, unit_rows
-from workers.nullspace.conditioning import Conditioning
-from workers.nullspace.lift import Lift
+from workers.nullspace.conditioning import Conditioning, Lift
 from workers.nullspace.mask import UpdateSpace
 
 
@@ -171,7 +170,7 @@ class RotatedFeatures:
     constant_I: Tensor
 
     @classmethod
-    def of(
+    def from_space(
         cls,
         conditioning: Conditioning | None,
         lift: Lift | None,

@@ -1,13 +1,23 @@
-"""Centre and mildly whiten a modality's features, once and for all, by its first dataset.
+"""The fixed maps between a feature and what a head reads: conditioning by the first dataset, and the lift.
 
-Shapes: B rows, F width of the raw feature, I = F + 1 width with the constant 1 appended.
+Shapes: B rows, F width of the raw feature, K random features, I = F + 1 width with the constant 1 appended.
 
-Encoders differ widely: the features of some lie in a narrow cone in which unrelated texts have
+*Conditioning* centres and mildly whitens a modality's features, once and for all, by its first dataset. Encoders differ widely: the features of some lie in a narrow cone in which unrelated texts have
 cosine 0.9. The map is part of the version, since every moment and every head is of conditioned
 features. Equation (1). Policies that train heads on rows need it; heads that are solved from moments do
 not, so the policy improve leaves features as they are.
+
+The *lift* appends random features,
+
+    x ← [x, √(2 / K) relu(x R)]
+
+with a fixed random R (F × K). Heads stay linear in what they read, so that moments, masks and
+certificates stay exact, and an embedding is no longer linear in the feature (Rahimi and Recht 2008,
+"Weighted sums of random kitchen sinks"). R is a function of the model's seed and not of any dataset:
+in any order of datasets, each is summed in the same features.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -44,7 +54,7 @@ class Conditioning:
         return {"mean": self.mean_F, "map": self.map_FF}
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> "Conditioning":
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Conditioning":
         """From `tensors`. Raises KeyError if one is missing."""
         return cls(tensors["mean"], tensors["map"])
 
@@ -133,3 +143,32 @@ def _mean_and_covariance(moment: SecondMoment) -> tuple[Tensor, Tensor, float]:
 def _unconditioned(width: int) -> Conditioning:
     """The identity: x − 0, times I."""
     return Conditioning(torch.zeros(width), torch.eye(width))
+
+
+@dataclass(frozen=True)
+class Lift:
+    """Appends random features. `random_FK` is R, float32."""
+
+    random_FK: Tensor
+
+    @classmethod
+    def from_seed(cls, feature_width: int, width: int, seed: str) -> "Lift":
+        """Standard normal numbers from the seed, the same on every machine."""
+        digest = hashlib.blake2b(seed.encode(), digest_size=7).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+        return cls(torch.randn(feature_width, width, generator=generator))
+
+    @property
+    def width(self) -> int:
+        """K: how many features it appends."""
+        return self.random_FK.shape[1]
+
+    def to(self, device: torch.device) -> "Lift":
+        """Return the lift on another device."""
+        return Lift(self.random_FK.to(device))
+
+    def __call__(self, feature_BF: Tensor) -> Tensor:
+        """Rows of unit length with their random features (B × (F + K)), which have about unit length."""
+        # For a unit row x, x R is standard normal, and the mean square of its positive part is 1/2.
+        random_BK = (feature_BF @ self.random_FK.to(feature_BF)).relu_()
+        return torch.cat([feature_BF, random_BK.mul_((2 / self.width) ** 0.5)], dim=1)

@@ -26,18 +26,16 @@ from workers.files.shards import FEATURES, download, open_in_pieces, rows_of
 from workers.methods.method import TrainingContext
 from workers.methods.preserve import protected_moments
 from workers.methods.registry import method_for
-from workers.model.heads import ModalityHeads, unit_rows, with_new_modalities
-from workers.model.rows import PairedRows
+from workers.model.heads import ModalityHeads, PairedRows, unit_rows, with_new_modalities
 from workers.nullspace.capacity import HeadMoments, Preflight, preflight
 from workers.nullspace.closed_form import NO_VARIANCE
 from workers.nullspace.mask import product_mask
 from workers.nullspace.moments import PairMoments, pair_moments
 from workers.nullspace.subspace import EigenBasis
-from workers.train.data.dataset import paired_rows
-from workers.train.data.rows import HeldRows
-from workers.train.learn import ModelState, no_variance
+from workers.train.dataset import paired_rows
+from workers.train.learn import ModelState, condition_new_modalities, no_variance, prepare_rows
+from workers.train.rows import RowsInMemory
 from workers.train.run import Run
-from workers.train.sums import conditioned, prepared_rows
 from workers.train.versions import read_heads, read_memory, read_method_state
 
 # Large datasets are sampled at regular intervals.
@@ -194,8 +192,8 @@ def _heads(
     )
     heads = state.heads
     if not spec.solves:
-        heads = conditioned(spec, heads, pair, HeldRows(raw), Run())
-    rows = prepared_rows(heads, pair, raw)
+        heads = condition_new_modalities(spec, heads, pair, RowsInMemory(raw), Run())
+    rows = prepare_rows(heads, pair, raw)
     moments = pair_moments(rows.first_NI, rows.second_NJ)
     context = TrainingContext(
         heads, state.memory, state.method_state, pair, spec.training, spec.seed

@@ -1,10 +1,10 @@
 """Training jobs.
 
 job.py          the main path: one attempt, from the store to a candidate version
-learn.py        one dataset on a model's state, without storage; loop.py, objective.py: its updates
-certify.py      drift and quality of past datasets
+learn.py        one dataset on a model's state, without storage; loop.py: its updates on rows
+dataset.py      rows of a dataset, from shards to memory or a local disk; rows.py: to global batches
+certify.py      drift and quality of past datasets; evaluation.py: recall on held-out rows
 versions.py     what a job reads, parent version and past datasets, and writes: the candidate
-data/           rows on their way into training
 distributed.py  all collectives
 
 How an attempt comes to its ranks:

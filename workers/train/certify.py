@@ -24,9 +24,9 @@ from workers.nullspace.certificate import (
 from workers.nullspace.mask import UpdateSpace, everything_free
 from workers.nullspace.moments import PairMoments
 from workers.nullspace.shrink import Shrunk, scale_to_bound, shrink_to_bound
-from workers.train.data.rows import RotatedRows, TrainingRows
 from workers.train.distributed import SINGLE_PROCESS, World, all_reduce_max
 from workers.train.loop import mean_loss, new_heads, rotation_of
+from workers.train.rows import RotatedRows, TrainingRows
 from workers.train.run import Run
 
 T = TypeVar("T")
@@ -64,7 +64,7 @@ class PastDataset:
     attainable: float | None = None
 
     @classmethod
-    def held(
+    def in_memory(
         cls, dataset: str, pair: ModalityPair, moments: PairMoments, then: PairWeights
     ) -> "PastDataset":
         """One whose state is in memory."""

@@ -62,12 +62,12 @@ class StoredCheckpoints(Checkpoints):
         key = broadcast_object(self._newest_key, here)
         return None if key is None else _read(self._store, key)
 
-    def begin(self, start: Tensors) -> None:
+    def set_start(self, start: Tensors) -> None:
         """See `Checkpoints`."""
         if self._here.is_leader:
             self._start = {name: _copied(tensor) for name, tensor in start.items()}
 
-    def offer(self, updates: int, state: Callable[[], Tensors]) -> None:
+    def save_if_due(self, updates: int, state: Callable[[], Tensors]) -> None:
         """See `Checkpoints`. Saved by rank 0 if it is due, unless the last one is still being written."""
         if not self._here.is_leader or not self._is_due():
             return

@@ -36,7 +36,7 @@ from workers.train.certify import (
     rank_past_datasets,
 )
 from workers.train.checkpoint import StoredCheckpoints, preemption_noticed
-from workers.train.data.dataset import training_rows
+from workers.train.dataset import training_rows
 from workers.train.distributed import all_gather_dict, barrier, broadcast_object, world
 from workers.train.evaluation import (
     MeasuredVersion,

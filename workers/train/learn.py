@@ -1,12 +1,14 @@
 """Train one more dataset on the state of a model. No storage, no jobs, no Ray.
 
 The training job (`job.py`) and the benchmarks run this code.
-Shapes: N rows, F and G raw widths, I and J widths of what the two heads read.
+Shapes: B rows of a chunk, N all rows, F and G raw widths, I and J widths of what the two heads read.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+
+from torch import Tensor
 
 from cmcl.contract.errors import InvalidDataset, NothingToLearn, TrainingDiverged
 from cmcl.contract.modality import ModalityPair
@@ -21,14 +23,24 @@ from workers.methods.method import (
 )
 from workers.methods.registry import method_for
 from workers.model.artifact import moment_tensors, moments_from
-from workers.model.heads import ModalityHeads, initial_heads
+from workers.model.heads import (
+    ModalityHeads,
+    PairedRows,
+    head_width,
+    initial_heads,
+    unit_rows,
+    with_constant,
+)
 from workers.model.memory import Memory
 from workers.nullspace.centred import dataset_moments
 from workers.nullspace.closed_form import NO_VARIANCE
-from workers.nullspace.conditioning import Conditioning
+from workers.nullspace.conditioning import Conditioning, conditioning
 from workers.nullspace.mask import UpdateSpace
 from workers.nullspace.moments import (
     PairMoments,
+    moment_about,
+    no_pairs,
+    no_rows,
 )
 from workers.nullspace.subspace import EigenBasis
 from workers.nullspace.two_folds import Choice
@@ -39,10 +51,13 @@ from workers.train.certify import (
     limit_step,
     shrinkage,
 )
-from workers.train.data.rows import RotatedRows, TrainingRows
 from workers.train.distributed import (
+    all_reduce_moment,
+    all_reduce_pair_moments,
+    barrier,
     broadcast,
     side_by_side,
+    when_leader_is_done,
 )
 from workers.train.loop import (
     TrainedPair,
@@ -51,8 +66,8 @@ from workers.train.loop import (
     rotation_of,
     train_pair,
 )
+from workers.train.rows import RotatedRows, TrainingRows
 from workers.train.run import Run, Tensors, part_of
-from workers.train.sums import chunks, conditioned, prepared_rows, summed_halves
 
 Attainable = Callable[[PairMoments], float | None]
 """`nullspace.certificate.attainable` at the width of the heads, or None for it."""
@@ -125,12 +140,14 @@ class StartState:
         return named
 
     @classmethod
-    def of(cls, saved: Tensors, parent: ModalityHeads, pair: ModalityPair) -> "StartState":
+    def from_tensors(
+        cls, saved: Tensors, parent: ModalityHeads, pair: ModalityPair
+    ) -> "StartState":
         """From the tensors of a checkpoint."""
         spaces, conditionings, weights = {}, {}, {}
         for modality in pair.modalities:
             parts = part_of(saved, f"spaces/{modality}")
-            conditionings[modality] = Conditioning.of(parts)
+            conditionings[modality] = Conditioning.from_tensors(parts)
             weights[modality] = parts["weight"]
             outputs = EigenBasis(parts["output_vectors"], parts["output_values"])
             inputs = EigenBasis(parts["input_vectors"], parts["input_values"])
@@ -150,76 +167,35 @@ def learn(
     task: Task,
     run: Run | None = None,
     method: Method | None = None,
-    attainable: Attainable | None = None,
+    attainable: Attainable = lambda _: None,
 ) -> TrainingResult:
     """Train one more dataset, with `method` or the one that the spec names.
 
     The result is the same on every rank, but for the memory of a method that `solves`: rank 0 has it. Nothing but
-    checkpoints is written. `attainable`: if it is given, it is computed from the dataset's moments while rank 0 solves.
+    checkpoints is written. `attainable` is computed from the dataset's moments while rank 0 solves.
     """
     run, method = run or Run(), method or method_for(spec)
     _check_rows(spec, method, task)
-    beside = attainable or (lambda _: None)
-    if method.solves:
-        return _solve(spec, method, before, task, run, beside)
-    saved = run.checkpoints.newest(run.here)
-    if saved:
-        start = _resumed(before, task, run, saved)
-        _, best = side_by_side(lambda: None, lambda: beside(start.moments), run.here)
-    else:
-        start, solved, best = _begun(spec, method, before, task, run, beside)
-        if solved:
-            context = _context(spec, before, start.heads, task, run)
-            after = _after(method, context, start, start.heads, task)
-            return TrainingResult(after, start.moments, {}, solved, None, attainable=best)
-    context = _context(spec, before, start.heads, task, run)
-    spaces = start.spaces or _update_spaces(spec, method, context, run)
-    run.checkpoints.begin(replace(start, spaces=spaces).tensors())
-
-    run.watcher.enter("training")
-    rows = RotatedRows(task.rows, rotation_of(context, spaces, run.device))
-    trained = train_pair(method, context, spaces, rows, run, saved)
-
-    run.watcher.enter("limiting")
-    limited = limit_drift(spec, context, spaces, trained.changes, task.past, run.here)
-    heads = new_heads(context, spaces, limited.changes)
-    heads = heads.replaced(method.finish(context, heads))
-    loss_of = partial(mean_loss, context, spaces, rows, run)
-    cost = shrinkage(limited.shrunk, loss_of, trained.changes, limited.changes)
-    after = _after(method, context, start, heads, task)
-    return TrainingResult(after, start.moments, spaces, trained, cost, attainable=best)
-
-
-def _after(
-    method: Method, context: TrainingContext, start: StartState, heads: ModalityHeads, task: Task
-) -> ModelState:
-    """The state of the version with these heads."""
-    method_state = method.next_state(context, heads, _statistics(method, start, task))
-    return ModelState(heads, context.memory.with_dataset(task.pair, start.moments), method_state)
-
-
-def _context(
-    spec: ModelSpec, before: ModelState, heads: ModalityHeads, task: Task, run: Run
-) -> TrainingContext:
-    return TrainingContext(
-        heads, before.memory, before.method_state, task.pair, spec.training, task.seed, run.recipe
-    )
+    learn_dataset = _solve if method.solves else _train
+    return learn_dataset(spec, method, before, task, run, attainable)
 
 
 def _solve(
-    spec: ModelSpec, method: Method, before: ModelState, task: Task, run: Run, beside: Attainable
+    spec: ModelSpec,
+    method: Method,
+    before: ModelState,
+    task: Task,
+    run: Run,
+    attainable: Attainable,
 ) -> TrainingResult:
     """Heads from moments. Rank 0 solves: CPUs may round an eigenvector differently."""
-    run.watcher.enter("moments")
-    halves = summed_halves(before.heads, task.pair, task.rows, run)
-    moments = halves[0] + halves[1]
-    _check_that_sides_vary(task.pair, moments)
+    halves, moments = _sum_moments(before.heads, task, run)
 
     run.watcher.enter("training")
     context = _context(spec, before, before.heads, task, run)
     memory = before.memory
 
-    def solved_with_choice() -> tuple[Choice, Solved]:
+    def solve() -> tuple[Choice, Solved]:
         nonlocal memory
         choice = method.choose(halves)
         ridges = dict(zip(task.pair.modalities, choice.ridges, strict=True))
@@ -227,8 +203,9 @@ def _solve(
         memory = memory.with_sums(task.pair, sums, ridges, choice.significant)
         return choice, method.solve(context, memory)
 
-    (choice, solved), best = side_by_side(solved_with_choice, lambda: beside(moments), run.here)
+    (choice, solved), best = side_by_side(solve, lambda: attainable(moments), run.here)
     check_finite(solved, spec)
+
     run.watcher.enter("limiting")
     limited = limit_step(spec, context, solved.weights, task.past, run.here)
     state = method.next_state(context, limited.heads, DatasetStatistics(moments))
@@ -243,37 +220,203 @@ def _solve(
     )
 
 
-def check_finite(solved: Solved, spec: ModelSpec) -> None:
-    """Raises TrainingDiverged if heads have entries that are not finite."""
-    if not all(bool(weight_EI.isfinite().all()) for weight_EI in solved.weights.values()):
-        raise TrainingDiverged(
-            f"the polish of the heads diverged, its last loss is {solved.final_loss}; create a model "
-            f"with a larger training.temperature (now {spec.training.temperature:g})"
+def _train(
+    spec: ModelSpec,
+    method: Method,
+    before: ModelState,
+    task: Task,
+    run: Run,
+    attainable: Attainable,
+) -> TrainingResult:
+    """Heads by updates on rows, from a checkpoint if there is one, unless the method solves this dataset's."""
+    saved = run.checkpoints.newest(run.here)
+    if saved:
+        _fill_local_disk(task.rows, run)
+        start = StartState.from_tensors(saved, before.heads, task.pair)
+        best = when_leader_is_done(lambda: attainable(start.moments), run.here)
+    else:
+        heads = condition_new_modalities(spec, before.heads, task.pair, task.rows, run)
+        halves, moments = _sum_moments(heads, task, run)
+        run.watcher.enter("training")
+        context = _context(spec, before, heads, task, run)
+        found, best = side_by_side(
+            lambda: method.start(context, halves), lambda: attainable(moments), run.here
         )
+        if isinstance(found, Solved):
+            check_finite(found, spec)
+            heads = heads.replaced(found.weights)
+            context = replace(context, heads=heads)
+            after = _state_after(method, context, heads, moments, task)
+            return TrainingResult(after, moments, {}, found, None, attainable=best)
+        start = StartState(heads.replaced(found), moments)
+    context = _context(spec, before, start.heads, task, run)
+    spaces = start.spaces or _update_spaces(spec, method, context, run)
+    run.checkpoints.set_start(replace(start, spaces=spaces).tensors())
+
+    run.watcher.enter("training")
+    rows = RotatedRows(task.rows, rotation_of(context, spaces, run.device))
+    trained = train_pair(method, context, spaces, rows, run, saved)
+
+    run.watcher.enter("limiting")
+    limited = limit_drift(spec, context, spaces, trained.changes, task.past, run.here)
+    heads = new_heads(context, spaces, limited.changes)
+    heads = heads.replaced(method.finish(context, heads))
+    loss_of = partial(mean_loss, context, spaces, rows, run)
+    cost = shrinkage(limited.shrunk, loss_of, trained.changes, limited.changes)
+    after = _state_after(method, context, heads, start.moments, task)
+    return TrainingResult(after, start.moments, spaces, trained, cost, attainable=best)
 
 
-def _begun(
-    spec: ModelSpec, method: Method, before: ModelState, task: Task, run: Run, beside: Attainable
-) -> tuple[StartState, Solved | None, float | None]:
-    """Two passes over the rows, or one if both modalities are conditioned: condition, then sum.
+def _context(
+    spec: ModelSpec, before: ModelState, heads: ModalityHeads, task: Task, run: Run
+) -> TrainingContext:
+    return TrainingContext(
+        heads, before.memory, before.method_state, task.pair, spec.training, task.seed, run.recipe
+    )
 
-    Returns `Solved`, too, if the method solved the heads in place of training them; both are those of rank 0. And what
-    was computed beside.
+
+def _state_after(
+    method: Method,
+    context: TrainingContext,
+    heads: ModalityHeads,
+    moments: PairMoments,
+    task: Task,
+) -> ModelState:
+    """The state of the version with these heads. `context`: with the heads that training started from."""
+    rows = task.rows.in_memory() if method.needs_all_rows else None
+    prepared = None if rows is None else prepare_rows(context.heads, task.pair, rows)
+    statistics = DatasetStatistics(moments, prepared)
+    method_state = method.next_state(context, heads, statistics)
+    return ModelState(heads, context.memory.with_dataset(task.pair, moments), method_state)
+
+
+def _update_spaces(
+    spec: ModelSpec, method: Method, context: TrainingContext, run: Run
+) -> Mapping[str, UpdateSpace]:
+    """The update spaces of rank 0 on all ranks: CPUs may round an eigenvector differently."""
+    spaces = method.update_spaces(context)
+    for space in spaces.values():
+        coordinates = [space.outputs.vectors_II, space.inputs.vectors_II, space.free_EI]
+        broadcast(coordinates, run.here)
+    _check_that_something_can_be_learned(spec, spaces)
+    return spaces
+
+
+# --- Passes over the rows ------------------------------------------------------------------------
+
+
+def prepare_rows(heads: ModalityHeads, pair: ModalityPair, raw: PairedRows) -> PairedRows:
+    """Rows as the heads read them, on the device of the raw ones."""
+    return replace(
+        raw,
+        first_NI=heads.prepare(pair.first, raw.first_NI),
+        second_NJ=heads.prepare(pair.second, raw.second_NJ),
+    )
+
+
+def condition_new_modalities(
+    spec: ModelSpec, heads: ModalityHeads, pair: ModalityPair, rows: TrainingRows, run: Run
+) -> ModalityHeads:
+    """The heads with the conditioning of modalities whose first dataset this is: one pass over the rows."""
+    new = [modality for modality in pair.modalities if modality not in heads.conditioning]
+    if not new:
+        return heads
+    run.watcher.enter("reading")
+    totals = {name: no_rows(head_width(spec.widths[name])) for name in new}
+    shifts: dict[str, Tensor] = {}
+    for raw in _chunks(rows, run):
+        sides = dict(zip(pair.modalities, (raw.first_NI, raw.second_NJ), strict=True))
+        for name in new:
+            rows_NI = with_constant(unit_rows(sides[name]))
+            shift_I = shifts.setdefault(name, _near_the_mean(rows_NI))
+            totals[name] += moment_about(rows_NI, shift_I).cpu()
+    conditionings = {
+        name: conditioning(all_reduce_moment(total, run.here)) for name, total in totals.items()
+    }
+    broadcast([part for each in conditionings.values() for part in each.tensors.values()], run.here)
+    return heads.conditioned(conditionings)
+
+
+def moments_of_halves(
+    heads: ModalityHeads, pair: ModalityPair, rows: TrainingRows, run: Run
+) -> tuple[PairMoments, PairMoments]:
+    """The moments of the two halves of all rows (`PairedRows.halves`) as the heads read them.
+
+    Products are of what rows differ by from a shift near their mean, see `moment_about`: features of some encoders
+    hardly differ, and rounding of their products would be larger than their covariance.
     """
-    heads = conditioned(spec, before.heads, task.pair, task.rows, run)
+    own, other = (heads.weights[modality].shape[1] for modality in pair.modalities)
+    totals = [no_pairs(own, other, run.device), no_pairs(own, other, run.device)]
+    shifts: tuple[Tensor, Tensor] | None = None
+    for raw in _chunks(rows, run):
+        read = prepare_rows(heads, pair, raw)
+        if shifts is None:
+            shifts = _near_the_mean(read.first_NI), _near_the_mean(read.second_NJ)
+        for number, half in enumerate(read.halves()):
+            # In place: the rows of a half are a copy.
+            rests = half.first_NI.sub_(shifts[0]), half.second_NJ.sub_(shifts[1])
+            totals[number] = totals[number].add_rows_(*rests)
+    if shifts is not None:
+        for total in totals:
+            # Of this rank alone: another one has another shift.
+            total.move_(*shifts)
+    first, second = (all_reduce_pair_moments(total.cpu(), run.here) for total in totals)
+    return first, second
+
+
+def _sum_moments(
+    heads: ModalityHeads, task: Task, run: Run
+) -> tuple[tuple[PairMoments, PairMoments], PairMoments]:
+    """The moments of the two halves of the rows, and of all. Raises NothingToLearn."""
     run.watcher.enter("moments")
-    halves = summed_halves(heads, task.pair, task.rows, run)
+    halves = moments_of_halves(heads, task.pair, task.rows, run)
     moments = halves[0] + halves[1]
     _check_that_sides_vary(task.pair, moments)
-    context = _context(spec, before, heads, task, run)
-    run.watcher.enter("training")
-    found, best = side_by_side(
-        lambda: method.start(context, halves), lambda: beside(moments), run.here
-    )
-    if not isinstance(found, Solved):
-        return StartState(heads.replaced(found), moments), None, best
-    check_finite(found, spec)
-    return StartState(heads.replaced(found.weights), moments), found, best
+    return halves, moments
+
+
+def _fill_local_disk(rows: TrainingRows, run: Run) -> None:
+    """Read rows that are not in memory once, as a pass over them does, so that batches can be read."""
+    if rows.in_memory() is None:
+        for _ in _chunks(rows, run):
+            pass
+
+
+def _chunks(rows: TrainingRows, run: Run) -> Iterator[PairedRows]:
+    """This rank's rows on its device, reported to the watcher.
+
+    Ends with a barrier: ranks read independently, and take different times.
+    """
+    done, own = 0, len(rows) // run.here.size
+    for raw in rows.chunks(run.here):
+        yield raw.to(run.device)
+        done += len(raw)
+        run.watcher.rows_read(done, own)
+    barrier(run.here)
+
+
+def _near_the_mean(rows_NI: Tensor) -> Tensor:
+    """The mean of some rows, 0 for the constant 1, which must not be shifted."""
+    shift_I = rows_NI.mean(dim=0)
+    shift_I[-1] = 0
+    return shift_I
+
+
+# --- What cannot be learned ----------------------------------------------------------------------
+
+
+def _check_rows(spec: ModelSpec, method: Method, task: Task) -> None:
+    """Raises NothingToLearn for too few rows, InvalidDataset for too many."""
+    if len(task.rows) < spec.training.batch_size:
+        raise NothingToLearn(
+            f"the dataset has {len(task.rows)} rows and one batch takes "
+            f"{spec.training.batch_size}: use more rows or a smaller training.batch_size"
+        )
+    if method.needs_all_rows and task.rows.in_memory() is None:
+        raise InvalidDataset(
+            f"the method {spec.method!r} needs all rows of a dataset in memory, and {len(task.rows)} "
+            "rows are too many for it; split the dataset, or use a model with a policy"
+        )
 
 
 def _check_that_sides_vary(pair: ModalityPair, moments: PairMoments) -> None:
@@ -296,47 +439,6 @@ def no_variance(modality: str, variance: float) -> str:
     )
 
 
-def _resumed(before: ModelState, task: Task, run: Run, saved: Tensors) -> StartState:
-    """The start state of an interrupted run, without its passes over the rows."""
-    if task.rows.held() is None:
-        for _ in chunks(task.rows, run):
-            pass  # Reading them writes them to the local disk, from which batches are read.
-    return StartState.of(saved, before.heads, task.pair)
-
-
-def _update_spaces(
-    spec: ModelSpec, method: Method, context: TrainingContext, run: Run
-) -> Mapping[str, UpdateSpace]:
-    """The update spaces of rank 0 on all ranks: CPUs may round an eigenvector differently."""
-    spaces = method.update_spaces(context)
-    for space in spaces.values():
-        coordinates = [space.outputs.vectors_II, space.inputs.vectors_II, space.free_EI]
-        broadcast(coordinates, run.here)
-    _check_that_something_can_be_learned(spec, spaces)
-    return spaces
-
-
-def _statistics(method: Method, start: StartState, task: Task) -> DatasetStatistics:
-    held = task.rows.held()
-    if not method.needs_all_rows or held is None:
-        return DatasetStatistics(start.moments)
-    return DatasetStatistics(start.moments, prepared_rows(start.heads, task.pair, held))
-
-
-def _check_rows(spec: ModelSpec, method: Method, task: Task) -> None:
-    """Raises NothingToLearn for too few rows, InvalidDataset for too many."""
-    if len(task.rows) < spec.training.batch_size:
-        raise NothingToLearn(
-            f"the dataset has {len(task.rows)} rows and one batch takes "
-            f"{spec.training.batch_size}: use more rows or a smaller training.batch_size"
-        )
-    if method.needs_all_rows and task.rows.held() is None:
-        raise InvalidDataset(
-            f"the method {spec.method!r} needs all rows of a dataset in memory, and {len(task.rows)} "
-            "rows are too many for it; split the dataset, or use a model with a policy"
-        )
-
-
 def _check_that_something_can_be_learned(
     spec: ModelSpec, spaces: Mapping[str, UpdateSpace]
 ) -> None:
@@ -348,4 +450,13 @@ def _check_that_something_can_be_learned(
             f"{' and '.join(spaces)} (100 %) are blocked by what was learned before; use a larger "
             f"width (now {spec.width}) or a smaller kept_energy "
             f"(now {spec.kept_energy:g}) in a new model"
+        )
+
+
+def check_finite(solved: Solved, spec: ModelSpec) -> None:
+    """Raises TrainingDiverged if heads have entries that are not finite."""
+    if not all(bool(weight_EI.isfinite().all()) for weight_EI in solved.weights.values()):
+        raise TrainingDiverged(
+            f"the polish of the heads diverged, its last loss is {solved.final_loss}; create a model "
+            f"with a larger training.temperature (now {spec.training.temperature:g})"
         )

@@ -72,10 +72,10 @@ class Checkpoints:
         """The state to continue from, the same on all ranks. None: start from the beginning."""
         return None
 
-    def begin(self, start: Tensors) -> None:
+    def set_start(self, start: Tensors) -> None:
         """Set the part of the state that does not change during training."""
 
-    def offer(self, updates: int, state: Callable[[], Tensors]) -> None:
+    def save_if_due(self, updates: int, state: Callable[[], Tensors]) -> None:
         """Called after every update; saves the state if a checkpoint is due."""
 
 

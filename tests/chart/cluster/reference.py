@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from workers.model.evaluation import HeldOut, recall
-from workers.model.rows import PairedRows
+from workers.model.heads import PairedRows
+from workers.train.evaluation import HeldOut, recall
 
 
 def recall_at_10(features: Sequence[np.ndarray], sides: Sequence[np.ndarray]) -> float:

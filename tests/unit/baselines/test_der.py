@@ -22,7 +22,7 @@ from tests.unit.methods.contexts import (
     weights_now,
 )
 from workers.methods.method import Method
-from workers.model.rows import PairedRows
+from workers.model.heads import PairedRows
 
 NEW, SIZE = random_rows(IMAGE_TEXT, seed=1), 8
 

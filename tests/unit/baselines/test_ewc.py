@@ -20,8 +20,7 @@ from tests.unit.methods.contexts import (
     random_heads,
     random_rows,
 )
-from workers.model.heads import ModalityHeads
-from workers.model.rows import PairedRows
+from workers.model.heads import ModalityHeads, PairedRows
 
 STEP = 1e-5
 

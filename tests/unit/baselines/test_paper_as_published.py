@@ -23,7 +23,7 @@ from tests.unit.methods.contexts import (
     weights_now,
 )
 from workers.methods.method import Recipe
-from workers.model.rows import PairedRows
+from workers.model.heads import PairedRows
 
 NEW, OLD = random_rows(IMAGE_TEXT, seed=1), random_rows(AUDIO_IMAGE, seed=2)
 METHOD = PaperAsPublished(input_threshold=1e-6, largest_norm=1e9)

@@ -6,10 +6,10 @@ import torch
 from benchmarks.baselines.zero_shot import ZeroShot
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
+from workers.model.heads import PairedRows
 from workers.model.loss import unit
-from workers.model.rows import PairedRows
-from workers.train.data.rows import HeldRows
 from workers.train.learn import Task, initial_state, learn
+from workers.train.rows import RowsInMemory
 
 PAIR = ModalityPair(first="image", second="text")
 SPEC = ModelSpec(width=8, modalities={"image": 8, "text": 8, "audio": 8}, method="zero_shot")
@@ -25,7 +25,7 @@ def test_scores_are_cosines_of_features_whatever_was_learned() -> None:
     method, state = ZeroShot.from_spec(SPEC), initial_state(SPEC)
     for seed in (0, 1):
         state = learn(
-            SPEC, state, Task(PAIR, HeldRows(rows_of(seed)), seed), method=method
+            SPEC, state, Task(PAIR, RowsInMemory(rows_of(seed)), seed), method=method
         ).model_state
     query = rows_of(2)
     for name, rows in (("image", query.first_NI), ("text", query.second_NJ)):

@@ -20,10 +20,9 @@ from benchmarks.joint import (
 from benchmarks.runs import Failed, Run, perform_all, spec_of
 from cmcl.contract.model import ModelSpec
 from tests.unit.benchmarks.tiny_stream import write_stream
-from workers.model.evaluation import measure
 from workers.model.heads import initial_heads
-from workers.train.learn import initial_state
-from workers.train.sums import prepared_rows
+from workers.train.evaluation import measure
+from workers.train.learn import initial_state, prepare_rows
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +66,7 @@ def test_joint_conditions_as_the_chain_does(stream: Stream) -> None:
 
 def joint_of(stream: Stream, datasets: tuple[Dataset, ...], spec: ModelSpec) -> _Joint:
     heads = conditioned_heads(stream.datasets, spec)
-    rows = [prepared_rows(heads, one.pair, one.training) for one in datasets]
+    rows = [prepare_rows(heads, one.pair, one.training) for one in datasets]
     return _Joint([one.pair for one in datasets], rows, heads, spec)
 
 
@@ -79,7 +78,7 @@ def test_one_joint_update_is_that_of_plain_torch(stream: Stream) -> None:
 
     start = [heads.weights[modality].clone() for modality in dataset.pair.modalities]
     changes = [torch.zeros_like(weight, requires_grad=True) for weight in start]
-    rows = prepared_rows(heads, dataset.pair, dataset.training)
+    rows = prepare_rows(heads, dataset.pair, dataset.training)
     first, second = (
         torch.nn.functional.normalize(x @ (weight + change).T, dim=1)
         for x, weight, change in zip((rows.first_NI, rows.second_NJ), start, changes, strict=True)

@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks.large.data import write_dataset
 from benchmarks.large_dataset import markdown
-from workers.train.data.reader import read_rows
+from workers.train.dataset import read_rows
 
 DOCUMENT = {
     "machine": {"cores": 2},

@@ -24,7 +24,7 @@ from benchmarks.training_rate import markdown
 from tests.architecture.repository import ROOT
 from tests.unit.benchmarks.ticks import Ticks
 from workers.files.shards import FEATURES, write_shard
-from workers.train.data.reader import read_rows
+from workers.train.dataset import read_rows
 
 WIDTH, ROWS = 16, 64
 

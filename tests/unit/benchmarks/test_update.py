@@ -16,7 +16,7 @@ from workers.methods.method import Recipe
 from workers.model.pair import rotate
 from workers.nullspace.mask import UpdateSpace, everything_free
 from workers.nullspace.moments import SecondMoment
-from workers.train.objective import EPSILON
+from workers.train.loop import EPSILON
 
 WIDTH = 32
 SPEC = TrainingSpec()

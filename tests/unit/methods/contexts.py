@@ -10,14 +10,13 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import TrainingSpec
 from tests.fakes.rotated_rows import seen
 from workers.methods.method import Batch, Method, MethodState, Recipe, TrainingContext
-from workers.model.heads import ModalityHeads
+from workers.model.heads import ModalityHeads, PairedRows
 from workers.model.memory import Memory
 from workers.model.pair import PairInEigenCoordinates
-from workers.model.rows import PairedRows
 from workers.nullspace.moments import pair_moments
-from workers.train.data.rows import LocalBatch
 from workers.train.distributed import World
-from workers.train.objective import GlobalLoss
+from workers.train.loop import GlobalLoss
+from workers.train.rows import LocalBatch
 
 WIDTH = 4
 HEAD_WIDTHS = {"image": 7, "text": 5, "audio": 6, "depth": 5}

@@ -6,11 +6,11 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, TrainingSpec
 from workers.methods.method import TrainingContext
 from workers.methods.preserve import Preserve
+from workers.model.heads import PairedRows
 from workers.model.pair import PairInEigenCoordinates
-from workers.model.rows import PairedRows
 from workers.train.certify import PastDataset
-from workers.train.data.rows import HeldRows
 from workers.train.learn import ModelState, Task, TrainingResult, initial_state, learn
+from workers.train.rows import RowsInMemory
 
 IMAGE_TEXT = ModalityPair(first="image", second="text")
 AUDIO_IMAGE = ModalityPair(first="audio", second="image")
@@ -36,7 +36,7 @@ def raw_rows(pair: ModalityPair, seed: int, rows: int = 256) -> PairedRows:
 def learn_one(
     spec: ModelSpec, before: ModelState, pair: ModalityPair, seed: int, *earlier: PastDataset
 ) -> TrainingResult:
-    task = Task(pair, HeldRows(raw_rows(pair, seed)), seed, earlier)
+    task = Task(pair, RowsInMemory(raw_rows(pair, seed)), seed, earlier)
     return learn(spec, before, task)
 
 

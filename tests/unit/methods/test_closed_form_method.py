@@ -8,14 +8,13 @@ from cmcl.contract.model import ModelSpec, TrainingSpec
 from workers.methods.improve import Improve, _significant, reduced_pairs
 from workers.methods.method import Solved, TrainingContext
 from workers.methods.registry import method_for
-from workers.model.evaluation import HeldOut, measure
-from workers.model.heads import ModalityHeads, initial_heads
+from workers.model.heads import ModalityHeads, PairedRows, initial_heads
 from workers.model.memory import Memory
-from workers.model.rows import PairedRows
 from workers.nullspace.centred import CentredMoments, dataset_moments, pooled
 from workers.nullspace.closed_form import solve
 from workers.nullspace.moments import PairMoments, pair_moments
 from workers.nullspace.two_folds import Choice
+from workers.train.evaluation import HeldOut, measure
 
 WIDTHS = {"audio": 14, "image": 20, "text": 11}
 SPEC = ModelSpec(width=6, modalities=WIDTHS, lift=0, training=TrainingSpec(batch_size=16))

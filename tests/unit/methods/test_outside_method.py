@@ -16,9 +16,9 @@ from tests.unit.benchmarks.command import answer_of
 from tests.unit.benchmarks.tiny_stream import write_stream
 from workers.methods.method import Vanilla
 from workers.methods.registry import method_for
-from workers.model.rows import PairedRows
-from workers.train.data.rows import HeldRows
+from workers.model.heads import PairedRows
 from workers.train.learn import Task, initial_state, learn
+from workers.train.rows import RowsInMemory
 from workers.train.settings import code_digest
 
 PAIR = ModalityPair(first="image", second="text")
@@ -41,7 +41,7 @@ def test_a_model_is_trained_with_the_method_of_an_entry_point() -> None:
     generator, keys = torch.Generator().manual_seed(0), torch.arange(64)
     image, text = (torch.randn(64, width, generator=generator) for width in (12, 6))
     before = initial_state(SPEC)
-    task = Task(PAIR, HeldRows(PairedRows(image, text, keys, keys)), seed=1)
+    task = Task(PAIR, RowsInMemory(PairedRows(image, text, keys, keys)), seed=1)
     then, now = before.heads.weights, learn(SPEC, before, task).model_state.heads.weights
     assert torch.equal(now["image"], then["image"])
     assert not torch.equal(now["text"], then["text"])

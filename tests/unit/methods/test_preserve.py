@@ -18,16 +18,15 @@ from tests.unit.methods.learned import (
 )
 from workers.methods.method import Batch, Solved, TrainingContext
 from workers.methods.preserve import DriftPenalty, Preserve, input_basis
-from workers.model.heads import ModalityHeads, initial_heads
+from workers.model.heads import ModalityHeads, PairedRows, initial_heads
 from workers.model.memory import Memory
 from workers.model.pair import trained_weight
-from workers.model.rows import PairedRows
 from workers.nullspace.certificate import PairScores
 from workers.nullspace.moments import SecondMoment
 from workers.nullspace.subspace import eigenbasis
 from workers.train.certify import PastDataset, certificates, weights_of
-from workers.train.data.rows import HeldRows
 from workers.train.learn import ModelState, Task, TrainingResult, initial_state, learn
+from workers.train.rows import RowsInMemory
 
 
 def low_rank_rows(pair: ModalityPair, seed: int) -> PairedRows:
@@ -45,7 +44,7 @@ def low_rank_rows(pair: ModalityPair, seed: int) -> PairedRows:
 def learn_rows(
     spec: ModelSpec, before: ModelState, pair: ModalityPair, rows: PairedRows
 ) -> TrainingResult:
-    return learn(spec, before, Task(pair, HeldRows(rows), 0))
+    return learn(spec, before, Task(pair, RowsInMemory(rows), 0))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +55,9 @@ def policies() -> dict[str, tuple[ModalityHeads, ModalityHeads, PastDataset]]:
         spec = SPEC.model_copy(update={"policy": policy, "max_drift": 0.2})
         one = learn_one(spec, initial_state(spec), IMAGE_TEXT, 0)
         heads = one.model_state.heads
-        earlier = PastDataset.held("one", IMAGE_TEXT, one.moments, weights_of(IMAGE_TEXT, heads))
+        earlier = PastDataset.in_memory(
+            "one", IMAGE_TEXT, one.moments, weights_of(IMAGE_TEXT, heads)
+        )
         two = learn_one(spec, one.model_state, AUDIO_IMAGE, 1, earlier)
         found[policy] = (heads, two.model_state.heads, earlier)
     return found

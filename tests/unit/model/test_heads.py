@@ -11,8 +11,7 @@ from cmcl.contract.model import ModelSpec
 from tests.architecture.documents import code_of
 from tests.architecture.repository import ROOT
 from workers.model.artifact import save_heads, save_selftest
-from workers.model.heads import initial_heads, unit_rows, with_constant
-from workers.model.rows import content_keys
+from workers.model.heads import content_keys, initial_heads, unit_rows, with_constant
 from workers.nullspace.conditioning import Conditioning, conditioning
 from workers.nullspace.moments import SecondMoment, pair_moments
 from workers.serve.export.formats import RECIPE

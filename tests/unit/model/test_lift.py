@@ -7,17 +7,16 @@ from cmcl.contract.errors import InvalidVersion
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModalitySpec, ModelSpec, TrainingSpec
 from workers.model import artifact
-from workers.model.evaluation import HeldOut, measure
-from workers.model.heads import initial_heads
+from workers.model.heads import PairedRows, initial_heads
 from workers.model.pair import RotatedFeatures
-from workers.model.rows import PairedRows
-from workers.nullspace.lift import Lift
+from workers.nullspace.conditioning import Lift
 from workers.nullspace.mask import free_in
 from workers.nullspace.moments import SecondMoment
 from workers.nullspace.subspace import eigenbasis
 from workers.train.certify import PastDataset, certificates, weights_of
-from workers.train.data.rows import HeldRows
+from workers.train.evaluation import HeldOut, measure
 from workers.train.learn import ModelState, Task, TrainingResult, initial_state, learn
+from workers.train.rows import RowsInMemory
 
 PAIR = ModalityPair(first="image", second="text")
 SPEC = ModelSpec(
@@ -43,7 +42,9 @@ def rows_of(seed: int, count: int = 300) -> PairedRows:
 
 
 def learned(spec: ModelSpec, seed: int = 1, before: ModelState | None = None) -> TrainingResult:
-    return learn(spec, before or initial_state(spec), Task(PAIR, HeldRows(rows_of(seed)), seed=1))
+    return learn(
+        spec, before or initial_state(spec), Task(PAIR, RowsInMemory(rows_of(seed)), seed=1)
+    )
 
 
 def test_every_modality_has_its_lift_from_the_start() -> None:
@@ -119,7 +120,7 @@ def test_rotated_features_are_those_that_heads_read() -> None:
     moment = SecondMoment(5, (prepared.mT @ prepared).double())
     space = free_in(eigenbasis(SecondMoment(1, torch.eye(8).double())), 33)
     space = type(space)(space.outputs, eigenbasis(moment), space.free_EI)
-    rotated = RotatedFeatures.of(
+    rotated = RotatedFeatures.from_space(
         heads.conditioning["image"], heads.lifts["image"], space, torch.device("cpu")
     )(raw)
     expected = prepared @ space.inputs.vectors_II.float()
@@ -131,7 +132,7 @@ def test_every_policy_learns_with_a_lift_and_certifies(policy: str) -> None:
     spec = spec_of(policy)
     first = learned(spec)
     heads = first.model_state.heads
-    past = PastDataset.held("one", PAIR, first.moments, weights_of(PAIR, heads))
+    past = PastDataset.in_memory("one", PAIR, first.moments, weights_of(PAIR, heads))
     second = learned(spec, 2, first.model_state)
     now = second.model_state.heads
     certificate = certificates([past], heads, now)["one"]

@@ -2,7 +2,7 @@
 
 import torch
 
-from workers.model.rows import PairedRows
+from workers.model.heads import PairedRows
 
 
 def rows(count: int, seed: int = 0) -> PairedRows:

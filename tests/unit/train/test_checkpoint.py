@@ -18,7 +18,7 @@ from tests.fakes.feature_shards import write_pair_shards
 from tests.fakes.flaky_store import FlakyStore
 from workers.methods.method import Method
 from workers.train.checkpoint import StoredCheckpoints
-from workers.train.data.dataset import training_rows
+from workers.train.dataset import training_rows
 from workers.train.distributed import SINGLE_PROCESS
 from workers.train.learn import ModelState, Task, TrainingResult, initial_state, learn
 from workers.train.run import Run, UpdateDone, Watcher
@@ -246,8 +246,8 @@ def test_store_that_refuses_checkpoints_does_not_stop_the_training(
     store.broken = "checkpoints/"
     rows = training_rows(job.learns, job.spec)
     with StoredCheckpoints(store, job, SINGLE_PROCESS, EACH_UPDATE) as checkpoints:
-        checkpoints.begin({})
-        checkpoints.offer(1, lambda: {"done": torch.tensor(1)})
+        checkpoints.set_start({})
+        checkpoints.save_if_due(1, lambda: {"done": torch.tensor(1)})
     assert "checkpoint after 1 updates was not written" in capsys.readouterr().out
     assert len(rows) == 200
 
@@ -256,10 +256,10 @@ def test_notice_that_a_node_goes_makes_a_checkpoint_due(tmp_path: Path, job: Job
     """Not again at once: training continues between checkpoints."""
     store, notices = LocalStore(tmp_path), [False, True]
     with StoredCheckpoints(store, job, SINGLE_PROCESS, 1000.0, lambda: notices[-1]) as checkpoints:
-        checkpoints.begin({})
+        checkpoints.set_start({})
         checkpoints._taken_at -= 10
-        checkpoints.offer(1, lambda: {"done": torch.tensor(1)})
-        checkpoints.offer(2, lambda: {"done": torch.tensor(2)})
+        checkpoints.save_if_due(1, lambda: {"done": torch.tensor(1)})
+        checkpoints.save_if_due(2, lambda: {"done": torch.tensor(2)})
     assert [updates_in(key) for key in store.keys("runs/")] == [1]
 
 
@@ -267,8 +267,8 @@ def test_what_trains_on_is_not_what_is_written(tmp_path: Path, job: JobSpec) -> 
     """The state is copied before the next update changes it."""
     store, moving = LocalStore(tmp_path), torch.zeros(3)
     with StoredCheckpoints(store, job, SINGLE_PROCESS, EACH_UPDATE) as checkpoints:
-        checkpoints.begin({})
-        checkpoints.offer(1, lambda: {"value": moving})
+        checkpoints.set_start({})
+        checkpoints.save_if_due(1, lambda: {"value": moving})
         moving += 1
     saved = StoredCheckpoints(store, job, SINGLE_PROCESS, 60).newest(SINGLE_PROCESS)
     assert saved is not None

@@ -7,11 +7,11 @@ import torch
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from tests.fakes.latent_pairs import WIDTHS, features_of, latent_rows
-from workers.model.evaluation import HeldOut, recall
-from workers.model.rows import PairedRows, content_keys
+from workers.model.heads import PairedRows, content_keys
 from workers.train.certify import PastDataset, weights_of
-from workers.train.data.rows import HeldRows
+from workers.train.evaluation import HeldOut, recall
 from workers.train.learn import Task, initial_state, learn
+from workers.train.rows import RowsInMemory
 
 IMAGE_TEXT = ModalityPair(first="image", second="text")
 SWAP = ModalityPair(first="image", second="image_2")
@@ -49,12 +49,12 @@ def test_a_rotated_encoder_finds_what_the_old_one_found(policy: str, lost: float
             "lift": 0,
         }
     )
-    first = learn(spec, initial_state(spec), Task(IMAGE_TEXT, HeldRows(pairs(600, 1)), seed=1))
+    first = learn(spec, initial_state(spec), Task(IMAGE_TEXT, RowsInMemory(pairs(600, 1)), seed=1))
     before = first.model_state
     then = weights_of(IMAGE_TEXT, before.heads)
-    past = PastDataset.held("one", IMAGE_TEXT, first.moments, then)
+    past = PastDataset.in_memory("one", IMAGE_TEXT, first.moments, then)
     sample = pairs(200, 3).first_NI.numpy()
-    rows = HeldRows(paired(sample, new_features(sample)))
+    rows = RowsInMemory(paired(sample, new_features(sample)))
     after = learn(spec, before, Task(SWAP, rows, seed=2, past=(past,))).model_state
 
     held = pairs(200, 2)

@@ -32,7 +32,7 @@ from tests.conftest import EXAMPLE_STREAM
 from tests.fakes.feature_shards import fetch
 from tests.fakes.running import newest_progress
 from workers.files.scratch import Scratch
-from workers.train.data.dataset import training_rows
+from workers.train.dataset import training_rows
 from workers.train.evaluation import evaluate
 from workers.train.job import train_dataset
 
@@ -236,7 +236,7 @@ def test_held_out_rows_have_the_whole_local_disk_for_their_copies(
         return evaluate(*arguments)
 
     monkeypatch.setenv("CMCL_SCRATCH_BYTES", str(limit))
-    monkeypatch.setattr("workers.train.job.training_rows", partial(training_rows, held_bytes=0))
+    monkeypatch.setattr("workers.train.job.training_rows", partial(training_rows, most_bytes=0))
     monkeypatch.setattr("workers.train.job.evaluate", evaluate_with_all_room)
     run(store, prepare_job(store, tmp_path, STREAM.datasets[0]))
     assert "ds-1" in read_candidate(store, "job-1", 1).report.evaluation

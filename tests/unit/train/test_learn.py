@@ -12,12 +12,12 @@ from cmcl.contract.methods import BUILT_IN_METHODS
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, TrainingSpec
 from workers.methods.registry import method_class, method_for
-from workers.model.evaluation import HeldOut, measure
-from workers.model.rows import PairedRows
+from workers.model.heads import PairedRows
 from workers.nullspace.certificate import PairWeights
 from workers.train.certify import PastDataset, certificates, weights_of
-from workers.train.data.rows import HeldRows
+from workers.train.evaluation import HeldOut, measure
 from workers.train.learn import ModelState, Task, TrainingResult, initial_state, learn
+from workers.train.rows import RowsInMemory
 
 PAIR = ModalityPair(first="image", second="text")
 SPEC = ModelSpec(
@@ -49,7 +49,7 @@ def learned_from(
     before: ModelState | None = None,
     *earlier: PastDataset,
 ) -> TrainingResult:
-    task = Task(PAIR, HeldRows(rows), seed=1, past=earlier)
+    task = Task(PAIR, RowsInMemory(rows), seed=1, past=earlier)
     return learn(spec, before or initial_state(spec), task)
 
 
@@ -107,7 +107,7 @@ def test_a_pair_whose_scores_were_all_zero_does_not_keep_the_model_from_learning
     heads = initial_state(SPEC).heads
     zero = heads.replaced({name: 0 * weight for name, weight in heads.weights.items()})
     moments = learned_from(ROWS).moments
-    past = PastDataset.held("zero", PAIR, moments, weights_of(PAIR, zero))
+    past = PastDataset.in_memory("zero", PAIR, moments, weights_of(PAIR, zero))
     (found,) = certificates([past], zero, learned_from(ROWS).model_state.heads).values()
     assert (found.drift.since_learned, set(found.quality.norm_change.values())) == (0.0, {0.0})
 
@@ -132,7 +132,7 @@ def test_learning_leaves_nothing_in_memory(name: str) -> None:
     method = method_for(spec) if place is None else method_class(place).from_spec(spec)
 
     def learned(seed: int, before: ModelState) -> ModelState:
-        task = Task(PAIR, HeldRows(latent_rows(seed)), seed=1)
+        task = Task(PAIR, RowsInMemory(latent_rows(seed)), seed=1)
         return learn(spec, before, task, method=method).model_state
 
     before = learned(0, initial_state(spec))
@@ -172,7 +172,7 @@ def test_shrinking_keeps_the_bound_and_says_what_it_cost() -> None:
     spec = spec_with(policy="preserve", kept_energy=0.3, max_drift=0.02)
     first = learned_from(latent_rows(1), spec)
     heads = first.model_state.heads
-    earlier = PastDataset.held("one", PAIR, first.moments, weights_of(PAIR, heads))
+    earlier = PastDataset.in_memory("one", PAIR, first.moments, weights_of(PAIR, heads))
     second = learned_from(latent_rows(2), spec, first.model_state, earlier)
     assert second.shrinkage is not None
     assert second.shrinkage.drift_before > 0.02 >= second.shrinkage.drift_after
@@ -184,7 +184,7 @@ def test_shrinking_keeps_the_bound_and_says_what_it_cost() -> None:
 def test_within_the_bound_nothing_is_shrunk() -> None:
     spec = spec_with(policy="preserve", max_drift=50.0)
     first = learned_from(latent_rows(1), spec)
-    earlier = PastDataset.held(
+    earlier = PastDataset.in_memory(
         "one", PAIR, first.moments, weights_of(PAIR, first.model_state.heads)
     )
     assert learned_from(latent_rows(2), spec, first.model_state, earlier).shrinkage is None

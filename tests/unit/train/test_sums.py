@@ -5,12 +5,11 @@ import torch
 
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
-from workers.model.heads import initial_heads
-from workers.model.rows import PairedRows
+from workers.model.heads import PairedRows, initial_heads
 from workers.nullspace.centred import dataset_moments
-from workers.train.data.rows import HeldRows
+from workers.train.learn import moments_of_halves, prepare_rows
+from workers.train.rows import RowsInMemory
 from workers.train.run import Run
-from workers.train.sums import prepared_rows, summed_halves
 
 PAIR = ModalityPair(first="image", second="text")
 SPEC = ModelSpec(width=8, modalities={"image": 24, "text": 16}, lift=0)
@@ -28,9 +27,9 @@ def test_covariances_of_rows_that_hardly_differ_are_those_of_float64(spread: flo
     keys_N = torch.arange(9000)
     raw = PairedRows(cone(9000, 24, spread), cone(9000, 16, spread), keys_N, keys_N)
     heads = initial_heads(SPEC)
-    first, second = summed_halves(heads, PAIR, HeldRows(raw), Run())
+    first, second = moments_of_halves(heads, PAIR, RowsInMemory(raw), Run())
     found = dataset_moments(first + second)
-    ready = prepared_rows(heads, PAIR, raw)
+    ready = prepare_rows(heads, PAIR, raw)
     sides = ready.first_NI[:, :-1].double(), ready.second_NJ[:, :-1].double()
     joint = torch.cov(torch.cat(sides, dim=1).mT, correction=0)
     weight = float(found.weight)

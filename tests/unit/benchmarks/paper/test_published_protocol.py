@@ -18,10 +18,10 @@ from benchmarks.paper.unscaled import (
 )
 from cmcl.contract.model import ModelSpec
 from workers.methods.method import Recipe, Vanilla
-from workers.model.evaluation import HeldOut
-from workers.model.rows import PairedRows
-from workers.train.data.rows import Plan, permuted_batches
-from workers.train.objective import EPSILON
+from workers.model.heads import PairedRows
+from workers.train.evaluation import HeldOut
+from workers.train.loop import EPSILON
+from workers.train.rows import BatchPlan, permuted_batches
 
 WIDTH, ROWS, BATCH, EPOCHS, RATE, DECAY = 6, 40, 8, 3, 0.01, 0.1
 
@@ -58,7 +58,7 @@ def slow_loop(data: StepData) -> list[torch.Tensor]:
     changes = [torch.zeros(WIDTH, WIDTH + 1, requires_grad=True) for _ in range(2)]
     start = torch.cat([torch.eye(WIDTH), torch.zeros(WIDTH, 1)], dim=1)
     optimizer = torch.optim.AdamW(changes, lr=RATE, weight_decay=DECAY, eps=EPSILON)
-    plan = Plan(BATCH, EPOCHS, 0)
+    plan = BatchPlan(BATCH, EPOCHS, 0)
     total = plan.updates(ROWS)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 - done / total)
     for index_B in permuted_batches(ROWS, plan):
@@ -83,7 +83,7 @@ def test_the_published_update_equals_a_slow_loop() -> None:
     keys_N = unscaled.training.first_keys_N
     held_out = HeldOut(PairedRows(keys_N, keys_N, keys_N, keys_N), None)
     dataset = Dataset("one", data.step.pair, unscaled.training, held_out)
-    method = PublishedUpdate(Vanilla(), Plan(BATCH, EPOCHS, 0).updates(ROWS))
+    method = PublishedUpdate(Vanilla(), BatchPlan(BATCH, EPOCHS, 0).updates(ROWS))
     recipe = Recipe(DECAY, averaged_share=0.0, unit_length=False)
     learned = learn_one(spec(), published_start(spec(), lengths), dataset, (), method, recipe)
     first_EI, second_EI = (

@@ -11,7 +11,7 @@ import pytest
 from cmcl.contract.dataset import Shard
 from cmcl.contract.errors import InvalidDataset
 from tests.fakes.feature_shards import numbered_rows, write_pair_shards
-from workers.train.data.reader import Records, read_rows
+from workers.train.dataset import Records, read_rows
 
 ROWS = 6000
 UNEVEN = (3, 2900, 1, 2500, 596)

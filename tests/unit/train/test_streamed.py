@@ -11,10 +11,10 @@ from cmcl.contract.dataset import Shard
 from cmcl.contract.errors import InvalidDataset, StorageUnavailable
 from tests.fakes.feature_shards import numbered_rows, write_pair_shard, write_pair_shards
 from workers.files.scratch import Scratch
-from workers.model.rows import PairedRows, content_keys
-from workers.train.data.dataset import StreamedRows
-from workers.train.data.rows import Plan
+from workers.model.heads import PairedRows, content_keys
+from workers.train.dataset import RowsOnDisk
 from workers.train.distributed import World
+from workers.train.rows import BatchPlan
 
 ROWS, WIDTHS = 2000, (5, 3)
 UNEVEN = (3, 1200, 1, 700, 96)
@@ -35,10 +35,10 @@ def numbers(rows: PairedRows) -> list[int]:
     return rows.first_NI[:, 0].long().tolist()
 
 
-def batches_of(shards: list[Shard], plan: Plan, size: int, start: int = 0) -> list[list[int]]:
+def batches_of(shards: list[Shard], plan: BatchPlan, size: int, start: int = 0) -> list[list[int]]:
     """Each global batch, put together from all ranks."""
     parts = [
-        list(StreamedRows(shards, WIDTHS).batches(plan, World(rank, size), same, start))
+        list(RowsOnDisk(shards, WIDTHS).batches(plan, World(rank, size), same, start))
         for rank in range(size)
     ]
     together = []
@@ -48,7 +48,7 @@ def batches_of(shards: list[Shard], plan: Plan, size: int, start: int = 0) -> li
     return together
 
 
-PLAN = Plan(batch_size=300, epochs=2, seed=11)
+PLAN = BatchPlan(batch_size=300, epochs=2, seed=11)
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 300])
@@ -87,14 +87,14 @@ def test_chunks_have_every_row_once_over_all_ranks(shards: list[Shard], size: in
     """In the first pass, which reads shards, and in the second, which reads the disk."""
     firsts, seconds = [], []
     for rank in range(size):
-        rows, here = StreamedRows(shards, WIDTHS), World(rank, size)
+        rows, here = RowsOnDisk(shards, WIDTHS), World(rank, size)
         firsts += [number for chunk in rows.chunks(here) for number in numbers(chunk)]
         seconds += [number for chunk in rows.chunks(here) for number in numbers(chunk)]
     assert firsts == seconds == list(range(1, ROWS + 1))
 
 
 def test_keys_are_those_of_the_rows(shards: list[Shard]) -> None:
-    batch = next(iter(StreamedRows(shards, WIDTHS).batches(PLAN, World(0, 1), same)))
+    batch = next(iter(RowsOnDisk(shards, WIDTHS).batches(PLAN, World(0, 1), same)))
     expected = content_keys(batch.rows.first_NI.float().numpy())
     assert np.array_equal(batch.rows.first_keys_N.numpy(), expected)
 
@@ -108,7 +108,7 @@ def test_float16_and_float32_shards_go_together(tmp_path: Path) -> None:
             (first[500:].astype(np.float32) + 0.1, second[500:].astype(np.float32) + 0.1),
         ),
     ]
-    chunks = list(StreamedRows(shards, WIDTHS).chunks(World(0, 1)))
+    chunks = list(RowsOnDisk(shards, WIDTHS).chunks(World(0, 1)))
     values = torch.cat([chunk.first_NI[:, 0].double() for chunk in chunks])
     assert float(values[499]) == 500.0
     assert float(values[500]) == pytest.approx(501.1, abs=1e-4)
@@ -118,7 +118,7 @@ def test_the_transform_is_applied_to_every_batch(shards: list[Shard]) -> None:
     def doubled(rows: PairedRows) -> PairedRows:
         return PairedRows(rows.first_NI * 2, rows.second_NJ, rows.first_keys_N, rows.second_keys_N)
 
-    for batch in StreamedRows(shards, WIDTHS).batches(PLAN, World(0, 1), doubled):
+    for batch in RowsOnDisk(shards, WIDTHS).batches(PLAN, World(0, 1), doubled):
         assert torch.equal(batch.rows.first_NI[:, 0], 2 * batch.rows.second_NJ[:, 0])
 
 
@@ -134,7 +134,7 @@ def test_a_shard_of_other_bytes_is_rejected_with_a_message(
     shards: list[Shard], known: dict[str, str | None], name: str
 ) -> None:
     wrong = shards[1].model_copy(update=known)
-    rows = StreamedRows([shards[0], wrong], WIDTHS)
+    rows = RowsOnDisk([shards[0], wrong], WIDTHS)
     with pytest.raises(InvalidDataset, match=rf"its {name} is [0-9a-f]+, expected 0000"):
         list(rows.chunks(World(0, 1)))
 
@@ -142,26 +142,26 @@ def test_a_shard_of_other_bytes_is_rejected_with_a_message(
 def test_shard_without_a_blake3_is_read_as_before(shards: list[Shard]) -> None:
     older = [shard.model_copy(update={"blake3": None}) for shard in shards]
     chunks = zip(
-        *(StreamedRows(each, WIDTHS).chunks(World(0, 1)) for each in (shards, older)), strict=True
+        *(RowsOnDisk(each, WIDTHS).chunks(World(0, 1)) for each in (shards, older)), strict=True
     )
     assert all(torch.equal(new.first_NI, old.first_NI) for new, old in chunks)
 
 
 def test_a_missing_shard_is_rejected_with_a_message(shards: list[Shard]) -> None:
     gone = shards[1].model_copy(update={"uri": shards[1].uri + ".gone"})
-    rows = StreamedRows([shards[0], gone], WIDTHS)
+    rows = RowsOnDisk([shards[0], gone], WIDTHS)
     with pytest.raises(InvalidDataset, match="there is no such object"):
         list(rows.batches(PLAN, World(0, 1), same))
 
 
 def test_a_disk_without_room_is_detected_with_the_first_rows(shards: list[Shard]) -> None:
-    rows = StreamedRows(shards, WIDTHS, Scratch(limit=ROWS * sum(WIDTHS) * 2))  # Keys need more.
+    rows = RowsOnDisk(shards, WIDTHS, Scratch(limit=ROWS * sum(WIDTHS) * 2))  # Keys need more.
     with pytest.raises(StorageUnavailable, match="CMCL_SCRATCH_BYTES"):
         next(iter(rows.chunks(World(0, 1))))
 
 
 def test_reading_can_be_begun_again_after_it_failed(shards: list[Shard]) -> None:
-    rows = StreamedRows(shards, WIDTHS)
+    rows = RowsOnDisk(shards, WIDTHS)
     chunks = rows.chunks(World(0, 1))
     next(iter(chunks))
     del chunks

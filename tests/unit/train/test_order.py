@@ -6,13 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.train.data.rows import (
-    Plan,
-    VirtualShards,
-    block_rows,
-    permuted_batches,
-    shard_windows,
-)
+from workers.train.rows import BatchPlan, VirtualShards, block_rows, permuted_batches, shard_windows
 
 
 @given(rows=st.integers(0, 10**10), count=st.integers(1, 300))
@@ -84,19 +78,19 @@ def test_neighbours_are_mixed_with_the_rows_of_many_blocks() -> None:
 
 
 def test_every_row_is_seen_and_the_order_depends_on_the_seed_alone() -> None:
-    plan = Plan(batch_size=30, epochs=2, seed=5)
+    plan = BatchPlan(batch_size=30, epochs=2, seed=5)
     batches = list(permuted_batches(100, plan))
     assert len(batches) == plan.updates(100) == 6
     assert all(len(batch) == 30 for batch in batches)
     assert len(torch.cat(batches[:3]).unique()) == 90
     again = list(permuted_batches(100, plan))
     assert all(torch.equal(one, other) for one, other in zip(batches, again, strict=True))
-    assert not torch.equal(batches[0], next(permuted_batches(100, Plan(30, 2, seed=6))))
+    assert not torch.equal(batches[0], next(permuted_batches(100, BatchPlan(30, 2, seed=6))))
 
 
 @pytest.mark.parametrize("start", [0, 1, 3, 5, 6])
 def test_the_order_resumes_where_it_was_left(start: int) -> None:
-    plan = Plan(batch_size=30, epochs=2, seed=5)
+    plan = BatchPlan(batch_size=30, epochs=2, seed=5)
     rest = list(permuted_batches(100, plan, start))
     whole = list(permuted_batches(100, plan))[start:]
     assert all(torch.equal(one, other) for one, other in zip(rest, whole, strict=True))

@@ -3,7 +3,7 @@
 Global batches are a function of the seed and the dataset alone: they do not depend on the number of ranks, nor on
 which of them reads what.
 
-A dataset that fits into memory is permuted as a whole in each epoch. A larger one (`dataset.py`) is divided into
+A dataset that fits into memory is permuted as a whole in each epoch. A larger one is read from a local disk (`RowsOnDisk`) and divided into
 *virtual shards*: contiguous parts of the dataset, a fixed number of them, each of which contributes its share to every
 batch. A shard is read in blocks of neighbouring rows. An epoch permutes the blocks of a shard, reads them in windows of
 several blocks, and permutes the rows of a window. So a batch is a stratified sample of the whole dataset, a rank reads
@@ -14,7 +14,7 @@ Shapes: N rows of the dataset, B rows of a global batch, L rows of this rank, K 
 
 A row on its way into training:
 
-    Records (reader.py)     numpy, as stored, with content keys: what is read from shards and from disk
+    Records (dataset.py)    numpy, as stored, with content keys: what is read from shards and from disk
     PairedRows (model)      the same as tensors
     LocalBatch              this rank's PairedRows of a global batch
 """
@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workers.model.rows import PairedRows
+from workers.model.heads import PairedRows
 from workers.train.distributed import World, rank_lengths, rank_slice
 
 Transform = Callable[[PairedRows], PairedRows]
@@ -46,7 +46,7 @@ _WINDOW_BLOCKS = 16
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """Global batches of a number of epochs, in the order given by a seed."""
 
     batch_size: int
@@ -63,7 +63,7 @@ class Plan:
         return self.updates_in_epoch(rows) * self.epochs
 
 
-def permuted_batches(rows: int, plan: Plan, start: int = 0) -> Iterator[Tensor]:
+def permuted_batches(rows: int, plan: BatchPlan, start: int = 0) -> Iterator[Tensor]:
     """Row numbers (B) of each global batch from update `start` on: one permutation per epoch."""
     generator = torch.Generator().manual_seed(plan.seed)
     number, size = 0, plan.batch_size
@@ -148,7 +148,7 @@ def shard_windows(
 class LocalBatch:
     """This rank's rows of a global batch.
 
-    `lengths`: rows of each rank. `everywhere`: rows of all ranks, if all rows are held in memory.
+    `lengths`: rows of each rank. `everywhere`: rows of all ranks, if all rows are in memory.
     """
 
     rows: PairedRows
@@ -168,12 +168,12 @@ class TrainingRows(Protocol):
         ...
 
     def batches(
-        self, plan: Plan, here: World, transform: Transform, start: int = 0
+        self, plan: BatchPlan, here: World, transform: Transform, start: int = 0
     ) -> Generator[LocalBatch]:
         """Transformed rows of each global batch, from update `start` on."""
         ...
 
-    def held(self) -> PairedRows | None:
+    def in_memory(self) -> PairedRows | None:
         """All rows, or None if they are not in memory."""
         ...
 
@@ -183,7 +183,7 @@ class TrainingRows(Protocol):
 
 
 @dataclass(frozen=True)
-class HeldRows:
+class RowsInMemory:
     """All rows of a dataset in the memory of every rank. Each epoch is one permutation."""
 
     raw: PairedRows
@@ -198,7 +198,7 @@ class HeldRows:
             yield self.raw.at(slice(start, min(start + CHUNK_ROWS, own.stop)))
 
     def batches(
-        self, plan: Plan, here: World, transform: Transform, start: int = 0
+        self, plan: BatchPlan, here: World, transform: Transform, start: int = 0
     ) -> Generator[LocalBatch]:
         """See `TrainingRows`. All rows are transformed once, and not in every update."""
         rows_N = transform(self.raw)
@@ -207,7 +207,7 @@ class HeldRows:
             everywhere = rows_N.at(index_B.to(rows_N.first_NI.device))
             yield LocalBatch(everywhere.at(own), lengths, everywhere)
 
-    def held(self) -> PairedRows:
+    def in_memory(self) -> PairedRows:
         """See `TrainingRows`."""
         return self.raw
 
@@ -226,6 +226,6 @@ class RotatedRows:
         """Rows of the whole dataset."""
         return len(self.raw)
 
-    def batches(self, plan: Plan, here: World, start: int = 0) -> Generator[LocalBatch]:
+    def batches(self, plan: BatchPlan, here: World, start: int = 0) -> Generator[LocalBatch]:
         """This rank's rows of each global batch, from update `start` on."""
         return self.raw.batches(plan, here, self.transform, start)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from workers.model.evaluation import HeldOut, recall
+from workers.model.heads import PairedRows
 from workers.model.loss import unit
-from workers.model.rows import PairedRows
+from workers.train.evaluation import HeldOut, recall
 
 
 def held_out(keys_first: list[int], keys_second: list[int], labels: list[int] | None) -> HeldOut:
