@@ -42,7 +42,7 @@ from workers.nullspace.threads import one_thread
 from workers.train.certify import PastDataset
 from workers.train.evaluation import HeldOut
 from workers.train.learn import ModelState, initial_state
-from workers.train.rows import Plan
+from workers.train.rows import BatchPlan
 
 # The features of the encoders, scaled to unit length and nothing else.
 UNTRAINED = "untrained"
@@ -160,7 +160,7 @@ def _published(cell: Cell, spec: ModelSpec, steps: list[StepData], method: Metho
     unscaled = unscaled_steps(steps, lengths)
     if hasattr(method, "stored"):
         method = replace(method, stored=_stored_moments(steps))  # type: ignore[type-var]
-    plan = Plan(spec.training.batch_size, spec.training.epochs, 0)
+    plan = BatchPlan(spec.training.batch_size, spec.training.epochs, 0)
     methods = [PublishedUpdate(method, plan.updates(len(data.training))) for data in unscaled]
     state = published_start(spec, lengths)
     return _chain(cell, spec, unscaled, state, methods, recipe("paper"))
