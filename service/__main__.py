@@ -15,11 +15,10 @@ from service.core.clock import utc_now
 from service.core.errors import ServiceError, Unprocessable
 from service.core.principal import Scope
 from service.core.settings import Settings
-from service.database.engine import Database, open_database
+from service.database.engine import Database, Seek, open_database
 from service.database.migrations import upgrade
 from service.database.queries import keys
 from service.database.queries.keys import KeyRow
-from service.database.seek import Seek
 from service.events.webhook_secrets import new_key
 from service.telemetry.logs import log_config, secret_texts
 

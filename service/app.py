@@ -33,8 +33,7 @@ from service.core.loops import Loop, MemoryReleaser
 from service.core.setting_values import read_pod_templates
 from service.core.settings import Settings
 from service.core.tuning import Tuning
-from service.database import notifications
-from service.database.engine import Database, open_database
+from service.database.engine import Database, has_notifications, open_database
 from service.database.migrations import upgrade
 from service.database.queries import drivers
 from service.events.feed import Feed
@@ -45,21 +44,18 @@ from service.jobs.driver import DriverLoop, driver_id
 from service.jobs.reconciler import Notifications, Reconciler, Workers
 from service.jobs.scheduler import Scheduler
 from service.jobs.workqueue import Work
-from service.launchers.driver import DriverLauncher
-from service.launchers.kuberay_resource import Site
 from service.launchers.port import Launcher, StatusCache
-from service.launchers.ray_jobs import RayJobLauncher
+from service.launchers.ray_cluster import DriverLauncher, RayJobLauncher
 from service.maintenance.backup import BackupWriter
 from service.maintenance.gc import GarbageCollector
 from service.page.application import PageBesideApi, create_page
 from service.registry.live_pointer import Announcer
-from service.telemetry.backlog import BacklogCollector
 from service.telemetry.instrumented import (
     InstrumentedDatabase,
     InstrumentedLauncher,
     InstrumentedStore,
 )
-from service.telemetry.metrics import Metrics
+from service.telemetry.metrics import BacklogCollector, Metrics
 from service.telemetry.spans import NoSpans, Spans
 
 if TYPE_CHECKING:
@@ -214,7 +210,7 @@ def _launcher(settings: Settings, tuning: Tuning) -> Launcher:
 
 def _kuberay_launcher(settings: Settings, tuning: Tuning) -> Launcher:
     # The Kubernetes client takes half a second to import, and most deployments do not need it.
-    from service.launchers.kuberay import KubeRayLauncher, own_namespace
+    from service.launchers.kuberay import KubeRayLauncher, Site, own_namespace
 
     site = Site(
         image=settings.kuberay_image,
@@ -272,7 +268,7 @@ def _loops(context: Context, reconciler: Reconciler, announcer: Announcer) -> li
         MemoryReleaser(),
         BackupWriter(context),
     ]
-    if notifications.is_supported(context.database):
+    if has_notifications(context.database):
         loops.append(Notifications(context.database, reconciler.wake, reconciler.resync))
     if context.settings.embeddings_url:
         loops.append(announcer)

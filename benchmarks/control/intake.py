@@ -26,8 +26,7 @@ from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
 from service.datasets.intake import accept_dataset
 from service.datasets.request import Intake, NewDataset
-from service.registry.modalities import Limits
-from service.registry.models import create_model
+from service.registry.models import Limits, create_model
 
 _SPEC = ModelSpec(modalities={"image": 1280, "text": 384})
 _PREFIX = "s3://captures"

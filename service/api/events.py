@@ -22,10 +22,10 @@ from service.context import Context
 from service.core.errors import FieldProblem, Unprocessable
 from service.core.principal import Principal
 from service.core.states import TERMINAL
+from service.database.engine import Seek
 from service.database.queries import events
 from service.database.queries.events import EventFilter
 from service.database.rows import EventRow
-from service.database.seek import Seek
 from service.events.feed import Feed, Item, Progress, number_events
 
 logger = logging.getLogger(__name__)

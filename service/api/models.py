@@ -40,8 +40,17 @@ from service.database.stale import check_not_lost
 from service.registry import models as registry
 from service.registry.combining import request_merge
 from service.registry.live_pointer import check_may_change
-from service.registry.modalities import Added, Limits, NewModality, add_modality
-from service.registry.models import NewModel, branch, check_method, create_model, set_gate
+from service.registry.models import (
+    Added,
+    Limits,
+    NewModality,
+    NewModel,
+    add_modality,
+    branch,
+    check_method,
+    create_model,
+    set_gate,
+)
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 

@@ -9,7 +9,7 @@ from fastapi import Depends, Query
 from pydantic import BaseModel
 
 from service.core.errors import FieldProblem, Unprocessable
-from service.database.seek import Order, Position, Seek
+from service.database.engine import Order, Position, Seek
 
 # The largest number that a column can hold.
 LARGEST_NUMBER = 2**31 - 1

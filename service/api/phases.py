@@ -13,10 +13,10 @@ from service.api.dependencies import ContextDep, JobPath, Reader
 from service.api.events import read_page
 from service.auth.ownership import get_job
 from service.core.states import TERMINAL, JobState
+from service.database.engine import Seek
 from service.database.queries import versions
 from service.database.queries.events import EventFilter
 from service.database.rows import JobRow
-from service.database.seek import Seek
 
 router = APIRouter(prefix="/v1/jobs/{job}/phases", tags=["jobs"])
 

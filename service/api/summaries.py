@@ -15,8 +15,8 @@ from service.api.models import BranchOrigin
 from service.api.pagination import Page, TextSeek, page
 from service.auth.ownership import get_model
 from service.core.states import FailureReason, JobState
-from service.database.queries import models, summaries
-from service.database.queries.summaries import Summaries
+from service.database.queries import models, overviews
+from service.database.queries.overviews import Summaries
 from service.database.rows import ModelRow
 
 router = APIRouter(prefix="/v1", tags=["models"])
@@ -135,7 +135,7 @@ def list_summaries(principal: Reader, context: ContextDep, seek: TextSeek) -> Pa
     """List summaries of models by name: what is live, learned, held and failed."""
     with context.database.read() as connection:
         found = models.page(connection, principal.owner, seek.peek())
-        of_each = summaries.read(connection, [model.name for model in found])
+        of_each = overviews.read_summaries(connection, [model.name for model in found])
     return page(
         found, seek, lambda model: ModelSummary.of(model, of_each), lambda model: model.name
     )
@@ -146,4 +146,4 @@ def read_summary(model: ModelPath, principal: Reader, context: ContextDep) -> Mo
     """Read the summary of a model."""
     with context.database.read() as connection:
         found = get_model(connection, model, principal)
-        return ModelSummary.of(found, summaries.read(connection, [model]))
+        return ModelSummary.of(found, overviews.read_summaries(connection, [model]))

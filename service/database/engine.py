@@ -1,7 +1,10 @@
-"""Transactions on SQLite or PostgreSQL, with the same guarantees on both.
+"""Transactions on SQLite or PostgreSQL, with the same guarantees on both; notifications between instances; pages of lists.
 
 SQLite: write-ahead log, every commit flushed to the disk, and writers take the lock when they begin (a reader that
 became a writer half-way could not wait for the lock, it would fail).
+
+PostgreSQL announces an event to all instances when it is committed, https://www.postgresql.org/docs/current/sql-notify.html.
+SQLite has no notifications: there, the instance that commits an event processes it.
 """
 
 import sqlite3
@@ -10,11 +13,23 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+import sqlalchemy
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Select,
+    create_engine,
+    event,
+    func,
+    make_url,
+    select,
+)
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
@@ -249,3 +264,96 @@ def _translated() -> Iterator[None]:
 def _message(error: SQLAlchemyError) -> str:
     """The driver's message. Users see it, so it must contain neither the statement nor its values."""
     return str(error.orig if isinstance(error, DBAPIError) else error)
+
+
+_CHANNEL = "cmcl_events"
+
+
+def has_notifications(database: Database) -> bool:
+    """Return whether this database has notifications."""
+    return database.engine.dialect.name == "postgresql"
+
+
+def notify(connection: sqlalchemy.Connection, model: str) -> None:
+    """Announce an event of the model with the commit of this transaction."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_notify(_CHANNEL, model)))
+
+
+class Listener:
+    """Listens on a connection of its own. For one thread.
+
+    A proxy that pools connections by transaction passes no notifications on.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._connection: sqlalchemy.Connection | None = None
+
+    def connect(self) -> bool:
+        """Begin to listen. Returns False if it does already. Raises DatabaseUnavailable."""
+        if self._connection is not None:
+            return False
+        with self._translated():
+            connection = self._database.engine.connect()
+            self._connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+            # It is closed, and not given to others, when this ends.
+            self._connection.detach()
+            self._connection.exec_driver_sql(f"LISTEN {_CHANNEL}")
+        return True
+
+    def wait(self, seconds: float) -> set[str]:
+        """Return the models of events since the last call, once there are any; empty after so many seconds.
+
+        Raises DatabaseUnavailable.
+        """
+        if self._connection is None:
+            raise DatabaseUnavailable("not connected")
+        with self._translated():
+            driver: Any = self._connection.connection.dbapi_connection
+            return {each.payload for each in driver.notifies(timeout=seconds, stop_after=1)}
+
+    def close(self) -> None:
+        """End listening, also on a connection that is lost."""
+        connection, self._connection = self._connection, None
+        if connection is not None and not connection.invalidated:
+            # The driver's own, without a rollback, which a lost connection would refuse.
+            driver: Any = connection.connection.dbapi_connection
+            driver.close()
+            connection.invalidate()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Translate the errors of SQLAlchemy and of its driver."""
+        driver: Any = self._database.engine.dialect.loaded_dbapi
+        try:
+            yield
+        except (SQLAlchemyError, driver.Error) as error:
+            raise DatabaseUnavailable(f"notifications cannot be received: {error}") from error
+
+
+Order = Literal["asc", "desc"]
+Position = TypeVar("Position", int, str)
+
+
+@dataclass(frozen=True)
+class Seek(Generic[Position]):
+    """A page of a list that is ordered by one unique column: up to `limit` rows beyond `after`.
+
+    `after` is the position of the last row of the page before; None: from the first, or for `desc` the last row.
+    """
+
+    after: Position | None = None
+    order: Order = "asc"
+    limit: int = 50
+
+    def peek(self) -> Self:
+        """The same page and one row more, which shows whether another page follows."""
+        return replace(self, limit=self.limit + 1)
+
+    def restrict(self, query: Select[Any], column: ColumnElement[Position]) -> Select[Any]:
+        """Order a query by the column, and restrict it to the rows of this page."""
+        is_descending = self.order == "desc"
+        if self.after is not None:
+            query = query.where(column < self.after if is_descending else column > self.after)
+        return query.order_by(column.desc() if is_descending else column.asc()).limit(self.limit)

@@ -18,11 +18,10 @@ from dataclasses import dataclass
 
 from service.core.errors import TooManyRequests
 from service.core.states import TERMINAL
-from service.database.engine import Database
+from service.database.engine import Database, Seek
 from service.database.queries import events
 from service.database.queries.events import EventFilter, Newest
 from service.database.rows import EventRow
-from service.database.seek import Seek
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 from pydantic import SecretStr
 
 from service.core.setting_values import ENCRYPTION_KEY_BYTES, read_encryption_keys
-from service.database.engine import Database
+from service.database.engine import Database, Seek
 from service.database.queries import webhooks
 from service.database.queries.webhooks import WebhookRow
-from service.database.seek import Seek
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM

@@ -22,8 +22,7 @@ from service.core.clock import steady
 from service.core.errors import DatabaseUnavailable, StaleDatabase
 from service.core.loops import HUNG_SECONDS, Loop, OutageLog, PeriodicLoop
 from service.core.states import JobState
-from service.database.engine import Database
-from service.database.notifications import Listener
+from service.database.engine import Database, Listener
 from service.database.queries import drivers, job_queue, models, versions
 from service.database.rows import JobRow, ModelRow, VersionRow
 from service.jobs import attempts, publish

@@ -19,8 +19,7 @@ from kubernetes.client import ApiException, AppsV1Api, CoreV1Api
 from kubernetes.config import ConfigException
 from urllib3.exceptions import HTTPError
 
-from service.launchers.kuberay import connected
-from service.launchers.kuberay_resource import GROUP, RELEASE_LABEL, VERSION
+from service.launchers.kuberay import GROUP, RELEASE_LABEL, VERSION, connected
 
 # Owners first: KubeRay recreates a deleted cluster of a RayService.
 PLURALS = ("rayjobs", "rayservices", "rayclusters")

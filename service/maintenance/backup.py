@@ -20,10 +20,9 @@ from cmcl.storage import layout
 from service.context import Context
 from service.core.errors import Conflict, DatabaseError
 from service.core.loops import OutageLog, PeriodicLoop
-from service.database.columns import UtcDateTime
 from service.database.queries import backup, events
 from service.database.queries.backup import Kind, OutboxEntry, Row, Tables
-from service.database.tables import metadata
+from service.database.tables import UtcDateTime, metadata
 from service.jobs.leases import Lease
 
 logger = logging.getLogger(__name__)

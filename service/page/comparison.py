@@ -27,7 +27,7 @@ from service.api.versions import read_version
 from service.context import Context
 from service.core.errors import NotFound
 from service.core.principal import Principal
-from service.database.seek import Seek
+from service.database.engine import Seek
 from service.page.rendering import Figure, figure
 
 Order = Literal["lost", "drift", "loss", "learned"]

@@ -26,8 +26,8 @@ from service.api.summaries import ModelSummary, read_summary
 from service.context import Context
 from service.core.principal import Principal
 from service.core.states import IN_FLIGHT, JobState
+from service.database.engine import Seek
 from service.database.queries.events import EventFilter
-from service.database.seek import Seek
 from service.page.comparison import WantedDep, comparison_values
 from service.page.explanations import PHASES, REASONS
 from service.page.forms import ModelFilter, StateFilter, address, see_other

@@ -31,7 +31,7 @@ from service.api.summaries import read_summary
 from service.api.versions import read_version
 from service.context import Context
 from service.core.principal import Principal
-from service.database.seek import Seek
+from service.database.engine import Seek
 from service.page.rendering import HALF, PREFIX, WHOLE, Figure, figure, pages_of
 
 router = APIRouter(prefix=PREFIX)

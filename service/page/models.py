@@ -26,7 +26,7 @@ from service.api.versions import PromotionView, list_promotions
 from service.context import Context
 from service.core.principal import Principal
 from service.core.states import JobState
-from service.database.seek import Seek
+from service.database.engine import Seek
 from service.page.rendering import PREFIX, WHOLE, pages_of
 
 router = APIRouter(prefix=PREFIX)

@@ -27,7 +27,7 @@ from service.api.versions import VersionSummary, VersionView, list_versions, rea
 from service.context import Context
 from service.core.errors import BodyTooLarge, FieldProblem, NotFound, Unprocessable
 from service.core.principal import Principal, Scope
-from service.database.seek import Seek
+from service.database.engine import Seek
 from service.page.collections import list_collections, read_collection
 from service.page.endpoint import Endpoint, EndpointProblem, FoundView, HeldOutView, release_slot
 from service.page.forms import Version, none_if_empty

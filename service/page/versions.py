@@ -29,7 +29,7 @@ from service.api.versions import (
 from service.context import Context
 from service.core.errors import Refused
 from service.core.principal import Principal
-from service.database.seek import Seek
+from service.database.engine import Seek
 from service.page.comparison import WantedDep, compare_versions, comparison_values, read_figures
 from service.page.forms import (
     ActionRequest,

@@ -29,7 +29,7 @@ def test_importing_it_loads_neither_torch_nor_training_nor_serving(module: str) 
     assert not loaded_by(module).intersection(HEAVY)
 
 
-@pytest.mark.parametrize("module", ["service.app", "service.launchers.ray_jobs"])
+@pytest.mark.parametrize("module", ["service.app", "service.launchers.ray_cluster"])
 def test_the_control_plane_loads_no_ray(module: str) -> None:
     assert "ray" not in loaded_by(module)
 

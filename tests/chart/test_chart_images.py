@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.launchers.kuberay_resource import RAY_VERSION
+from service.launchers.kuberay import RAY_VERSION
 from tests.chart.release import ROOT, Release
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()

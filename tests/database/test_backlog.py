@@ -7,8 +7,8 @@ from sqlalchemy import Connection, insert, update
 from cmcl.contract.model import ModelSpec
 from service.core.states import TERMINAL, JobState
 from service.database.engine import Database
-from service.database.queries import metrics, models
-from service.database.queries.metrics import Backlog, Standing
+from service.database.queries import models, overviews
+from service.database.queries.overviews import Backlog, Standing
 from service.database.rows import ModelRow
 from service.database.tables import datasets, jobs, versions
 
@@ -92,7 +92,7 @@ def add_promotion(database: Database, model: str, generation: int, created_at: d
 
 def read(database: Database) -> Backlog:
     with database.read() as connection:
-        return metrics.read_backlog(connection)
+        return overviews.read_backlog(connection)
 
 
 def test_an_empty_database_has_no_backlog(database: Database) -> None:

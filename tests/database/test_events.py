@@ -11,14 +11,13 @@ from threading import Barrier, Thread
 import pytest
 from sqlalchemy import Connection, func, insert, select
 
-from service.database.engine import Database, open_database
+from service.database.engine import Database, Seek, open_database
 from service.database.queries import deliveries as queue
 from service.database.queries import events, webhooks
 from service.database.queries.deliveries import Attempt
 from service.database.queries.events import EventFilter
 from service.database.queries.webhooks import WebhookRow
 from service.database.rows import Event
-from service.database.seek import Seek
 from service.database.tables import deliveries
 from service.database.tables import events as event_table
 from service.events.feed import number_events

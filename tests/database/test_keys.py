@@ -7,10 +7,9 @@ import pytest
 
 from service.core.errors import WriteConflict
 from service.core.principal import Scope
-from service.database.engine import Database
+from service.database.engine import Database, Seek
 from service.database.queries import keys
 from service.database.queries.keys import KeyRow
-from service.database.seek import Seek
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)

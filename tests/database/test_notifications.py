@@ -7,8 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from service.core.errors import DatabaseUnavailable
-from service.database.engine import Database
-from service.database.notifications import Listener, is_supported
+from service.database.engine import Database, Listener, has_notifications
 from service.database.queries import events
 from service.database.rows import Event
 from service.jobs.reconciler import Notifications
@@ -18,7 +17,7 @@ NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
 @pytest.fixture
 def listener(database: Database) -> Iterator[Listener]:
-    if not is_supported(database):
+    if not has_notifications(database):
         pytest.skip("SQLite has no notifications")
     listener = Listener(database)
     assert listener.connect()

@@ -18,12 +18,11 @@ from service.core.states import IllegalMove, JobState
 from service.database.engine import Database, open_database
 from service.database.queries import job_queue, jobs, models
 from service.database.queries.jobs import Report, RunningAttempt, store_progress
-from service.database.queries.metrics import read_backlog
+from service.database.queries.overviews import read_backlog
 from service.database.rows import JobRow, PreparedRows
 from service.datasets.intake import accept_dataset
 from service.datasets.request import Intake, NewDataset
-from service.registry.modalities import Limits
-from service.registry.models import create_model
+from service.registry.models import Limits, create_model
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 SPEC = ModelSpec(modalities={"image": 4, "text": 3})

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from cmcl.contract.gate import Gate
 from service.core.states import TERMINAL, JobState
+from service.database.engine import Seek
 from service.database.queries import datasets, models, versions
 from service.database.rows import JobRow
-from service.database.seek import Seek
 from service.launchers.port import LaunchState
 from tests.faults.world import BAD, MODEL, World
 

@@ -18,9 +18,9 @@ import pytest
 
 from service.context import Context
 from service.core.states import JobState
+from service.database.engine import Seek
 from service.database.queries import models, versions
 from service.database.rows import Event
-from service.database.seek import Seek
 from service.launchers.port import LaunchState
 from tests.fakes.clock import ScriptedClock
 from tests.fakes.crashes import Contact, CrashingDatabase, CrashingLauncher, CrashingStore

@@ -24,10 +24,9 @@ from cmcl.storage.versions import write_blob
 from service.context import Context
 from service.core.errors import Refused
 from service.core.principal import LOCAL
-from service.database.engine import Database, open_database
+from service.database.engine import Database, Seek, open_database
 from service.database.queries import jobs
 from service.database.rows import BranchPoint, JobRow
-from service.database.seek import Seek
 from service.datasets.intake import accept_dataset
 from service.datasets.request import Intake, NewDataset
 from service.jobs import transitions
@@ -35,8 +34,7 @@ from service.jobs.transitions import ActorNote
 from service.launchers.port import LaunchState
 from service.registry import promotion
 from service.registry.combining import request_merge, request_unlearning
-from service.registry.modalities import Limits
-from service.registry.models import branch, set_gate
+from service.registry.models import Limits, branch, set_gate
 from service.registry.promotion import PromotionRequest
 from tests.fakes.clock import ScriptedClock
 from tests.fakes.control_plane import ControlPlane

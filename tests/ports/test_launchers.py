@@ -10,9 +10,7 @@ import pytest
 from cmcl.contract.job import AttemptOutcome, AttemptRequest
 from cmcl.storage import layout
 from cmcl.storage.local import LocalStore
-from service.launchers.driver import DriverLauncher
-from service.launchers.kuberay import KubeRayLauncher
-from service.launchers.kuberay_resource import Site
+from service.launchers.kuberay import KubeRayLauncher, Site
 from service.launchers.port import (
     LOG_BYTES,
     LOG_LINES,
@@ -23,7 +21,7 @@ from service.launchers.port import (
     Submission,
     status_of,
 )
-from service.launchers.ray_jobs import RayJobLauncher
+from service.launchers.ray_cluster import DriverLauncher, RayJobLauncher
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.kubernetes_api import PODS, KubernetesApi, kubernetes_api
 from tests.fakes.launcher import FakeLauncher

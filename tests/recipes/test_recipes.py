@@ -12,8 +12,8 @@ import yaml
 
 from cmcl import Client, Gate
 from service.core.states import TERMINAL, JobState
+from service.database.engine import Seek
 from service.database.queries import jobs
-from service.database.seek import Seek
 from tests.architecture.repository import ROOT
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.measured import write_measured

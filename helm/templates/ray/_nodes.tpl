@@ -1,4 +1,4 @@
-{{/* Version of Ray in the worker image, which the service's RayJobs name too (service/launchers/kuberay_resource.py). */}}
+{{/* Version of Ray in the worker image, which the service's RayJobs name too (service/launchers/kuberay.py). */}}
 {{- define "cmcl.rayVersion" -}}
 2.60.0
 {{- end -}}

@@ -15,8 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from cmcl.contract.job import Progress
 from service.core.states import FailureReason, JobState
-from service.database.engine import in_chunks
-from service.database.seek import Seek
+from service.database.engine import Seek, in_chunks
 from service.database.tables import attempts, progress_points
 
 MOST_POINTS = 300

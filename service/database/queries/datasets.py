@@ -10,9 +10,9 @@ from cmcl.contract.dataset import DatasetManifest, EvaluationDataset
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.version import EvaluationResult, MeasuredDataset
 from service.core.states import JobState
+from service.database.engine import Seek
 from service.database.queries import backup, events
 from service.database.rows import DatasetRow, Event, Fingerprints, random_id
-from service.database.seek import Seek
 from service.database.tables import datasets, jobs, models
 
 

@@ -6,8 +6,8 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, insert, select, update
 
+from service.database.engine import Seek
 from service.database.rows import random_id
-from service.database.seek import Seek
 from service.database.tables import deliveries, webhooks
 
 # Pending messages of one owner. More are dropped: receivers that are down for days would fill the table.

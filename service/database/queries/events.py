@@ -18,12 +18,10 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, Select, bindparam, delete, insert, select, update
 
-from service.database import notifications
-from service.database.engine import announce_after_commit
+from service.database.engine import Seek, announce_after_commit, notify
 from service.database.queries import backup, webhooks
 from service.database.queries.deliveries import MOST_WAITING
 from service.database.rows import Event, EventRow
-from service.database.seek import Seek
 from service.database.tables import event_positions, events, jobs
 
 # Kind of the event that subscribers see where messages to webhooks were dropped; it is not stored.
@@ -73,7 +71,7 @@ def emit(connection: Connection, event: Event, now: datetime) -> None:
     else:
         backup.enqueue(connection, "model", event.model)
     announce_after_commit(connection, event)
-    notifications.notify(connection, event.model)
+    notify(connection, event.model)
     for owner, number in webhooks.notify(connection, event, now).items():
         # For the subscribers alone: stored as an event, it would go to the same webhooks.
         why = f"no message of {event.kind} for {number} webhooks of owner {owner!r}: "

@@ -13,7 +13,7 @@ from cmcl.contract.methods import Priority
 from cmcl.contract.prepare import DatasetReport, PrepareProgress
 from cmcl.contract.version import EvaluationResult, LearnedDataset
 from service.core.states import TERMINAL, FailureReason, JobState, check_move
-from service.database.engine import in_chunks
+from service.database.engine import Seek, in_chunks
 from service.database.queries import attempts, datasets, events
 from service.database.rows import (
     Approval,
@@ -24,7 +24,6 @@ from service.database.rows import (
     PreparedRows,
     random_id,
 )
-from service.database.seek import Seek
 from service.database.tables import jobs, models
 
 # Columns of the current attempt, before it starts.

@@ -20,9 +20,9 @@ from sqlalchemy import (
 from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.gate import Gate
 from cmcl.contract.model import ModelSpec
+from service.database.engine import Seek
 from service.database.queries import backup, events, jobs
 from service.database.rows import BranchPoint, Event, ModelRow
-from service.database.seek import Seek
 from service.database.tables import models
 
 # Statements that the reconciler executes all the time are built once.

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Row, RowMapping, bindparam, insert, select, u
 
 from cmcl.contract.version import Recall, VersionManifest, VersionReport
 from cmcl.storage.versions import sha256_of
+from service.database.engine import Seek
 from service.database.queries import backup, events
 from service.database.rows import (
     Event,
@@ -19,7 +20,6 @@ from service.database.rows import (
     VersionOutline,
     VersionRow,
 )
-from service.database.seek import Seek
 from service.database.tables import promotions, versions
 
 # Of one version: rows of measurements.

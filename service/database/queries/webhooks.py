@@ -22,9 +22,9 @@ from sqlalchemy import (
 )
 
 from service.core.principal import EVERY_OWNER
+from service.database.engine import Seek
 from service.database.queries import deliveries as queue
 from service.database.rows import Event
-from service.database.seek import Seek
 from service.database.tables import deliveries, webhooks
 
 _ABOUT = ("model", "dataset", "job", "version")

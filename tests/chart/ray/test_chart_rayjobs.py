@@ -8,7 +8,7 @@ import pytest
 from service.app import create_app
 from service.core.setting_values import PodTemplates, read_pod_templates
 from service.core.settings import Settings
-from service.launchers.kuberay_resource import Site, ray_job
+from service.launchers.kuberay import Site, ray_job
 from service.launchers.port import Submission
 from tests.chart.release import BUCKET, Object, Release, is_uninstall_hook, render, values_of
 from tests.chart.restricted import violations, with_wait

@@ -14,8 +14,8 @@ import pytest
 from cmcl.cli.errors import Exit
 from cmcl.storage import layout
 from service.core.states import JobState
+from service.database.engine import Seek
 from service.database.queries import jobs
-from service.database.seek import Seek
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, table_with_nan, write_shard
 from tests.fakes.trainer import train

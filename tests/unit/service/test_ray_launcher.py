@@ -18,7 +18,7 @@ from service.launchers.port import (
     Submission,
     status_of,
 )
-from service.launchers.ray_jobs import RayJob, RayJobLauncher, RayToken
+from service.launchers.ray_cluster import RayJob, RayJobLauncher, RayToken
 from tests.fakes.ray_jobs import FakeRayJobs
 
 COMMAND = ["python", "-m", "workers.train", "--store", "file:///with a space"]

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from kubernetes.client import ApiClient, Configuration, CustomObjectsApi
 
-from service.launchers.kuberay import KubeRayLauncher, connected
-from service.launchers.kuberay_resource import Site
+from service.launchers.kuberay import KubeRayLauncher, Site, connected
 from service.launchers.port import (
     LauncherRefused,
     LauncherUnavailable,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from service.core.setting_values import PodTemplates
-from service.launchers.kuberay_resource import Site, ray_job
+from service.launchers.kuberay import Site, ray_job
 from service.launchers.port import Submission
 from tests.chart.schemas import CRDS, complaints_of_kuberay
 

@@ -8,7 +8,7 @@ from ray.runtime_env import RuntimeEnv
 
 from service.core.setting_values import RUNTIME_ENV_FIELDS, legal_value
 from service.core.settings import Settings
-from service.launchers.kuberay_resource import resource_name
+from service.launchers.kuberay import resource_name
 
 KUBERAY = {"CMCL_LAUNCHER": "kuberay", "CMCL_KUBERAY_IMAGE": "an-image"}
 

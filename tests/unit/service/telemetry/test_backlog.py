@@ -13,7 +13,7 @@ from cmcl.contract.prepare import PreparationPhase
 from service.core.errors import DatabaseUnavailable
 from service.core.states import JobState
 from service.launchers.port import LaunchState
-from service.telemetry.backlog import ScrapeCache
+from service.telemetry.metrics import ScrapeCache
 from tests.fakes.clock import ScriptedClock
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.database_outage import outage

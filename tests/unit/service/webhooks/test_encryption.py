@@ -12,8 +12,8 @@ from pydantic import SecretStr, ValidationError
 from standardwebhooks.webhooks import Webhook
 
 from service.core.settings import Settings
+from service.database.engine import Seek
 from service.database.queries import webhooks
-from service.database.seek import Seek
 from service.events.webhook_delivery import Deliverer
 from service.events.webhook_secrets import (
     SecretCipher,
