@@ -29,8 +29,6 @@ from cmcl.contract.model import TrainingSpec
 from cmcl.pictures import Memory, MemoryRow, Picture, forgetting_matrices, mean_retention
 from workers.methods.registry import method_class
 
-_ZERO_SHOT = "zero_shot"
-
 _TITLES = {"recall_at_1": "R@1", "recall_at_10": "R@10"}
 # Three matrices of ten datasets side by side.
 _WIDTH = 1290.0
@@ -42,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         stream = _stream(options)
-        options.methods = options.methods or _applicable(stream, options.width)
+        options.methods = options.methods or known_methods()
         runs = _runs(options, stream)
         out: Path = options.out or RESULTS / stream.name
         out.mkdir(parents=True, exist_ok=True)
@@ -100,16 +98,6 @@ def _methods(text: str) -> tuple[str, ...]:
                 f"unknown method {name!r}; known are {known}, and module:Class"
             )
     return chosen
-
-
-def _applicable(stream: Stream, width: int) -> tuple[str, ...]:
-    """All known methods; zero-shot only where features share a space with the embeddings."""
-    if set(stream.widths.values()) == {width}:
-        return known_methods()
-    log_progress(
-        f"{_ZERO_SHOT} is left out: it needs features of one common space, as wide as the embeddings"
-    )
-    return tuple(name for name in known_methods() if name != _ZERO_SHOT)
 
 
 def _check_place(place: str) -> None:

@@ -2,13 +2,11 @@
 
 # Name in the benchmarks: location.
 BASELINES = {
-    "zero_shot": "benchmarks.baselines.zero_shot:ZeroShot",
     "cca": "benchmarks.baselines.cca:CCA",
     "csa": "benchmarks.baselines.cca:CSA",
     "paper": "benchmarks.baselines.paper:Paper",
     "replay_equal_bytes": "benchmarks.baselines.feature_replay:EqualBytes",
     "replay_all_rows": "benchmarks.baselines.feature_replay:FeatureReplay",
-    "ewc": "benchmarks.baselines.ewc:EWC",
     "gem": "benchmarks.baselines.gem:GEM",
     "der": "benchmarks.baselines.der:DER",
     "derpp": "benchmarks.baselines.der:DERpp",

@@ -9,7 +9,7 @@ names `memory/<number>/<first modality>/<second modality>/<part>`, so a version 
 them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -184,17 +184,6 @@ def loss_on(
     """Return InfoNCE of these rows as one global batch, at the temperature of the spec."""
     both = embeddings(weights, pair, rows, context)
     return symmetric_info_nce(both, rows.positives_in(rows), context.training.temperature)
-
-
-def full_batches(rows: int, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """Yield row numbers of one pass in random order, because rows may be sorted.
-
-    An incomplete last batch is dropped, because fewer negatives would change the task. A dataset
-    smaller than a batch is one batch.
-    """
-    order_N = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
-    for start in range(0, max(rows - batch_size, 0) + 1, batch_size):
-        yield order_N[start : start + batch_size]
 
 
 def with_memory(kept: MethodState, memory: StoredRows) -> MethodState:

@@ -32,7 +32,7 @@ def scores_of(name: str, here: World) -> Tensor:
     spec = ModelSpec(
         width=WIDTH,
         lift=0,
-        modalities=dict.fromkeys(WIDTHS, WIDTH) if name == "zero_shot" else WIDTHS,
+        modalities=WIDTHS,
         method=name,
         training=TrainingSpec(epochs=2, batch_size=BATCH, learning_rate=3e-3),
     )

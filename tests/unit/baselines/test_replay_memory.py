@@ -9,7 +9,6 @@ from benchmarks.baselines.replay_memory import (
     Draws,
     ReplayMethod,
     choose_rows,
-    full_batches,
     memories_for,
     memories_in,
 )
@@ -84,16 +83,6 @@ def test_draws_repeat_with_the_seed_and_reach_every_row() -> None:
     stored = {int(key) for memory in memories for key in memory.rows.first_keys_N}
     assert {key for draw in numbers[0] for key in draw} == stored
     assert all(len(draw) == len(set(draw)) == 4 for draw in numbers[0])
-
-
-def test_batches_of_one_pass_are_full_and_disjoint() -> None:
-    batches = [batch.tolist() for batch in full_batches(21, 8, seed=1)]
-    seen = [row for batch in batches for row in batch]
-    assert [len(batch) for batch in batches] == [8, 8]
-    assert len(set(seen)) == 16
-    assert seen != sorted(seen)
-    assert [len(batch) for batch in full_batches(5, 8, seed=1)] == [5]
-    assert [len(batch) for batch in full_batches(8, 8, seed=1)] == [8]
 
 
 def test_an_empty_lineage_and_an_empty_memory_are_rejected() -> None:

@@ -121,10 +121,7 @@ def _without_older_objects() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_without_older_objects")
-# Features of one common space are all that zero_shot takes, and it trains nothing.
-@pytest.mark.parametrize(
-    "name", [name for name in (*BUILT_IN_METHODS, *BASELINES) if name != "zero_shot"]
-)
+@pytest.mark.parametrize("name", [*BUILT_IN_METHODS, *BASELINES])
 def test_learning_leaves_nothing_in_memory(name: str) -> None:
     """Warm ranks learn one dataset after another in the same processes."""
     spec = SPEC.model_copy(update={"method": name})

@@ -1,1 +1,0 @@
-"""Rates of preparation: encoding through the pipeline, and checking files of features."""
