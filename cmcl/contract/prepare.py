@@ -106,14 +106,10 @@ class _Reported(BaseModel):
 
 
 class RowFindings(_Reported):
-    """Problems in the features of one side; the last four counts refer to finite rows."""
+    """What is odd in the features of one side."""
 
     rows: int = Field(description="rows read: all, or a sample of a large dataset")
     width: int
-    expected_width: int
-    nan: int = Field(description="values")
-    infinite: int = Field(description="values")
-    zero_rows: int = Field(description="rows")
     duplicate_rows: int = Field(description="rows that equal an earlier one")
     constant_columns: int
     rank_one: bool = Field(description="all rows are multiples of one")

@@ -30,7 +30,6 @@ from workers.prepare.finish import (
 )
 from workers.prepare.progress import DatasetProgress
 from workers.prepare.tasks import (
-    Prepared,
     Repeated,
     dataset_report,
     find_repeated,
@@ -41,6 +40,7 @@ from workers.prepare.units import (
     DatasetContext,
     DatasetPlan,
     DatasetSource,
+    Prepared,
     SideSpec,
     UnitRecord,
     UnitTask,

@@ -3,10 +3,12 @@
 Shapes: B rows, F and G raw widths of the two sides.
 """
 
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +20,7 @@ from cmcl.contract.dataset import Shard
 from cmcl.contract.errors import InvalidDataset
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
+from cmcl.contract.prepare import DatasetReport, HeadReport, RowFindings
 from cmcl.contract.version import VersionManifest
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.versions import read_version
@@ -63,61 +66,6 @@ class Sample:
         )
 
 
-@dataclass(frozen=True)
-class Findings:
-    """What is odd in raw rows.
-
-    Counts of values (`nan`, `infinite`), of rows (`zero_rows`; `duplicate_rows` equal an earlier one)
-    and of columns (`constant_columns`). The last three are of finite rows. `rank_one`: all rows are
-    multiples of one row.
-    """
-
-    rows: int
-    width: int
-    expected_width: int
-    nan: int
-    infinite: int
-    zero_rows: int
-    duplicate_rows: int
-    constant_columns: int
-    rank_one: bool
-
-    @property
-    def advice(self) -> tuple[str, ...]:
-        """One sentence for each oddity."""
-        return tuple(_advice_on_rows(self))
-
-
-@dataclass(frozen=True)
-class HeadOutlook:
-    """One modality: its moments compared with the earlier ones, and what this job could move.
-
-    `open_share`: entries that the model's method would let this dataset move, 0 to 1. It differs from
-    `moments.free_share`, which is of one head by itself: if a pair is trained again, its two heads
-    share what is free, and it is less.
-    """
-
-    moments: Preflight
-    open_share: float
-
-
-@dataclass(frozen=True)
-class DatasetOutlook:
-    """The result of a dry run.
-
-    `refusals`: why training would refuse the dataset; `heads` is empty if there are any. `findings`: by modality.
-    `advice`: sentences.
-    """
-
-    model: str
-    version: int
-    pair: tuple[str, str]
-    refusals: tuple[str, ...]
-    findings: Mapping[str, Findings]
-    heads: Mapping[str, HeadOutlook]
-    advice: tuple[str, ...]
-
-
 def dataset_outlook(
     store: ObjectStore,
     model: str,
@@ -125,47 +73,63 @@ def dataset_outlook(
     spec: ModelSpec,
     pair: ModalityPair,
     shards: Sequence[Shard],
-) -> DatasetOutlook:
-    """Check prepared training shards. `version`: the latest one, 0 before the first. Raises WorkerError."""
-    outlook = DatasetOutlook(model, version, pair.modalities, (), {}, {}, ())
+) -> DatasetReport:
+    """Report on prepared training shards. `version`: the latest one, 0 before the first. Raises WorkerError."""
+    report = DatasetReport(
+        version=version, pair=pair.modalities, refusals=(), findings={}, heads={}, advice=()
+    )
     if not shards:
-        return outlook
+        return report
     chosen = shards[:: -(-len(shards) // _MOST_SHARDS)]
     with tempfile.TemporaryDirectory(prefix="cmcl-dry-run-") as folder:
         paths = [Path(folder) / f"{index}.parquet" for index in range(len(chosen))]
         for path, shard in zip(paths, chosen, strict=True):
             download(shard, shard.uri, path)
-        sample = sampled(paths)
-    rows = sum(shard.rows for shard in shards)
-    return _of_sample(store, outlook, spec, replace(sample, of=rows))
-
-
-def _of_sample(
-    store: ObjectStore, outlook: DatasetOutlook, spec: ModelSpec, sample: Sample
-) -> DatasetOutlook:
-    pair = ModalityPair(first=outlook.pair[0], second=outlook.pair[1])
-    found = _findings(spec, pair, sample.rows)
-    refusals = (*outlook.refusals, *_refused_by_training(spec, pair, sample.rows, sample.of))
-    advice = (
+        sample = replace(sampled(paths), of=sum(shard.rows for shard in shards))
+    sides = dict(zip(pair.modalities, (sample.rows.first_NI, sample.rows.second_NJ), strict=True))
+    findings = {modality: check_rows(raw_BF) for modality, raw_BF in sides.items()}
+    refusals = tuple(_refused_by_training(spec, sides, sample.of))
+    advice = [
         *sample.advice,
-        *(f"{name}: {words}" for name, one in found.items() for words in one.advice),
+        *(f"{name}: {words}" for name, one in findings.items() for words in advice_on_rows(one)),
+    ]
+    heads: dict[str, HeadReport] = {}
+    if not refusals and version:
+        manifest = read_version(store, model, version)
+        for modality, (fit, open_share) in _heads(store, manifest, spec, pair, sample.rows).items():
+            heads[modality] = HeadReport.model_validate(
+                {"moments": _finite(asdict(fit)), "open_share": open_share}
+            )
+            advice += [f"{modality}: {words}" for words in fit.advice]
+            if fit.free_share_after < FULL_BELOW:
+                advice.append(
+                    f"{modality}: After this dataset {fit.free_share_after:.1%} of this head's entries "
+                    "will be free: later datasets will learn little."
+                )
+        if not any(head.open_share for head in heads.values()):
+            refusals = ("Nothing can be learned: all entries of both heads are blocked.",)
+        if spec.method:
+            advice.append(f"The method is {spec.method}: blocked is what preserve would block.")
+    return report.model_copy(
+        update={
+            "refusals": refusals,
+            "findings": findings,
+            "heads": heads,
+            "advice": tuple(advice),
+        }
     )
-    outlook = replace(outlook, refusals=refusals, findings=found, advice=advice)
-    if refusals or outlook.version == 0:
-        return outlook
-    manifest = read_version(store, outlook.model, outlook.version)
-    return _with_heads(outlook, _heads(store, manifest, spec, pair, sample.rows), spec)
 
 
-def _findings(spec: ModelSpec, pair: ModalityPair, rows: PairedRows) -> dict[str, Findings]:
-    sides = zip(pair.modalities, (rows.first_NI, rows.second_NJ), strict=True)
-    return {modality: check_rows(raw_BF, spec.widths[modality]) for modality, raw_BF in sides}
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace numbers that are not finite by None."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
 
 
-def _refused_by_training(
-    spec: ModelSpec, pair: ModalityPair, sample: PairedRows, rows: int
-) -> Iterator[str]:
-    for modality, raw_BF in zip(pair.modalities, (sample.first_NI, sample.second_NJ), strict=True):
+def _refused_by_training(spec: ModelSpec, sides: Mapping[str, Tensor], rows: int) -> Iterator[str]:
+    for modality, raw_BF in sides.items():
         unit_BF = unit_rows(raw_BF).double()
         variance = float((unit_BF - unit_BF.mean(0)).square().sum(1).mean())
         if variance <= NO_VARIANCE:
@@ -184,7 +148,12 @@ def _heads(
     spec: ModelSpec,
     pair: ModalityPair,
     raw: PairedRows,
-) -> dict[str, HeadOutlook]:
+) -> dict[str, tuple[Preflight, float]]:
+    """Compare moments with the earlier ones, by modality; and the share of entries that the method would let it move.
+
+    The share differs from `free_share`, which is of one head by itself: if a pair is trained again, its two heads
+    share what is free, and it is less.
+    """
     state = ModelState(
         with_new_modalities(read_heads(store, manifest), spec),
         read_memory(store, manifest),
@@ -200,14 +169,14 @@ def _heads(
     )
     spaces = method_for(spec).update_spaces(context)
     return {
-        modality: HeadOutlook(
+        modality: (
             preflight(
                 _new_moments(heads, pair, moments, modality),
                 protected_moments(context, modality),
                 _everything if spec.solves else product_mask,
                 spec.kept_energy,
             ),
-            open_share=1 - spaces[modality].blocked_share,
+            1 - spaces[modality].blocked_share,
         )
         for modality in pair.modalities
     }
@@ -225,29 +194,6 @@ def _new_moments(
     if modality == pair.first:
         return HeadMoments(moments.first, moments.second.through(heads.weights[pair.second]))
     return HeadMoments(moments.second, moments.first.through(heads.weights[pair.first]))
-
-
-def _with_heads(
-    outlook: DatasetOutlook, heads: Mapping[str, HeadOutlook], spec: ModelSpec
-) -> DatasetOutlook:
-    advice = [f"{name}: {words}" for name, one in heads.items() for words in one.moments.advice]
-    refusals = outlook.refusals
-    if not any(one.open_share > 0 for one in heads.values()):
-        refusals = ("Nothing can be learned: all entries of both heads are blocked.",)
-    for name, one in heads.items():
-        advice += [f"{name}: {words}" for words in _advice_on_afterwards(one)]
-    if spec.method:
-        advice.append(f"The method is {spec.method}: blocked is what preserve would block.")
-    return replace(outlook, refusals=refusals, heads=heads, advice=(*outlook.advice, *advice))
-
-
-def _advice_on_afterwards(head: HeadOutlook) -> Iterator[str]:
-    free = head.moments.free_share_after
-    if free < FULL_BELOW:
-        yield (
-            f"After this dataset {free:.1%} of this head's entries will be free: "
-            "later datasets will learn little."
-        )
 
 
 def sampled(paths: Sequence[Path], most_values: int = MOST_VALUES) -> Sample:
@@ -292,70 +238,25 @@ def _list_type(kind: pa.DataType) -> tuple[object, ...]:
     return (kind.value_type, kind.list_size) if pa.types.is_fixed_size_list(kind) else (kind,)
 
 
-def check_rows(raw_BF: Tensor, expected_width: int) -> Findings:
-    """Check raw encoder outputs (any float type) of a modality that is `expected_width` wide.
-
-    Raises ValueError if they are not a matrix.
-    """
-    if raw_BF.ndim != 2:
-        raise ValueError(f"features of shape {tuple(raw_BF.shape)}, they must be rows × width")
+def check_rows(raw_BF: Tensor) -> RowFindings:
+    """Find what is odd in features of prepared rows, which are finite and not all zeros (any float type)."""
     rows_BF = raw_BF.to(torch.promote_types(raw_BF.dtype, torch.float32))
-    finite_BF = rows_BF[rows_BF.isfinite().all(dim=1)]
-    nonzero_BF = finite_BF[(finite_BF != 0).any(dim=1)]
-    return Findings(
-        rows=raw_BF.shape[0],
-        width=raw_BF.shape[1],
-        expected_width=expected_width,
-        nan=int(rows_BF.isnan().sum()),
-        infinite=int(rows_BF.isinf().sum()),
-        zero_rows=len(finite_BF) - len(nonzero_BF),
-        duplicate_rows=_duplicates(finite_BF),
-        constant_columns=_constant_columns(finite_BF),
-        rank_one=_rank_one(nonzero_BF),
+    is_single = len(rows_BF) < 2
+    # Scaled first: squares overflow float32.
+    unit_BF = torch.nn.functional.normalize(
+        rows_BF / rows_BF.abs().amax(dim=1, keepdim=True), dim=1
+    )
+    return RowFindings(
+        rows=len(rows_BF),
+        width=rows_BF.shape[1],
+        duplicate_rows=len(rows_BF) - len(torch.unique(rows_BF, dim=0)),
+        constant_columns=0 if is_single else int((rows_BF == rows_BF[0]).all(dim=0).sum()),
+        rank_one=not is_single and bool(((unit_BF @ unit_BF[0]).abs() >= 1 - _PARALLEL).all()),
     )
 
 
-def _duplicates(rows_BF: Tensor) -> int:
-    if len(rows_BF) < 2 or rows_BF.shape[1] == 0:
-        return 0
-    return len(rows_BF) - len(torch.unique(rows_BF, dim=0))
-
-
-def _constant_columns(rows_BF: Tensor) -> int:
-    """0 for a single row, in which every column is constant."""
-    if len(rows_BF) < 2:
-        return 0
-    return int((rows_BF == rows_BF[0]).all(dim=0).sum())
-
-
-def _rank_one(nonzero_BF: Tensor) -> bool:
-    """Whether there are two rows or more, all parallel. Scaled first: squares overflow float32."""
-    if len(nonzero_BF) < 2:
-        return False
-    scaled_BF = nonzero_BF / nonzero_BF.abs().amax(dim=1, keepdim=True)
-    unit_BF = torch.nn.functional.normalize(scaled_BF, dim=1)
-    return bool(((unit_BF @ unit_BF[0]).abs() >= 1 - _PARALLEL).all())
-
-
-def _advice_on_rows(found: Findings) -> Iterator[str]:
-    if found.rows == 0:
-        yield "There are no rows."
-    if found.width != found.expected_width:
-        yield (
-            f"Features are {found.width} wide, but {found.expected_width} in this modality: "
-            "use the encoder that it was declared with."
-        )
-    if found.nan or found.infinite:
-        yield (
-            f"{found.nan:,} values are NaN and {found.infinite:,} infinite: remove their rows "
-            "(float16 overflows above 65,504)."
-        )
-    if found.zero_rows:
-        yield f"{found.zero_rows:,} rows are all zeros and have no direction: remove them."
-    yield from _advice_on_content(found)
-
-
-def _advice_on_content(found: Findings) -> Iterator[str]:
+def advice_on_rows(found: RowFindings) -> Iterator[str]:
+    """Yield one sentence for each oddity."""
     if found.duplicate_rows:
         yield (
             f"{found.duplicate_rows:,} of {found.rows:,} rows repeat an earlier one: they teach "

@@ -13,8 +13,8 @@ from cmcl.storage.versions import entry_for
 from workers.encoders.port import EncoderMismatch, EncoderUnusable
 from workers.prepare.cluster import Cluster
 from workers.prepare.progress import DatasetProgress, RowCounts
-from workers.prepare.tasks import Prepared, join_evaluation
-from workers.prepare.units import FIRST_FLAT, DatasetContext, UnitRecord, UnitTask
+from workers.prepare.tasks import join_evaluation
+from workers.prepare.units import FIRST_FLAT, DatasetContext, Prepared, UnitRecord, UnitTask
 
 FIRST_ROWS = 20
 # Default of `max_bad_share` for raw rows.

@@ -3,23 +3,20 @@
 Files of users are read in bounded children. Each worker process keeps a warm one ahead of need.
 """
 
-import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from cmcl.contract.dataset import RejectedRow, Shard
-from cmcl.contract.encoder import EncoderIdentity
+from cmcl.contract.dataset import Shard
 from cmcl.contract.errors import ObjectNotFound
 from cmcl.contract.prepare import DatasetReport, PrepareRequest
 from cmcl.storage import layout
@@ -31,7 +28,7 @@ from workers.prepare.features import FeatureFile, read_features
 from workers.prepare.plan import plan
 from workers.prepare.progress import Watch
 from workers.prepare.raw_unit import RawUnitEncoder
-from workers.prepare.units import DatasetContext, DatasetPlan, UnitRecord, UnitTask
+from workers.prepare.units import DatasetContext, DatasetPlan, Prepared, UnitRecord, UnitTask
 from workers.sandbox.child import Child, ChildLimits, ChildPool
 
 _SECONDS_BETWEEN_REPORTS = 0.5
@@ -41,23 +38,6 @@ _FILE_SECONDS = 3600
 _PRELOADED = ("workers.prepare.features", "workers.prepare.plan", "workers.prepare.rows")
 # By the memory of their children.
 _pools: dict[int, ChildPool] = {}
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """The results of all units of a dataset, or the `refusals`: reasons why it cannot be prepared.
-
-    `warnings`: sentences about rows that are used.
-
-    `held_out`: first the shards of files that the user held out, then those of a share.
-    """
-
-    shards: tuple[Shard, ...] = ()
-    held_out: tuple[Shard, ...] = ()
-    rejected: tuple[RejectedRow, ...] = ()
-    encoders: dict[str, EncoderIdentity] = field(default_factory=dict)
-    refusals: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -230,27 +210,22 @@ def dataset_report(store_uri: str, request: PrepareRequest, prepared: Prepared) 
     # Torch takes seconds to import, and nothing else here needs it.
     from workers.prepare.dry_run import dataset_outlook
 
-    version = request.report_version or 0
-    store, shards = open_store(store_uri), prepared.shards
-    outlook = dataset_outlook(store, request.model, version, request.spec, request.pair, shards)
-    known = {
-        "rows": sum(shard.rows for shard in prepared.shards),
-        "evaluation_rows": sum(shard.rows for shard in prepared.held_out),
-        "rejected_rows": len(prepared.rejected),
-        "rejected": prepared.rejected[:20],
-        "encoders": prepared.encoders,
-        "refusals": (*prepared.refusals, *outlook.refusals),
-        "advice": (*prepared.warnings, *outlook.advice),
-    }
-    return DatasetReport.model_validate({**_finite(asdict(outlook)), **known})
-
-
-def _finite(value: Any) -> Any:
-    """Replace numbers that are not finite by None, in nested mappings and sequences."""
-    if isinstance(value, Mapping):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    outlook = dataset_outlook(
+        open_store(store_uri),
+        request.model,
+        request.report_version or 0,
+        request.spec,
+        request.pair,
+        prepared.shards,
+    )
+    return outlook.model_copy(
+        update={
+            "rows": sum(shard.rows for shard in prepared.shards),
+            "evaluation_rows": sum(shard.rows for shard in prepared.held_out),
+            "rejected_rows": len(prepared.rejected),
+            "rejected": prepared.rejected[:20],
+            "encoders": prepared.encoders,
+            "refusals": (*prepared.refusals, *outlook.refusals),
+            "advice": (*prepared.warnings, *outlook.advice),
+        }
+    )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from cmcl.contract.dataset import RejectedRow, Shard, ShardRef, Uri
-from cmcl.contract.encoder import EncoderSpec, FeatureWidth
+from cmcl.contract.encoder import EncoderIdentity, EncoderSpec, FeatureWidth
 from cmcl.contract.modality import Frozen, Modality, ModalityPair
 from cmcl.contract.model import ModelSpec
 
@@ -191,3 +191,20 @@ class UnitRecord(Frozen):
         """Number of rows, good and bad."""
         shards = (self.training, self.evaluation)
         return sum(shard.rows for shard in shards if shard is not None) + len(self.rejected)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The results of all units of a dataset, or the `refusals`: reasons why it cannot be prepared.
+
+    `warnings`: sentences about rows that are used.
+
+    `held_out`: first the shards of files that the user held out, then those of a share.
+    """
+
+    shards: tuple[Shard, ...] = ()
+    held_out: tuple[Shard, ...] = ()
+    rejected: tuple[RejectedRow, ...] = ()
+    encoders: dict[str, EncoderIdentity] = field(default_factory=dict)
+    refusals: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()

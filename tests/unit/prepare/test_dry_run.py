@@ -13,6 +13,7 @@ from cmcl.contract.dataset import DatasetManifest, Shard, ShardRef
 from cmcl.contract.job import JobSpec
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
+from cmcl.contract.prepare import DatasetReport
 from cmcl.storage import layout
 from cmcl.storage.local import LocalStore
 from cmcl.storage.object_store import ObjectStore
@@ -21,7 +22,7 @@ from tests.fakes.feature_shards import fetch
 from tests.unit.benchmarks.tiny_stream import WIDTHS, features, labels, write_part
 from workers.nullspace.mask import product_mask
 from workers.nullspace.subspace import eigenbasis
-from workers.prepare.dry_run import DatasetOutlook, dataset_outlook
+from workers.prepare.dry_run import dataset_outlook
 from workers.train.job import train_dataset
 from workers.train.versions import read_heads, read_moments
 
@@ -104,7 +105,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ObjectStore:
 
 def outlook(
     store: ObjectStore, *paths: Path, version: int = 2, pair: ModalityPair = VT
-) -> DatasetOutlook:
+) -> DatasetReport:
     shards = [fetch(ShardRef(uri=path.as_uri()), path.with_suffix(".fetched")) for path in paths]
     spec = read_version(store, "m", version).spec
     return dataset_outlook(store, "m", version, spec, pair, shards)
@@ -117,7 +118,7 @@ def test_open_entries_are_those_that_the_job_then_had(store: ObjectStore, tmp_pa
         met = 1 - protection[modality].blocked_share
         assert found.heads[modality].open_share == pytest.approx(met)
         # The pair comes again: its heads share what is free.
-        assert met < found.heads[modality].moments.free_share
+        assert met < (found.heads[modality].moments.free_share or 0)
     assert found.refusals == ()
 
 
@@ -168,7 +169,9 @@ def test_a_head_that_will_be_full_is_reported(tmp_path: Path) -> None:
     grow(other, tmp_path, spec_of(WIDTH, kept_energy=0.999), ("one_vt",))
     found = outlook(other, shard_file(tmp_path, "noise_vt", 7), version=1)
     full = {
-        name for name, head in found.heads.items() if head.moments.free_share_after < FULL_BELOW
+        name
+        for name, head in found.heads.items()
+        if (head.moments.free_share_after or 0) < FULL_BELOW
     }
     reported = {words.partition(":")[0] for words in found.advice if "After this dataset" in words}
     assert reported == full != set()

@@ -21,7 +21,7 @@ from tests.fakes.preparation import Ground
 from workers.prepare.finish import PreparationFailed
 from workers.prepare.progress import DatasetProgress, ProgressWriter
 from workers.prepare.server import PrepareServer, chosen
-from workers.prepare.tasks import Prepared
+from workers.prepare.units import Prepared
 
 SPEC = ModelSpec.model_validate({"width": 8, "modalities": {"image": 4, "text": 3}})
 WAIT = 30.0
