@@ -29,6 +29,7 @@ from workers.files.shards import FEATURES, ROWS_IN_A_GROUP, write_shard
 from workers.prepare.features import FeatureFile, read_features, take_features
 from workers.prepare.units import SideSpec, UnitRecord
 from workers.sandbox.child import Child
+from workers.sandbox.frames import Frame
 
 
 class Output:
@@ -306,6 +307,27 @@ def test_a_damaged_hdf5_file_is_refused_by_name(
     (theirs / "a").write_bytes((theirs / "a").read_bytes()[:kept])
     with pytest.raises(InvalidDataset, match=r"/a: it cannot be read as HDF5|/a ended with SIG"):
         read_features(reader_child, take.request("a"))
+
+
+class Liar:
+    """A child that was taken over: it sends these frames."""
+
+    def __init__(self, *frames: Frame) -> None:
+        self._frames = list(frames)
+
+    def collect(self, *_: object) -> list[Frame]:
+        """See Child."""
+        return self._frames
+
+
+@pytest.mark.parametrize(
+    "frames", [(), (Frame({"training": {"uri": 3}}),), (Frame({}, bytearray(b"[")), Frame({}))]
+)
+def test_a_child_that_sends_no_sound_result_refuses_its_file(
+    take: Taking, frames: tuple[Frame, ...]
+) -> None:
+    with pytest.raises(InvalidDataset, match="/a: reading it sent no sound result"):
+        read_features(Liar(*frames), take.request("a"))  # type: ignore[arg-type]
 
 
 def test_a_full_disk_is_not_the_user_s_fault(tmp_path: Path) -> None:

@@ -77,28 +77,20 @@ def test_before_the_first_row_there_is_no_rate(progress: DatasetProgress, clock:
     assert figures(progress) == (0, 1024, None, None)
 
 
-def test_rows_of_a_unit_in_work_count(progress: DatasetProgress, clock: Clock) -> None:
-    progress.enter("encoding", rows=1000, units=1)
+def test_rows_of_units_in_work_count_with_those_that_are_done(
+    progress: DatasetProgress, clock: Clock
+) -> None:
+    progress.enter("encoding", rows=1000, units=3)
     clock.now += 10
     progress.unit_in_work(0, 250)
     assert figures(progress) == (250, 1000, 25, 30)
-    clock.now += 10
-    progress.unit_in_work(0, 500)
-    assert figures(progress) == (500, 1000, 25, 20)
-    progress.unit_done(0, record(1000, bad=10))
-    assert figures(progress) == (1000, 1000, 50, 0)
+    progress.unit_done(2, record(400, bad=10))
+    progress.unit_in_work(1, 50)
+    assert figures(progress) == (700, 1000, 70, pytest.approx(30 / 7))
     assert progress.snapshot().bad_rows == 10
-
-
-def test_units_in_work_are_added_to_those_that_are_done(
-    progress: DatasetProgress, clock: Clock
-) -> None:
-    progress.enter("encoding", rows=400, units=4)
-    progress.unit_done(2, record(100))
-    progress.unit_in_work(0, 30)
-    progress.unit_in_work(1, 70)
-    clock.now += 4
-    assert figures(progress) == (200, 400, 50, 4)
+    progress.unit_done(0, record(300))
+    progress.unit_done(1, record(300))
+    assert figures(progress) == (1000, 1000, 100, 0)
 
 
 def test_a_unit_that_begins_again_lowers_nothing(progress: DatasetProgress) -> None:
@@ -111,18 +103,15 @@ def test_a_unit_that_begins_again_lowers_nothing(progress: DatasetProgress) -> N
     assert shown == [10, 60, 60, 60, 61]
 
 
-def test_without_a_total_units_give_the_time_left(progress: DatasetProgress, clock: Clock) -> None:
+def test_without_a_total_units_give_the_time_left_and_count_again_when_they_are_read_again(
+    progress: DatasetProgress, clock: Clock
+) -> None:
     progress.enter("reading", units=4)
-    progress.unit_done(3, record(10))
+    kept = {3: record(10)}
+    progress.unit_done(3, kept[3])
     clock.now += 5
     assert figures(progress) == (10, 0, 2, 15)
-
-
-def test_units_that_are_read_again_count_again(progress: DatasetProgress) -> None:
-    progress.enter("reading", units=2)
-    kept = {0: record(10)}
-    for index, unit in (kept | {1: record(20)}).items():
-        progress.unit_done(index, unit)
+    progress.unit_done(1, record(20))
     progress.restart(kept)
     assert figures(progress)[0] == 10
     progress.unit_done(1, record(15))
