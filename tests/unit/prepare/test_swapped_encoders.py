@@ -21,7 +21,7 @@ from workers.encoders.registry import load_encoder
 from workers.prepare.encoder_pool import EncoderActor
 from workers.prepare.finish import PreparationFailed
 from workers.prepare.tasks import end_children
-from workers.serve.encoders.port import Mismatch, Unavailable
+from workers.serve.encoders.port import Refusal
 from workers.serve.encoders.queue import IdentityCheck
 
 WIDTH = 4
@@ -72,9 +72,7 @@ def prepared(ground: Ground, spec: EncoderSpec, dataset: str, **fields: Any) -> 
     return ground.prepare(request).encoders["text"]
 
 
-def asked(
-    encoder: FrozenEncoder[Any], ground: Ground, expected: EncoderIdentity
-) -> Mismatch | Unavailable | None:
+def asked(encoder: FrozenEncoder[Any], ground: Ground, expected: EncoderIdentity) -> Refusal | None:
     """Ask a process of the endpoint for features of this identity."""
 
     async def between_passes(function: Callable[[], Any]) -> Any:
@@ -103,9 +101,9 @@ def test_an_encoder_swapped_for_another_of_equal_width_is_refused_at_the_endpoin
     assert asked(load_encoder(spec), ground, first) is None
     write_weights(folder, seed=1, width=WIDTH)
     refusal = asked(load_encoder(spec), ground, first)
-    assert isinstance(refusal, Mismatch)
-    assert f"files is '{load_encoder(spec).identity().files}', expected '{first.files}'" in (
-        refusal.reason
+    assert isinstance(refusal, EncoderMismatch)
+    assert f"files is '{load_encoder(spec).identity().files}', expected '{first.files}'" in str(
+        refusal
     )
 
 
@@ -124,6 +122,6 @@ def test_an_encoder_swapped_for_another_of_equal_width_is_refused_after_a_restar
     # Ray restarts an actor by itself, and its next batch names the expected identity.
     with pytest.raises(EncoderMismatch, match="was loaded again and is another one"):
         actor.encode(["a"], first.digest, "batch 2")
-    assert isinstance(asked(replica, ground, first), Mismatch)
+    assert isinstance(asked(replica, ground, first), EncoderMismatch)
     with pytest.raises(PreparationFailed, match="files is"):
         prepared(ground, spec, "ds-2", identities={"text": first})
