@@ -1,7 +1,7 @@
 """Read and write versions: manifests that name blobs. Digests are verified on every read.
 
 A blob has its digest as its name, so that writing it twice is harmless and versions share what is equal. Blobs are
-written before the manifest that names them; `service.maintenance.gc_store` removes those that no manifest names.
+written before the manifest that names them; `service.maintenance.gc` removes those that no manifest names.
 """
 
 import hashlib

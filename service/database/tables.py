@@ -146,7 +146,7 @@ datasets = Table(
     # Null while shards can be added; a sealed dataset has a job.
     Column("sealed_at", UtcDateTime, nullable=True),
     Column("deleted_at", UtcDateTime, nullable=True),
-    # When the files that only its job needed were given up: the job cannot continue after that.
+    # When its files were given up after it was unlearned: no version needs them.
     Column("swept_at", UtcDateTime, nullable=True),
     Index(None, "owner", "sequence"),
     Index(None, "model", "sequence"),
@@ -158,7 +158,11 @@ datasets = Table(
         "content_fingerprint",
         is_unique=True,
     ),
-    partial_index("ix_datasets_unswept", column("swept_at").is_(None), "sequence"),
+    partial_index(
+        "ix_datasets_unswept",
+        and_(column("deleted_at").is_not(None), column("swept_at").is_(None)),
+        "sequence",
+    ),
 )
 
 jobs = Table(

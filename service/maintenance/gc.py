@@ -1,27 +1,36 @@
 """Garbage collection: one replica at a time removes what no row, job or user needs.
 
-Every task reads what there is to do, does some of it, and can be interrupted anywhere: the next round does the
-rest. The lease saves work; two collectors at a time do no harm.
+Rows first: tasks mark what can no longer be asked for. Then the store is listed, and what no row and no manifest needs is
+removed: at once if a row is known for it, and after a day if nothing names it, since the database may be the wrong one, or
+an old dump, and an attempt writes blobs before the manifest that names them. The store is listed before the rows are
+read, so that what is written later is not judged.
 
-What may be asked for again (a failed or rejected job can be retried) is first marked swept in the
-database, with the fence of its row, and then removed. What nothing can ask for is removed first.
+Objects have no time. The time at which each is first found without a name is stored, by the clock of this service, and
+deleted if it is named again. A day later it is doomed, then removed.
+
+Every task reads what there is to do, does some of it, and can be interrupted anywhere: the next round does the rest. The
+lease saves work; two collectors at a time do no harm.
 """
 
 import logging
+import re
 import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 
 from sqlalchemy import Connection
 
-from cmcl.contract.errors import StorageUnavailable
+from cmcl.contract.errors import InvalidVersion, ObjectNotFound, StorageError, StorageUnavailable
 from cmcl.contract.job import submission_id
+from cmcl.contract.modality import NAME_PATTERN
 from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.running import forget_running, read_running
+from cmcl.storage.versions import read_candidate, read_version
 from service.context import Context
 from service.core.errors import DatabaseUnavailable, StaleDatabase
 from service.core.loops import PeriodicLoop
-from service.core.states import JobState
 from service.database.queries import (
     deliveries,
     events,
@@ -30,11 +39,11 @@ from service.database.queries import (
     sessions,
     uploads,
 )
-from service.database.queries.maintenance import EndedJob, Learned
+from service.database.queries.maintenance import Needs
+from service.database.stale import check_not_lost
 from service.datasets.uploads import EXPIRY_HOURS
 from service.jobs.leases import Lease
 from service.launchers.port import LauncherUnavailable
-from service.maintenance.gc_store import remove_all, sweep_blobs, sweep_encoded, sweep_orphans
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +100,6 @@ class GarbageCollector(PeriodicLoop):
 
 
 _AT_ONCE = 100
-_MODELS_AT_ONCE = 10
 _ROWS_AT_ONCE = 1000
 _MOST_BATCHES = 20
 # Longer than any transaction that read the model before it was deleted.
@@ -103,100 +111,42 @@ _RUNS_KEPT_DAYS = 7
 _IDEMPOTENCY_HOURS = 24
 # A reader of events that was away for a quarter of a year starts again.
 EVENTS_KEPT_DAYS = 90
+# How long a folder or blob that nothing names is kept.
+ORPHAN_GRACE = timedelta(days=1)
+# Features of items after they were encoded: equal items in other datasets of the owner are not encoded again.
+_ENCODED_KEPT = timedelta(days=7)
+# Parts of folders that are not needed as long as the rest.
+_OF_TRAINING = re.compile(r"datasets/[^/]+/(training-|preparation/)")
+_CHECKPOINTS = re.compile(r"runs/[^/]+/a[0-9]+/checkpoints/")
 
 
 def sweep_jobs(context: Context) -> None:
-    """Remove runs of jobs past their retention, and the dataset if no version has learned it."""
-    now = context.clock()
-    with context.database.read() as connection:
-        ended = maintenance.ended_jobs(
-            connection,
-            now - timedelta(days=_RUNS_KEPT_DAYS),
-            _AT_ONCE,
-        )
-    for job in ended:
-        forget_attempts(context, job.id, job.attempts)
-        if job.state in (JobState.PUBLISHED, JobState.EVALUATED):
-            # Held-out rows of the dataset are needed for later versions.
-            _sweep_runs(context, job)
-        else:
-            _sweep_unsuccessful(context, job)
+    """Give up jobs past their retention: they can no longer be retried.
 
-
-def sweep_running(context: Context) -> None:
-    """Remove what attempts show that do not run: of processes that were slow to end, and of interrupted steps."""
-    shown = read_running(context.store)
-    with context.database.read() as connection:
-        running = maintenance.running_attempts(connection)
-    for attempt in shown.keys() - running:
-        forget_running(context.store, attempt)
-
-
-def forget_attempts(context: Context, job: str, attempts: int) -> None:
-    """Remove what the cluster keeps of the attempts. Called before the row goes, which lists them.
-
-    Raises LauncherUnavailable: then the whole job is kept for a later round.
+    What the cluster keeps of their attempts goes first, because their rows list it.
     """
-    for attempt in range(1, attempts + 1):
-        context.launcher.forget(submission_id(job, attempt))
-
-
-def _sweep_runs(context: Context, job: EndedJob) -> None:
-    if remove_all(context.store, layout.runs_prefix(job.id)):
+    with context.database.read() as connection:
+        before = context.clock() - timedelta(days=_RUNS_KEPT_DAYS)
+        ended = maintenance.ended_jobs(connection, before, _AT_ONCE)
+    for job in ended:
+        for attempt in range(1, job.attempt + 1):
+            context.launcher.forget(submission_id(job.id, attempt))
         with context.database.write() as connection:
             maintenance.mark_job_swept(connection, job, context.clock())
 
 
-def _sweep_unsuccessful(context: Context, job: EndedJob) -> None:
+def sweep_models(context: Context) -> None:
+    """Give up deleted models."""
     now = context.clock()
     with context.database.write() as connection:
-        if not maintenance.mark_job_swept(connection, job, now):
-            return
-        if job.own_dataset is not None:
-            maintenance.mark_datasets_swept(connection, [job.own_dataset], now)
-    remove_all(context.store, layout.runs_prefix(job.id))
-    if job.own_dataset is not None:
-        remove_all(context.store, layout.dataset_prefix(job.own_dataset))
+        maintenance.mark_models_swept(connection, now - GRACE, now)
 
 
-def sweep_learned_datasets(context: Context) -> None:
-    """Remove training rows, checkpoints and traces of preparation of datasets that have a version.
+def sweep_unlearned(context: Context) -> None:
+    """Give up datasets that were unlearned once every version that has learned them is retired.
 
-    A checkpoint is larger than a version. The checkpoints of a job that can still continue are kept.
-    """
-    with context.database.read() as connection:
-        found = maintenance.learned_datasets(connection, _AT_ONCE)
-    for dataset in found:
-        # A list: a prefix that fails must not keep the others.
-        removed = [remove_all(context.store, prefix) for prefix in _needed_to_learn(dataset)]
-        if all(removed):
-            _mark_dataset_swept(context, dataset.id)
-
-
-def _needed_to_learn(dataset: Learned) -> list[str]:
-    attempts = range(1, dataset.attempts + 1)
-    checkpoints = (layout.run_checkpoints(dataset.job, attempt) for attempt in attempts)
-    return [
-        layout.training_shards(dataset.id),
-        layout.preparation_files(dataset.id),
-        *checkpoints,
-    ]
-
-
-def sweep_deleted_datasets(context: Context) -> None:
-    """Remove all files of datasets that a user deleted."""
-    with context.database.read() as connection:
-        found = maintenance.deleted_datasets(connection, _AT_ONCE)
-    for dataset in found:
-        _mark_dataset_swept(context, dataset)
-        remove_all(context.store, layout.dataset_prefix(dataset))
-
-
-def sweep_unlearned_datasets(context: Context) -> None:
-    """Remove datasets that were unlearned once every version that has learned them is retired.
-
-    The files of these versions are given up as well (`sweep_blobs`): their heads and moments hold the dataset, and no
-    later version is measured against them. Their manifests stay.
+    The files of these versions are given up as well: their heads and moments hold the dataset, and no later version is
+    measured against them. Their manifests stay.
     """
     with context.database.read() as connection:
         found = maintenance.unlearned_datasets(connection)
@@ -208,39 +158,18 @@ def sweep_unlearned_datasets(context: Context) -> None:
         left = [version for version in versions if version.swept_at is None]
         with context.database.write() as connection:
             maintenance.mark_versions_swept(connection, left, context.clock())
-        # Not before a round that finds nothing left: a branch that is being created may copy such a version.
-        if remove_all(context.store, layout.dataset_prefix(dataset)) and not left:
-            _mark_dataset_swept(context, dataset)
+            # Not before a round that finds nothing left: a branch that is being created may copy such a version.
+            if not left:
+                maintenance.mark_dataset_swept(connection, dataset, context.clock())
 
 
-def _mark_dataset_swept(context: Context, dataset: str) -> None:
-    with context.database.write() as connection:
-        maintenance.mark_datasets_swept(connection, [dataset], context.clock())
-
-
-def sweep_deleted_models(context: Context) -> None:
-    """Remove deleted models with their datasets, except those that versions of another model have learned."""
+def sweep_running(context: Context) -> None:
+    """Remove what attempts show that do not run: of processes that were slow to end, and of interrupted steps."""
+    shown = read_running(context.store)
     with context.database.read() as connection:
-        found = maintenance.deleted_models(connection, context.clock() - GRACE, _MODELS_AT_ONCE)
-    for model in found:
-        _sweep_model(context, model)
-
-
-def _sweep_model(context: Context, model: str) -> None:
-    now = context.clock()
-    with context.database.read() as connection:
-        protected = maintenance.protected_datasets(connection, now - GRACE)
-        found = maintenance.datasets_of(connection, model)
-    datasets = found - protected
-    prefixes = [layout.model_prefix(model), *map(layout.dataset_prefix, sorted(datasets))]
-    # A list: a prefix that fails must not keep the others.
-    removed = [remove_all(context.store, prefix) for prefix in prefixes]
-    if all(removed):
-        with context.database.write() as connection:
-            maintenance.mark_datasets_swept(connection, datasets, now)
-            # Another model that unlearned them did not mark them while this one had them.
-            maintenance.mark_unlearned_deleted(connection, found & protected, now)
-            maintenance.mark_model_swept(connection, model, now)
+        running = maintenance.running_attempts(connection)
+    for attempt in shown.keys() - running:
+        forget_running(context.store, attempt)
 
 
 def sweep_uploads(context: Context) -> None:
@@ -314,12 +243,139 @@ def _in_batches(context: Context, forget: Callable[[Connection], int]) -> None:
             return
 
 
+def sweep_datasets(context: Context) -> None:
+    """Remove files of datasets."""
+
+    def part_of(key: str, folder: str) -> str:
+        match = _OF_TRAINING.match(key)
+        return match.group() if match else folder
+
+    _sweep_folders(context, "datasets/", r"ds-[0-9a-f]{12}", maintenance.needs_of_datasets, part_of)
+
+
+def sweep_runs(context: Context) -> None:
+    """Remove files of attempts."""
+
+    def part_of(key: str, folder: str) -> str:
+        match = _CHECKPOINTS.match(key)
+        return match.group() if match else folder
+
+    _sweep_folders(context, "runs/", r"job-[0-9a-f]{12}", maintenance.needs_of_jobs, part_of)
+
+
+def sweep_folders_of_models(context: Context) -> None:
+    """Remove manifests of deleted models. A model without a row may be all that is left of someone's work."""
+    pattern, needs = NAME_PATTERN.strip("^$"), maintenance.needs_of_models
+    _sweep_folders(context, layout.models(), pattern, needs, has_orphans=False)
+
+
+def sweep_folders_of_uploads(context: Context) -> None:
+    """Remove files of uploads without a row."""
+    _sweep_folders(context, "uploads/", r"up-[0-9a-f]{12}", maintenance.needs_of_uploads)
+
+
+def _sweep_folders(
+    context: Context,
+    root: str,
+    pattern: str,
+    needs_of: Callable[[Connection], Needs],
+    part_of: Callable[[str, str], str] = lambda _, folder: folder,
+    *,
+    has_orphans: bool = True,
+) -> None:
+    """Remove what the rows do not need of the folders under a root, whose names match the pattern.
+
+    `part_of`: the prefix of the part that a key belongs to, by key and folder. Raises StaleDatabase: with a lost database, every
+    folder would be an orphan.
+    """
+    check_not_lost(context.store, context.database)
+    names = re.compile(rf"{re.escape(root)}({pattern})/")
+    parts: dict[str, str] = {}
+    for key in context.store.keys(root):
+        if (match := names.match(key)) is not None:
+            parts[part_of(key, match.group())] = match.group(1)
+    with context.database.read() as connection:
+        needs = needs_of(connection)
+    for part, name in parts.items():
+        if name in needs.known and part not in needs.prefixes:
+            remove_all(context.store, part)
+    if has_orphans:
+        unknown = {f"{root}{name}" for name in parts.values() if name not in needs.known}
+        doomed = _doomed(context, root, unknown)
+        for folder in doomed:
+            logger.warning("removing %s: no row has named it for a day", folder)
+        _forget(context, [each for each in doomed if remove_all(context.store, f"{each}/")])
+
+
+def _doomed(context: Context, root: str, unnamed: set[str]) -> list[str]:
+    """Those folders or blobs under a root that nothing has named for a day."""
+    now = context.clock()
+    with context.database.write() as connection:
+        return maintenance.update_orphans(connection, root, unnamed, now - ORPHAN_GRACE, now)
+
+
+def _forget(context: Context, removed: Sequence[str]) -> None:
+    with context.database.write() as connection:
+        maintenance.forget_removed(connection, removed)
+
+
+def sweep_blobs(context: Context) -> None:
+    """Remove blobs that no manifest has named for a day.
+
+    Roots are the versions with files, also those that only the bucket knows, and candidates that may be published.
+    Blobs are listed first, so that what is written later is not judged. A candidate names blobs of its parent, which is
+    a root, and others that its attempt has written. Before it is published, these are rescued (`publish.judge`): a blob
+    may have been written again when it was about to be removed. Raises StaleDatabase as `_sweep_folders` does.
+    """
+    check_not_lost(context.store, context.database)
+    found = set(context.store.keys(layout.blobs()))
+    named = {layout.blob(sha256) for sha256 in _named(context)}
+    doomed = _doomed(context, layout.blobs(), found - named)
+    for key in doomed:
+        context.store.delete(key)
+    _forget(context, doomed)
+
+
+def _named(context: Context) -> set[str]:
+    """Digests of all blobs that something names."""
+    with context.database.read() as connection:
+        named = maintenance.named_blobs(connection)
+        known = maintenance.known_versions(connection)
+        attempts = maintenance.open_attempts(connection)
+    stored = filter(None, map(layout.version_of, context.store.keys(layout.models())))
+    unknown = [partial(read_version, context.store, *each) for each in stored if each not in known]
+    for read in (*unknown, *(partial(read_candidate, context.store, *each) for each in attempts)):
+        try:
+            named |= read().blobs
+        except (ObjectNotFound, InvalidVersion):
+            # An attempt that has written none yet, or one that cannot be published.
+            continue
+    return named
+
+
+def remove_all(store: ObjectStore, prefix: str) -> bool:
+    """Remove every object under a prefix. False if some are left, for a later round."""
+    try:
+        for key in list(store.keys(prefix)):
+            store.delete(key)
+    except StorageError as error:
+        logger.warning("%s could not be removed; will retry: %s", prefix, error)
+        return False
+    return True
+
+
+def sweep_encoded(context: Context) -> None:
+    """Remove items that were encoded longer ago than they are kept. Preparation encodes them again."""
+    before = (context.clock() - _ENCODED_KEPT).timestamp()
+    for key in list(context.store.keys(layout.encoded())):
+        if layout.encoded_at(key) <= before:
+            context.store.delete(key)
+
+
 GC_TASKS: Sequence[GCTask] = (
-    sweep_learned_datasets,
     sweep_jobs,
+    sweep_models,
     sweep_running,
-    sweep_deleted_datasets,
-    sweep_deleted_models,
     sweep_uploads,
     sweep_responses,
     sweep_sessions,
@@ -327,11 +383,13 @@ GC_TASKS: Sequence[GCTask] = (
     sweep_preparations,
 )
 
-
-# Listing every folder and every encoded shard of the store costs more than all other tasks together.
+# Listing the store costs more than all other tasks together.
 RARE_GC_TASKS: Sequence[GCTask] = (
-    sweep_unlearned_datasets,
-    sweep_orphans,
+    sweep_unlearned,
+    sweep_datasets,
+    sweep_runs,
+    sweep_folders_of_models,
+    sweep_folders_of_uploads,
     sweep_blobs,
     sweep_encoded,
 )

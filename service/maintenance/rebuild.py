@@ -446,7 +446,7 @@ class Rebuild:
         """Report files that are missing or damaged, unless they were deleted on purpose."""
         is_needed = job is not None and job["state"] in _ENDED_WELL
         is_open = job is not None and job["finished_at"] is None
-        is_swept = row.get("swept_at") is not None and not is_needed
+        is_swept = job is not None and job.get("swept_at") is not None and not is_needed
         if row["deleted_at"] or is_swept or self._models[row["model"]]["deleted_at"]:
             return
         so = "its job will fail" if is_open else "later versions cannot be measured on it"

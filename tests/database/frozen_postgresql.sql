@@ -190,7 +190,7 @@ CREATE INDEX ix_datasets_model_sequence ON datasets (model, sequence);
 
 CREATE INDEX ix_datasets_owner_sequence ON datasets (owner, sequence);
 
-CREATE INDEX ix_datasets_unswept ON datasets (sequence) WHERE swept_at IS NULL;
+CREATE INDEX ix_datasets_unswept ON datasets (sequence) WHERE deleted_at IS NOT NULL AND swept_at IS NULL;
 
 CREATE UNIQUE INDEX uq_datasets_model_content_fingerprint ON datasets (model, content_fingerprint) WHERE fingerprint IS NOT NULL;
 
@@ -391,6 +391,6 @@ CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY);
 
 INSERT INTO alembic_version VALUES ('r0001');
 
-INSERT INTO compatibility VALUES ('r0001', '884cf9cd634e9885cd544bb02d0101b40a8067e94672bafe083811beb76e052c');
+INSERT INTO compatibility VALUES ('r0001', '0d9d188b9af16825bfdc47df6da2961429f9f08e89aab5ecf1b813a0af260089');
 
 INSERT INTO event_positions (id, newest) VALUES (1, 0);

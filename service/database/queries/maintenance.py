@@ -1,18 +1,18 @@
 """Queries of the garbage collector.
 
-A job is marked swept like it is moved: against the revision that was read. So a concurrent retry is either
-first, and nothing is removed, or finds that it is too late.
+What can no longer be asked for is marked swept, and what rows without that mark need of the store is kept. A job is marked
+like it is moved: against the revision that was read. So a concurrent retry is either first, and nothing is removed, or
+finds that it is too late.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Select,
     Text,
     and_,
     cast,
@@ -25,8 +25,9 @@ from sqlalchemy import (
     update,
 )
 
-from cmcl.contract.job import READS_ROWS, JobKind, submission_id
+from cmcl.contract.job import READS_ROWS, submission_id
 from cmcl.contract.version import LearnedDataset, VersionManifest
+from cmcl.storage import layout
 from service.core.states import JobState
 from service.database.queries import backup
 from service.database.queries import jobs as jobs_of
@@ -52,108 +53,53 @@ def running_attempts(connection: Connection) -> set[str]:
     return {submission_id(job, attempt) for job, attempt in connection.execute(query)}
 
 
-Kind = Literal["datasets", "jobs", "uploads", "models"]
-
-_IDS: dict[Kind, Any] = {
-    "datasets": datasets.c.id,
-    "jobs": jobs.c.id,
-    "uploads": uploads.c.id,
-    "models": models.c.name,
-}
-_SWEPT: dict[Kind, Any] = {"jobs": jobs.c.swept_at, "models": models.c.swept_at}
-
-
 @dataclass(frozen=True)
 class EndedJob:
     """A job that has ended, for the garbage collector."""
 
     id: str
     model: str
-    kind: JobKind
     dataset: str | None
     revision: int
-    state: JobState
-    attempts: int
-
-    @property
-    def own_dataset(self) -> str | None:
-        """The dataset whose rows it reads, and which has no other job that does."""
-        return self.dataset if self.kind in READS_ROWS else None
-
-
-@dataclass(frozen=True)
-class Learned:
-    """A dataset, and the job that learned it at its `attempts`-th attempt."""
-
-    id: str
-    job: str
-    attempts: int
+    attempt: int
 
 
 def ended_jobs(connection: Connection, before: datetime, limit: int) -> list[EndedJob]:
     """Jobs that ended before this time and are not marked swept."""
-    columns = ("id", "model", "kind", "dataset", "revision", "state", "attempt")
-    query = (
-        select(*(jobs.c[name] for name in columns))
-        .where(
-            jobs.c.finished_at.is_not(None),
-            jobs.c.finished_at < before,
-            jobs.c.swept_at.is_(None),
-        )
-        .order_by(jobs.c.finished_at)
-        .limit(limit)
+    query = select(jobs.c.id, jobs.c.model, jobs.c.dataset, jobs.c.revision, jobs.c.attempt).where(
+        jobs.c.finished_at.is_not(None), jobs.c.finished_at < before, jobs.c.swept_at.is_(None)
     )
-    return [
-        EndedJob(
-            row.id,
-            row.model,
-            row.kind,
-            row.dataset,
-            row.revision,
-            JobState(row.state),
-            row.attempt,
-        )
-        for row in connection.execute(query)
-    ]
+    rows = connection.execute(query.order_by(jobs.c.finished_at).limit(limit))
+    return [EndedJob(*row) for row in rows]
 
 
-def mark_job_swept(connection: Connection, seen: EndedJob, now: datetime) -> bool:
-    """Mark a job swept: it cannot continue. False if it has moved."""
-    if not jobs_of.set_swept(connection, seen.id, seen.revision, now):
-        return False
-    # Without this a retry would be permitted after a rebuild.
-    if seen.dataset is not None:
-        backup.enqueue(connection, "dataset", seen.dataset)
-    else:
-        backup.enqueue(connection, "model", seen.model)
-    return True
+def mark_job_swept(connection: Connection, seen: EndedJob, now: datetime) -> None:
+    """Mark a job swept, unless it has moved: it cannot continue."""
+    if jobs_of.set_swept(connection, seen.id, seen.revision, now):
+        # Without this a retry would be permitted after a rebuild.
+        if seen.dataset is not None:
+            backup.enqueue(connection, "dataset", seen.dataset)
+        else:
+            backup.enqueue(connection, "model", seen.model)
 
 
-def learned_datasets(connection: Connection, limit: int) -> list[Learned]:
-    """Datasets that have a version, and whose training files may still be stored."""
-    query = (
-        select(datasets.c.id, jobs.c.id, jobs.c.attempt)
-        .join_from(datasets, jobs, _learned())
-        .where(datasets.c.swept_at.is_(None), datasets.c.deleted_at.is_(None))
-        .order_by(datasets.c.sequence)
-        .limit(limit)
-    )
-    return [Learned(*row) for row in connection.execute(query)]
+def mark_models_swept(connection: Connection, before: datetime, now: datetime) -> None:
+    """Mark models swept that were deleted before that time, and their datasets deleted that were unlearned.
 
-
-def deleted_datasets(connection: Connection, limit: int) -> list[str]:
-    """Deleted datasets that no version has learned, whose files may still be stored."""
-    running = and_(jobs.c.dataset == datasets.c.id, jobs.c.finished_at.is_(None))
-    query = select(datasets.c.id).where(
-        datasets.c.swept_at.is_(None),
-        datasets.c.deleted_at.is_not(None),
-        ~exists().where(or_(running, _learned())),
-    )
-    return list(connection.scalars(query.order_by(datasets.c.sequence).limit(limit)))
+    While the model had such a dataset, another model that unlearned it did not delete it.
+    """
+    due = (models.c.deleted_at < before, models.c.swept_at.is_(None))
+    connection.execute(update(models).where(*due).values(swept_at=now))
+    unlearned = exists().where(jobs.c.dataset == datasets.c.id, jobs.c.kind == "unlearn")
+    is_gone = exists().where(models.c.name == datasets.c.model, models.c.swept_at.is_not(None))
+    query = select(datasets.c.id).where(datasets.c.deleted_at.is_(None), is_gone, unlearned)
+    names = list(connection.scalars(query))
+    connection.execute(update(datasets).where(datasets.c.id.in_(names)).values(deleted_at=now))
+    backup.enqueue(connection, "dataset", *names)
 
 
 def unlearned_datasets(connection: Connection) -> list[str]:
-    """Datasets that were learned and unlearned, whose files may still be stored."""
+    """Datasets that were learned and unlearned, and are not marked swept."""
     query = select(datasets.c.id).where(
         datasets.c.swept_at.is_(None),
         datasets.c.deleted_at.is_not(None),
@@ -189,69 +135,81 @@ def mark_versions_swept(connection: Connection, found: Iterable[VersionRow], now
         backup.enqueue(connection, "model", version.model)
 
 
-def mark_datasets_swept(connection: Connection, names: Collection[str], now: datetime) -> None:
-    """Mark datasets swept: the files that only their jobs needed are removed."""
-    connection.execute(
-        update(datasets)
-        .where(datasets.c.id.in_(names), datasets.c.swept_at.is_(None))
-        .values(swept_at=now)
+def mark_dataset_swept(connection: Connection, dataset: str, now: datetime) -> None:
+    """Mark a dataset swept that was unlearned: no version needs it."""
+    connection.execute(update(datasets).where(datasets.c.id == dataset).values(swept_at=now))
+    backup.enqueue(connection, "dataset", dataset)
+
+
+class Needs(NamedTuple):
+    """Names that have rows, and the prefixes of keys that these rows need."""
+
+    known: set[str]
+    prefixes: set[str]
+
+
+def needs_of_datasets(connection: Connection) -> Needs:
+    """Folders of datasets. What only training and preparation need counts until the dataset is learned.
+
+    What a version has learned is needed as long as a lineage has it, or until it was unlearned in each; anything else
+    until it is deleted, with its model or alone, or can no longer be retried.
+    """
+    ended_well = (JobState.PUBLISHED, JobState.EVALUATED)
+    given_up = select(jobs.c.dataset).where(
+        jobs.c.kind.in_(READS_ROWS), jobs.c.swept_at.is_not(None), jobs.c.state.not_in(ended_well)
     )
-    backup.enqueue(connection, "dataset", *names)
-
-
-def mark_unlearned_deleted(connection: Connection, names: Collection[str], now: datetime) -> None:
-    """Mark those deleted that were unlearned, so that their files are removed once no version needs them."""
-    unlearned = exists().where(jobs.c.dataset == datasets.c.id, jobs.c.kind == "unlearn")
-    due = and_(datasets.c.id.in_(names), datasets.c.deleted_at.is_(None), unlearned)
-    connection.execute(update(datasets).where(due).values(deleted_at=now, swept_at=None))
-    backup.enqueue(connection, "dataset", *names)
-
-
-def deleted_models(connection: Connection, before: datetime, limit: int) -> list[str]:
-    """Models deleted before that time, whose files may still be stored."""
-    query = select(models.c.name).where(models.c.deleted_at < before, models.c.swept_at.is_(None))
-    return list(connection.scalars(query.order_by(models.c.name).limit(limit)))
-
-
-def datasets_of(connection: Connection, model: str) -> set[str]:
-    """Datasets that were posted to the model, and those in its lineage whose own model was deleted."""
-    own = set(connection.scalars(select(datasets.c.id).where(datasets.c.model == model)))
-    inherited = {line.dataset for line in _lineages(connection, models.c.name == model)} - own
-    query = select(datasets.c.id).where(
-        datasets.c.id.in_(inherited),
-        datasets.c.model == models.c.name,
-        models.c.deleted_at.is_not(None),
+    learned = select(jobs.c.dataset).where(
+        jobs.c.kind == "learn", jobs.c.state == JobState.PUBLISHED
     )
-    return own | set(connection.scalars(query))
+    unneeded, protected = set(connection.scalars(given_up)), set(connection.scalars(learned))
+    lineage = {line.dataset for line in _lineages(connection, models.c.swept_at.is_(None))}
+    query = select(
+        datasets.c.id, datasets.c.deleted_at, datasets.c.swept_at, models.c.swept_at.label("model")
+    ).join(models, models.c.name == datasets.c.model)
+    needs = Needs(set(), set())
+    for row in connection.execute(query):
+        needs.known.add(row.id)
+        if row.id in protected:
+            unlearned = row.deleted_at is not None and row.swept_at is None
+            if row.id in lineage or unlearned:
+                needs.prefixes.add(layout.dataset_prefix(row.id))
+        elif row.deleted_at is None and row.model is None and row.id not in unneeded:
+            needs.prefixes.update(
+                (
+                    layout.dataset_prefix(row.id),
+                    layout.training_shards(row.id),
+                    layout.preparation_files(row.id),
+                )
+            )
+    return needs
 
 
-def protected_datasets(connection: Connection, before: datetime) -> set[str]:
-    """Datasets in lineages of branches and of models that merged, which exist or were deleted after that time."""
-    is_there = or_(models.c.deleted_at.is_(None), models.c.deleted_at >= before)
-    other = versions.alias()
-    merged = exists().where(other.c.model == models.c.name, other.c.kind == "merge")
-    is_joined = or_(models.c.branched_from.is_not(None), merged)
-    return {line.dataset for line in _lineages(connection, and_(is_joined, is_there))}
+def needs_of_jobs(connection: Connection) -> Needs:
+    """Folders of attempts, and checkpoints of jobs that may continue."""
+    needs = Needs(set(), set())
+    for job, attempt, state, swept_at in connection.execute(
+        select(jobs.c.id, jobs.c.attempt, jobs.c.state, jobs.c.swept_at)
+    ):
+        needs.known.add(job)
+        if swept_at is None:
+            needs.prefixes.add(layout.runs_prefix(job))
+            if state != JobState.PUBLISHED:
+                numbers = range(1, attempt + 1)
+                needs.prefixes.update(layout.run_checkpoints(job, number) for number in numbers)
+    return needs
 
 
-def mark_model_swept(connection: Connection, model: str, now: datetime) -> None:
-    """Mark a model swept: its files are removed."""
-    connection.execute(update(models).where(models.c.name == model).values(swept_at=now))
+def needs_of_models(connection: Connection) -> Needs:
+    """Folders of models."""
+    rows = connection.execute(select(models.c.name, models.c.swept_at)).all()
+    kept = {layout.model_prefix(row.name) for row in rows if row.swept_at is None}
+    return Needs({row.name for row in rows}, kept)
 
 
-def known(connection: Connection, kind: Kind, names: Sequence[str]) -> set[str]:
-    """Those of the names that have a row."""
-    return set(connection.scalars(select(_IDS[kind]).where(_IDS[kind].in_(names))))
-
-
-def swept(connection: Connection, kind: Kind, names: Sequence[str]) -> set[str]:
-    """Those of the names that are marked swept altogether, so that no files should be left."""
-    if kind == "datasets":
-        return set(connection.scalars(_swept_datasets().where(datasets.c.id.in_(names))))
-    if kind not in _SWEPT:
-        return set()
-    query = select(_IDS[kind]).where(_IDS[kind].in_(names), _SWEPT[kind].is_not(None))
-    return set(connection.scalars(query))
+def needs_of_uploads(connection: Connection) -> Needs:
+    """Folders of uploads; those of aborted ones go before their rows."""
+    known = set(connection.scalars(select(uploads.c.id)))
+    return Needs(known, set(map(layout.upload_prefix, known)))
 
 
 def named_blobs(connection: Connection) -> set[str]:
@@ -321,19 +279,10 @@ def forget_removed(connection: Connection, keys: Iterable[str]) -> None:
 
 
 def forget_responses(connection: Connection, before: datetime, limit: int) -> int:
-    """Remove up to `limit` responses and abandoned claims older than that, and return how many."""
+    """Remove up to `limit` responses older than that, and return how many."""
     key = (responses.c.owner, responses.c.key, responses.c.route)
     old = select(*key).where(responses.c.created_at < before).limit(limit)
     return connection.execute(delete(responses).where(tuple_(*key).in_(old))).rowcount
-
-
-def _swept_datasets() -> Select[tuple[str]]:
-    """Datasets that are marked swept and have no version. Of the others, moments and held-out rows are needed.
-
-    One that was unlearned is marked when no version needs it.
-    """
-    is_free = or_(datasets.c.deleted_at.is_not(None), ~exists().where(_learned()))
-    return select(datasets.c.id).where(datasets.c.swept_at.is_not(None), is_free)
 
 
 def _learned() -> ColumnElement[bool]:

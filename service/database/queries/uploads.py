@@ -135,16 +135,15 @@ def remove(connection: Connection, upload: str) -> None:
 
 
 def _needed(upload: str | ColumnElement[str]) -> ColumnElement[bool]:
-    """Condition: a dataset that names it exists, is not swept, and has no version."""
-    learned = and_(jobs.c.dataset == datasets.c.id, jobs.c.state == JobState.PUBLISHED)
+    """Condition: a dataset that names it exists, has no version, and its job can still be retried."""
+    is_over = or_(jobs.c.state == JobState.PUBLISHED, jobs.c.swept_at.is_not(None))
     return exists().where(
         upload_uses.c.upload == upload,
         datasets.c.id == upload_uses.c.dataset,
         datasets.c.deleted_at.is_(None),
-        datasets.c.swept_at.is_(None),
         models.c.name == datasets.c.model,
         models.c.deleted_at.is_(None),
-        ~exists().where(learned),
+        ~exists().where(jobs.c.dataset == datasets.c.id, is_over),
     )
 
 

@@ -10,7 +10,7 @@ from cmcl.storage import layout
 from cmcl.storage.running import mark_ended
 from service.core.states import JobState
 from service.launchers.port import LaunchState
-from service.maintenance.gc import GC_TASKS
+from service.maintenance.gc import GC_TASKS, RARE_GC_TASKS
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.lost_database import rebuild, wreck
 from tests.fakes.trainer import report_progress, train
@@ -210,7 +210,7 @@ def test_curves_go_with_the_files_of_the_job(running: tuple[ControlPlane, str]) 
     train(plane.store, job, 1)
     plane.run_to_end(job)
     plane.clock.advance(timedelta(days=400).total_seconds())
-    for task in GC_TASKS:
+    for task in (*GC_TASKS, *RARE_GC_TASKS):
         task(plane.context)
     assert plane.job(job).swept_at is not None
     assert _progress(plane, job)["points"] == []

@@ -1,8 +1,10 @@
 """Blobs are removed when nothing names them, and never before."""
 
 from collections.abc import Iterable
+from datetime import timedelta
 
 import pytest
+from sqlalchemy import update
 
 from cmcl.contract.modality import FileEntry
 from cmcl.contract.version import VersionManifest
@@ -16,8 +18,9 @@ from cmcl.storage.versions import (
 )
 from service.core.states import JobState
 from service.database.queries import maintenance
+from service.database.tables import models
 from service.launchers.port import LaunchState
-from service.maintenance.gc_store import ORPHAN_GRACE, sweep_blobs
+from service.maintenance.gc import ORPHAN_GRACE, sweep_blobs
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.crashes import Crash, CrashingStore, FaultAtMoment
 from tests.fakes.trainer import train
@@ -95,7 +98,11 @@ def test_a_deleted_model_leaves_what_a_branch_names(plane: ControlPlane) -> None
     assert plane.client.post("/v1/models/scenes/branch", json=body).status_code == 201
     plane.tick(3)
     with plane.context.database.write() as connection:
-        maintenance.mark_model_swept(connection, "scenes", plane.clock())
+        connection.execute(
+            update(models).values(deleted_at=plane.clock()).where(models.c.name == "scenes")
+        )
+        later = plane.clock() + timedelta(seconds=1)
+        maintenance.mark_models_swept(connection, later, later)
     sweep_for_days(plane)
     assert stored(plane) == first.blobs
     assert digests(second.files.values()).isdisjoint(stored(plane))

@@ -4,8 +4,7 @@ from typing import Any
 
 from cmcl.storage import layout
 from service.core.states import JobState
-from service.maintenance.gc import sweep_jobs, sweep_learned_datasets, sweep_preparations
-from service.maintenance.gc_store import sweep_encoded
+from service.maintenance.gc import sweep_datasets, sweep_encoded, sweep_jobs, sweep_preparations
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.preparer import (
     is_asked,
@@ -54,7 +53,7 @@ def test_files_of_the_preparation_are_removed_once_the_dataset_is_learned(
     plane.store.put(layout.rejected_rows(request.dataset), b"")
     prepare_all(plane.store)
     assert plane.run_to_end(job).state == JobState.PUBLISHED
-    sweep_learned_datasets(plane.context)
+    sweep_datasets(plane.context)
     left = {key.rpartition("/")[2] for key in plane.store.keys(f"datasets/{request.dataset}/")}
     assert left == {layout.MANIFEST, "rejected.jsonl"}
 
@@ -66,6 +65,7 @@ def test_a_dry_run_leaves_its_report_in_the_database_alone(plane: ControlPlane) 
     dataset = plane.job(job).dataset
     plane.clock.advance(8 * DAY)
     sweep_jobs(plane.context)
+    sweep_datasets(plane.context)
     assert list(plane.store.keys(f"datasets/{dataset}/")) == []
     assert plane.client.get(f"/v1/jobs/{job}").json()["report"]["rows"] == 16
 

@@ -9,12 +9,11 @@ from cmcl.storage import layout
 from cmcl.storage.versions import read_version, read_version_file
 from service.core.states import JobState
 from service.database.queries import instances
-from service.database.tables import events, models, orphans, responses, uploads
+from service.database.tables import events, orphans, responses, uploads
 from service.database.tables import leases as lease_rows
 from service.database.tables import versions as version_rows
 from service.launchers.port import LaunchState
 from service.maintenance.gc import GarbageCollector
-from service.maintenance.gc_store import sweep_orphans
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import leave_checkpoint, train
 from tests.fakes.uploads import announce, send, stored_keys, upload_whole
@@ -279,16 +278,16 @@ def test_orphaned_folders_have_a_grace_period_of_a_day(plane: ControlPlane) -> N
     foreign = ["datasets/notes/", "runs/pf-x/", "models/unknown/", "elsewhere/ds-000000000000/"]
     for folder in (*strays, *foreign):
         plane.store.put(f"{folder}a1/x", b"x")
-    sweep_orphans(plane.context)
+    sweep(plane)
     plane.clock.advance(DAY - 60)
-    sweep_orphans(plane.context)
+    sweep(plane)
     assert all(keys(plane, folder) for folder in strays)
     plane.clock.advance(60)
-    sweep_orphans(plane.context)
+    sweep(plane)
     assert [keys(plane, folder) for folder in strays] == [[], [], []]
     assert all(keys(plane, folder) for folder in foreign)
     assert keys(plane, f"runs/{job}/")
-    sweep_orphans(plane.context)
+    sweep(plane)
     assert _count(plane, orphans) == 0
 
 
@@ -297,7 +296,7 @@ def test_what_was_written_after_it_was_given_up_goes(plane: ControlPlane) -> Non
     plane.clock.advance(8 * DAY)
     sweep(plane)
     plane.store.put(f"runs/{job}/a1/progress.json", b"a zombie")
-    sweep_orphans(plane.context)
+    sweep(plane)
     assert keys(plane, f"runs/{job}/") == []
 
 
@@ -334,15 +333,11 @@ def test_a_task_that_fails_delays_no_other(plane: ControlPlane) -> None:
     job = learn_with_share(plane)
     plane.clock.advance(8 * DAY)
     with plane.context.database.write() as connection:
-        # It is found when branches are searched for learned datasets.
-        branched_from = {"model": "x", "version": 1}
-        deleted = {"branched_from": branched_from, "deleted_at": plane.clock()}
+        # It is found when lineages are searched for datasets.
         connection.execute(update(version_rows).values(manifest={}))
-        connection.execute(update(models).values(**deleted))
-    plane.clock.advance(2 * 3600)
     sweep(plane)
+    assert keys(plane, f"datasets/{plane.job(job).dataset}/")
     assert keys(plane, f"runs/{job}/") == []
-    assert keys(plane, "models/scenes/")
     assert stored_keys(plane, uri.removeprefix("upload:")) == []
 
 
