@@ -256,9 +256,9 @@ def _report(number: int, learned: list[int]) -> VersionReport:
         seconds={"reading": 1.5, "moments": 2.5, "training": 64.0, "certifying": 3.0},
         protection={
             each: Protection(
-                input_rank=200,
+                input_directions=200,
                 input_width=SPEC.widths[each],
-                output_rank=128,
+                output_directions=128,
                 output_width=SPEC.width,
                 blocked_share=1 - free,
             )
@@ -277,9 +277,9 @@ def _report(number: int, learned: list[int]) -> VersionReport:
         capacity={
             each: HeadCapacity(
                 free_share=free,
-                input_rank=200,
+                input_directions=200,
                 input_width=SPEC.widths[each],
-                output_rank=128,
+                output_directions=128,
                 output_width=SPEC.width,
             )
             for each in SPEC.modalities

@@ -181,8 +181,8 @@ def capacity(heads: Mapping[str, HeadCapacity]) -> RenderableType:
         [
             Text(modality),
             _bar(head.free_share),
-            Text(f"{head.input_rank} of {head.input_width}"),
-            Text(f"{head.output_rank} of {head.output_width}"),
+            Text(f"{head.input_directions} of {head.input_width}"),
+            Text(f"{head.output_directions} of {head.output_width}"),
         ]
         for modality, head in heads.items()
     ]

@@ -70,7 +70,7 @@ class Solution(Frozen):
     ridges: dict[str, float] = Field(
         description="by modality: ridge of the whitening, relative to the typical variance of its features"
     )
-    rank: int = Field(
+    directions: int = Field(
         ge=0,
         description="directions that the heads use, `width` at most; in the others the embeddings are zero. They are "
         "the directions that are significant in any dataset, unless one has more of them than were counted",
@@ -200,9 +200,9 @@ def datasets_to_merge(
 class Protection(Frozen):
     """How much of one head was closed to this update."""
 
-    input_rank: int = Field(ge=0, description="protected directions of the features")
+    input_directions: int = Field(ge=0, description="protected directions of the features")
     input_width: int = Field(ge=1)
-    output_rank: int = Field(ge=0, description="protected directions of the embeddings")
+    output_directions: int = Field(ge=0, description="protected directions of the embeddings")
     output_width: int = Field(ge=1)
     blocked_share: float = Field(ge=0, le=1, description="share of entries that could not move")
 
@@ -211,9 +211,11 @@ class HeadCapacity(Frozen):
     """How full one head is for the next dataset, at the spec's kept energy."""
 
     free_share: float = Field(ge=0, le=1, description="share of entries that may still move")
-    input_rank: int = Field(ge=0, description="directions of the features that hold 95 % of energy")
+    input_directions: int = Field(
+        ge=0, description="directions of the features that hold 95 % of energy"
+    )
     input_width: int = Field(ge=1)
-    output_rank: int = Field(ge=0, description="the same of the partners' embeddings")
+    output_directions: int = Field(ge=0, description="the same of the partners' embeddings")
     output_width: int = Field(ge=1)
 
 

@@ -127,7 +127,7 @@ class DemoModel:
         if solution:
             rows = sum(line.rows for line in self.versions[-1].learned)
             return (
-                f"moments of {rows:,} rows summed over {self.ranks} ranks; {solution.rank} directions solved "
+                f"moments of {rows:,} rows summed over {self.ranks} ranks; {solution.directions} directions solved "
                 f"for all datasets together; {self.updates:,} updates of the polish on rows drawn from moments"
             )
         trained = [each for each in self.versions if each.report.protection]

@@ -56,7 +56,7 @@ class _Head(Protocol):
     @property
     def free_share(self) -> float: ...
     @property
-    def input_rank(self) -> int: ...
+    def input_directions(self) -> int: ...
     @property
     def input_width(self) -> int: ...
 
@@ -174,7 +174,7 @@ def _capacity(
     rows = []
     for modality, head in heads.items():
         then = (before or {}).get(modality)
-        note = f"{head.input_rank} of {head.input_width} inputs used"
+        note = f"{head.input_directions} of {head.input_width} inputs used"
         if then is not None:
             note = f"{percent(then.free_share)} % before, {note}"
         rows.append(Share(modality, head.free_share, note))

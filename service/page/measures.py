@@ -33,11 +33,11 @@ MEASURES: dict[str, tuple[str, str]] = {
         "Blocked",
         "Share of the entries of a head that this update could not change, because that would change scores of earlier datasets.",
     ),
-    "input_rank": (
+    "input_directions": (
         "Directions of the features",
         "Directions that hold most of the energy of the features seen so far. When all are used, every further dataset meets protected ones.",
     ),
-    "output_rank": (
+    "output_directions": (
         "Directions of the embeddings",
         "Directions of the embeddings that earlier datasets use. Entries are blocked where both kinds of directions are used.",
     ),
@@ -73,8 +73,8 @@ MEASURES: dict[str, tuple[str, str]] = {
         "Width of the features",
         "Numbers of each feature vector of the modality, before its head.",
     ),
-    "solved_rank": (
-        "Rank",
+    "solved_directions": (
+        "Directions",
         "Directions that the heads use, of the width of the embeddings: those in which the two halves of any dataset agree. In the others, the embeddings are zero.",
     ),
     "ridge": (

@@ -83,7 +83,7 @@ def solved(report: VersionReport) -> VersionReport:
     seen = sorted(report.capacity)
     solution = Solution(
         ridges=dict.fromkeys(seen, 0.03),
-        rank=min(WIDTH, 180 + 20 * len(report.evaluation)),
+        directions=min(WIDTH, 180 + 20 * len(report.evaluation)),
         groups=(tuple(seen),),
     )
     seconds = {"reading": 1.4, "moments": 6.2, "training": 9.5, "certifying": 4.8}
@@ -98,9 +98,9 @@ def _share(name: str) -> float:
 def _protection(modality: str, used: int) -> Protection:
     blocked = 1 - 0.84 ** (used - 1)
     return Protection(
-        input_rank=round(WIDTHS[modality] * blocked**0.5),
+        input_directions=round(WIDTHS[modality] * blocked**0.5),
         input_width=WIDTHS[modality],
-        output_rank=round(WIDTH * blocked**0.5),
+        output_directions=round(WIDTH * blocked**0.5),
         output_width=WIDTH,
         blocked_share=round(blocked, 4),
     )
@@ -110,8 +110,8 @@ def _capacity(modality: str, used: int) -> HeadCapacity:
     free = 0.84**used
     return HeadCapacity(
         free_share=round(free, 4),
-        input_rank=round(WIDTHS[modality] * (1 - free) ** 0.5),
+        input_directions=round(WIDTHS[modality] * (1 - free) ** 0.5),
         input_width=WIDTHS[modality],
-        output_rank=round(WIDTH * (1 - free) ** 0.5),
+        output_directions=round(WIDTH * (1 - free) ** 0.5),
         output_width=WIDTH,
     )

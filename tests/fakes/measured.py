@@ -18,7 +18,11 @@ def recall(at_1: float, at_10: float | None = None) -> Recall:
 def head(free_share: float) -> HeadCapacity:
     """A head of which that share is free."""
     return HeadCapacity(
-        free_share=free_share, input_rank=1, input_width=5, output_rank=2, output_width=8
+        free_share=free_share,
+        input_directions=1,
+        input_width=5,
+        output_directions=2,
+        output_width=8,
     )
 
 

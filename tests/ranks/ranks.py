@@ -262,10 +262,10 @@ def _limited(here: World) -> tuple[torch.Tensor, torch.Tensor]:
         )
         for seed in range(5)
     ]
-    limited = limit_drift(spec, context, spaces, (first, second), earlier, here)
-    assert limited.shrunk is not None
-    assert limited.shrunk.drift_after <= 0.01 < limited.shrunk.drift_before
-    return limited.changes
+    changes, shrunk = limit_drift(spec, context, spaces, (first, second), earlier, here)
+    assert shrunk is not None
+    assert shrunk.drift_after <= 0.01 < shrunk.drift_before
+    return changes
 
 
 def _traffic(here: World, memory: Memory) -> dict[str, int]:

@@ -83,7 +83,7 @@ class Improve(Method):
         ridges = {name: each.ridge for name, each in memory.ridges.items()}
         limits = {pair: each.total for pair, each in memory.significant.items()}
         solution = solve(pooled(pairs), ridges, max(width, _DIRECTIONS), _PRECISION, limits)
-        found, rank, updates, loss = dict[str, Tensor](), 0, 0, 0.0
+        found, directions, updates, loss = dict[str, Tensor](), 0, 0, 0.0
         for solved in solution.groups:
             group, reduced = _significant(solved, reduced_pairs(pairs, solved), limits)
             polish = polished(
@@ -92,14 +92,15 @@ class Improve(Method):
                 self._settings(group.rank, width),
             )
             found |= weights(group, _turned(polish.mixing, group, reduced, context))
-            rank, updates = max(rank, min(group.rank, width)), updates + polish.updates
+            directions = max(directions, min(group.rank, width))
+            updates += polish.updates
             loss = max(loss, polish.loss)
         return Solved(
             weights={name: weight_EI.float() for name, weight_EI in found.items()},
             final_loss=loss,
             updates=updates,
             temperature=self.training.temperature,
-            rank=rank,
+            directions=directions,
             groups=tuple(tuple(sorted(group.heads)) for group in solution.groups),
         )
 

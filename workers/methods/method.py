@@ -124,15 +124,15 @@ class DatasetStatistics:
 class Solved:
     """Heads that were computed from moments: `weights` (E × I, float32) of all modalities so far.
 
-    `final_loss`, `updates` and `temperature`: of their polish on sampled rows. `rank`: how many of the
-    directions solved for are real. `groups`: of modalities that datasets connect.
+    `final_loss`, `updates` and `temperature`: of their polish on sampled rows. `directions`: how many of
+    those solved for are real. `groups`: of modalities that datasets connect.
     """
 
     weights: Mapping[str, Tensor]
     final_loss: float
     updates: int
     temperature: float
-    rank: int
+    directions: int
     groups: tuple[tuple[str, ...], ...]
 
 

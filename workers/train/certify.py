@@ -31,7 +31,7 @@ from workers.train.run import Run
 
 T = TypeVar("T")
 
-# Share of the energy at which ranks of a head's spectra are reported.
+# Share of the energy at which the used directions of a head are counted.
 _CAPACITY_ENERGY = 0.95
 
 
@@ -54,8 +54,8 @@ class PastState:
 class PastDataset:
     """A dataset of an earlier version.
 
-    `read` loads its state when it is needed: the number of past datasets is unbounded, and memory need
-    hold only one.
+    `read` loads its state when it is needed: the number of past datasets is unbounded, and memory needs
+    room for one only.
     """
 
     dataset: str
@@ -88,14 +88,6 @@ def rank_past_datasets(past: Sequence[PastDataset], here: World) -> Sequence[Pas
     return past[here.rank :: here.size]
 
 
-@dataclass(frozen=True)
-class Limited:
-    """Changes that keep the bound; `shrunk` is None if there is no bound."""
-
-    changes: tuple[Tensor, Tensor]
-    shrunk: Shrunk | None = None
-
-
 def limit_drift(
     spec: ModelSpec,
     context: TrainingContext,
@@ -103,14 +95,14 @@ def limit_drift(
     changes: tuple[Tensor, Tensor],
     past: Sequence[PastDataset],
     here: World = SINGLE_PROCESS,
-) -> Limited:
-    """Shrink the changes of both heads until no past dataset drifts by more than `max_drift`.
+) -> tuple[tuple[Tensor, Tensor], Shrunk | None]:
+    """Shrink the changes of both heads until no past dataset drifts by more than `max_drift`, if there is a bound.
 
     Each rank measures its part of the past datasets. The result is the same on all ranks.
     """
     bound = spec.drift_bound
     if bound is None or not _affected(past, context):
-        return Limited(changes)
+        return changes, None
     own = _affected(rank_past_datasets(past, here), context)
 
     def largest_drift(candidate: tuple[Tensor, Tensor]) -> float:
@@ -118,15 +110,7 @@ def limit_drift(
         return all_reduce_max(max((one.drift(heads) for one in own), default=0.0), here)
 
     first, second = (spaces[modality] for modality in context.pair.modalities)
-    return Limited(*shrink_to_bound(changes, (first, second), largest_drift, bound))
-
-
-@dataclass(frozen=True)
-class LimitedStep:
-    """Heads that keep the bound; `shrunk` is None if there is no bound."""
-
-    heads: ModalityHeads
-    shrunk: Shrunk | None = None
+    return shrink_to_bound(changes, (first, second), largest_drift, bound)
 
 
 def limit_step(
@@ -135,15 +119,15 @@ def limit_step(
     solved: Mapping[str, Tensor],
     past: Sequence[PastDataset],
     here: World = SINGLE_PROCESS,
-) -> LimitedStep:
-    """Go from the parent's heads towards the solved ones until a past dataset drifts by `max_drift`.
+) -> tuple[ModalityHeads, Shrunk | None]:
+    """Go from the parent's heads towards the solved ones until a past dataset drifts by `max_drift`, if there is a bound.
 
     Heads that have learned nothing yet are the solved ones, since no past score depends on them. Each
     rank measures its part of the past datasets. The result is the same on all ranks.
     """
     bound, parent = spec.drift_bound, context.heads
     if bound is None or not past:
-        return LimitedStep(parent.replaced(solved))
+        return parent.replaced(solved), None
     own = rank_past_datasets(past, here)
     known = {name for name in solved if context.memory.has_learned(name)}
 
@@ -159,17 +143,18 @@ def limit_step(
         return all_reduce_max(max((one.drift(heads) for one in own), default=0.0), here)
 
     shrunk = scale_to_bound(largest_drift, bound)
-    return LimitedStep(heads_at(shrunk.scale), shrunk)
+    return heads_at(shrunk.scale), shrunk
 
 
 def cost_of_step(
     context: TrainingContext,
-    limited: LimitedStep,
+    shrunk: Shrunk | None,
     solved: Mapping[str, Tensor],
+    limited: ModalityHeads,
     rows: TrainingRows,
     run: Run,
 ) -> Shrinkage | None:
-    """What `max_drift` cost the new rows; None if it changed nothing."""
+    """What `max_drift` cost the new rows: from `solved` to `limited`. None if it changed nothing."""
     names, parent = context.pair.modalities, context.heads.weights
     spaces = {name: everything_free(*parent[name].shape) for name in names}
     rotated = RotatedRows(rows, rotation_of(context, spaces, run.device))
@@ -178,7 +163,7 @@ def cost_of_step(
         first, second = ((weights[name] - parent[name]).to(run.device) for name in names)
         return mean_loss(context, spaces, rotated, run, (first, second))
 
-    return shrinkage(limited.shrunk, loss_of, solved, limited.heads.weights)
+    return shrinkage(shrunk, loss_of, solved, limited.weights)
 
 
 def _affected(past: Sequence[PastDataset], context: TrainingContext) -> list[PastDataset]:
@@ -220,9 +205,9 @@ def protections(spec: ModelSpec, spaces: Mapping[str, UpdateSpace]) -> dict[str,
     kept = spec.kept_energy
     return {
         modality: Protection(
-            input_rank=space.inputs.rank_at(kept),
+            input_directions=space.inputs.rank_at(kept),
             input_width=space.inputs.width,
-            output_rank=space.outputs.rank_at(kept),
+            output_directions=space.outputs.rank_at(kept),
             output_width=space.outputs.width,
             blocked_share=space.blocked_share,
         )
@@ -245,9 +230,9 @@ def _capacity(spec: ModelSpec, context: TrainingContext, modality: str) -> HeadC
         return None
     return HeadCapacity(
         free_share=float(space.free_EI.double().mean()),
-        input_rank=space.inputs.rank_at(_CAPACITY_ENERGY),
+        input_directions=space.inputs.rank_at(_CAPACITY_ENERGY),
         input_width=space.inputs.width,
-        output_rank=space.outputs.rank_at(_CAPACITY_ENERGY),
+        output_directions=space.outputs.rank_at(_CAPACITY_ENERGY),
         output_width=space.outputs.width,
     )
 

@@ -207,17 +207,11 @@ def _solve(
     check_finite(solved, spec)
 
     run.watcher.enter("limiting")
-    limited = limit_step(spec, context, solved.weights, task.past, run.here)
-    state = method.next_state(context, limited.heads, DatasetStatistics(moments))
-    return TrainingResult(
-        ModelState(limited.heads, memory, state),
-        moments,
-        {},
-        solved,
-        cost_of_step(context, limited, solved.weights, task.rows, run),
-        choice,
-        best,
-    )
+    heads, shrunk = limit_step(spec, context, solved.weights, task.past, run.here)
+    cost = cost_of_step(context, shrunk, solved.weights, heads, task.rows, run)
+    state = method.next_state(context, heads, DatasetStatistics(moments))
+    after = ModelState(heads, memory, state)
+    return TrainingResult(after, moments, {}, solved, cost, choice, best)
 
 
 def _train(
@@ -258,11 +252,11 @@ def _train(
     trained = train_pair(method, context, spaces, rows, run, saved)
 
     run.watcher.enter("limiting")
-    limited = limit_drift(spec, context, spaces, trained.changes, task.past, run.here)
-    heads = new_heads(context, spaces, limited.changes)
-    heads = heads.replaced(method.finish(context, heads))
+    changes, shrunk = limit_drift(spec, context, spaces, trained.changes, task.past, run.here)
     loss_of = partial(mean_loss, context, spaces, rows, run)
-    cost = shrinkage(limited.shrunk, loss_of, trained.changes, limited.changes)
+    cost = shrinkage(shrunk, loss_of, trained.changes, changes)
+    heads = new_heads(context, spaces, changes)
+    heads = heads.replaced(method.finish(context, heads))
     after = _state_after(method, context, heads, start.moments, task)
     return TrainingResult(after, start.moments, spaces, trained, cost, attainable=best)
 

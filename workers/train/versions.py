@@ -316,6 +316,6 @@ def solution(solved: Solved, state: ModelState) -> Solution:
     """How the heads of a version were solved."""
     return Solution(
         ridges={name: ridges.ridge for name, ridges in state.memory.ridges.items()},
-        rank=solved.rank,
+        directions=solved.directions,
         groups=solved.groups,
     )

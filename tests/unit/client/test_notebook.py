@@ -180,7 +180,7 @@ def test_the_history_of_a_model_is_drawn_in_order_with_names() -> None:
 
 
 def test_capacity_is_drawn_with_its_forecast() -> None:
-    head = {"input_rank": 3, "input_width": 9, "output_rank": 2, "output_width": 8}
+    head = {"input_directions": 3, "input_width": 9, "output_directions": 2, "output_width": 8}
     room = {
         "now": {"free_share": 0.5, **head},
         "datasets_left": 3,

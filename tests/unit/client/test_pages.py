@@ -90,14 +90,18 @@ def test_without_held_out_rows_there_is_no_matrix() -> None:
 
 
 def test_capacity_is_a_bar() -> None:
-    head = HeadCapacity(free_share=0.25, input_rank=3, input_width=9, output_rank=2, output_width=8)
+    head = HeadCapacity(
+        free_share=0.25, input_directions=3, input_width=9, output_directions=2, output_width=8
+    )
     text = drawn(capacity({"image": head}))
     assert f"{'█' * 5}{'░' * 15} 25 %" in text
     assert "3 of 9" in text
 
 
 def test_room_is_shown_with_its_forecast() -> None:
-    head = HeadCapacity(free_share=0.4, input_rank=3, input_width=9, output_rank=2, output_width=8)
+    head = HeadCapacity(
+        free_share=0.4, input_directions=3, input_width=9, output_directions=2, output_width=8
+    )
     history = [
         FreeShare(version=1, free_share=0.8, learned=True),
         FreeShare(version=2, free_share=0.4, learned=True),

@@ -70,7 +70,11 @@ def measured(plane: ControlPlane, job: Any) -> dict[str, object]:
         for index, line in enumerate(plain.learned)
     }
     head = HeadCapacity(
-        free_share=0.9**count, input_rank=9, input_width=99, output_rank=9, output_width=99
+        free_share=0.9**count,
+        input_directions=9,
+        input_width=99,
+        output_directions=9,
+        output_width=99,
     )
     modalities = {each for line in plain.learned for each in line.pair.modalities}
     report = plain.report.model_copy(

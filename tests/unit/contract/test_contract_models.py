@@ -47,7 +47,11 @@ REPORT = VersionReport(
     seconds={"training": 1.5},
     protection={
         "image": Protection(
-            input_rank=3, input_width=1024, output_rank=2, output_width=256, blocked_share=0.5
+            input_directions=3,
+            input_width=1024,
+            output_directions=2,
+            output_width=256,
+            blocked_share=0.5,
         )
     },
     drift={"d-0": Drift(since_learned=0.1, against_parent=0.05)},

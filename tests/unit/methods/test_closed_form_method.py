@@ -154,10 +154,10 @@ def test_a_dataset_whose_rows_are_all_in_one_half_is_solved() -> None:
 def test_only_significant_directions_are_kept() -> None:
     """Those of all datasets of a pair together, and pairs may have the same ones."""
     few = memory_of(STREAM[:1], significant=2)
-    assert solve_from(few).rank == 2
-    assert solve_from(few.with_sums(*sums_of(STREAM[3]), significant=3)).rank == 5
-    assert solve_from(few.with_sums(*sums_of(STREAM[3]))).rank == SPEC.width
-    assert 2 <= solve_from(memory_of(STREAM[:3], significant=2)).rank <= 6
+    assert solve_from(few).directions == 2
+    assert solve_from(few.with_sums(*sums_of(STREAM[3]), significant=3)).directions == 5
+    assert solve_from(few.with_sums(*sums_of(STREAM[3]))).directions == SPEC.width
+    assert 2 <= solve_from(memory_of(STREAM[:3], significant=2)).directions <= 6
 
 
 @pytest.mark.parametrize("significant", [2, 6, None])
@@ -225,7 +225,7 @@ def test_datasets_with_different_classes_have_the_directions_of_all_classes() ->
             IMAGE_TEXT, dataset_moments(halves[0] + halves[1]), RIDGES, choice.significant
         )
     # Three times three directions, in eight columns, and E is six.
-    assert solve_from(memory).rank == 6
+    assert solve_from(memory).directions == 6
 
 
 def test_the_first_heads_are_turned_to_their_principal_axes() -> None:

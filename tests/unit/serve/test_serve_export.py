@@ -301,7 +301,7 @@ def test_an_export_is_429_while_others_take_all_places(exporting: Replica) -> No
 def test_the_card_says_between_which_modalities_scores_mean_nothing(exporting: Replica) -> None:
     manifest = read_version(exporting.store, MODEL, 1)
     groups = (("depth",), ("image", "text"))
-    solution = Solution(ridges={}, rank=6, groups=groups)
+    solution = Solution(ridges={}, directions=6, groups=groups)
     report = manifest.report.model_copy(update={"solution": solution})
     apart = manifest.model_copy(update={"report": report})
     for version, said in ((manifest, False), (apart, True)):

@@ -21,7 +21,11 @@ def _recall(at_1: float) -> Recall:
 
 def _head(free_share: float) -> HeadCapacity:
     return HeadCapacity(
-        free_share=free_share, input_rank=1, input_width=5, output_rank=2, output_width=8
+        free_share=free_share,
+        input_directions=1,
+        input_width=5,
+        output_directions=2,
+        output_width=8,
     )
 
 

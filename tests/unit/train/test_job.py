@@ -162,7 +162,7 @@ def test_a_solved_version_says_how_and_is_certified(store: LocalStore, tmp_path:
         publish_manifest(store, candidate)
     report = candidate.report
     assert report.solution is not None
-    assert report.solution.rank == 32
+    assert report.solution.directions == 32
     assert set(report.solution.ridges) == {"depth", "image", "text"}
     assert report.solution.groups == (("depth", "image", "text"),)
     assert report.drift["ds-1"].since_learned > 0

@@ -10,7 +10,7 @@ from tests.unit.service.page.browser import Browser, rows_of, text_of
 PRESERVE = {"policy": "preserve"}
 SOLUTION = Solution(
     ridges={"image": 0.1, "text": 0.1},
-    rank=6,
+    directions=6,
     groups=(("image", "text"),),
 )
 
@@ -65,7 +65,7 @@ def test_where_heads_are_solved_it_shows_rank_and_optimality_instead(
     publish_measured(plane, "one", recalls={"one": 0.5}, changes={"solution": SOLUTION})
     text = text_of(reader.get("/ui/models/scenes/capacity").text)
     assert "No entry is closed, so no free share runs out" in text
-    assert "6 Rank of 8, the width: these datasets have no more" in text
+    assert "6 Directions of 8, the width: these datasets have no more" in text
     assert "Optimality is measured from the second version on" in text
     for name, now in (("two", -0.9), ("three", -0.8)):
         losses = {"one": (now, -1.2)}
@@ -79,10 +79,10 @@ def test_where_heads_are_solved_it_shows_rank_and_optimality_instead(
     assert rows_of(page, "numbers-by") == [["one", "−0.8", "−1.2"]]
     # A wider model is proposed only where all of the width is in use.
     assert "A wider model has room" not in text
-    full = SOLUTION.model_copy(update={"rank": 8})
+    full = SOLUTION.model_copy(update={"directions": 8})
     publish_measured(plane, "four", losses=losses, changes={"solution": full})
     text = text_of(reader.get("/ui/models/scenes/capacity").text)
-    assert "8 Rank of 8, the width: every direction is in use" in text
+    assert "8 Directions of 8, the width: every direction is in use" in text
     assert "A wider model has room" in text
 
 

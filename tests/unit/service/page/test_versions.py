@@ -20,7 +20,7 @@ SHRUNK = Shrinkage(
     penalty=0.1, scale=0.5, drift_before=0.9, drift_after=0.3, loss_before=1.5, loss_after=1.75
 )
 PROTECTED = Protection(
-    input_rank=2, input_width=4, output_rank=3, output_width=8, blocked_share=0.25
+    input_directions=2, input_width=4, output_directions=3, output_width=8, blocked_share=0.25
 )
 
 
@@ -195,7 +195,7 @@ def test_a_version_says_how_it_was_made(read_only: ControlPlane, viewer: Browser
 def test_solved_heads_say_that_nothing_is_blocked(plane: ControlPlane, reader: Browser) -> None:
     solution = Solution(
         ridges={"image": 0.125, "text": 0.5},
-        rank=6,
+        directions=6,
         groups=(("image", "text"),),
     )
     publish_measured(plane, "one", changes={"solution": solution})
