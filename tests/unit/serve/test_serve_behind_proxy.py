@@ -116,9 +116,11 @@ def test_a_client_that_reads_nothing_is_closed_and_holds_nothing_in_a_replica() 
         hold_until_sent(Request(scope), rows, "owner", 1)
         await Response(bytes(32 << 20))(scope, receive, send)
 
-    with behind_proxy(app, timeout_client_s=1) as running, running.connect() as client:
+    with behind_proxy(app, timeout_client_s=3) as running, running.connect() as client:
         client.sendall(GET)
         until(lambda: rows.total == 1)
+        time.sleep(0.5)
+        assert rows.total == 1
         until(lambda: rows.total == 0)
         received = 0
         while piece := client.recv(1 << 20):

@@ -94,19 +94,6 @@ def test_a_slow_request_is_answered_in_the_end(serving: Replica, hold: Ask, stat
     assert asyncio.run(hold_one()) == status
 
 
-def test_what_was_held_is_free_again(serving: Replica) -> None:
-    async def hold_and_ask_again() -> list[int]:
-        async with client_of(serving, seconds=1.0) as client:
-            await asyncio.gather(*(waits_for_a_version(client, "a") for _ in range(MOST)))
-            asked = [
-                client.post("/v1/embeddings", json=BODY, headers={"authorization": "a"})
-                for _ in range(MOST // 2)
-            ]
-            return [each.status_code for each in await asyncio.gather(*asked)]
-
-    assert asyncio.run(hold_and_ask_again()) == [200] * (MOST // 2)
-
-
 def stalls(
     client: httpx.AsyncClient, key: str, declared: int, sent: int
 ) -> asyncio.Task[httpx.Response]:

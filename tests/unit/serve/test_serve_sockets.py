@@ -56,13 +56,6 @@ def assert_others_are_answered(address: tuple[str, int]) -> None:
         assert status_of(client) == 200
 
 
-def test_a_body_that_does_not_come_is_given_up(address: tuple[str, int]) -> None:
-    with connected(address) as client:
-        client.sendall(head(len(BODY)) + BODY[:10])
-        assert status_of(client) == 408
-    assert_others_are_answered(address)
-
-
 def test_a_body_that_drips_is_given_up(address: tuple[str, int]) -> None:
     """Each byte comes in time; all of them do not."""
     with connected(address) as client:

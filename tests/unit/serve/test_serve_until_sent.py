@@ -2,75 +2,15 @@
 
 import asyncio
 import json
-import socket
-import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 
-import httpx
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message
 
-from cmcl.fairness import Quota
-from tests.fakes.served_app import served
 from tests.unit.serve.conftest import MODEL, Replica
 from workers.serve.api.app import create_api
 from workers.serve.api.context import Replica as Parts
-from workers.serve.api.context import hold_until_sent
-from workers.serve.api.middleware import Middleware
 
 TIMEOUT = 60.0
-# More than the sockets of both sides take by themselves.
-LARGE = bytes(range(256)) * (32 << 12)
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + TIMEOUT
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-@contextmanager
-def unread_answer(rows: Quota) -> Iterator[socket.socket]:
-    """Send a large response to a client that has not read any of it yet."""
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        hold_until_sent(Request(scope), rows, "key", 1)
-        await Response(LARGE)(scope, receive, send)
-
-    layer = Middleware(app, lambda _: None, Quota(1, "bytes"))
-    with served(layer) as url, socket.socket() as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-        client.settimeout(TIMEOUT)
-        client.connect((httpx.URL(url).host, httpx.URL(url).port))
-        client.sendall(b"GET / HTTP/1.1\r\nhost: replica\r\nconnection: close\r\n\r\n")
-        yield client
-
-
-def read_all(client: socket.socket) -> bytes:
-    found = bytearray()
-    while piece := client.recv(1 << 20):
-        found += piece
-    return bytes(found).partition(b"\r\n\r\n")[2]
-
-
-def test_an_unread_response_counts_until_it_is_read() -> None:
-    rows = Quota(10, "rows")
-    with unread_answer(rows) as client:
-        assert client.recv(1) == b"H"
-        assert rows.total == 1
-        assert read_all(client) == LARGE
-        until(lambda: rows.total == 0)
-
-
-def test_a_client_that_hangs_up_holds_nothing() -> None:
-    rows = Quota(10, "rows")
-    with unread_answer(rows) as client:
-        assert client.recv(1) == b"H"
-        client.close()
-        until(lambda: rows.total == 0)
 
 
 IMAGE = [1, 2, 3, 4, 5]
