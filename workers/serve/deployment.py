@@ -126,7 +126,7 @@ class Embedder:
         """Follow the collections, and wait for them if the store is available. None without the extra `search`."""
         args = self._args
         collections = open_collections(
-            *(self._store, self._live, args.poll_interval_seconds, args.collection_limits)
+            self._store, self._live, args.poll_interval_seconds, args.collection_limits
         )
         if collections is not None:
             self._metrics.watch(

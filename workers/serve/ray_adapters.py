@@ -155,14 +155,17 @@ def _counters() -> dict[str, Counter]:
         "requests": _counter("requests_total", "Requests by HTTP status.", "status"),
         "rows": _counter("rows_total", "Rows that were embedded.", "model"),
         "refused": _counter(
-            *("refused_versions_total", "Attempts at loading a version that failed."),
-            *("model", "reason"),
+            "refused_versions_total",
+            "Attempts at loading a version that failed.",
+            "model",
+            "reason",
         ),
         "refused_key_lists": _counter(
             "refused_key_lists_total", "Lists of keys that were not valid."
         ),
         "evicted": _counter(
-            *("evicted_versions_total", "Versions evicted because the memory budget was full."),
+            "evicted_versions_total",
+            "Versions evicted because the memory budget was full.",
             "model",
         ),
     }

@@ -185,7 +185,9 @@ class _Embeddings:
         )
         timer.stage("encode")
         embeddings_BE = await embed_parts(
-            *(self._replica, version, parts),
+            self._replica,
+            version,
+            parts,
             normalize=query.options.normalize,
             ticket=context.ticket,
         )
@@ -336,6 +338,8 @@ def _response(
     headers = {"x-model-version": str(version.number)}
     encoding = query.options.encoding_format
     return vectors_response(
-        *(request, embeddings_BE, headers),
+        request,
+        embeddings_BE,
+        headers,
         lambda: json_embeddings(version.label, embeddings_BE, encoding),
     )

@@ -273,6 +273,8 @@ def _response(
         **figures,
     }
     return vectors_response(
-        *(request, migrated_BE, headers),
+        request,
+        migrated_BE,
+        headers,
         lambda: json_embeddings(new.label, migrated_BE, query.encoding, migration=migration),
     )

@@ -169,7 +169,12 @@ class Swapper:
             self._trace(model, pointer, kind)
         logger.warning(
             "%s@%d (generation %d) is refused, try %d, again in %.1f s: %s",
-            *(model, pointer.version, pointer.generation, failures, delay, error),
+            model,
+            pointer.version,
+            pointer.generation,
+            failures,
+            delay,
+            error,
         )
 
     def _trace(self, model: str, pointer: LivePointer, error: str | None = None) -> None:
