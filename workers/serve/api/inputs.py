@@ -220,10 +220,6 @@ class _Placed:
     field: str
     owner: str
 
-    def naming(self, places: Sequence[int]) -> "_Naming":
-        """Context manager that names refused rows, which are at these places, as the client does."""
-        return _Naming(self, places)
-
     def named(self, error: WrongRow, places: Sequence[int]) -> WrongRow:
         """Return the error of a row at one of these places with its name in the request."""
         index = self.indices[places[error.row]]
@@ -235,23 +231,6 @@ class _Placed:
         return error.at(index, self.field, name)
 
 
-class _Naming:
-    """A class and not a generator, because every item passes here."""
-
-    __slots__ = ("_placed", "_places")
-
-    def __init__(self, placed: _Placed, places: Sequence[int]) -> None:
-        self._placed = placed
-        self._places = places
-
-    def __enter__(self) -> None:
-        """Nothing to do."""
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, WrongRow):
-            raise self._placed.named(error, self._places) from error
-
-
 async def _features(
     replica: Replica, version: ServedVersion, modality: str, placed: _Placed
 ) -> Float32Array:
@@ -261,27 +240,35 @@ async def _features(
     by_kind: dict[type, list[int]] = {}
     raw: dict[int, Raw] = {}
     packed: list[int] = []
-    for place, index in enumerate(placed.indices):
-        if place % _ITEMS_AT_ONCE == _ITEMS_AT_ONCE - 1:
-            await asyncio.sleep(0)
-        with placed.naming([place]):
+    # Of the rows that are looked at, for the name of a wrong one.
+    places: Sequence[int] = ()
+    try:
+        for place, index in enumerate(placed.indices):
+            if place % _ITEMS_AT_ONCE == _ITEMS_AT_ONCE - 1:
+                await asyncio.sleep(0)
+            places = (place,)
             given = _given(placed.items[index], label, width)
-        if not isinstance(given, np.ndarray):
-            raw[place] = given
-            by_kind.setdefault(type(given), []).append(place)
-        else:
-            rows_BF[place] = given
-            packed.append(place)
-    if packed:
-        # All at once: checking each row separately would take a third of the time of the product.
-        with placed.naming(packed):
+            if not isinstance(given, np.ndarray):
+                raw[place] = given
+                by_kind.setdefault(type(given), []).append(place)
+            else:
+                rows_BF[place] = given
+                packed.append(place)
+        if packed:
+            # All at once: checking each row separately would take a third of the time of the product.
+            places = packed
             checked(rows_BF if len(packed) == len(rows_BF) else rows_BF[packed])
-    for places in by_kind.values():
-        with placed.naming(places):
-            wanted = [raw[place] for place in places]
+        for places in by_kind.values():
             rows_BF[places] = await encoded(
-                replica, version, modality, wanted, placed.field, owner=placed.owner
+                replica,
+                version,
+                modality,
+                [raw[place] for place in places],
+                placed.field,
+                owner=placed.owner,
             )
+    except WrongRow as error:
+        raise placed.named(error, places) from error
     return rows_BF
 
 
