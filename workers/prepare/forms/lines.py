@@ -11,6 +11,7 @@ import orjson
 
 from workers.prepare.forms.record import (
     LONGEST_RECORD,
+    ColumnCheck,
     Form,
     Record,
     Scan,
@@ -22,8 +23,6 @@ from workers.prepare.stored_file import StoredFile
 from workers.prepare.units import RawUnit
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# Columns are checked in this many first records.
-_FIRST_RECORDS = 100
 _LONGEST_HEADER = 1 << 20
 
 
@@ -75,19 +74,15 @@ def range_chunks(file: StoredFile, start: int, stop: int) -> Iterator[bytes]:
 
 def _json_records(chunks: Iterable[bytes], start: int = 0, first: int = 1) -> Iterator[Record]:
     for line in lines(chunks, start, first):
-        if line.data is None or (line.data and not line.data.isspace()):
-            yield _json_record(line)
-
-
-def _json_record(line: Line) -> Record:
-    if line.data is None:
-        problem = (
-            f"the row has more than {LONGEST_RECORD} bytes; write large items into files, and their "
-            "names into the row"
-        )
-        return Record(line.start, line.stop, {}, b"long", problem, line=line.number)
-    values, wrong = _json_parsed(line.data)
-    return Record(line.start, line.stop, values, line.data, wrong, line=line.number)
+        if line.data is None:
+            problem = (
+                f"the row has more than {LONGEST_RECORD} bytes; write large items into files, and their "
+                "names into the row"
+            )
+            yield Record(line.start, line.stop, {}, b"long", problem, line=line.number)
+        elif not line.data.isspace():
+            values, wrong = _json_parsed(line.data)
+            yield Record(line.start, line.stop, values, line.data, wrong, line=line.number)
 
 
 def _json_parsed(data: bytes) -> tuple[dict[str, Any], str | None]:
@@ -95,42 +90,22 @@ def _json_parsed(data: bytes) -> tuple[dict[str, Any], str | None]:
     try:
         values = orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        return {}, _json_why(data, error)
+        try:
+            data.decode()
+        except UnicodeDecodeError as wrong:
+            return {}, f"the row is not UTF-8: byte {wrong.start} of it is invalid"
+        return {}, f"the row is not JSON: {error}"
     return (values, None) if isinstance(values, dict) else ({}, "the row is not a JSON object")
 
 
-def _json_why(data: bytes, error: Exception) -> str:
-    try:
-        data.decode()
-    except UnicodeDecodeError as wrong:
-        return f"the row is not UTF-8: byte {wrong.start} of it is invalid"
-    return f"the row is not JSON: {error}"
-
-
-def _json_scan(file: StoredFile, sides: Sides) -> Scan:
-    return Scan(_json_scanned(file, sides))
-
-
 def _json_scanned(file: StoredFile, sides: Sides) -> Iterator[Record]:
-    cutter = UnitCutter(sides)
-    first: list[Record] = []
+    cutter, check = UnitCutter(sides), ColumnCheck(sides, file, media_inline=False, of="column")
     for record in _json_records(file.chunks()):
-        if len(first) < _FIRST_RECORDS:
-            first.append(record)
-            if len(first) == _FIRST_RECORDS:
-                _json_check(first, sides, file)
+        # Records that cannot be read are rejected one by one later.
+        if record.values:
+            check.add(record.values)
         yield record._replace(begins_unit=cutter.begins(record.stop - record.start))
-    if len(first) < _FIRST_RECORDS:
-        _json_check(first, sides, file)
-
-
-def _json_check(records: list[Record], sides: Sides, file: StoredFile) -> None:
-    """Check the columns of the first records. Records that cannot be read are rejected one by one later."""
-    found: dict[str, Any] = {}
-    for record in records:
-        found.update(record.values)
-    if found:
-        check_columns(found, sides, file, media_inline=False)
+    check.end()
 
 
 def _json_read(file: StoredFile, unit: RawUnit, _sides: Sides) -> Iterator[Record]:
@@ -138,7 +113,7 @@ def _json_read(file: StoredFile, unit: RawUnit, _sides: Sides) -> Iterator[Recor
     return _json_records(chunks, unit.start, unit.first_line)
 
 
-JSONL = Form("jsonl", _json_scan, _json_read)
+JSONL = Form("jsonl", lambda file, sides: Scan(_json_scanned(file, sides)), _json_read)
 
 
 class _CsvLines:

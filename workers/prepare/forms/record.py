@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +30,8 @@ _SEPARATORS = re.compile(r"[\s,;]+")
 # Of raw numbers, before they are counted.
 _LONGEST_NUMBERS = 1 << 20
 _SIMILAR = 0.75
+# Columns are checked in this many first records.
+_FIRST_RECORDS = 100
 _LONGEST_LIST = 30
 
 
@@ -142,6 +145,30 @@ def check_columns(
         raise file.wrong(
             f"{of} {like[0]!r} looks like 'label'; rename it, or leave it out if it is none"
         )
+
+
+class ColumnCheck:
+    """Checks the columns of the first records of a file, whose records may have different ones."""
+
+    def __init__(self, sides: Sides, file: StoredFile, media_inline: bool, of: str) -> None:
+        self._check = partial(
+            check_columns, sides=sides, file=file, media_inline=media_inline, of=of
+        )
+        self._found: dict[str, None] = {}
+        self._left = _FIRST_RECORDS
+
+    def add(self, names: Iterable[str]) -> None:
+        """Add the columns of a record that can be read. Raises InvalidDataset."""
+        if self._left:
+            self._found.update(dict.fromkeys(names))
+            self._left -= 1
+            if not self._left:
+                self._check(self._found)
+
+    def end(self) -> None:
+        """Check a file of few records. Raises InvalidDataset."""
+        if self._found and self._left:
+            self._check(self._found)
 
 
 def columns_of(side: SideSpec, media_inline: bool) -> tuple[str, ...]:

@@ -17,13 +17,13 @@ import orjson
 from cmcl.contract.dataset import MOST_TEXTS_OF_ITEM, SOURCE
 from workers.prepare.forms.record import (
     BadRow,
+    ColumnCheck,
     Form,
     Member,
     Record,
     Scan,
     Sides,
     UnitCutter,
-    check_columns,
     id_of,
 )
 from workers.prepare.stored_file import StoredFile
@@ -33,7 +33,6 @@ MAGIC_OFFSET, MAGIC = 257, b"ustar"
 _NAME = re.compile(r"((?:.*/)?[^/.][^/.]*)\.([^/]+)", re.DOTALL)
 _BLOCK = 512
 _LARGEST_JSON = 1 << 20
-_FIRST_RECORDS = 100
 _EXTENSIONS: dict[str, tuple[str, ...]] = {
     "text": ("txt",),
     "image": ("jpg", "jpeg", "png", "webp", "gif", "bmp"),
@@ -244,22 +243,16 @@ def _scan(file: StoredFile, sides: Sides) -> Scan:
 
 
 def _scanned(file: StoredFile, sides: Sides) -> Iterator[Record]:
-    cutter = UnitCutter(sides)
-    found: dict[str, None] = {}
-    count = 0
+    cutter, check = UnitCutter(sides), ColumnCheck(sides, file, media_inline=True, of="member")
     for sample in _samples(file, 0, None, sides):
         first, *others = records = sample.records(sides, file.ref.file_name)
         # A sample with a problem is rejected later. Its members do not show what the other samples have.
-        if count < _FIRST_RECORDS and sample.problem is None:
-            found.update(dict.fromkeys((*first.values, *sample.others[:1])))
-            count += 1
-            if count == _FIRST_RECORDS:
-                check_columns(found, sides, file, media_inline=True, of="member")
+        if sample.problem is None:
+            check.add((*first.values, *sample.others[:1]))
         begins = cutter.begins(sample.stop - sample.start, len(records))
         yield first._replace(begins_unit=begins)
         yield from others
-    if 0 < count < _FIRST_RECORDS:
-        check_columns(found, sides, file, media_inline=True, of="member")
+    check.end()
 
 
 def _read(file: StoredFile, unit: RawUnit, sides: Sides) -> Iterator[Record]:
