@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,7 +12,6 @@ from cmcl.contract.errors import InvalidDataset
 from cmcl.storage.versions import sha256_of_file
 from tests.unit.files.user_files import (
     NAMED,
-    SIDES,
     URI,
     WRITERS,
     Arrays,
@@ -19,7 +19,6 @@ from tests.unit.files.user_files import (
     features_of,
     opened,
     rows_of,
-    table,
 )
 from workers.files.columns import ROWS_AT_ONCE
 from workers.files.formats import format_of
@@ -112,46 +111,38 @@ def test_arrays_may_be_called_by_their_modalities(form: str, path: Path) -> None
     assert np.array_equal(features_of(rows, "feature_b"), values["feature_b"])
 
 
+TEXT = arrays()["feature_b"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"image": arrays()["feature_a"]}, "one array must be called 'feature_a' or 'image'"),
+        ({"feature_b": None}, "must be called 'feature_b' or 'text'; the file has: feature_a"),
+        ({"feature_b": TEXT[:-1].copy()}, "feature_a has 20, feature_b has 19"),
+        (
+            {"feature_b": TEXT.reshape(20, 3, 1)},
+            r"must be \(rows, width\), has shape \(20, 3, 1\)",
+        ),
+        ({"label": np.zeros(20, np.float32)}, "'label' must be text or whole numbers, is "),
+        ({"label": np.zeros((20, 1), np.int32)}, r"'label' must be \(rows,\), has shape \(20, 1\)"),
+    ],
+)
 @pytest.mark.parametrize("form", NAMED)
-def test_both_names_of_a_side_at_once_are_refused(form: str, path: Path) -> None:
-    values = arrays()
-    WRITERS[form](path, {**values, "image": values["feature_a"]})
-    with pytest.raises(InvalidDataset, match="one array must be called 'feature_a' or 'image'"):
+def test_arrays_that_are_no_columns_are_refused(
+    form: str, path: Path, changes: dict[str, np.ndarray | None], words: str
+) -> None:
+    values = {name: each for name, each in {**arrays(), **changes}.items() if each is not None}
+    WRITERS[form](path, values)
+    with pytest.raises(InvalidDataset, match=words):
         rows_of(path)
 
 
 @pytest.mark.parametrize("form", [form for form in NAMED if form != "hdf5"])
 def test_unexpected_array_names_are_reported(form: str, path: Path) -> None:
     """HDF5 without any of the names is taken for the layout of one dataset for each row."""
-    WRITERS[form](path, {"y": arrays()["feature_a"], "x": arrays()["feature_b"]})
+    WRITERS[form](path, {"y": arrays()["feature_a"], "x": TEXT})
     with pytest.raises(InvalidDataset, match="'feature_a' or 'image'; the file has: x, y"):
-        rows_of(path)
-
-
-@pytest.mark.parametrize("form", NAMED)
-def test_a_side_that_is_missing_is_named(form: str, path: Path) -> None:
-    WRITERS[form](path, {"feature_a": arrays()["feature_a"]})
-    with pytest.raises(
-        InvalidDataset, match="must be called 'feature_b' or 'text'; the file has: feat"
-    ):
-        rows_of(path)
-
-
-@pytest.mark.parametrize("form", NAMED)
-def test_arrays_of_different_lengths_are_refused(form: str, path: Path) -> None:
-    values = arrays()
-    values["feature_b"] = values["feature_b"][:-1].copy()
-    WRITERS[form](path, values)
-    with pytest.raises(InvalidDataset, match="feature_a has 20, feature_b has 19"):
-        rows_of(path)
-
-
-@pytest.mark.parametrize("form", NAMED)
-def test_an_array_with_another_number_of_axes_is_refused(form: str, path: Path) -> None:
-    values = arrays()
-    values["feature_b"] = values["feature_b"].reshape(20, 3, 1)
-    WRITERS[form](path, values)
-    with pytest.raises(InvalidDataset, match=r"must be \(rows, width\), has shape \(20, 3, 1\)"):
         rows_of(path)
 
 
@@ -166,22 +157,21 @@ def test_made_ids_are_unique_and_repeatable(form: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", NAMED)
-def test_numbers_as_labels_become_text(form: str, path: Path) -> None:
-    rows = written(form, path, {**arrays(), "label": np.arange(20) % 3})
+def test_numbers_as_labels_become_text_and_other_arrays_do_no_harm(form: str, path: Path) -> None:
+    others = {"notes": np.zeros((2, 2, 2)), "one": np.ones(1)}
+    rows = written(form, path, {**arrays(), "label": np.arange(20) % 3, **others})
     assert rows.column("label").to_pylist()[:4] == ["0", "1", "2", "0"]
+    assert rows.column_names == ["id", "label", "feature_a", "feature_b"]
 
 
-@pytest.mark.parametrize("form", NAMED)
-def test_floats_as_labels_are_refused(form: str, path: Path) -> None:
-    WRITERS[form](path, {**arrays(), "label": np.zeros(20, np.float32)})
-    with pytest.raises(InvalidDataset, match="'label' must be text or whole numbers, is "):
-        rows_of(path)
-
-
-@pytest.mark.parametrize("form", NAMED)
-def test_other_arrays_in_the_file_do_no_harm(form: str, path: Path) -> None:
-    rows = written(form, path, {**arrays(), "notes": np.zeros((2, 2, 2)), "one": np.ones(1)})
-    assert rows.column_names == ["id", "feature_a", "feature_b"]
+@pytest.mark.parametrize("form", ["npz", "hdf5"])
+def test_ids_and_labels_of_arrays_are_kept(form: str, path: Path) -> None:
+    ids = [f"bild-ä-{row}" for row in range(20)]
+    labels = np.array([b"cat", b"dog"] * 10)
+    named = np.array(ids) if form == "npz" else np.array(ids, h5py.string_dtype())
+    rows = written(form, path, {**arrays(), "id": named, "label": labels})
+    assert rows.column("id").to_pylist() == ids
+    assert rows.column("label").to_pylist() == ["cat", "dog"] * 10
 
 
 def test_bfloat16_becomes_float32_without_loss(path: Path) -> None:
@@ -239,7 +229,3 @@ def test_rows_are_read_in_batches_of_any_file(path: Path) -> None:
     file = opened(path)
     sizes = [batch.num_rows for batch in format_of(path, URI).read(file)]
     assert sizes == [ROWS_AT_ONCE, ROWS_AT_ONCE, 5]
-
-
-def test_the_table_of_the_tests_is_internal_itself() -> None:
-    assert table(arrays()).column_names == ["id", *(side.column for side in SIDES)]
