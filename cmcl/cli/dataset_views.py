@@ -5,7 +5,7 @@ from rich.text import Text
 
 from cmcl.cli.console import Grid, as_text, fields
 from cmcl.client import Dataset, DatasetSummary
-from cmcl.client.types import Encoders, RejectedRows
+from cmcl.contract.api.jobs import Encoders, RejectedSummary
 from cmcl.contract.dataset import ShardRef
 from cmcl.contract.prepare import DatasetReport
 from cmcl.contract.version import EvaluationResult
@@ -58,7 +58,7 @@ def _shard(shard: ShardRef) -> str:
     return shard.uri if shard.name is None else f"{shard.name} ({shard.uri})"
 
 
-def rejected_cell(rejected: RejectedRows | None) -> str | None:
+def rejected_cell(rejected: RejectedSummary | None) -> str | None:
     """Number of the rows that were left out, and the first ones with their reasons."""
     if rejected is None:
         return None

@@ -45,8 +45,8 @@ from cmcl.client import (
     CmclError,
     Job,
     JobPhase,
-    JobProgress,
-    Preparation,
+    PrepareProgress,
+    Progress,
 )
 
 app = typer.Typer(
@@ -213,15 +213,15 @@ def _none(model: str | None, state: str | None) -> str:
 
 def _progress_cells(job: Job) -> dict[str, Cell]:
     """Return the reported figures of the phase. Only what is in work has time left."""
-    now: JobProgress | Preparation | None = job.progress or job.preparation
+    now: Progress | PrepareProgress | None = job.progress or job.preparation
     if job.state == "preparing":
         now = job.preparation
     if now is None:
         return {}
-    in_work = job.state == ("running" if isinstance(now, JobProgress) else "preparing")
+    in_work = job.state == ("running" if isinstance(now, Progress) else "preparing")
     left = now.eta_seconds if in_work else None
     time_left: dict[str, Cell] = {} if left is None else {"time left": duration(left)}
-    found = figures(now) if isinstance(now, JobProgress) else preparation_figures(now)
+    found = figures(now) if isinstance(now, Progress) else preparation_figures(now)
     return {"phase": now.phase, **found, **time_left, "reported": now.at}
 
 

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from cmcl.cli.console import Columns, fields, show, show_all, stdout
 from cmcl.cli.options import DEFAULT_URL, AsJson, KeyId, Url
-from cmcl.client import ApiKey, Client, NewApiKey, Quotas, Whoami
+from cmcl.client import ApiKey, Client, CreatedKey, Quotas, Whoami
 
 app = typer.Typer(no_args_is_help=True, help="API keys: create, list, revoke.")
 
@@ -73,7 +73,7 @@ def whoami(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     show(_Identity(**who.model_dump(), quotas=quotas), as_json, _identity)
 
 
-def _view(key: NewApiKey) -> RenderableType:
+def _view(key: CreatedKey) -> RenderableType:
     secret = key.key.get_secret_value() if key.key else None
     text = fields(
         {

@@ -87,7 +87,7 @@ def _specification(model: Model) -> dict[str, Cell]:
         "policy": model.policy,
         "method": model.method,
         "permitted drift": model.max_drift,
-        "training": _settings(model.training),
+        "training": _settings(dict(model.training)),
         "seed": model.seed,
         "created": model.created_at,
     }

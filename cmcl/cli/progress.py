@@ -16,17 +16,17 @@ from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     DownloadColumn,
-    Progress,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TransferSpeedColumn,
 )
+from rich.progress import Progress as Bar
 from rich.text import Text
 
 from cmcl.cli.console import print_json, stderr, stdout
 from cmcl.cli.errors import NoVersion
-from cmcl.client import Client, Job, JobProgress, Preparation, UploadProgress
+from cmcl.client import Client, Job, PrepareProgress, Progress, UploadProgress
 
 OnUpload = Callable[[UploadProgress], None]
 
@@ -66,7 +66,7 @@ class StateLines:
         if line != self._printed:
             self._printed = line
             rows = _count(job)[1]
-            about = f" ({rows:,} rows)" if isinstance(now, Preparation) and rows else ""
+            about = f" ({rows:,} rows)" if isinstance(now, PrepareProgress) and rows else ""
             self._console.print(f"{line}{about}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -74,7 +74,7 @@ class JobView:
     """A bar, and a line with the figures of a running job. Missing figures are omitted."""
 
     def __init__(self, title: str) -> None:
-        self._bar = Progress(
+        self._bar = Bar(
             TextColumn("{task.description}"),
             TextColumn(f"{{task.fields[doing]:<{_PHASE_WIDTH}}}"),
             BarColumn(bar_width=None),
@@ -125,19 +125,19 @@ def details(job: Job) -> list[str]:
     now = _current(job)
     # A note becomes the job's message, when the job is read again.
     message = (now.note if now else None) or job.message
-    if isinstance(now, JobProgress):
-        found = figures(now)
+    if isinstance(now, PrepareProgress):
+        found = preparation_figures(now)
     else:
-        found = preparation_figures(now) if now else {}
+        found = figures(now) if now else {}
     return [*(f"{name} {value}" for name, value in found.items()), *([message] if message else [])]
 
 
-def _current(job: Job) -> JobProgress | Preparation | None:
+def _current(job: Job) -> Progress | PrepareProgress | None:
     """The progress report of the state that the job is in, if it has one."""
     return {"preparing": job.preparation, "running": job.progress}.get(job.state)
 
 
-def preparation_figures(now: Preparation) -> dict[str, str]:
+def preparation_figures(now: PrepareProgress) -> dict[str, str]:
     """Return the reported figures of a preparation, formatted."""
     rate = now.rows_per_second
     values = {
@@ -148,7 +148,7 @@ def preparation_figures(now: Preparation) -> dict[str, str]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def figures(progress: JobProgress) -> dict[str, str]:
+def figures(progress: Progress) -> dict[str, str]:
     """Return the reported figures of the current phase, formatted."""
     values = ((figure, figure.read(progress)) for figure in _FIGURES)
     return {figure.name: figure.format(value) for figure, value in values if value is not None}
@@ -164,7 +164,7 @@ class _Figure:
     """A figure of the progress. `read` returns None if the phase does not have it."""
 
     name: str
-    read: Callable[[JobProgress], Any]
+    read: Callable[[Progress], Any]
     format: Callable[[Any], str]
 
 
@@ -173,7 +173,7 @@ def _count(job: Job) -> tuple[int, int]:
     progress = job.preparation if job.state in ("preparing", "reported") else job.progress
     if progress is None:
         return 0, 0
-    if isinstance(progress, JobProgress) and progress.updates_total:
+    if isinstance(progress, Progress) and progress.updates_total:
         return progress.updates_done, progress.updates_total
     return progress.rows_done, progress.rows_total
 
@@ -237,9 +237,7 @@ def upload_bars() -> Iterator[OnUpload]:
     )
     bars: dict[str, TaskID] = {}
     shown = stderr()
-    with Progress(
-        *columns, console=shown, transient=True, disable=not shown.is_terminal
-    ) as progress:
+    with Bar(*columns, console=shown, transient=True, disable=not shown.is_terminal) as progress:
 
         def on_upload(now: UploadProgress) -> None:
             name = f"{now.path.name} packed" if now.phase == "packing" else now.path.name

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from cmcl.cli.console import Columns, fields, show, show_all
 from cmcl.cli.options import DEFAULT_URL, AsJson, Url, WebhookId
-from cmcl.client import Client, NewWebhook, Webhook
+from cmcl.client import Client, CreatedWebhook, Webhook
 
 app = typer.Typer(no_args_is_help=True, help="Webhooks: addresses that receive events.")
 
@@ -66,7 +66,7 @@ def delete_webhook(webhook: WebhookId, url: Url = DEFAULT_URL) -> None:
         client.delete_webhook(webhook)
 
 
-def _view(webhook: NewWebhook) -> RenderableType:
+def _view(webhook: CreatedWebhook) -> RenderableType:
     secret = webhook.secret.get_secret_value() if webhook.secret else None
     text = fields({"webhook": webhook.id, "url": webhook.url, "secret": secret})
     return Group(text, Text("store the secret, it is not shown again", style="bold"))

@@ -6,15 +6,6 @@
 
 from cmcl.client._async.client import AsyncClient
 from cmcl.client._sync.client import Client
-from cmcl.client.access_types import (
-    ApiKey,
-    Delivery,
-    NewApiKey,
-    NewWebhook,
-    Quotas,
-    Webhook,
-    Whoami,
-)
 from cmcl.client.connection import DEFAULT_EMBEDDINGS_URL, DEFAULT_SERVICE_URL, Retries
 from cmcl.client.endpoint import (
     Collection,
@@ -38,55 +29,60 @@ from cmcl.client.errors import (
     WaitTimeout,
     WrongServer,
 )
+from cmcl.client.files import UploadProgress
+from cmcl.client.notebook import candidate_html, job_html, version_html
 from cmcl.client.raw_folder import RawFolder
-from cmcl.client.registry import (
-    BranchOrigin,
-    JobCounts,
-    Live,
-    Model,
-    ModelGate,
-    ModelSummary,
-    NewestVersion,
-    Promotion,
-    SummaryJob,
-)
-from cmcl.client.types import (
-    FINAL_STATES,
+from cmcl.client.wire import Order
+from cmcl.contract.api.access import ApiKey, CreatedKey, Quotas, Whoami
+from cmcl.contract.api.datasets import (
     AcceptedDataset,
+    Dataset,
+    DatasetSummary,
+    Upload,
+)
+from cmcl.contract.api.events import CreatedWebhook, Delivery, Event, StreamedEvent, Webhook
+from cmcl.contract.api.jobs import (
+    FINAL_STATES,
     Approval,
     Attempt,
     AttemptLog,
-    Dataset,
-    DatasetSummary,
-    Encoder,
-    Event,
-    Job,
-    JobPhase,
-    JobPhases,
-    JobProgress,
-    Order,
-    Preparation,
-    ProgressHistory,
-    ProgressPoint,
-    RejectedRows,
-    Upload,
-    UploadProgress,
-)
-from cmcl.client.versions import (
     Bound,
     Candidate,
     CandidateDataset,
     CapacityChange,
+    Job,
+    JobPhase,
+    JobPhases,
+    ProgressHistory,
+    ProgressPoint,
+    RejectedSummary,
+)
+from cmcl.contract.api.models import (
+    BranchOrigin,
+    Encoder,
+    JobCounts,
+    Model,
+    ModelGate,
+    ModelSummary,
+    NewestVersion,
+    SummaryJob,
+)
+from cmcl.contract.api.versions import (
     Certificate,
     DatasetFigures,
     EvaluationRow,
     FreeShare,
+    Live,
     ModalityCapacity,
     ModelCapacity,
+    Promotion,
     Version,
     VersionFigures,
     VersionSummary,
 )
+from cmcl.contract.base import NOTEBOOK_HTML
+from cmcl.contract.job import Progress
+from cmcl.contract.prepare import PrepareProgress
 
 __all__ = [
     "DEFAULT_EMBEDDINGS_URL",
@@ -107,6 +103,8 @@ __all__ = [
     "Client",
     "CmclError",
     "Collection",
+    "CreatedKey",
+    "CreatedWebhook",
     "Dataset",
     "DatasetFigures",
     "DatasetSummary",
@@ -123,7 +121,6 @@ __all__ = [
     "JobCounts",
     "JobPhase",
     "JobPhases",
-    "JobProgress",
     "Json",
     "Live",
     "MigratedEmbeddings",
@@ -132,24 +129,24 @@ __all__ = [
     "ModelCapacity",
     "ModelGate",
     "ModelSummary",
-    "NewApiKey",
-    "NewWebhook",
     "NewestVersion",
     "Order",
-    "Preparation",
+    "PrepareProgress",
+    "Progress",
     "ProgressHistory",
     "ProgressPoint",
     "Promotion",
     "Query",
     "Quotas",
     "RawFolder",
-    "RejectedRows",
+    "RejectedSummary",
     "Retries",
     "SearchHit",
     "SearchResults",
     "SearchStatus",
     "ServedModel",
     "StoredItem",
+    "StreamedEvent",
     "SummaryJob",
     "Unreachable",
     "Upload",
@@ -163,3 +160,6 @@ __all__ = [
     "WriteResult",
     "WrongServer",
 ]
+
+# What a notebook shows of these types.
+NOTEBOOK_HTML.update({Version: version_html, Candidate: candidate_html, Job: job_html})

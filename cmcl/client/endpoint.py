@@ -10,8 +10,8 @@ import httpx
 from pydantic import Field
 
 from cmcl.client.errors import CmclError, InvalidArgument, Json, json_object
-from cmcl.client.types import ApiModel
 from cmcl.client.wire import Side, json_bytes, unexpected_response
+from cmcl.contract.base import ApiModel
 
 T = TypeVar("T")
 Vectors = Sequence[Sequence[float]]

@@ -9,19 +9,31 @@ from typing import Literal
 from cmcl.client.errors import CmclError, FieldError, InvalidArgument, Json
 from cmcl.client.raw_folder import RawFolder
 from cmcl.client.raw_layouts import SUFFIXES, noun_of
-from cmcl.client.types import Upload, UploadProgress
+from cmcl.contract.api.datasets import Upload
 from cmcl.contract.dataset import ShardRef
 
 # A folder of raw files that was read already is sent as it was read.
 ShardSource = ShardRef | RawFolder | str | Path
 UploadMode = Literal["auto", "always", "never"]
-OnUpload = Callable[[UploadProgress], None]
 
 # Files that are taken from a folder. Preparation detects formats by content.
 SHARD_SUFFIXES = frozenset(
     {".parquet", ".arrow", ".feather", ".ipc", ".npz", ".safetensors", ".h5", ".hdf5", ".tar"}
 )
 _REFUSED = 422
+
+
+@dataclass(frozen=True)
+class UploadProgress:
+    """Bytes of a file that have arrived; or bytes of a folder of raw files that are packed into tars."""
+
+    path: Path
+    sent: int
+    total: int
+    phase: Literal["packing", "sending"] = "sending"
+
+
+OnUpload = Callable[[UploadProgress], None]
 
 
 @dataclass(frozen=True)

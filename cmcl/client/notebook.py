@@ -4,23 +4,18 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from cmcl.pictures import (
-    Phase,
-    Picture,
-    Table,
-    candidate_pictures,
-    duration,
-    job_phases,
-    version_pictures,
-)
+from cmcl.contract.api.jobs import Candidate, Job
+from cmcl.contract.api.versions import Version
 
+# Pictures are imported when they are drawn: they are no part of the start-up of other programs.
 if TYPE_CHECKING:
-    from cmcl.client.types import Job
-    from cmcl.client.versions import Candidate, Version
+    from cmcl.pictures import Picture
 
 
-def version_html(version: "Version") -> str:
+def version_html(version: Version) -> str:
     """Return a version with its pictures."""
+    from cmcl.pictures import version_pictures
+
     report = version.manifest.report
     facts = {
         "learned": version.dataset_name,
@@ -34,8 +29,10 @@ def version_html(version: "Version") -> str:
     return _html(f"{version.model}@{version.version}", facts, drawn)
 
 
-def candidate_html(candidate: "Candidate") -> str:
+def candidate_html(candidate: Candidate) -> str:
     """Return a candidate beside its parent, with the bounds of the gate."""
+    from cmcl.pictures import candidate_pictures
+
     facts: dict[str, object] = {
         "learned": candidate.dataset_name,
         "parent": candidate.parent,
@@ -51,8 +48,10 @@ def candidate_html(candidate: "Candidate") -> str:
     return _html(title, facts, candidate_pictures(candidate))
 
 
-def job_html(job: "Job") -> str:
+def job_html(job: Job) -> str:
     """Return a job with its state, its progress, and how long it waited and trained."""
+    from cmcl.pictures import duration
+
     now, preparation = job.progress, job.preparation
     facts: dict[str, object] = {
         "model": job.model,
@@ -77,8 +76,10 @@ def job_html(job: "Job") -> str:
     return _html(f"job {job.id}", facts, [_phases(job)])
 
 
-def _phases(job: "Job") -> Picture | None:
+def _phases(job: Job) -> "Picture | None":
     """Return the time until the job started, and since; None before it started."""
+    from cmcl.pictures import Phase, job_phases
+
     if job.started_at is None:
         return None
     last = job.finished_at or (job.progress.at if job.progress else None) or job.state_changed_at
@@ -91,7 +92,9 @@ def _phases(job: "Job") -> Picture | None:
     return job_phases(phases)
 
 
-def _html(title: str, facts: Mapping[str, object], drawn: Iterable[Picture | None]) -> str:
+def _html(title: str, facts: Mapping[str, object], drawn: "Iterable[Picture | None]") -> str:
+    from cmcl.pictures import Table
+
     rows = [(name, _written(value)) for name, value in facts.items() if value is not None]
     figures = "".join(each.html(standalone=True) for each in drawn if each is not None)
     return Table(title, ("", ""), rows, names=2).html() + figures

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -25,6 +25,8 @@ from cmcl.client.errors import (
 
 T = TypeVar("T", bound=BaseModel)
 Params = Mapping[str, str | list[str]]
+# Of a list: the oldest item or smallest name first, or the other way round.
+Order = Literal["asc", "desc"]
 
 
 class Side(StrEnum):

@@ -5,10 +5,11 @@ digits. It is kept as text, and one that cannot be read counts as none: no job f
 """
 
 from datetime import datetime
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cmcl.contract.base import KNOWN_OR_TEXT, ApiModel
 from cmcl.contract.dataset import DatasetManifest, EvaluationDataset
 from cmcl.contract.modality import Frozen, ModelName
 from cmcl.contract.model import ModelSpec
@@ -95,15 +96,13 @@ class JobSpec(Frozen):
         return self.dataset
 
 
-class Progress(BaseModel):
+class Progress(ApiModel):
     """What an attempt shows while it runs, written by rank 0 (`running/` of object storage).
 
     Rows, rates and remaining time refer to the current phase, and are absent if it has none.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    phase: Phase
+    phase: Annotated[Phase, KNOWN_OR_TEXT]
     updates_done: int = Field(default=0, ge=0)
     updates_total: int = Field(default=0, ge=0)
     rows_done: int = Field(default=0, ge=0, description="rows read, over all ranks")
@@ -131,7 +130,7 @@ class Progress(BaseModel):
     resumed_at: int | None = Field(
         default=None, description="updates done before the checkpoint that it resumed from"
     )
-    seconds: dict[Phase, float] = Field(
+    seconds: dict[Annotated[Phase, KNOWN_OR_TEXT], float] = Field(
         default={},
         description="by phase: seconds that the ranks have spent in it, the present one included",
     )

@@ -6,10 +6,11 @@ A dry run ends with a report: how the dataset would be learned, predicted withou
 """
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cmcl.contract.base import KNOWN_OR_TEXT, ApiModel
 from cmcl.contract.dataset import RejectedRow, ShardRef, Uri
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.contract.modality import Frozen, Modality, ModalityPair, ModelName
@@ -69,13 +70,11 @@ class PrepareRequest(Frozen):
     )
 
 
-class PrepareProgress(BaseModel):
+class PrepareProgress(ApiModel):
     """`datasets/<dataset>/preparation/progress.json`: overwritten while the dataset is prepared."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
     request: int = Field(ge=0)
-    phase: PreparationPhase
+    phase: Annotated[PreparationPhase, KNOWN_OR_TEXT]
     rows_done: int = Field(default=0, ge=0, description="rows with a verdict, good or bad")
     rows_total: int = Field(default=0, ge=0, description="0 while it is unknown")
     bad_rows: int = Field(default=0, ge=0, description="rows that are left out")

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from cmcl.cli.progress import watch_with_bar
 from cmcl.client import Client, CmclError, Json, Query
-from cmcl.client.types import Dataset
+from cmcl.contract.api.datasets import Dataset
 from cmcl.contract.modality import ModalityPair
 
 MODEL = "demo-raw"

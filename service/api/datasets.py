@@ -1,17 +1,16 @@
 """Datasets: post, extend, seal, delete."""
 
-from datetime import datetime
-from typing import Annotated, Self
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 
-from cmcl.contract.dataset import DatasetManifest, RejectedRow, ShardRef
+from cmcl.contract.api.datasets import Dataset, DatasetSummary, PostedDataset
+from cmcl.contract.api.jobs import Job, JobState
+from cmcl.contract.dataset import RejectedRow
 from cmcl.contract.errors import InvalidVersion
-from cmcl.contract.modality import NAME_PATTERN, ModalityPair
-from cmcl.contract.prepare import DatasetReport, PrepareProgress
+from cmcl.contract.modality import NAME_PATTERN
 from cmcl.contract.version import EvaluationResult
 from cmcl.storage.datasets import read_rejected
 from service.api.dependencies import (
@@ -26,13 +25,12 @@ from service.api.dependencies import (
     check_scopes,
 )
 from service.api.idempotency import respond, response_row
-from service.api.jobs import Encoders, JobView, RejectedRowsView, accepted_job
+from service.api.jobs import accepted_job, to_job
 from service.api.pagination import NumberSeek, OffsetSeek, Page, encode_cursor, foreign_cursor, page
 from service.auth.ownership import get_dataset
 from service.context import Context
 from service.core.errors import FieldProblem, Unprocessable
 from service.core.principal import Principal, Scope
-from service.core.states import JobState
 from service.database.queries import datasets, jobs
 from service.database.rows import DatasetRow, JobRow, ResponseRow
 from service.datasets.intake import (
@@ -66,122 +64,62 @@ UnlearnFrom = Annotated[
 ]
 
 
-class DatasetSummary(BaseModel):
-    """A dataset without its shards."""
-
-    id: str
-    model: str
-    name: str
-    pair: ModalityPair
-    job: str | None = Field(description="null while the dataset is open")
-    job_state: JobState | None = Field(description="state of that job")
-    dry_run: bool
-    evaluate_only: bool = Field(description="whether it is measured and never learned")
-    files: int = Field(
-        description="number of its files, held-out ones included; in quotes, the ETag for sealing it"
-    )
-    rows: int | None = Field(description="rows to train on; null until it is prepared")
-    evaluation_rows: int | None = Field(
-        description="rows that are held out; null until it is prepared"
-    )
-    quarantine_reason: str | None = Field(description="why its rows cannot be used")
-    created_at: datetime
-    sealed_at: datetime | None = Field(description="null while shards can be added")
-
-    @classmethod
-    def of(
-        cls, dataset: DatasetRow, job: str | None = None, job_state: JobState | None = None
-    ) -> Self:
-        """Create it from a record, with the id and the state of its job."""
-        return cls(
-            id=dataset.id,
-            model=dataset.model,
-            name=dataset.name,
-            pair=dataset.pair,
-            job=job,
-            job_state=job_state,
-            dry_run=bool(dataset.request.get("dry_run", False)),
-            evaluate_only=bool(dataset.request.get("evaluate_only", False)),
-            files=files_of(dataset),
-            rows=dataset.manifest.rows if dataset.manifest else None,
-            evaluation_rows=dataset.manifest.evaluation_rows if dataset.manifest else None,
-            quarantine_reason=dataset.quarantine_reason,
-            created_at=dataset.created_at,
-            sealed_at=dataset.sealed_at,
-        )
-
-
-class DatasetView(DatasetSummary):
-    """A dataset as it was posted, and its manifest."""
-
-    shards: tuple[ShardRef, ...]
-    evaluation_shards: tuple[ShardRef, ...]
-    evaluation_share: float | None
-    max_bad_share: float | None
-    preparation: PrepareProgress | None = Field(
-        description="progress of the preparation of its rows, as of the last one"
-    )
-    rejected: RejectedRowsView | None = Field(description="null if there are none, as far as known")
-    warnings: tuple[str, ...] = Field(
-        description="about rows that are used, such as pictures of one flat colour"
-    )
-    encoders: Encoders | None = Field(
-        description="by modality of the pair: the encoder of its features; null until they are prepared"
-    )
-    report: DatasetReport | None = Field(description="the result of a dry run")
-    evaluation: EvaluationResult | None = Field(
-        description="of a dataset that is measured only: its recall in the newest version that was measured; the manifest "
-        "of each version has its own"
-    )
-    manifest: DatasetManifest | None = Field(
-        description="digest and rows of each shard; null until it is prepared"
+def to_summary(
+    dataset: DatasetRow, job: str | None = None, job_state: JobState | None = None
+) -> DatasetSummary:
+    """Convert a row, with the id and the state of its job."""
+    return DatasetSummary(
+        id=dataset.id,
+        model=dataset.model,
+        name=dataset.name,
+        pair=dataset.pair,
+        job=job,
+        job_state=job_state,
+        dry_run=bool(dataset.request.get("dry_run", False)),
+        evaluate_only=bool(dataset.request.get("evaluate_only", False)),
+        files=files_of(dataset),
+        rows=dataset.manifest.rows if dataset.manifest else None,
+        evaluation_rows=dataset.manifest.evaluation_rows if dataset.manifest else None,
+        quarantine_reason=dataset.quarantine_reason,
+        created_at=dataset.created_at,
+        sealed_at=dataset.sealed_at,
     )
 
-    @classmethod
-    def whole(
-        cls,
-        dataset: DatasetRow,
-        job: JobRow | None,
-        evaluation: EvaluationResult | None = None,
-    ) -> Self:
-        """Create it from the records of the dataset and its job, and its newest measurement."""
-        request = NewDataset.model_validate(dataset.request)
-        shown = None if job is None else JobView.of(job)
-        return cls(
-            **_summary(dataset, job).model_dump(),
-            shards=request.shards,
-            evaluation_shards=request.evaluation_shards,
-            evaluation_share=request.evaluation_share,
-            max_bad_share=request.max_bad_share,
-            preparation=shown.preparation if shown else None,
-            rejected=shown.rejected if shown else None,
-            warnings=shown.warnings if shown else (),
-            encoders=shown.encoders if shown else None,
-            report=shown.report if shown else None,
-            evaluation=evaluation,
-            manifest=dataset.manifest,
-        )
 
-
-class AcceptedDataset(BaseModel):
-    """A dataset and the job that learns or measures it; an open dataset has no job."""
-
-    dataset: DatasetSummary
-    job: JobView | None
+def to_dataset(
+    dataset: DatasetRow, record: JobRow | None, evaluation: EvaluationResult | None = None
+) -> Dataset:
+    """Convert the rows of a dataset and its job, and its newest measurement."""
+    request = NewDataset.model_validate(dataset.request)
+    job = record and to_job(record)
+    return Dataset(
+        **vars(_summary(dataset, record)),
+        shards=request.shards,
+        evaluation_shards=request.evaluation_shards,
+        evaluation_share=request.evaluation_share,
+        max_bad_share=request.max_bad_share,
+        preparation=job.preparation if job else None,
+        rejected=job.rejected if job else None,
+        warnings=job.warnings if job else (),
+        encoders=job.encoders if job else None,
+        report=job.report if job else None,
+        evaluation=evaluation,
+        manifest=dataset.manifest,
+    )
 
 
 _KNOWN: dict[int | str, dict[str, object]] = {
-    200: {"model": AcceptedDataset, "description": "The dataset exists already"}
+    200: {"model": PostedDataset, "description": "The dataset exists already"}
 }
 
 
 @router.post(
     "",
     status_code=202,
-    response_model=AcceptedDataset,
+    response_model=PostedDataset,
     responses={
         **_KNOWN,
-        201: {"model": AcceptedDataset, "description": "The dataset is open for more shards"},
+        201: {"model": PostedDataset, "description": "The dataset is open for more shards"},
     },
 )
 def post_dataset(
@@ -218,19 +156,19 @@ def list_datasets(
     return page(
         found,
         seek,
-        lambda each: DatasetSummary.of(each, *job_of.get(each.id, ())),
+        lambda each: to_summary(each, *job_of.get(each.id, ())),
         lambda each: each.sequence,
     )
 
 
 @router.get("/{dataset}")
-def read_dataset(dataset: DatasetPath, principal: Reader, context: ContextDep) -> DatasetView:
+def read_dataset(dataset: DatasetPath, principal: Reader, context: ContextDep) -> Dataset:
     """Read a dataset with its shards."""
     with context.database.read() as connection:
         found = get_dataset(connection, dataset, principal)
         job = jobs.of_dataset(connection, dataset)
         evaluation = newest_evaluation(connection, found, job)
-    return DatasetView.whole(found, job, evaluation)
+    return to_dataset(found, job, evaluation)
 
 
 @router.get("/{dataset}/rejected-rows")
@@ -250,7 +188,7 @@ def list_rejected_rows(
     return Page(items=found.rows, next_cursor=following)
 
 
-@router.post("/{dataset}/shards", response_model=DatasetView)
+@router.post("/{dataset}/shards", response_model=Dataset)
 def append_shards(
     dataset: DatasetPath,
     body: NewShards,
@@ -264,12 +202,12 @@ def append_shards(
 
     def effect(connection: Connection) -> ResponseRow:
         grown = add_shards(connection, dataset, body, intake)
-        return response_row(key, 200, DatasetView.whole(grown, None))
+        return response_row(key, 200, to_dataset(grown, None))
 
     return respond(context, key, effect)
 
 
-@router.post("/{dataset}/seal", status_code=202, response_model=AcceptedDataset, responses=_KNOWN)
+@router.post("/{dataset}/seal", status_code=202, response_model=PostedDataset, responses=_KNOWN)
 def post_seal(
     dataset: DatasetPath,
     principal: Writer,
@@ -297,8 +235,8 @@ def post_seal(
     status_code=204,
     response_model=None,
     responses={
-        202: {"model": JobView, "description": "With `unlearn`: the job that unlearns it"},
-        200: {"model": JobView, "description": "With `unlearn`: the job was started before"},
+        202: {"model": Job, "description": "With `unlearn`: the job that unlearns it"},
+        200: {"model": Job, "description": "With `unlearn`: the job was started before"},
     },
 )
 def delete_dataset(
@@ -335,16 +273,16 @@ def _intake(context: Context, principal: Principal, posted: NewShards) -> Intake
     return Intake.of(principal, context.clock(), context.settings, posted, trace)
 
 
-def _view(accepted: Accepted) -> AcceptedDataset:
+def _view(accepted: Accepted) -> PostedDataset:
     job = accepted.job
-    return AcceptedDataset(
+    return PostedDataset(
         dataset=_summary(accepted.dataset, job),
-        job=JobView.of(job) if job else None,
+        job=to_job(job) if job else None,
     )
 
 
 def _summary(dataset: DatasetRow, job: JobRow | None) -> DatasetSummary:
-    return DatasetSummary.of(dataset, job.id, job.state) if job else DatasetSummary.of(dataset)
+    return to_summary(dataset, job.id, job.state) if job else to_summary(dataset)
 
 
 def _location(accepted: Accepted) -> str:

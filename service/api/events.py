@@ -4,16 +4,16 @@ import json
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from datetime import datetime
-from typing import Annotated, Self
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel, Field
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import AppStatus, SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
+from cmcl.contract.api.events import Event
+from cmcl.contract.api.jobs import FINAL_STATES
 from cmcl.contract.event import EventKind
 from service.api.dependencies import ContextDep, JobPath, JobQuery, ModelQuery, Reader
 from service.api.pagination import NumberSeek, Page, page
@@ -21,7 +21,6 @@ from service.auth.ownership import get_job
 from service.context import Context
 from service.core.errors import FieldProblem, Unprocessable
 from service.core.principal import Principal
-from service.core.states import TERMINAL
 from service.database.engine import Seek
 from service.database.queries import events
 from service.database.queries.events import EventFilter
@@ -53,31 +52,9 @@ _ENDED: dict[int | str, dict[str, object]] = {
 }
 
 
-class EventView(BaseModel):
-    """An event."""
-
-    id: int = Field(description="increasing; a stream continues after it (`Last-Event-ID`)")
-    kind: str
-    model: str
-    dataset: str | None
-    job: str | None
-    version: int | None
-    details: dict[str, object]
-    created_at: datetime
-
-    @classmethod
-    def of(cls, event: EventRow) -> Self:
-        """Create it from a record."""
-        return cls(
-            id=event.sequence,
-            kind=event.kind,
-            model=event.model,
-            dataset=event.dataset,
-            job=event.job,
-            version=event.version,
-            details=dict(event.data),
-            created_at=event.created_at,
-        )
+def to_event(event: EventRow) -> Event:
+    """Convert a row."""
+    return Event.model_validate(vars(event) | {"id": event.sequence, "details": dict(event.data)})
 
 
 class Stream(EventSourceResponse):
@@ -137,14 +114,14 @@ SeenEvent = Annotated[int | None, Depends(get_seen_event)]
 FilterDep = Annotated[EventFilter, Depends(get_filter)]
 
 
-@router.get("/events", response_model=Page[EventView], responses=_STREAMED)
+@router.get("/events", response_model=Page[Event], responses=_STREAMED)
 async def list_events(
     request: Request,
     context: ContextDep,
     wanted: FilterDep,
     seen: SeenEvent,
     seek: NumberSeek,
-) -> Response | Page[EventView]:
+) -> Response | Page[Event]:
     """List events in their order, or with `order=desc` the newest first; with `Accept: text/event-stream`, stream them.
 
     A stream starts after `Last-Event-ID` or `after`, and without either with the next event.
@@ -175,12 +152,12 @@ async def follow_job(
     return stream(feed.follow_job(job, after, principal.owner), _encode, after)
 
 
-def read_page(context: Context, wanted: EventFilter, seek: Seek[int]) -> Page[EventView]:
+def read_page(context: Context, wanted: EventFilter, seek: Seek[int]) -> Page[Event]:
     """The page of events that match, numbered until now."""
     number_events(context.database)
     with context.database.read() as connection:
         found = events.page(connection, wanted, seek.peek())
-    return page(found, seek, EventView.of, lambda event: event.sequence)
+    return page(found, seek, to_event, lambda event: event.sequence)
 
 
 def is_over(context: Context, job: str, principal: Principal, after: int) -> bool:
@@ -192,7 +169,7 @@ def is_over(context: Context, job: str, principal: Principal, after: int) -> boo
         state = get_job(connection, job, principal).state
     number_events(context.database)
     with context.database.read() as connection:
-        return state in TERMINAL and not events.page(
+        return state in FINAL_STATES and not events.page(
             connection, EventFilter(job=job), Seek(after, limit=1)
         )
 
@@ -224,5 +201,5 @@ def _encode(item: Item) -> ServerSentEvent:
     if isinstance(item, Progress):
         name, values = item.newest
         return ServerSentEvent(json.dumps(values), event=name)
-    view = EventView.of(item)
+    view = to_event(item)
     return ServerSentEvent(view.model_dump_json(), event=item.kind, id=str(item.sequence))

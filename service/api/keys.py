@@ -1,18 +1,16 @@
 """API keys: create, list, revoke; the identity of the caller."""
 
-from datetime import datetime
-from typing import Annotated, Self
+from typing import Annotated
 
 from fastapi import APIRouter, Path
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 
+from cmcl.contract.api.access import ApiKey, CreatedKey, Whoami
 from service.api.dependencies import Admin, AnyPrincipal, ContextDep, IdempotencyKeyDep
 from service.api.idempotency import response_row, run_once
 from service.api.pagination import Page, TextSeek, page
 from service.auth.keys import NewKey, create_key, get_key, mint, revoke_key
-from service.core.principal import Scope
 from service.database.queries import keys
 from service.database.queries.keys import KeyRow
 from service.database.rows import ResponseRow
@@ -22,48 +20,15 @@ router = APIRouter(tags=["keys"])
 KeyPath = Annotated[str, Path(alias="key", pattern=r"^key-[0-9a-f]{12}$")]
 
 
-class KeyView(BaseModel):
-    """A key without its secret."""
-
-    id: str
-    name: str
-    owner: str = Field(description="owner of what it reads and creates")
-    scopes: list[Scope]
-    created_at: datetime
-    created_by: str
-    expires_at: datetime | None
-    revoked_at: datetime | None
-    last_used_at: datetime | None = Field(description="to the minute")
-
-    @classmethod
-    def of(cls, key: KeyRow) -> Self:
-        """Create it from a row."""
-        values = {field: getattr(key, field) for field in KeyView.model_fields}
-        return cls.model_validate({**values, "scopes": sorted(key.scopes)})
-
-
-class CreatedKey(KeyView):
-    """A key with its secret."""
-
-    key: str | None = Field(
-        default=None,
-        description="sent as `Authorization: Bearer`. Returned once: a response that is replayed for an "
-        "Idempotency-Key has none",
-    )
-
-
-class Identity(BaseModel):
-    """The identity behind a key or a token."""
-
-    name: str
-    owner: str | None = Field(description="owner of what it sees; null: all owners")
-    scopes: list[Scope]
+def to_key(key: KeyRow) -> ApiKey:
+    """Convert a row."""
+    return ApiKey.model_validate(vars(key) | {"scopes": sorted(key.scopes)})
 
 
 @router.get("/v1/whoami")
-def whoami(principal: AnyPrincipal) -> Identity:
+def whoami(principal: AnyPrincipal) -> Whoami:
     """Read the identity and the scopes of the caller."""
-    return Identity(name=principal.name, owner=principal.owner, scopes=sorted(principal.scopes))
+    return Whoami(name=principal.name, owner=principal.owner, scopes=sorted(principal.scopes))
 
 
 @router.post("/v1/keys", status_code=201, response_model=CreatedKey)
@@ -78,7 +43,7 @@ def post_key(
 
     def effect(connection: Connection) -> ResponseRow:
         made = create_key(connection, body, minted, principal, context.clock())
-        return response_row(key, 201, CreatedKey.of(made), f"/v1/keys/{made.id}")
+        return response_row(key, 201, CreatedKey(**vars(to_key(made))), f"/v1/keys/{made.id}")
 
     given = run_once(context, key, effect)
     if given.is_replay:
@@ -90,18 +55,18 @@ def post_key(
 
 
 @router.get("/v1/keys")
-def list_keys(principal: Admin, context: ContextDep, seek: TextSeek) -> Page[KeyView]:
+def list_keys(principal: Admin, context: ContextDep, seek: TextSeek) -> Page[ApiKey]:
     """List keys by id, also expired and revoked ones."""
     with context.database.read() as connection:
         found = keys.page(connection, principal.owner, seek.peek())
-    return page(found, seek, KeyView.of, lambda key: key.id)
+    return page(found, seek, to_key, lambda key: key.id)
 
 
 @router.get("/v1/keys/{key}")
-def read_key(key: KeyPath, principal: Admin, context: ContextDep) -> KeyView:
+def read_key(key: KeyPath, principal: Admin, context: ContextDep) -> ApiKey:
     """Read a key."""
     with context.database.read() as connection:
-        return KeyView.of(get_key(connection, key, principal))
+        return to_key(get_key(connection, key, principal))
 
 
 @router.delete("/v1/keys/{key}", status_code=204)

@@ -1,18 +1,17 @@
 """Models: create, branch, delete, and the gate for candidates."""
 
-from datetime import datetime
-from typing import Annotated, Self
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from sqlalchemy import Connection
 
-from cmcl.contract.encoder import EncoderIdentity
+from cmcl.contract.api.jobs import Job
+from cmcl.contract.api.models import BranchOrigin, Model
 from cmcl.contract.gate import Gate
 from cmcl.contract.job import VersionRef
-from cmcl.contract.modality import NAME_PATTERN, Frozen, Modality, ModelName
-from cmcl.contract.model import ModelSpec
+from cmcl.contract.modality import NAME_PATTERN, Frozen, ModelName
 from service.api.dependencies import (
     Admin,
     ContextDep,
@@ -26,7 +25,7 @@ from service.api.dependencies import (
     etag,
 )
 from service.api.idempotency import respond, response_row
-from service.api.jobs import JobView, accepted_record
+from service.api.jobs import accepted_record
 from service.api.pagination import LARGEST_NUMBER, Page, TextSeek, page
 from service.auth.ownership import get_model
 from service.core.principal import Principal
@@ -58,13 +57,6 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 VERSION_PATTERN = NAME_PATTERN.removesuffix("$") + "@[1-9][0-9]{0,8}$"
 
 
-class BranchOrigin(BaseModel):
-    """The version of another model that a branch starts from."""
-
-    model: str
-    version: int
-
-
 class NewBranch(Frozen):
     """A branch as it is posted."""
 
@@ -90,36 +82,24 @@ class NewMerge(Frozen):
         return VersionRef(model=name, version=int(version))
 
 
-class ModelView(ModelSpec):
-    """A model and its state."""
+def to_origin(branched_from: BranchPoint | None) -> BranchOrigin | None:
+    """Convert where a branch starts from."""
+    return BranchOrigin.model_validate(vars(branched_from)) if branched_from else None
 
-    name: ModelName
-    owner: str
-    head_version: int | None = Field(description="newest version")
-    live_version: int | None = Field(description="version that serves requests")
-    live_generation: int = Field(description="number of promotions")
-    encoders: dict[Modality, EncoderIdentity] = Field(
-        description="by modality: the encoder of its features, fixed by the first dataset with a known one; "
-        "missing: any"
+
+def to_model(model: ModelRow) -> Model:
+    """Convert a row."""
+    return Model(
+        name=model.name,
+        owner=model.owner,
+        branched_from=to_origin(model.branched_from),
+        **vars(model.spec),
+        head_version=model.head or None,
+        live_version=model.live_version,
+        live_generation=model.live_generation,
+        encoders=model.encoders,
+        created_at=model.created_at,
     )
-    branched_from: BranchOrigin | None
-    created_at: datetime
-
-    @classmethod
-    def of(cls, model: ModelRow) -> Self:
-        """Create it from a record."""
-        origin = model.branched_from
-        return cls(
-            name=model.name,
-            owner=model.owner,
-            branched_from=BranchOrigin(**vars(origin)) if origin else None,
-            **{field: getattr(model.spec, field) for field in ModelSpec.model_fields},
-            head_version=model.head or None,
-            live_version=model.live_version,
-            live_generation=model.live_generation,
-            encoders=model.encoders,
-            created_at=model.created_at,
-        )
 
 
 def _limits(context: ContextDep, principal: Principal) -> Limits:
@@ -130,8 +110,8 @@ def _limits(context: ContextDep, principal: Principal) -> Limits:
 @router.post(
     "",
     status_code=201,
-    response_model=ModelView,
-    responses={200: {"model": ModelView, "description": "The model exists already"}},
+    response_model=Model,
+    responses={200: {"model": Model, "description": "The model exists already"}},
 )
 def post_model(
     body: NewModel, principal: Writer, context: ContextDep, key: IdempotencyKeyDep
@@ -146,7 +126,7 @@ def post_model(
         limits, now = _limits(context, principal), context.clock()
         created = create_model(connection, body.name, spec, principal, now, limits)
         status = 201 if created.is_new else 200
-        return response_row(key, status, ModelView.of(created.model), f"/v1/models/{body.name}")
+        return response_row(key, status, to_model(created.model), f"/v1/models/{body.name}")
 
     check_not_lost(context.store, context.database)
     if spec.method:
@@ -163,18 +143,18 @@ def list_models(
         str | None,
         Query(pattern=NAME_PATTERN, description="list the models that were branched from this one"),
     ] = None,
-) -> Page[ModelView]:
+) -> Page[Model]:
     """List models by name."""
     with context.database.read() as connection:
         found = models.page(connection, principal.owner, seek.peek(), branched_from)
-    return page(found, seek, ModelView.of, lambda model: model.name)
+    return page(found, seek, to_model, lambda model: model.name)
 
 
 @router.get("/{model}")
-def read_model(model: ModelPath, principal: Reader, context: ContextDep) -> ModelView:
+def read_model(model: ModelPath, principal: Reader, context: ContextDep) -> Model:
     """Read a model."""
     with context.database.read() as connection:
-        return ModelView.of(get_model(connection, model, principal))
+        return to_model(get_model(connection, model, principal))
 
 
 @router.delete("/{model}", status_code=204)
@@ -188,7 +168,7 @@ def delete_model(model: ModelPath, principal: Admin, context: ContextDep) -> Non
         registry.delete_model(connection, model, principal, context.clock())
 
 
-@router.post("/{model}/branch", status_code=201, response_model=ModelView)
+@router.post("/{model}/branch", status_code=201, response_model=Model)
 def post_branch(
     model: ModelPath,
     body: NewBranch,
@@ -205,7 +185,7 @@ def post_branch(
         point = BranchPoint(model, body.version)
         limits, now = _limits(context, principal), context.clock()
         made = branch(connection, body.name, point, principal, now, limits)
-        return response_row(key, 201, ModelView.of(made), f"/v1/models/{body.name}")
+        return response_row(key, 201, to_model(made), f"/v1/models/{body.name}")
 
     return respond(context, key, effect)
 
@@ -217,7 +197,7 @@ def put_modality(
     body: NewModality,
     principal: Writer,
     context: ContextDep,
-) -> ModelView:
+) -> Model:
     """Add a modality to a model. The same one again changes nothing; 409 if it has another width or encoder.
 
     Versions that exist do not have it. The first dataset that uses it connects it to the others.
@@ -228,14 +208,14 @@ def put_modality(
         changed = add_modality(
             connection, model, added, principal, context.clock(), _limits(context, principal)
         )
-    return ModelView.of(changed)
+    return to_model(changed)
 
 
 @router.post(
     "/{model}/merge",
     status_code=202,
-    response_model=JobView,
-    responses={200: {"model": JobView, "description": "The job was started before"}},
+    response_model=Job,
+    responses={200: {"model": Job, "description": "The job was started before"}},
 )
 def post_merge(
     model: ModelPath,

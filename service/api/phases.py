@@ -6,13 +6,12 @@ from datetime import datetime
 from itertools import pairwise
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
 
+from cmcl.contract.api.jobs import FINAL_STATES, JobPhase, JobPhases, JobState
 from cmcl.contract.job import Progress
 from service.api.dependencies import ContextDep, JobPath, Reader
 from service.api.events import read_page
 from service.auth.ownership import get_job
-from service.core.states import TERMINAL, JobState
 from service.database.engine import Seek
 from service.database.queries import versions
 from service.database.queries.events import EventFilter
@@ -23,28 +22,6 @@ router = APIRouter(prefix="/v1/jobs/{job}/phases", tags=["jobs"])
 # Of the newest events of a job; each attempt has three.
 _MOST_EVENTS = 200
 _STATE = "job."
-
-
-class PhaseView(BaseModel):
-    """A phase of a job."""
-
-    phase: str = Field(
-        description="a state of the job. While it runs, in place of `running`: `waiting` until the ranks begin, the "
-        "phases of its progress, and `done` until its end is noticed. After `gating`, `storing` until its version is live"
-    )
-    seconds: float = Field(ge=0, description="how long it took, or has taken so far")
-    running: bool = Field(default=False, description="whether it is the present one")
-
-
-class JobPhases(BaseModel):
-    """The phases of a job in their order, since it was queued or last retried.
-
-    Those of an attempt are of the newest one; an attempt that was lost is one phase, `running`.
-    """
-
-    job: str
-    seconds: float = Field(description="of all phases together")
-    phases: list[PhaseView]
 
 
 @dataclass(frozen=True)
@@ -83,10 +60,10 @@ def _stays(entered: Sequence[tuple[str, datetime]], state: JobState) -> list[_St
     queued = [place for place, (name, _) in enumerate(moves) if name == JobState.QUEUED]
     moves = moves[queued[-1] :] if queued else moves
     stays = [_Stay(name, since, until) for (name, since), (_, until) in pairwise(moves)]
-    return stays if state in TERMINAL or not moves else [*stays, _Stay(*moves[-1], None)]
+    return stays if state in FINAL_STATES or not moves else [*stays, _Stay(*moves[-1], None)]
 
 
-def _phases(job: JobRow, stays: Sequence[_Stay], now: datetime) -> Iterator[PhaseView]:
+def _phases(job: JobRow, stays: Sequence[_Stay], now: datetime) -> Iterator[JobPhase]:
     runs = [stay for stay in stays if stay.state == JobState.RUNNING]
     for stay in stays:
         if stay.state == JobState.RUNNING and stay is runs[-1]:
@@ -95,7 +72,7 @@ def _phases(job: JobRow, stays: Sequence[_Stay], now: datetime) -> Iterator[Phas
             yield _phase(stay.state, stay.seconds(now), is_present=stay.until is None)
 
 
-def _run(stay: _Stay, progress: Progress | None, now: datetime) -> Iterator[PhaseView]:
+def _run(stay: _Stay, progress: Progress | None, now: datetime) -> Iterator[JobPhase]:
     """What the newest attempt did. Its ranks have another clock, which only places their phases within the stay."""
     seconds, is_present = stay.seconds(now), stay.until is None
     if progress is None or not progress.seconds:
@@ -113,5 +90,5 @@ def _run(stay: _Stay, progress: Progress | None, now: datetime) -> Iterator[Phas
         yield _phase("done", rest, is_present=is_present)
 
 
-def _phase(name: str, seconds: float, *, is_present: bool = False) -> PhaseView:
-    return PhaseView(phase=name, seconds=round(seconds, 3), running=is_present)
+def _phase(name: str, seconds: float, *, is_present: bool = False) -> JobPhase:
+    return JobPhase(phase=name, seconds=round(seconds, 3), running=is_present)

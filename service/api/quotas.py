@@ -4,33 +4,16 @@ from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 
+from cmcl.contract.api.access import Quota, QuotaName, Quotas
 from service.api.dependencies import ContextDep, Reader
 from service.auth.ownership import COUNTED_AFTER_DELETION
 from service.context import Context
 from service.core.errors import NotFound
-from service.core.settings import Quota
 from service.database.queries import job_queue, models, uploads
 
 router = APIRouter(tags=["keys"])
-
-
-class QuotaView(BaseModel):
-    """How much of a quota an owner uses."""
-
-    used: int = Field(description="number, or bytes for upload_bytes")
-    limit: int | None = Field(
-        description="more are refused with 409; of running_jobs, more wait. null: unlimited"
-    )
-
-
-class QuotasView(BaseModel):
-    """The quotas of an owner."""
-
-    owner: str
-    quotas: dict[Quota, QuotaView]
 
 
 @router.get("/v1/quotas")
@@ -45,23 +28,23 @@ def read_quotas(
             description="for the operator; by default the caller's",
         ),
     ] = None,
-) -> QuotasView:
+) -> Quotas:
     """Read what an owner uses of its quotas."""
     asked = owner or principal.owns_as
     if not principal.sees(asked):
         raise NotFound(f"there is no owner {asked!r}")
     with context.database.read() as connection:
         used = _used(connection, context, asked)
-    return QuotasView(
+    return Quotas(
         owner=asked,
         quotas={
-            quota: QuotaView(used=number, limit=context.settings.limit(asked, quota))
+            quota: Quota(used=number, limit=context.settings.limit(asked, quota))
             for quota, number in used.items()
         },
     )
 
 
-def _used(connection: Connection, context: Context, owner: str) -> Mapping[Quota, int]:
+def _used(connection: Connection, context: Context, owner: str) -> Mapping[QuotaName, int]:
     return {
         "running_jobs": job_queue.running(connection, job_queue.TRAINING).get(owner, 0),
         "models": models.count(connection, owner, context.clock() - COUNTED_AFTER_DELETION),

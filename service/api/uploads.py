@@ -2,15 +2,14 @@
 
 import hashlib
 from collections.abc import AsyncIterator
-from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.concurrency import contextmanager_in_threadpool, run_in_threadpool
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 
+from cmcl.contract.api.datasets import Upload
 from cmcl.storage import layout, object_store
 from service.api.concurrency import UploadSlots
 from service.api.dependencies import (
@@ -49,31 +48,13 @@ _RAW_BODY = {
 }
 
 
-class UploadView(BaseModel):
-    """An upload as it was announced, and whether its file has arrived."""
-
-    id: str
-    filename: str
-    bytes: int
-    sha256: str | None = Field(description="as announced; as measured once complete")
-    state: Literal["open", "complete"]
-    uri: str | None = Field(
-        description="address for the shard of a dataset; null before it is complete"
-    )
-    created_at: datetime
-    completed_at: datetime | None
-    expires_at: datetime = Field(
-        description="deadline to send the file, and once complete, to name it in a dataset"
-    )
-
-    @classmethod
-    def of(cls, found: UploadRow) -> "UploadView":
-        """Create it from a record."""
-        more = {"uri": uri_of(found), "expires_at": uploads.expires_at(found)}
-        return cls.model_validate(vars(found) | more)
+def to_upload(found: UploadRow) -> Upload:
+    """Convert a row."""
+    more = {"uri": uri_of(found), "expires_at": uploads.expires_at(found)}
+    return Upload.model_validate(vars(found) | more)
 
 
-@router.post("", status_code=201, response_model=UploadView)
+@router.post("", status_code=201, response_model=Upload)
 def post_upload(
     body: UploadRequest, principal: Writer, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
@@ -82,15 +63,15 @@ def post_upload(
     def effect(connection: Connection) -> ResponseRow:
         name = f"up-{random_id()}"
         begun = uploads.begin(connection, name, body, context, principal.owns_as)
-        return response_row(key, 201, UploadView.of(begun), f"/v1/uploads/{begun.id}")
+        return response_row(key, 201, to_upload(begun), f"/v1/uploads/{begun.id}")
 
     return respond(context, key, effect)
 
 
 @router.get("/{upload}")
-def read_upload(upload: UploadPath, principal: Reader, context: ContextDep) -> UploadView:
+def read_upload(upload: UploadPath, principal: Reader, context: ContextDep) -> Upload:
     """Read an upload."""
-    return UploadView.of(uploads.get_upload(context, upload, principal))
+    return to_upload(uploads.get_upload(context, upload, principal))
 
 
 @router.put("/{upload}/file", openapi_extra=_RAW_BODY)
@@ -100,7 +81,7 @@ async def put_file(
     context: ContextDep,
     request: Request,
     slots: UploadSlotsDep,
-) -> UploadView:
+) -> Upload:
     """Send the file as the body. The upload is complete once this responds.
 
     409 if it is not the file that was announced, and if it has arrived before. After an interruption, send it again.
@@ -114,7 +95,7 @@ async def put_file(
         async with contextmanager_in_threadpool(writer) as target:
             sha256 = await _receive(pieces, found, target)
     done = await run_in_threadpool(uploads.complete, context, upload, name, sha256, principal)
-    return UploadView.of(done)
+    return to_upload(done)
 
 
 @router.delete("/{upload}", status_code=204)

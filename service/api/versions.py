@@ -2,26 +2,22 @@
 
 import json
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+from pydantic import Field
 from sqlalchemy import Connection
 
-from cmcl.contract.job import JobKind
-from cmcl.contract.version import (
-    Drift,
-    HeadCapacity,
-    LearnedDataset,
-    MeasuredDataset,
-    Protection,
-    Quality,
-    Recall,
-    Shrinkage,
-    VersionManifest,
+from cmcl.contract.api.versions import (
+    Certificate,
+    EvaluationRow,
+    Live,
+    Promotion,
+    Version,
+    VersionSummary,
 )
+from cmcl.contract.version import MeasuredDataset, Recall
 from service.api.dependencies import (
     Admin,
     ContextDep,
@@ -54,103 +50,32 @@ from service.registry.promotion import PromotionRequest, choose, roll_back
 router = APIRouter(prefix="/v1/models/{model}", tags=["versions"])
 
 
-class VersionSummary(BaseModel):
-    """A published version, without its manifest."""
+def to_summary(version: VersionOutline) -> VersionSummary:
+    """Convert a row."""
+    return VersionSummary.model_validate(vars(version) | {"version": version.number})
 
-    model: str
-    version: int
-    parent: int | None
-    job: str | None = Field(description="null for a version that a branch has from its source")
-    attempt: int
-    kind: JobKind
-    dataset: str | None = Field(description="that it learned; null: it unlearned one, or merged")
-    dataset_name: str = Field(
-        description="also of the dataset that it unlearned; of a merge, the version as `model@version`"
+
+def to_version(
+    version: VersionRow,
+    evaluations: list[tuple[int, str | None, dict[str, Recall]]],
+    measured_after: Sequence[MeasuredDataset],
+) -> Version:
+    """Convert a row, the evaluations of the versions up to it, and what was measured after it was made."""
+    report = version.manifest.report
+    # One that was prepared while the version was trained may be measured twice.
+    measured = {each.dataset: each for each in (*measured_after, *report.evaluation_only)}
+    return Version(
+        **vars(to_summary(version)),
+        certificate=Certificate.model_validate(report, from_attributes=True),
+        evaluation_matrix=[
+            EvaluationRow(version=number, learned=learned, recall=recall)
+            for number, learned, recall in evaluations
+        ],
+        evaluation_only=tuple(measured.values()),
+        capacity=report.capacity,
+        lineage=version.manifest.learned,
+        manifest=version.manifest,
     )
-    copied_from: str | None = Field(
-        description="model whose job made it, if a branch has it from there"
-    )
-    created_at: datetime
-    stored_at: datetime | None = Field(description="when its manifest was stored")
-    retired_at: datetime | None = Field(description="when it was retired")
-
-    @classmethod
-    def of(cls, version: VersionOutline) -> Self:
-        """Create it from a record."""
-        return cls(
-            model=version.model,
-            version=version.number,
-            parent=version.parent,
-            job=version.job,
-            attempt=version.attempt,
-            kind=version.kind,
-            dataset=version.dataset,
-            dataset_name=version.dataset_name,
-            copied_from=version.copied_from,
-            created_at=version.created_at,
-            stored_at=version.stored_at,
-            retired_at=version.retired_at,
-        )
-
-
-class Certificate(BaseModel):
-    """The effect of this version on earlier datasets, by dataset."""
-
-    drift: dict[str, Drift]
-    quality: dict[str, Quality]
-    protection: dict[str, Protection] = Field(
-        description="by modality: what was protected from change"
-    )
-    shrinkage: Shrinkage | None
-
-
-class EvaluationRow(BaseModel):
-    """Recall of one version on every dataset up to it that has held-out rows."""
-
-    version: int
-    learned: str | None = Field(description="dataset that it learned; null: it unlearned or merged")
-    recall: dict[str, Recall] = Field(description="by dataset")
-
-
-class VersionView(VersionSummary):
-    """A published version with its manifest and its measurements."""
-
-    certificate: Certificate
-    evaluation_matrix: list[EvaluationRow] = Field(
-        description="one row per version up to this one; a column shows one dataset over time. Empty if not asked for"
-    )
-    evaluation_only: tuple[MeasuredDataset, ...] = Field(
-        description="recall on datasets that are measured and never learned"
-    )
-    capacity: dict[str, HeadCapacity] = Field(description="by modality: capacity that is left")
-    lineage: tuple[LearnedDataset, ...] = Field(
-        description="datasets that it has learned, with the digests of all shards"
-    )
-    manifest: VersionManifest
-
-    @classmethod
-    def whole(
-        cls,
-        version: VersionRow,
-        evaluations: list[tuple[int, str | None, dict[str, Recall]]],
-        measured_after: Sequence[MeasuredDataset],
-    ) -> Self:
-        """Create it from a record, the evaluations of the versions up to it, and what was measured after it was made."""
-        report = version.manifest.report
-        # One that was prepared while the version was trained may be measured twice.
-        measured = {each.dataset: each for each in (*measured_after, *report.evaluation_only)}
-        return cls(
-            **VersionSummary.of(version).model_dump(),
-            certificate=Certificate.model_validate(report, from_attributes=True),
-            evaluation_matrix=[
-                EvaluationRow(version=number, learned=learned, recall=recall)
-                for number, learned, recall in evaluations
-            ],
-            evaluation_only=tuple(measured.values()),
-            capacity=report.capacity,
-            lineage=version.manifest.learned,
-            manifest=version.manifest,
-        )
 
 
 WithMatrix = Annotated[
@@ -169,31 +94,9 @@ class LiveChoice(Reason):
     version: int = Field(ge=1, le=LARGEST_NUMBER)
 
 
-class LiveView(BaseModel):
-    """The live version and its generation."""
-
-    version: int
-    generation: int
-
-
-class PromotionView(BaseModel):
-    """A promotion: a change of the live version."""
-
-    generation: int
-    version: int
-    previous: int | None
-    kind: Literal["published", "promoted", "rolled_back"]
-    returns_to: int | None = Field(
-        description="generation that a rollback from this one returns to; null: there is none"
-    )
-    reason: str
-    actor: str = Field(description="name of the key, or `reconciler` for a new version")
-    created_at: datetime
-
-    @classmethod
-    def of(cls, promotion: PromotionRow) -> Self:
-        """Create it from a record."""
-        return cls(**{field: getattr(promotion, field) for field in cls.model_fields})
+def to_promotion(promotion: PromotionRow) -> Promotion:
+    """Convert a row."""
+    return Promotion.model_validate(vars(promotion))
 
 
 @router.get("/versions")
@@ -204,7 +107,7 @@ def list_versions(
     with context.database.read() as connection:
         get_model(connection, model, principal)
         found = versions.outlines(connection, model, seek.peek())
-    return page(found, seek, VersionSummary.of, lambda version: version.number)
+    return page(found, seek, to_summary, lambda version: version.number)
 
 
 @router.get("/versions/{version}")
@@ -214,13 +117,13 @@ def read_version(
     principal: Reader,
     context: ContextDep,
     matrix: WithMatrix = True,
-) -> VersionView:
+) -> Version:
     """Read a version: certificate, evaluation matrix, capacity, lineage and manifest."""
     with context.database.read() as connection:
         found = get_version(connection, model, version, principal)
         evaluations = versions.evaluations(connection, model, version) if matrix else []
         measured_after = datasets.measured_after(connection, model).get(version, [])
-    return VersionView.whole(found, evaluations, measured_after)
+    return to_version(found, evaluations, measured_after)
 
 
 @router.delete("/versions/{version}", status_code=204)
@@ -243,16 +146,14 @@ def retire_version(
 
 
 @router.get("/live")
-def read_live(
-    model: ModelPath, principal: Reader, context: ContextDep, response: Response
-) -> LiveView:
+def read_live(model: ModelPath, principal: Reader, context: ContextDep, response: Response) -> Live:
     """Read the live version."""
     with context.database.read() as connection:
         found = get_model(connection, model, principal)
     if found.live_version is None:
         raise NotFound(f"model {model!r} has no live version yet")
     response.headers.update(etag(found.live_generation))
-    return LiveView(version=found.live_version, generation=found.live_generation)
+    return Live(version=found.live_version, generation=found.live_generation)
 
 
 @router.put("/live")
@@ -263,7 +164,7 @@ def put_live(
     context: ContextDep,
     response: Response,
     seen: SeenRevision,
-) -> LiveView:
+) -> Live:
     """Promote a version. It is live once the replicas have loaded it."""
     trace = context.metrics.spans.traceparent()
     reason = body.reason or "promoted by a user"
@@ -272,10 +173,10 @@ def put_live(
     with context.database.write() as connection:
         live = choose(connection, model, body.version, request)
     response.headers.update(etag(live.generation))
-    return LiveView(version=live.version, generation=live.generation)
+    return Live(version=live.version, generation=live.generation)
 
 
-@router.post("/rollback", response_model=LiveView)
+@router.post("/rollback", response_model=Live)
 def post_rollback(
     model: ModelPath,
     body: ReasonBody,
@@ -291,7 +192,7 @@ def post_rollback(
 
     def effect(connection: Connection) -> ResponseRow:
         live = roll_back(connection, model, request)
-        view = LiveView(version=live.version, generation=live.generation)
+        view = Live(version=live.version, generation=live.generation)
         return response_row(key, 200, view)
 
     check_may_change(context, model, principal)
@@ -303,9 +204,9 @@ def post_rollback(
 @router.get("/promotions")
 def list_promotions(
     model: ModelPath, principal: Reader, context: ContextDep, seek: NumberSeek
-) -> Page[PromotionView]:
+) -> Page[Promotion]:
     """List promotions: who, when, why, from and to which version. Oldest first; with `order=desc`, the newest."""
     with context.database.read() as connection:
         get_model(connection, model, principal)
         found = versions.promotion_page(connection, model, seek.peek())
-    return page(found, seek, PromotionView.of, lambda promotion: promotion.generation)
+    return page(found, seek, to_promotion, lambda promotion: promotion.generation)

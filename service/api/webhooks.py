@@ -1,13 +1,12 @@
 """Webhooks: create, list, test, delete; and their deliveries."""
 
-from datetime import datetime
-from typing import Annotated, Self
+from typing import Annotated
 
 from fastapi import APIRouter, Path
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 
+from cmcl.contract.api.events import CreatedWebhook, Delivery, Webhook
 from service.api.dependencies import Admin, ContextDep, IdempotencyKeyDep
 from service.api.idempotency import respond, response_row, run_once
 from service.api.pagination import NewestSeek, Page, TextSeek, page
@@ -33,49 +32,17 @@ router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
 WebhookPath = Annotated[str, Path(alias="webhook", pattern=r"^wh-[0-9a-f]{12}$")]
 
 
-class WebhookView(BaseModel):
-    """A webhook, without its secret."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    id: str
-    owner: str = Field(description="owner whose events it gets; `*` for those of all owners")
-    url: str
-    kinds: tuple[str, ...]
-    model: str | None
-    every_owner: bool = Field(description="whether it gets events of all owners")
-    created_at: datetime
-    failing_since: datetime | None = Field(description="since when no delivery has succeeded")
-    disabled_at: datetime | None = Field(description="since when nothing is sent to it")
-    disabled_reason: str | None
+def to_webhook(webhook: WebhookRow) -> Webhook:
+    """Convert a row."""
+    return Webhook.model_validate(webhook, from_attributes=True)
 
 
-class CreatedWebhook(WebhookView):
-    """A webhook with its secret, which is returned once."""
-
-    secret: str | None = Field(description="verifies signatures; null in a replayed response")
-
-
-class DeliveryView(BaseModel):
-    """A message and the state of its delivery."""
-
-    id: str = Field(description="the message's `webhook-id`, equal for all attempts")
-    webhook: str
-    payload: dict[str, object]
-    attempts: int
-    next_at: datetime | None = Field(description="time of the next attempt; null if there is none")
-    status: int | None = Field(description="last status of the receiver")
-    error: str | None
-    created_at: datetime
-    delivered_at: datetime | None
-    failed_at: datetime | None = Field(description="when it was abandoned")
-
-    @classmethod
-    def of(cls, delivery: DeliveryRow) -> Self:
-        """Create it from a record."""
-        values = {field: getattr(delivery, field) for field in cls.model_fields}
-        is_over = delivery.delivered_at is not None or delivery.failed_at is not None
-        return cls.model_validate({**values, "next_at": None if is_over else delivery.next_at})
+def to_delivery(delivery: DeliveryRow) -> Delivery:
+    """Convert a row."""
+    is_over = delivery.delivered_at is not None or delivery.failed_at is not None
+    return Delivery.model_validate(
+        vars(delivery) | {"next_at": None if is_over else delivery.next_at}
+    )
 
 
 @router.post("", status_code=201, response_model=CreatedWebhook)
@@ -91,7 +58,7 @@ def post_webhook(
 
     def effect(connection: Connection) -> ResponseRow:
         webhook = create_webhook(connection, body, secret, registrar)
-        shown = CreatedWebhook.model_validate({**_shown(webhook), "secret": None})
+        shown = CreatedWebhook(**vars(to_webhook(webhook)), secret=None)
         return response_row(key, 201, shown, f"/v1/webhooks/{webhook.id}")
 
     given = run_once(context, key, effect)
@@ -104,18 +71,18 @@ def post_webhook(
 
 
 @router.get("")
-def list_webhooks(principal: Admin, context: ContextDep, seek: TextSeek) -> Page[WebhookView]:
+def list_webhooks(principal: Admin, context: ContextDep, seek: TextSeek) -> Page[Webhook]:
     """List webhooks by id."""
     with context.database.read() as connection:
         found = webhooks.page(connection, principal.owner, seek.peek())
-    return page(found, seek, WebhookView.model_validate, lambda webhook: webhook.id)
+    return page(found, seek, to_webhook, lambda webhook: webhook.id)
 
 
 @router.get("/{webhook}")
-def read_webhook(webhook: WebhookPath, principal: Admin, context: ContextDep) -> WebhookView:
+def read_webhook(webhook: WebhookPath, principal: Admin, context: ContextDep) -> Webhook:
     """Read a webhook."""
     with context.database.read() as connection:
-        return WebhookView.model_validate(get_webhook(connection, webhook, principal))
+        return to_webhook(get_webhook(connection, webhook, principal))
 
 
 @router.delete("/{webhook}", status_code=204)
@@ -128,15 +95,15 @@ def remove_webhook(webhook: WebhookPath, principal: Admin, context: ContextDep) 
 @router.get("/{webhook}/deliveries")
 def list_deliveries(
     webhook: WebhookPath, principal: Admin, context: ContextDep, seek: NewestSeek
-) -> Page[DeliveryView]:
+) -> Page[Delivery]:
     """List deliveries of a webhook, newest first; with `order=asc`, the oldest first."""
     with context.database.read() as connection:
         get_webhook(connection, webhook, principal)
         found = deliveries.page(connection, webhook, seek.peek())
-    return page(found, seek, DeliveryView.of, lambda delivery: delivery.sequence)
+    return page(found, seek, to_delivery, lambda delivery: delivery.sequence)
 
 
-@router.post("/{webhook}/test", status_code=202, response_model=DeliveryView)
+@router.post("/{webhook}/test", status_code=202, response_model=Delivery)
 def send_test_message(
     webhook: WebhookPath, principal: Admin, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
@@ -145,7 +112,7 @@ def send_test_message(
     def effect(connection: Connection) -> ResponseRow:
         delivery = try_webhook(connection, webhook, _registrar(context, principal))
         location = f"/v1/webhooks/{webhook}/deliveries"
-        return response_row(key, 202, DeliveryView.of(delivery), location)
+        return response_row(key, 202, to_delivery(delivery), location)
 
     return respond(context, key, effect)
 
@@ -158,7 +125,3 @@ def _registrar(context: Context, principal: Principal) -> Registrar:
         SecretCipher(settings.encryption_key),
         context.clock(),
     )
-
-
-def _shown(webhook: WebhookRow) -> dict[str, object]:
-    return WebhookView.model_validate(webhook).model_dump()

@@ -1,22 +1,23 @@
 """The authenticated caller and its permissions."""
 
 from dataclasses import dataclass
-from enum import StrEnum
+
+from cmcl.contract.api.access import Scope
+
+__all__ = [
+    "DEFAULT_OWNER",
+    "EVERY_OWNER",
+    "EVERY_SCOPE",
+    "LOCAL",
+    "RECONCILER",
+    "Principal",
+    "Scope",
+]
 
 # The owner of things created without one.
 DEFAULT_OWNER = "default"
 # Means all owners. No owner can have this name.
 EVERY_OWNER = "*"
-
-
-class Scope(StrEnum):
-    """A permission of a key. Each route requires one."""
-
-    READ = "read"  # read models, datasets, jobs, versions, events
-    WRITE = "write"  # create models and branches, upload and post datasets
-    TRAIN = "train"  # cancel, retry, approve, promote, roll back, gates
-    ADMIN = "admin"  # keys, webhooks, deleting models and versions
-    EMBED = "embed"  # use the embeddings endpoint
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from cmcl.contract.api.access import QuotaName
 from cmcl.contract.encoder import EncoderSpec
 from cmcl.contract.methods import Priority
 from cmcl.contract.modality import Frozen
@@ -41,8 +42,6 @@ def _local_store() -> str:
 
 
 _PLACEHOLDER = "{owner}"
-# What an operator shares out among owners: the cluster, what replicas serve, and storage.
-Quota = Literal["running_jobs", "models", "upload_bytes"]
 
 
 class OwnerGrant(Frozen):
@@ -395,12 +394,12 @@ class Settings(BaseSettings):
         """The grant to an owner; without one, nothing."""
         return self.owners.get(owner, OwnerGrant())
 
-    def limit(self, owner: str, quota: Quota) -> int | None:
+    def limit(self, owner: str, quota: QuotaName) -> int | None:
         """The limit of an owner; None: unlimited."""
         granted: int | None = getattr(self.grant(owner), quota, None)
         if granted is not None:
             return granted
-        everyones: dict[Quota, int | None] = {
+        everyones: dict[QuotaName, int | None] = {
             "running_jobs": self.running_jobs_per_owner,
             "models": self.models_per_owner,
             "upload_bytes": self.upload_bytes_per_owner_max,

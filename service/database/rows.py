@@ -8,6 +8,7 @@ from typing import Literal, TypedDict
 
 from pydantic import Field
 
+from cmcl.contract.api.jobs import Approval, FailureReason, JobState
 from cmcl.contract.dataset import DatasetManifest, RejectedRow
 from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.gate import Gate
@@ -16,7 +17,6 @@ from cmcl.contract.modality import Frozen, ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.prepare import DatasetReport, PrepareProgress
 from cmcl.contract.version import EvaluationResult, VersionManifest
-from service.core.states import FailureReason, JobState
 
 PromotionKind = Literal["published", "promoted", "rolled_back"]
 UploadState = Literal["open", "complete", "aborted"]
@@ -33,16 +33,6 @@ class BranchPoint:
 
     model: str
     version: int
-
-
-@dataclass(frozen=True)
-class Approval:
-    """A user's decision about a candidate."""
-
-    decision: Literal["approved", "rejected"]
-    actor: str
-    reason: str
-    at: datetime
 
 
 @dataclass(frozen=True)

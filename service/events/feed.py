@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from service.core.errors import TooManyRequests
-from service.core.states import TERMINAL
+from service.core.states import FINAL_STATES
 from service.database.engine import Database, Seek
 from service.database.queries import events
 from service.database.queries.events import EventFilter, Newest
@@ -35,7 +35,7 @@ _MOST_WAITING = 256
 # listeners spread over the instances.
 _LONGEST_STREAM_SECONDS = 900.0
 # A job ends with these, unless a user retries it.
-FINAL = frozenset(f"job.{state}" for state in TERMINAL)
+FINAL = frozenset(f"job.{state}" for state in FINAL_STATES)
 
 
 @dataclass(frozen=True)

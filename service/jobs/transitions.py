@@ -7,6 +7,7 @@ from typing import Literal, TypeVar
 
 from sqlalchemy import Connection
 
+from cmcl.contract.api.jobs import Approval
 from cmcl.contract.errors import StorageUnavailable
 from service.auth.ownership import get_dataset, get_job, hold_model
 from service.context import Context
@@ -14,7 +15,7 @@ from service.core.errors import Conflict, DatabaseError, PreconditionFailed, Sta
 from service.core.principal import Principal
 from service.core.states import CANCELLABLE, FailureReason, JobState
 from service.database.queries import datasets, jobs
-from service.database.rows import Approval, Fingerprints, JobRow, PreparedRows
+from service.database.rows import Fingerprints, JobRow, PreparedRows
 from service.datasets.request import NewDataset
 from service.launchers.port import LauncherError
 
@@ -178,7 +179,7 @@ def _reclaim(connection: Connection, name: str, principal: Principal) -> None:
 
 
 def _approval(decision: Literal["approved", "rejected"], note: ActorNote) -> Approval:
-    return Approval(decision, note.principal.name, note.reason, note.now)
+    return Approval(decision=decision, actor=note.principal.name, reason=note.reason, at=note.now)
 
 
 def _changed(job: JobRow) -> Conflict:

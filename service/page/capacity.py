@@ -6,18 +6,15 @@ from dataclasses import dataclass
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from cmcl.contract.api.models import Model
+from cmcl.contract.api.versions import ModalityCapacity, ModelCapacity, Version, VersionFigures
 from cmcl.contract.version import Solution
 from cmcl.pictures import CapacityCurve, Optimality, capacity_curves, optimality_bars
 from service.api.dependencies import ContextDep, ModelPath, Reader
-from service.api.history import (
-    CapacityView,
-    ModalityCapacity,
-    VersionFiguresView,
-    read_capacity,
-)
-from service.api.models import ModelView, read_model
+from service.api.history import read_capacity
+from service.api.models import read_model
 from service.api.summaries import read_summary
-from service.api.versions import VersionView, read_version
+from service.api.versions import read_version
 from service.context import Context
 from service.core.principal import Principal
 from service.page.memory import mean_losses, optimality_over_versions, spaced_versions
@@ -81,7 +78,7 @@ def capacity_page(
     )
 
 
-def _wider(model: ModelView) -> str:
+def _wider(model: Model) -> str:
     """Options of the command line for a model of twice the width with the same modalities."""
     modalities = [
         f"--modality {name}={f'@{each.encoder}' if each.encoder else each.width}"
@@ -90,13 +87,13 @@ def _wider(model: ModelView) -> str:
     return " ".join((f"--width {2 * model.width}", *modalities))
 
 
-def _room(modality: str, found: ModalityCapacity, capacity: CapacityView) -> Room:
+def _room(modality: str, found: ModalityCapacity, capacity: ModelCapacity) -> Room:
     taken, now = found.taken_per_dataset, found.now.free_share
     after = {more: None if taken is None else now * (1 - taken) ** more for more in AHEAD}
     return Room(modality, found, after, capacity.full_below)
 
 
-def _curves(capacity: CapacityView) -> Figure:
+def _curves(capacity: ModelCapacity) -> Figure:
     curves = [
         CapacityCurve(
             modality,
@@ -111,7 +108,7 @@ def _curves(capacity: CapacityView) -> Figure:
     )
 
 
-def _solved(capacity: CapacityView, principal: Principal, context: Context) -> Solved:
+def _solved(capacity: ModelCapacity, principal: Principal, context: Context) -> Solved:
     newest = capacity.version or 0
     version = read_version(capacity.model, newest, principal, context, matrix=False)
     versions = spaced_versions(capacity.model, newest, principal, context)
@@ -124,7 +121,7 @@ def _solved(capacity: CapacityView, principal: Principal, context: Context) -> S
     )
 
 
-def _by_dataset(version: VersionView, figures: VersionFiguresView) -> Figure | None:
+def _by_dataset(version: Version, figures: VersionFigures) -> Figure | None:
     found = figures.by_dataset
     if found is None or not found.best:
         return None

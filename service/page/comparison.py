@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 from fastapi import Depends, Query
 from pydantic import BaseModel
 
+from cmcl.contract.api.jobs import CandidateDataset
+from cmcl.contract.api.versions import VersionFigures
 from cmcl.pictures import (
     DriftRow,
     Optimality,
@@ -20,8 +22,7 @@ from cmcl.pictures import (
     job_phases,
     optimality_bars,
 )
-from service.api.candidates import CandidateDataset
-from service.api.history import VersionFiguresView, list_history
+from service.api.history import list_history
 from service.api.pagination import LARGEST_NUMBER
 from service.api.versions import read_version
 from service.context import Context
@@ -236,8 +237,8 @@ class VersionChange(BaseModel):
     means over different datasets do not compare.
     """
 
-    before: VersionFiguresView | None
-    after: VersionFiguresView
+    before: VersionFigures | None
+    after: VersionFigures
     datasets: list[ComparedDataset]
     more: int
     lost: int
@@ -249,7 +250,7 @@ class VersionChange(BaseModel):
 
 def read_figures(
     model: str, version: int, principal: Principal, context: Context
-) -> VersionFiguresView:
+) -> VersionFigures:
     """The measurements of one version. Raises NotFound."""
     found = list_history(model, principal, context, Seek(version - 1, "asc", 1)).items
     if not found or found[0].version != version:
@@ -306,7 +307,7 @@ def _learned_by(model: str, version: int, principal: Principal, context: Context
 
 
 def _measured(
-    version: VersionFiguresView | None,
+    version: VersionFigures | None,
 ) -> tuple[Mapping[str, float], Mapping[str, float]]:
     """Recall and drift by dataset."""
     found = version.by_dataset if version else None

@@ -10,9 +10,10 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 from pydantic import Field
 
+from cmcl.contract.api.datasets import Dataset, PostedDataset
 from cmcl.contract.modality import NAME_PATTERN, Frozen
 from service.api import datasets, uploads
-from service.api.datasets import AcceptedDataset, DatasetView, post_dataset
+from service.api.datasets import post_dataset
 from service.api.dependencies import ContextDep, DatasetPath, ModelPath, Reader, require_body_type
 from service.api.jobs import read_job
 from service.api.models import read_model
@@ -98,7 +99,7 @@ def rejected_rows_page(
     )
 
 
-def _files(dataset: DatasetView) -> list[dict[str, object]]:
+def _files(dataset: Dataset) -> list[dict[str, object]]:
     """Its files as they were posted, with what is known of each once it was prepared."""
     known = {}
     manifest = dataset.manifest
@@ -185,7 +186,7 @@ def accept(
 ) -> Response:
     """Post the dataset of these uploads, and show its job."""
     answer = post_dataset(form.request(model), principal, context, None)
-    job = AcceptedDataset.model_validate_json(bytes(answer.body)).job
+    job = PostedDataset.model_validate_json(bytes(answer.body)).job
     is_new = answer.status_code != 200
     # A sealed dataset has a job.
     address = f"jobs/{job.id}" if job is not None else "jobs"

@@ -51,7 +51,7 @@ _LONGEST_REASON = 500
 _NO_NUL = r"^[^\x00]*$"
 
 Once = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{22}$")]
-Version = Annotated[int, Field(ge=1, le=LARGEST_NUMBER)]
+VersionNumber = Annotated[int, Field(ge=1, le=LARGEST_NUMBER)]
 Again = Callable[[Refused], Response]
 
 

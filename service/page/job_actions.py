@@ -5,11 +5,11 @@ from typing import Annotated
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from cmcl.contract.api.jobs import Candidate, Job
 from service.api import jobs
-from service.api.candidates import CandidateView, read_candidate
+from service.api.candidates import read_candidate
 from service.api.datasets import post_seal, read_dataset
 from service.api.dependencies import ContextDep, DatasetPath, JobPath, Reason
-from service.api.jobs import JobView
 from service.api.models import read_model
 from service.api.summaries import read_summary
 from service.context import Context
@@ -138,7 +138,7 @@ def _job_page(
     )
 
 
-def _candidate(job: JobView, principal: Principal, context: Context) -> CandidateView | None:
+def _candidate(job: Job, principal: Principal, context: Context) -> Candidate | None:
     """The candidate; None if there is none, or it cannot be read."""
     try:
         return read_candidate(job.id, principal, context)

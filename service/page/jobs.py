@@ -12,17 +12,20 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
 
+from cmcl.contract.api.events import Event
+from cmcl.contract.api.jobs import Attempt, Job, JobPhase
+from cmcl.contract.api.models import ModelSummary
 from cmcl.pictures import LossCurve, LossPoint, Phase, job_phases, loss_curve
 from service.api import jobs
-from service.api.attempts import AttemptQuery, AttemptView, list_attempts, read_log, read_progress
+from service.api.attempts import AttemptQuery, list_attempts, read_log, read_progress
 from service.api.candidates import read_candidate
 from service.api.dependencies import ContextDep, JobPath, Reader
-from service.api.events import EventView, read_page
-from service.api.jobs import JobView, read_job
+from service.api.events import read_page
+from service.api.jobs import read_job
 from service.api.models import read_model
 from service.api.pagination import CursorQuery, get_number_seek
-from service.api.phases import PhaseView, read_phases
-from service.api.summaries import ModelSummary, read_summary
+from service.api.phases import read_phases
+from service.api.summaries import read_summary
 from service.context import Context
 from service.core.principal import Principal
 from service.core.states import IN_FLIGHT, JobState
@@ -75,7 +78,7 @@ class Step(BaseModel):
 class Queue(BaseModel):
     """What a waiting job waits for."""
 
-    in_flight: JobView | None
+    in_flight: Job | None
     # Jobs of the model that arrived before it and wait as well; None: too many to count.
     earlier: int | None
 
@@ -128,7 +131,7 @@ def job_page(request: Request, job: JobPath, principal: Reader, context: Context
     )
 
 
-def _queue(job: JobView, principal: Principal, context: Context) -> Queue | None:
+def _queue(job: Job, principal: Principal, context: Context) -> Queue | None:
     """What it waits for; None if it does not wait."""
     if job.state not in _WAITING or job.dry_run:
         return None
@@ -150,7 +153,7 @@ def _queue(job: JobView, principal: Principal, context: Context) -> Queue | None
     return Queue(in_flight=in_flight[0] if in_flight else None, earlier=earlier)
 
 
-def _steps(job: JobView, events: list[EventView]) -> list[Step]:
+def _steps(job: Job, events: list[Event]) -> list[Step]:
     """The states that it was in, and those that follow if it succeeds."""
     present = JobState.RUNNING if job.state == JobState.SUBMITTING else job.state
     ahead = _STEPS_OF_EVALUATION if job.kind == "evaluate" else STEPS
@@ -166,7 +169,7 @@ def _steps(job: JobView, events: list[EventView]) -> list[Step]:
     return [*steps, Step(state=present, is_present=True)]
 
 
-def _events(job: JobView, principal: Principal, context: Context) -> list[EventView]:
+def _events(job: Job, principal: Principal, context: Context) -> list[Event]:
     """Its newest events, the newest first."""
     wanted = EventFilter(owner=principal.owner, job=job.id)
     return read_page(context, wanted, Seek(None, "desc", _MOST_EVENTS)).items
@@ -189,7 +192,7 @@ def log_page(
     )
 
 
-def attempts_of(job: JobView, principal: Principal, context: Context) -> list[AttemptView]:
+def attempts_of(job: Job, principal: Principal, context: Context) -> list[Attempt]:
     """The newest attempts, the newest first."""
     if not job.attempt:
         return []
@@ -197,7 +200,7 @@ def attempts_of(job: JobView, principal: Principal, context: Context) -> list[At
 
 
 def loss_of(
-    job: JobView, attempts: Sequence[AttemptView], principal: Principal, context: Context
+    job: Job, attempts: Sequence[Attempt], principal: Principal, context: Context
 ) -> Figure | None:
     """The loss of the newest attempts over their updates; None before one has trained."""
     curves = []
@@ -212,7 +215,7 @@ def loss_of(
     return figure(lambda width: loss_curve(curves, width=width), TWO_THIRDS) if curves else None
 
 
-def time_of(phases: Sequence[PhaseView]) -> Figure | None:
+def time_of(phases: Sequence[JobPhase]) -> Figure | None:
     """Where the time of a job went; None before it has any."""
     found = [Phase(each.phase, each.seconds, each.running) for each in phases]
     return figure(lambda width: job_phases(found, width=width), TWO_THIRDS) if found else None
@@ -278,7 +281,7 @@ def candidate_page(
     )
 
 
-def decision_of(job: JobView, model: ModelSummary) -> Decision:
+def decision_of(job: Job, model: ModelSummary) -> Decision:
     """What can be decided about the candidate of a job of the model."""
     return Decision(
         is_open=job.state == JobState.HELD,

@@ -6,9 +6,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
 
+from cmcl.contract.api.access import CreatedKey
 from cmcl.contract.modality import Frozen
 from service.api.dependencies import Admin, ContextDep
-from service.api.keys import CreatedKey, KeyPath, delete_key, list_keys, post_key, read_key
+from service.api.keys import KeyPath, delete_key, list_keys, post_key, read_key
 from service.api.pagination import CursorQuery, get_text_seek
 from service.auth.keys import NewKey
 from service.context import Context

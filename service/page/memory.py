@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
+from cmcl.contract.api.versions import VersionFigures
 from cmcl.contract.version import LearnedDataset, Recall
 from cmcl.pictures import (
     Learned,
@@ -25,7 +26,7 @@ from cmcl.pictures import (
 from cmcl.pictures.memory import recall_table
 from cmcl.pictures.picture import Table
 from service.api.dependencies import ContextDep, ModelPath, Reader
-from service.api.history import VersionFiguresView, list_history
+from service.api.history import list_history
 from service.api.pagination import LARGEST_NUMBER
 from service.api.summaries import read_summary
 from service.api.versions import read_version
@@ -130,7 +131,7 @@ def memory_page(
 
 def _versions(
     model: str, newest: int, to: int | None, principal: Principal, context: Context
-) -> list[VersionFiguresView]:
+) -> list[VersionFigures]:
     """Versions that follow each other up to `to`, or evenly spaced ones; oldest first."""
     if to is None:
         return spaced_versions(model, newest, principal, context)
@@ -140,7 +141,7 @@ def _versions(
 
 def _values(
     lineage: Sequence[LearnedDataset],
-    versions: Sequence[VersionFiguresView],
+    versions: Sequence[VersionFigures],
     wanted: Wanted,
     bound: float | None,
 ) -> dict[str, object]:
@@ -184,7 +185,7 @@ def _values(
     }
 
 
-def _retained(line: LearnedDataset, versions: Sequence[VersionFiguresView], at: str) -> Retained:
+def _retained(line: LearnedDataset, versions: Sequence[VersionFigures], at: str) -> Retained:
     name, newest = line.dataset, versions[-1].by_dataset
     over_time = [
         (share, each.version)
@@ -210,7 +211,7 @@ def _by_change(dataset: Retained) -> float:
     return float("inf") if dataset.change is None else dataset.change
 
 
-def _recalls(version: VersionFiguresView, at: str) -> Mapping[str, float]:
+def _recalls(version: VersionFigures, at: str) -> Mapping[str, float]:
     if version.by_dataset is None:
         return {}
     return version.by_dataset.recall_at_10 if at == "10" else version.by_dataset.recall
@@ -233,7 +234,7 @@ class Column:
 
 
 def _unlearned(
-    lineage: Sequence[LearnedDataset], versions: Sequence[VersionFiguresView], at: str
+    lineage: Sequence[LearnedDataset], versions: Sequence[VersionFigures], at: str
 ) -> list[Column]:
     """The datasets that some of the versions learned and measured, and the newest has unlearned."""
     kept = {line.dataset for line in lineage}
@@ -246,7 +247,7 @@ def _unlearned(
     ]
 
 
-def _memory(columns: Sequence[Column], versions: Sequence[VersionFiguresView], at: str) -> Memory:
+def _memory(columns: Sequence[Column], versions: Sequence[VersionFigures], at: str) -> Memory:
     rows = []
     for each in versions:
         recalls = _recalls(each, at)
@@ -264,7 +265,7 @@ def _numbers(memory: Memory, start: int) -> Table:
     return recall_table(Memory(memory.datasets[part], rows, memory.metric, learned))
 
 
-def _drifts(versions: Sequence[VersionFiguresView]) -> dict[int, float | None]:
+def _drifts(versions: Sequence[VersionFigures]) -> dict[int, float | None]:
     return {each.version: each.max_drift for each in versions}
 
 
@@ -275,13 +276,13 @@ def distance(newest: int) -> int:
 
 def spaced_versions(
     model: str, newest: int, principal: Principal, context: Context
-) -> list[VersionFiguresView]:
+) -> list[VersionFigures]:
     """Evenly spaced versions and the newest, oldest first."""
     seek = Seek[int](None, "desc", MOST)
     return list_history(model, principal, context, seek, every=distance(newest)).items[::-1]
 
 
-def mean_losses(version: VersionFiguresView) -> tuple[float, float] | None:
+def mean_losses(version: VersionFigures) -> tuple[float, float] | None:
     """Mean loss of the earlier datasets whose lowest loss is known, and the mean of the lowest; None: of none."""
     found = version.by_dataset
     if found is None or not found.best:
@@ -289,7 +290,7 @@ def mean_losses(version: VersionFiguresView) -> tuple[float, float] | None:
     return fmean(found.quality[name] for name in found.best), fmean(found.best.values())
 
 
-def optimality_over_versions(versions: Sequence[VersionFiguresView]) -> Figure | None:
+def optimality_over_versions(versions: Sequence[VersionFigures]) -> Figure | None:
     """Mean loss and mean lowest loss by version; None where they are known of fewer than two versions."""
     known = {each.version: losses for each in versions if (losses := mean_losses(each))}
     return figure(lambda width: optimality_curve(known, width=width)) if len(known) > 1 else None

@@ -12,17 +12,21 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from pydantic import BaseModel
 
+from cmcl.contract.api.access import Quota
+from cmcl.contract.api.datasets import DatasetSummary
+from cmcl.contract.api.models import Model, ModelSummary
+from cmcl.contract.api.versions import Promotion, VersionFigures
 from cmcl.contract.gate import Gate
 from cmcl.pictures import Branch, ChainVersion, Picture, version_chain
-from service.api.datasets import DatasetSummary, list_datasets
+from service.api.datasets import list_datasets
 from service.api.dependencies import ContextDep, LoopsDep, ModelPath, Reader
-from service.api.history import VersionFiguresView, list_history
-from service.api.models import ModelView, list_models, read_gate, read_model
+from service.api.history import list_history
+from service.api.models import list_models, read_gate, read_model
 from service.api.operations import check_health
 from service.api.pagination import CursorQuery, Page, get_number_seek, get_text_seek
-from service.api.quotas import QuotaView, read_quotas
-from service.api.summaries import ModelSummary, list_summaries, read_summary
-from service.api.versions import PromotionView, list_promotions
+from service.api.quotas import read_quotas
+from service.api.summaries import list_summaries, read_summary
+from service.api.versions import list_promotions
 from service.context import Context
 from service.core.principal import Principal
 from service.core.states import JobState
@@ -94,7 +98,7 @@ def _render_overview(
     )
 
 
-def _quotas(principal: Principal, context: Context) -> dict[str, QuotaView]:
+def _quotas(principal: Principal, context: Context) -> dict[str, Quota]:
     """The quotas of the owner that are limited; none of the operator, who is not limited."""
     if principal.owner is None:
         return {}
@@ -143,15 +147,15 @@ def _changed_at(model: ModelSummary) -> datetime:
 class ModelOverview(BaseModel):
     """What the page of a model shows."""
 
-    model: ModelView
+    model: Model
     summary: ModelSummary
     gate: Gate
     gate_revision: str
-    versions: Page[VersionFiguresView]
-    newest: list[VersionFiguresView]
-    branches: list[ModelView]
+    versions: Page[VersionFigures]
+    newest: list[VersionFigures]
+    branches: list[Model]
     datasets: list[DatasetSummary]
-    promotions: list[PromotionView]
+    promotions: list[Promotion]
 
 
 @router.get("/models")
@@ -214,7 +218,7 @@ def _chain(found: ModelOverview) -> Picture:
     """The newest versions, what each learned, and where branches start."""
     summary = found.summary
 
-    def state(version: VersionFiguresView) -> str:
+    def state(version: VersionFigures) -> str:
         if version.version == summary.live_version:
             return "live"
         return "retired" if version.retired_at else ""

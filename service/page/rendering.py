@@ -18,8 +18,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from cmcl.contract import DISTRIBUTION
+from cmcl.contract.api.access import Whoami
 from cmcl.pictures import STYLESHEET, Picture
-from service.api.keys import Identity
 from service.core.clock import Clock
 from service.core.errors import FieldProblem, NotFound, Unprocessable
 from service.core.principal import Principal
@@ -207,7 +207,7 @@ class Pages:
             "now": now,
             "when": partial(formats.when, now=now),
             "release": version(DISTRIBUTION),
-            "identity": Identity(
+            "identity": Whoami(
                 name=principal.name, owner=principal.owner, scopes=sorted(principal.scopes)
             ),
             "session": visitor.session,

@@ -16,21 +16,23 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from cmcl.contract.api.models import Model
+from cmcl.contract.api.versions import Version, VersionSummary
 from cmcl.contract.encoder import Media
 from cmcl.contract.modality import NAME_PATTERN
 from service.api.dependencies import BYTES, ContextDep, Reader, get_principal
-from service.api.models import ModelView, list_models, read_model
+from service.api.models import list_models, read_model
 from service.api.pagination import LARGEST_NUMBER
 from service.api.streamed import pieces_of
 from service.api.uploads import UploadSlotsDep
-from service.api.versions import VersionSummary, VersionView, list_versions, read_version
+from service.api.versions import list_versions, read_version
 from service.context import Context
 from service.core.errors import BodyTooLarge, FieldProblem, NotFound, Unprocessable
 from service.core.principal import Principal, Scope
 from service.database.engine import Seek
 from service.page.collections import list_collections, read_collection
 from service.page.endpoint import Endpoint, EndpointProblem, FoundView, HeldOutView, release_slot
-from service.page.forms import Version, none_if_empty
+from service.page.forms import VersionNumber, none_if_empty
 from service.page.rendering import PREFIX, Visitor, pages_of, visitor_of
 
 router = APIRouter(prefix=PREFIX)
@@ -48,7 +50,7 @@ _RAW_BODY = {
 
 Embedder = Annotated[Principal, Security(get_principal, scopes=[Scope.READ, Scope.EMBED])]
 _empty = BeforeValidator(none_if_empty)
-VersionChoice = Annotated[Version | None, _empty]
+VersionChoice = Annotated[VersionNumber | None, _empty]
 FileMedia = Literal["image", "audio", "video"]
 Name = Annotated[Annotated[str, Field(pattern=NAME_PATTERN)] | None, _empty]
 
@@ -102,7 +104,7 @@ class Offer:
     """What can be chosen: models, and of the chosen one its versions and datasets with held-out rows (id and name)."""
 
     models: list[str]
-    model: ModelView | None
+    model: Model | None
     versions: list[VersionSummary]
     datasets: list[tuple[str, str]]
     # Width of each modality that the live version has learned, and what its encoder takes.
@@ -204,7 +206,7 @@ def _offer(principal: Principal, context: Context, wanted: Wanted) -> Offer:
     )
 
 
-def _held_out(live: VersionView) -> list[tuple[str, str]]:
+def _held_out(live: Version) -> list[tuple[str, str]]:
     """Datasets whose recall was measured, so that they have held-out rows."""
     measured = live.manifest.report.evaluation
     return [(line.dataset, line.name) for line in live.lineage if line.dataset in measured]

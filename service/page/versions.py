@@ -10,16 +10,17 @@ from typing import Annotated
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from cmcl.contract.api.jobs import CapacityChange
+from cmcl.contract.api.models import ModelSummary
+from cmcl.contract.api.versions import Promotion, Version
 from cmcl.contract.version import LearnedDataset, VersionManifest
 from cmcl.storage import layout
-from service.api.candidates import CandidateDataset, CapacityChange
+from service.api.candidates import to_candidate_dataset
 from service.api.dependencies import ContextDep, ModelPath, Reader, Reason, VersionPath
 from service.api.models import read_model
-from service.api.summaries import ModelSummary, read_summary
+from service.api.summaries import read_summary
 from service.api.versions import (
     LiveChoice,
-    PromotionView,
-    VersionView,
     list_promotions,
     post_rollback,
     put_live,
@@ -37,7 +38,7 @@ from service.page.forms import (
     ReadingTrainer,
     ReasonForm,
     SeenForm,
-    Version,
+    VersionNumber,
     confirmed,
     posted,
     see_other,
@@ -79,7 +80,7 @@ def version_page(
     summary = read_summary(model, principal, context)
     found = read_version(model, version, principal, context, matrix=False)
     report, parent = found.manifest.report, _parent(found, principal, context)
-    datasets = [CandidateDataset.of(line, found.manifest, parent) for line in found.lineage]
+    datasets = [to_candidate_dataset(line, found.manifest, parent) for line in found.lineage]
     before = parent.report.capacity if parent else {}
     return pages_of(request).render(
         request,
@@ -112,7 +113,7 @@ def manifest_file(
     )
 
 
-def _parent(version: VersionView, principal: Principal, context: Context) -> VersionManifest | None:
+def _parent(version: Version, principal: Principal, context: Context) -> VersionManifest | None:
     if version.parent is None:
         return None
     return read_version(version.model, version.parent, principal, context, matrix=False).manifest
@@ -137,14 +138,14 @@ def _neighbours(lineage: Sequence[LearnedDataset]) -> list[LearnedDataset | None
 class PromoteForm(ReasonForm):
     """The version to promote."""
 
-    version: Version
+    version: VersionNumber
 
 
 @router.get("/promote")
 def confirm_promotion(
     request: Request,
     model: ModelPath,
-    version: Version,
+    version: VersionNumber,
     principal: ReadingTrainer,
     context: ContextDep,
 ) -> Response:
@@ -276,10 +277,10 @@ def _rollback_page(
 
 def _previous(
     model: str, generation: int, principal: Principal, context: Context
-) -> PromotionView | None:
+) -> Promotion | None:
     """The promotion that a rollback returns to; None if there is none."""
 
-    def promotion(number: int) -> PromotionView | None:
+    def promotion(number: int) -> Promotion | None:
         seek = Seek(number - 1, "asc", 1)
         return next(iter(list_promotions(model, principal, context, seek).items), None)
 

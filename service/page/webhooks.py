@@ -6,12 +6,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
 
+from cmcl.contract.api.events import CreatedWebhook
 from cmcl.contract.event import EventKind
 from cmcl.contract.modality import Frozen
 from service.api.dependencies import Admin, ContextDep
 from service.api.pagination import CursorQuery, get_newest_seek, get_text_seek
 from service.api.webhooks import (
-    CreatedWebhook,
     WebhookPath,
     list_deliveries,
     list_webhooks,

@@ -32,7 +32,7 @@ from prometheus_client.registry import Collector
 from cmcl.contract import DISTRIBUTION
 from service.core.clock import Clock
 from service.core.errors import DatabaseError
-from service.core.states import TERMINAL, FailureReason, JobState
+from service.core.states import FINAL_STATES, FailureReason, JobState
 from service.database.engine import Database
 from service.database.queries import overviews
 from service.database.queries.events import SKIPPED
@@ -88,7 +88,7 @@ class Metrics:
             "stage_seconds", "Time that jobs spent in a state, when they leave it", _STAGE, "stage"
         )
         # A counter that appears with its first event shows no increase to Prometheus.
-        for state in TERMINAL - {JobState.REJECTED, JobState.FAILED}:
+        for state in FINAL_STATES - {JobState.REJECTED, JobState.FAILED}:
             self.jobs_finished.labels(state, "")
         for reason in FailureReason:
             state = JobState.REJECTED if reason in _REJECTIONS else JobState.FAILED
@@ -214,7 +214,7 @@ class Metrics:
         source, reason = _text(event, "from"), _text(event, "reason")
         if source:
             self.stages.labels(source).observe(_number(event, "after_seconds"))
-        if state in TERMINAL:
+        if state in FINAL_STATES:
             self.jobs_finished.labels(state, reason).inc()
         goes_back = source == JobState.RUNNING and state == JobState.PREPARED
         if goes_back or reason == FailureReason.ATTEMPTS_EXHAUSTED:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import Connection, insert, update
 
 from cmcl.contract.model import ModelSpec
-from service.core.states import TERMINAL, JobState
+from service.core.states import FINAL_STATES, JobState
 from service.database.engine import Database
 from service.database.queries import models, overviews
 from service.database.queries.overviews import Backlog, Standing
@@ -49,7 +49,7 @@ def add_job(
         "cancel_requested": False,
         "created_at": since,
         "state_changed_at": since,
-        "finished_at": since if state in TERMINAL else None,
+        "finished_at": since if state in FINAL_STATES else None,
     }
     with database.write() as connection:
         connection.execute(insert(datasets).values(**dataset))
@@ -97,7 +97,7 @@ def read(database: Database) -> Backlog:
 
 def test_an_empty_database_has_no_backlog(database: Database) -> None:
     found = read(database)
-    assert set(found.jobs) == set(JobState) - TERMINAL
+    assert set(found.jobs) == set(JobState) - FINAL_STATES
     assert set(found.jobs.values()) == {Standing()}
     assert (found.unstored_since, found.unmirrored_since) == (None, None)
 

@@ -17,7 +17,7 @@ from cmcl.storage.versions import read_live
 from service.app import Parts, create_app
 from service.context import Context
 from service.core.settings import Settings
-from service.core.states import TERMINAL, JobState
+from service.core.states import FINAL_STATES, JobState
 from service.core.tuning import Tuning
 from service.database.engine import open_database
 from service.database.migrations import upgrade
@@ -158,7 +158,7 @@ class ControlPlane:
         """Train every submission until the job is final, and its version stored and mirrored."""
         for _ in range(40):
             found = self.job(job)
-            if found.state in TERMINAL:
+            if found.state in FINAL_STATES:
                 self.tick(3)
                 return found
             if found.state == JobState.RUNNING and found.kind == "evaluate":

@@ -10,7 +10,7 @@ from cmcl.contract.job import submission_id
 from cmcl.contract.version import VersionManifest
 from cmcl.storage import layout
 from cmcl.storage.versions import read_blob, read_live, read_version, read_version_file
-from service.core.states import IN_FLIGHT, TERMINAL, JobState, check_move
+from service.core.states import FINAL_STATES, IN_FLIGHT, JobState, check_move
 from service.database import tables
 from service.maintenance.gc import sweep_preparations
 from tests.faults.world import DEADLINES, SKEW_SECONDS, World
@@ -58,7 +58,9 @@ class InvariantChecker:
         """Check that in a healthy world every job has ended, and every result is visible."""
         self.check()
         for job in self._rows(tables.jobs, tables.jobs.c.sequence):
-            assert job["state"] in TERMINAL, f"stuck: {job['id']} {job['state']} {job['message']}"
+            assert job["state"] in FINAL_STATES, (
+                f"stuck: {job['id']} {job['state']} {job['message']}"
+            )
             self.ends[job["reason"] or job["state"]] += 1
         sweep_preparations(self._world.context(self._world.database))
         assert list(self._world.store.keys(layout.preparations())) == [], "a request is left"
@@ -76,7 +78,9 @@ class InvariantChecker:
         for job in jobs:
             state, before = JobState(job["state"]), self._jobs.get(job["id"])
             has_ended = job["finished_at"] is not None
-            assert has_ended == (state in TERMINAL), f"{job['id']}: {state}, {job['finished_at']}"
+            assert has_ended == (state in FINAL_STATES), (
+                f"{job['id']}: {state}, {job['finished_at']}"
+            )
             if state in IN_FLIGHT:
                 in_flight[job["model"]].append(job["id"])
             if before is not None:
@@ -96,7 +100,7 @@ class InvariantChecker:
         assert job["attempt"] >= before["attempt"], f"{name}: an attempt was numbered twice"
         if job["revision"] == before["revision"]:
             assert job["state"] == before["state"], f"{name}: moved, and the fence did not"
-        if before["state"] in TERMINAL and name not in self._world.woken:
+        if before["state"] in FINAL_STATES and name not in self._world.woken:
             assert job["state"] == before["state"], f"{name}: was {before['state']} for good"
 
     def _check_turn(self, job: Row, jobs: Sequence[Row]) -> None:

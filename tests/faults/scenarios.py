@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cmcl.contract.gate import Gate
-from service.core.states import TERMINAL, JobState
+from service.core.states import FINAL_STATES, JobState
 from service.database.engine import Seek
 from service.database.queries import datasets, models, versions
 from service.database.rows import JobRow
@@ -41,7 +41,7 @@ def is_quiet(world: World) -> bool:
                 return False
             if versions.oldest_unstored(connection, model.name) is not None:
                 return False
-    return all(job.state in TERMINAL for job in world.jobs())
+    return all(job.state in FINAL_STATES for job in world.jobs())
 
 
 def _one(world: World) -> None:
@@ -190,7 +190,7 @@ def _was(what: str) -> Callable[[World], bool]:
 
 
 def _is_judged(world: World) -> bool:
-    return any(job.state in (JobState.GATING, *TERMINAL) for job in world.jobs())
+    return any(job.state in (JobState.GATING, *FINAL_STATES) for job in world.jobs())
 
 
 def _is_repeated(world: World) -> bool:

@@ -17,7 +17,7 @@ from cmcl.contract.version import VersionManifest
 from cmcl.storage import layout
 from cmcl.storage.versions import check_object, read_live, read_version
 from service.context import Context
-from service.core.states import TERMINAL, JobState
+from service.core.states import FINAL_STATES, JobState
 from service.database import tables
 from service.database.engine import Database
 from service.jobs.reconciler import Reconciler
@@ -52,7 +52,7 @@ def test_records_of_some_seconds_ago_lead_to_nothing_twice(
     for world in _worlds(template, stage, life, lag):
         states = {job.state for job in world.jobs()}
         # The decision on a held job must be made again.
-        assert states <= TERMINAL | {JobState.HELD}, states
+        assert states <= FINAL_STATES | {JobState.HELD}, states
 
 
 def _worlds(template: Template, stage: Path, life: Scenario, lag: int) -> Iterator[World]:

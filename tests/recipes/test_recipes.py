@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from cmcl import Client, Gate
-from service.core.states import TERMINAL, JobState
+from service.core.states import FINAL_STATES, JobState
 from service.database.engine import Seek
 from service.database.queries import jobs
 from tests.architecture.repository import ROOT
@@ -101,7 +101,7 @@ class Cluster:
                         write_measured(self._plane, job.id, self.recalls)
                     else:
                         train(self._plane.store, job.id, job.attempt)
-            if any(job.state not in TERMINAL for job in found) or self._stores():
+            if any(job.state not in FINAL_STATES for job in found) or self._stores():
                 self._plane.tick()
 
     def _stores(self) -> bool:

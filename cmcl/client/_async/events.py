@@ -16,7 +16,6 @@ from pydantic import ValidationError
 from cmcl.client._async.session import AsyncSession
 from cmcl.client.concurrency import Clock
 from cmcl.client.errors import CmclError, is_transient
-from cmcl.client.types import FINAL_STATES, Event, Job
 from cmcl.client.wire import (
     Params,
     Request,
@@ -27,6 +26,8 @@ from cmcl.client.wire import (
     segment,
     unreachable,
 )
+from cmcl.contract.api.events import Event, StreamedEvent
+from cmcl.contract.api.jobs import FINAL_STATES, Job
 
 FINAL_KINDS = frozenset(f"job.{state}" for state in FINAL_STATES)
 # Without a number: a stream does not resume after them.
@@ -98,7 +99,7 @@ class Feed:
         self._reopened = False
         self._reconnect_seconds = self._retries.pause(1)
 
-    async def next(self) -> Event | None:
+    async def next(self) -> StreamedEvent | None:
         """Return the next event, or None at the end of the feed or of the time.
 
         Raises NoStream, and CmclError if the request is rejected or the outage lasts too long.
@@ -185,7 +186,7 @@ class Feed:
         pause = self._retries.pause(min(self._failures, _MOST_DOUBLINGS))
         await self._clock.async_sleep(min(pause, self._waiting.until - now))
 
-    def _event(self, arrived: ServerSentEvent) -> Event | None:
+    def _event(self, arrived: ServerSentEvent) -> StreamedEvent | None:
         """Parse an event. Return None if it has no data, or data of an unknown form."""
         if arrived.retry is not None:
             self._reconnect_seconds = arrived.retry / 1000
@@ -208,7 +209,7 @@ class JobEvents:
         self._feed = self._new_feed()
         self._polls: Polls | None = None
 
-    async def next(self) -> Event | None:
+    async def next(self) -> StreamedEvent | None:
         """Return the next event, see Feed. Polls the job if the service has no streams."""
         if self._polls is None:
             try:
@@ -239,7 +240,7 @@ class Polls:
         self._seen: Job | None = None
         self._outage = OutageTimer(self._clock, waiting.outage_timeout)
 
-    async def next(self) -> Event | None:
+    async def next(self) -> StreamedEvent | None:
         """Return the next change, see Feed."""
         while not (self._seen and self._seen.has_ended) and self._has_time():
             now = await self._poll()
@@ -282,7 +283,7 @@ class _BoundedBytes(httpx.AsyncByteStream):
                 raise httpx.ReadTimeout("the time limit of the stream has expired", request=request)
 
 
-def parse_event(kind: str, data: str, own_id: str | None) -> Event | None:
+def parse_event(kind: str, data: str, own_id: str | None) -> StreamedEvent | None:
     """Parse a server-sent event. Return None if its form is unknown."""
     try:
         fields = json.loads(data) if data else None
@@ -291,21 +292,23 @@ def parse_event(kind: str, data: str, own_id: str | None) -> Event | None:
     if not isinstance(fields, dict):
         return None
     if kind in (PROGRESS, PREPARATION):
-        return Event(kind=kind, details=fields)
+        return StreamedEvent(kind=kind, details=fields)
     number = int(own_id) if own_id and own_id.isdecimal() else None
-    try:
-        return Event.model_validate({"kind": kind, "id": number, **fields}, extra="allow")
-    except ValidationError:
-        return None
+    values = {"kind": kind, "id": number, **fields}
+    # An event of another release may lack fields.
+    for form in (Event, StreamedEvent):
+        with suppress(ValidationError):
+            return form.model_validate(values, extra="allow")
+    return None
 
 
-def _seen_event(before: Job | None, now: Job) -> Event:
+def _seen_event(before: Job | None, now: Job) -> StreamedEvent:
     moved = before is None or before.state != now.state
     details = {"state": now.state, "reason": now.reason, "message": now.message}
     is_preparing = now.state == "preparing"
     report = now.preparation if is_preparing else now.progress
     progress = report.model_dump(mode="json") if report else {}
-    return Event(
+    return StreamedEvent(
         kind=f"job.{now.state}" if moved else PREPARATION if is_preparing else PROGRESS,
         model=now.model,
         dataset=now.dataset,

@@ -6,21 +6,17 @@ from typing import Any
 import httpx
 
 from cmcl.client._async.session import Calls
-from cmcl.client.registry import (
+from cmcl.client.wire import Order, Request, given, posted_reason, read, revision_of, segment
+from cmcl.contract.api.jobs import Job
+from cmcl.contract.api.models import Encoder, Model, ModelGate, ModelSummary
+from cmcl.contract.api.versions import (
     Live,
-    Model,
-    ModelGate,
-    ModelSummary,
-    Promotion,
-)
-from cmcl.client.types import Encoder, Job, Order
-from cmcl.client.versions import (
     ModelCapacity,
+    Promotion,
     Version,
     VersionFigures,
     VersionSummary,
 )
-from cmcl.client.wire import Request, given, posted_reason, read, revision_of, segment
 from cmcl.contract.gate import Gate
 from cmcl.contract.model import ModelSpec
 

@@ -4,18 +4,10 @@
 from collections.abc import Iterator, Sequence
 
 from cmcl.client._sync.session import Calls
-from cmcl.client.access_types import (
-    ApiKey,
-    Delivery,
-    NewApiKey,
-    NewWebhook,
-    Quotas,
-    Webhook,
-    Whoami,
-)
 from cmcl.client.errors import secret_lost_error
-from cmcl.client.types import Order
-from cmcl.client.wire import Request, given, read, segment
+from cmcl.client.wire import Order, Request, given, read, segment
+from cmcl.contract.api.access import ApiKey, CreatedKey, Quotas, Whoami
+from cmcl.contract.api.events import CreatedWebhook, Delivery, Webhook
 
 
 class AccessCalls(Calls):
@@ -36,7 +28,7 @@ class AccessCalls(Calls):
         scopes: Sequence[str],
         owner: str | None = None,
         expires_in_days: int | None = None,
-    ) -> NewApiKey:
+    ) -> CreatedKey:
         """Create a key. Only this result has the secret, in `key`. `owner` needs the operator's key."""
         body = {
             "name": name,
@@ -45,7 +37,7 @@ class AccessCalls(Calls):
             "expires_in_days": expires_in_days,
         }
         named = {field: value for field, value in body.items() if value is not None}
-        made = self._session.post(NewApiKey, "/v1/keys", named)
+        made = self._session.post(CreatedKey, "/v1/keys", named)
         if made.key is None:
             raise secret_lost_error("key", made.id)
         return made
@@ -69,7 +61,7 @@ class AccessCalls(Calls):
         model: str | None = None,
         *,
         every_owner: bool = False,
-    ) -> NewWebhook:
+    ) -> CreatedWebhook:
         """Send events to `url`. Only this result has the signing secret, in `secret`.
 
         Without `kinds`, the webhook receives events that need action; without `model`, events of all
@@ -82,7 +74,7 @@ class AccessCalls(Calls):
             "every_owner": every_owner or None,
         }
         named = {field: value for field, value in body.items() if value is not None}
-        made = self._session.post(NewWebhook, "/v1/webhooks", named)
+        made = self._session.post(CreatedWebhook, "/v1/webhooks", named)
         if made.secret is None:
             raise secret_lost_error("webhook", made.id)
         return made

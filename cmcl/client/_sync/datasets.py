@@ -20,6 +20,7 @@ from cmcl.client.files import (
     ShardSource,
     Uploading,
     UploadMode,
+    UploadProgress,
     all_local,
     expand,
     raw_path,
@@ -29,18 +30,10 @@ from cmcl.client.files import (
     with_paths,
 )
 from cmcl.client.raw_folder import RawFolder, packed, read_raw_folder
-from cmcl.client.registry import Model
-from cmcl.client.types import (
-    AcceptedDataset,
-    ApiModel,
-    Dataset,
-    DatasetSummary,
-    Encoder,
-    Job,
-    Order,
-    UploadProgress,
-)
-from cmcl.client.wire import Request, given, read, segment
+from cmcl.client.wire import Order, Request, given, read, segment
+from cmcl.contract.api.datasets import AcceptedDataset, Dataset, DatasetSummary, PostedDataset
+from cmcl.contract.api.jobs import Job
+from cmcl.contract.api.models import Encoder, Model
 from cmcl.contract.dataset import RejectedRow, ShardRef
 from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.modality import ModalityPair
@@ -48,12 +41,6 @@ from cmcl.contract.modality import ModalityPair
 T = TypeVar("T", bound=BaseModel)
 
 Pair = ModalityPair | tuple[str, str]
-
-
-class _Opened(ApiModel):
-    """Response for a dataset that may not have a job yet."""
-
-    dataset: DatasetSummary
 
 
 class DatasetCalls(UploadCalls, JobCalls):
@@ -113,7 +100,7 @@ class DatasetCalls(UploadCalls, JobCalls):
     ) -> DatasetSummary:
         """Post a dataset that stays open for more shards. Its job starts when it is sealed."""
         opened = self._post_with_shards(
-            _Opened,
+            PostedDataset,
             "/v1/datasets",
             {
                 **_body(model, name, pair, evaluation_share, max_bad_share, encoders),

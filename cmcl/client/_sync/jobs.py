@@ -9,19 +9,11 @@ from pydantic import ValidationError
 from cmcl.client._sync.events import PREPARATION, PROGRESS, Feed, JobEvents, WaitOptions
 from cmcl.client._sync.session import Calls
 from cmcl.client.errors import CmclError, WaitTimeout, is_transient
-from cmcl.client.types import (
-    Attempt,
-    AttemptLog,
-    Event,
-    Job,
-    JobPhases,
-    JobProgress,
-    Order,
-    Preparation,
-    ProgressHistory,
-)
-from cmcl.client.versions import Candidate
-from cmcl.client.wire import Request, T, given, posted_reason, read, segment
+from cmcl.client.wire import Order, Request, T, given, posted_reason, read, segment
+from cmcl.contract.api.events import Event, StreamedEvent
+from cmcl.contract.api.jobs import Attempt, AttemptLog, Candidate, Job, JobPhases, ProgressHistory
+from cmcl.contract.job import Progress
+from cmcl.contract.prepare import PrepareProgress
 
 # Seconds of an outage of the control plane that a wait outlasts.
 _LONGEST_OUTAGE = 3600.0
@@ -85,7 +77,7 @@ class JobCalls(Calls):
         body = posted_reason(reason)
         return self._session.post(Job, f"{_path(job)}/reject", body, if_match=if_revision)
 
-    def events(self, job: str, outage_timeout: float = 60.0) -> Iterator[Event]:
+    def events(self, job: str, outage_timeout: float = 60.0) -> Iterator[StreamedEvent]:
         """Iterate over the events of a job from the first to the last, as they happen.
 
         A broken stream is reconnected after the last event. Raises if the service is unavailable for
@@ -110,7 +102,7 @@ class JobCalls(Calls):
         kinds: Sequence[str] = (),
         after: int | None = None,
         outage_timeout: float = 60.0,
-    ) -> Iterator[Event]:
+    ) -> Iterator[StreamedEvent]:
         """Iterate over the events of the whole service as they happen, without an end.
 
         Starts after the event with the id `after`, or with the next event.
@@ -156,7 +148,7 @@ class JobCalls(Calls):
                     source.restart()
         return now
 
-    def _after(self, now: Job, event: Event | None) -> Job:
+    def _after(self, now: Job, event: StreamedEvent | None) -> Job:
         """Return the job after an event. A progress event is complete, so it needs no request."""
         if event is not None and event.kind in _REPORTS:
             field, kind = _REPORTS[event.kind]
@@ -174,9 +166,9 @@ class JobCalls(Calls):
 
 
 # By kind of event: the field of a job, and its type.
-_REPORTS: dict[str, tuple[str, type[JobProgress | Preparation]]] = {
-    PROGRESS: ("progress", JobProgress),
-    PREPARATION: ("preparation", Preparation),
+_REPORTS: dict[str, tuple[str, type[Progress | PrepareProgress]]] = {
+    PROGRESS: ("progress", Progress),
+    PREPARATION: ("preparation", PrepareProgress),
 }
 
 

@@ -15,9 +15,16 @@ import httpx
 from cmcl.client._sync.session import Calls
 from cmcl.client.concurrency import call
 from cmcl.client.errors import CmclError
-from cmcl.client.files import LocalFile, check_digest, check_unchanged, digest_of, upload_key
-from cmcl.client.types import Upload, UploadProgress
+from cmcl.client.files import (
+    LocalFile,
+    UploadProgress,
+    check_digest,
+    check_unchanged,
+    digest_of,
+    upload_key,
+)
 from cmcl.client.wire import Request, read, segment
+from cmcl.contract.api.datasets import Upload
 
 # Uploads of the same bytes within a day that expired, were used, or were aborted.
 _MOST_BEGINNINGS = 50

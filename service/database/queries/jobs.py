@@ -1,22 +1,22 @@
 """Jobs. Every move is a compare-and-set against the job as it was read, and emits an event."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import BaseModel
 from sqlalchemy import Connection, RowMapping, Update, bindparam, insert, select, update
 
+from cmcl.contract.api.jobs import Approval
 from cmcl.contract.job import READS_ROWS, JobKind, Progress, VersionRef, submission_id
 from cmcl.contract.methods import Priority
 from cmcl.contract.prepare import DatasetReport, PrepareProgress
 from cmcl.contract.version import EvaluationResult, LearnedDataset
-from service.core.states import TERMINAL, FailureReason, JobState, check_move
+from service.core.states import FINAL_STATES, FailureReason, JobState, check_move
 from service.database.engine import Seek, in_chunks
 from service.database.queries import attempts, datasets, events
 from service.database.rows import (
-    Approval,
     DatasetRow,
     Event,
     JobRow,
@@ -180,7 +180,7 @@ def move(
         "revision": seen.revision + 1,
         "eligible_at": None,
         "message": None,
-        "finished_at": now if target in TERMINAL else None,
+        "finished_at": now if target in FINAL_STATES else None,
         **{name: _to_column(value) for name, value in changes.items()},
     }
     if connection.execute(as_seen(seen).values(values)).rowcount != 1:
@@ -412,6 +412,7 @@ def _emit(
 
 
 _DOCUMENTS: Mapping[str, type[BaseModel]] = {
+    "approval": Approval,
     "progress": Progress,
     "prepare_progress": PrepareProgress,
     "prepared": PreparedRows,
@@ -423,8 +424,6 @@ _DOCUMENTS: Mapping[str, type[BaseModel]] = {
 
 def _to_column(value: object) -> object:
     """A document of the contract as JSON; other values as they are."""
-    if isinstance(value, Approval):
-        return {**asdict(value), "at": value.at.isoformat()}
     return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
 
 
@@ -437,7 +436,4 @@ def from_row(row: RowMapping) -> JobRow:
     for column, kind in _DOCUMENTS.items():
         if values[column] is not None:
             values[column] = kind.model_validate(values[column])
-    if values["approval"] is not None:
-        approval = values["approval"]
-        values["approval"] = Approval(**{**approval, "at": datetime.fromisoformat(approval["at"])})
     return JobRow(**values)

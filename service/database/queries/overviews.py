@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, func, select
+from sqlalchemy import Connection, Select, and_, func, select
 
-from cmcl.contract.job import JobKind, Progress
+from cmcl.contract.api.models import NewestVersion, SummaryJob
+from cmcl.contract.job import Progress
 from cmcl.contract.prepare import PrepareProgress
-from service.core.states import IN_FLIGHT, TERMINAL, FailureReason, JobState
+from service.core.states import FINAL_STATES, IN_FLIGHT, JobState
 from service.database.queries import drivers
 from service.database.queries.models import is_unmirrored
 from service.database.tables import jobs, models, versions
 
-_OPEN = tuple(state for state in JobState if state not in TERMINAL)
+_OPEN = tuple(state for state in JobState if state not in FINAL_STATES)
 _NOT_DELETED = select(models.c.name).where(models.c.deleted_at.is_(None))
 # Each model is a label value.
 _MOST_JOBS = 200
@@ -139,40 +140,6 @@ def _training(connection: Connection) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class NewestVersion:
-    """The newest version of a model."""
-
-    number: int
-    kind: JobKind
-    dataset: str | None
-    dataset_name: str
-    created_at: datetime
-    stored_at: datetime | None
-    max_drift: float | None
-    mean_recall: float | None
-    free_share: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class SummaryJob:
-    """A job of a model: the one in work, or the last that has ended."""
-
-    id: str
-    kind: JobKind
-    dataset: str | None
-    dataset_name: str
-    state: JobState
-    reason: FailureReason | None
-    message: str | None
-    attempt: int
-    version: int | None
-    progress: Progress | None
-    created_at: datetime
-    state_changed_at: datetime
-    finished_at: datetime | None
-
-
-@dataclass(frozen=True)
 class Summaries:
     """By model, without those that have none."""
 
@@ -207,7 +174,7 @@ def _newest(connection: Connection, names: Sequence[str]) -> dict[str, NewestVer
     )
     return {
         row.model: NewestVersion(
-            number=row.number,
+            version=row.number,
             kind=row.kind,
             dataset=row.dataset,
             dataset_name=row.dataset_name,
@@ -273,39 +240,14 @@ def _of_models(names: Sequence[str], sequence: Select[tuple[int]]) -> Select[Any
 
 def _select() -> Select[Any]:
     columns = (
-        *(
-            "model",
-            "id",
-            "kind",
-            "dataset",
-            "dataset_name",
-            "state",
-            "reason",
-            "message",
-            "attempt",
-        ),
-        *("version", "progress", "created_at", "state_changed_at", "finished_at"),
+        *("model", "id", "kind", "dataset", "dataset_name", "state", "reason", "message"),
+        *("attempt", "version", "progress", "created_at", "state_changed_at", "finished_at"),
     )
     return select(*(jobs.c[name] for name in columns)).select_from(jobs)
 
 
 def _jobs(connection: Connection, query: Select[Any]) -> dict[str, SummaryJob]:
-    return {row.model: _job(row) for row in connection.execute(query)}
-
-
-def _job(row: Row[Any]) -> SummaryJob:
-    return SummaryJob(
-        id=row.id,
-        kind=row.kind,
-        dataset=row.dataset,
-        dataset_name=row.dataset_name,
-        state=JobState(row.state),
-        reason=None if row.reason is None else FailureReason(row.reason),
-        message=row.message,
-        attempt=row.attempt,
-        version=row.version,
-        progress=None if row.progress is None else Progress.model_validate(row.progress),
-        created_at=row.created_at,
-        state_changed_at=row.state_changed_at,
-        finished_at=row.finished_at,
-    )
+    return {
+        row["model"]: SummaryJob.model_validate({**row, "job": row["id"]})
+        for row in connection.execute(query).mappings()
+    }

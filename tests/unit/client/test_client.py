@@ -5,43 +5,23 @@ import socket
 import pytest
 
 from cmcl import Client, CmclError
-from cmcl.client import FINAL_STATES, Unreachable
+from cmcl.client import Dataset, Job, Model, Unreachable
 from cmcl.contract.dataset import ShardRef
 from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
-from service.core.states import TERMINAL
+from tests.fakes.responses import AT, body
 from tests.unit.client.either import connected
 from tests.unit.client.rest_server import RestServer
 
-AT = "2026-11-24T00:00:00Z"
 PAIR = ModalityPair(first="image", second="text")
-MODEL = {
-    "name": "scenes",
-    "width": 8,
-    "modalities": {"image": {"width": 4, "encoder": None}},
-    "policy": "improve",
-    "method": None,
-    "max_drift": None,
-    "kept_energy": 0.8,
-    "lift": None,
-    "training": {},
-    "seed": 0,
-    "head_version": None,
-    "live_version": None,
-    "live_generation": 0,
-    "created_at": AT,
-}
-JOB = {
-    "id": "job-1",
-    "model": "scenes",
-    "dataset": "ds-1",
-    "dataset_name": "one",
-    "state": "running",
-    "attempt": 1,
-    "created_at": AT,
-    "state_changed_at": AT,
-}
+MODEL = body(
+    Model,
+    name="scenes",
+    modalities={"image": {"width": 4}, "text": {"width": 3}},
+    policy="improve",
+)
+JOB = body(Job, id="job-1", model="scenes", dataset="ds-1", state="running")
 
 
 def test_a_model_is_posted_with_every_value_resolved(server: RestServer, client: Client) -> None:
@@ -115,7 +95,9 @@ def test_promoting_sends_reason_and_condition_if_given(server: RestServer, clien
 
 
 def test_unknown_fields_are_kept(server: RestServer, client: Client) -> None:
-    server.always((200, {**JOB, "mood": "good", "progress": {"phase": "dreaming", "depth": 3}}))
+    server.always(
+        (200, {**JOB, "mood": "good", "progress": {"phase": "dreaming", "depth": 3, "at": AT}})
+    )
     job = client.job("job-1")
     assert (job["mood"], job["state"], job.model_dump()["mood"]) == ("good", "running", "good")
     assert job.progress is not None
@@ -125,9 +107,8 @@ def test_unknown_fields_are_kept(server: RestServer, client: Client) -> None:
 
 def test_unknown_nested_fields_are_accepted(server: RestServer, client: Client) -> None:
     pair = {"first": "image", "second": "text", "smell": 1}
-    dataset = {"id": "ds-1", "model": "m", "name": "n", "pair": pair, "created_at": AT}
     shards = [{"uri": "s3://b/a", "rows": 7}]
-    server.always((200, {**dataset, "shards": shards}))
+    server.always((200, body(Dataset, pair=pair, shards=shards)))
     found = client.dataset("ds-1")
     assert (str(found.pair), found.shards[0].uri) == ("image,text", "s3://b/a")
 
@@ -139,10 +120,6 @@ def test_a_response_without_a_required_field_is_an_error(
     with pytest.raises(CmclError, match=r"Job\.model: Field required") as e:
         client.job("job-1")
     assert e.value.request_id == "r-5"
-
-
-def test_the_client_stops_watching_in_just_the_states_that_the_service_calls_terminal() -> None:
-    assert {str(state) for state in TERMINAL} == FINAL_STATES
 
 
 @pytest.mark.parametrize(

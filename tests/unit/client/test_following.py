@@ -9,34 +9,26 @@ from typing import Any
 import pytest
 
 from cmcl import Client, CmclError
-from cmcl.client import Job, Unreachable, WaitTimeout
+from cmcl.client import Event, Job, PrepareProgress, Unreachable, WaitTimeout
 from cmcl.client.concurrency import Clock
 from service.core.states import JobState
 from tests.fakes.control_plane import ControlPlane
+from tests.fakes.responses import AT, body
 from tests.fakes.served_app import served
 from tests.fakes.trainer import report_progress
 from tests.unit.client.command_line import Cmcl
 from tests.unit.client.either import connected
 from tests.unit.client.rest_server import Answer, Asked, RestServer
 
-AT = "2026-11-24T00:00:00Z"
 STREAM = {"Content-Type": "text/event-stream"}
 
 
 def job(state: str, **more: Any) -> dict[str, Any]:
-    fields = {
-        "id": "job-1",
-        "model": "m",
-        "dataset": "ds-1",
-        "dataset_name": "one",
-        "state": state,
-        "attempt": 1,
-    }
-    return {**fields, "created_at": AT, "state_changed_at": AT, **more}
+    return body(Job, id="job-1", state=state, **more)
 
 
 def event(number: int, kind: str, **details: Any) -> str:
-    fields = {"id": number, "kind": kind, "model": "m", "job": "job-1", "details": details}
+    fields = body(Event, id=number, kind=kind, job="job-1", details=details)
     return f"id: {number}\nevent: {kind}\ndata: {json.dumps(fields)}\n\n"
 
 
@@ -300,7 +292,7 @@ def test_events_of_preparation_have_their_figures_as_details(
 def test_progress_of_preparation_is_polled_without_streams(
     client: Client, server: RestServer
 ) -> None:
-    reports = [{"phase": "encoding", "rows_done": rows} for rows in (0, 3)]
+    reports = [body(PrepareProgress, phase="encoding", rows_done=rows) for rows in (0, 3)]
     answers = iter(
         [
             *(job("preparing", preparation=report) for report in reports),

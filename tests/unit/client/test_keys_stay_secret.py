@@ -1,12 +1,12 @@
 """The key is sent to the two servers only, and appears in no printable text."""
 
 import traceback
-from pathlib import Path
 
 import pytest
 
 from cmcl import AsyncClient, Client, CmclError
-from cmcl.client import NewApiKey, NewWebhook
+from cmcl.client import CreatedKey, CreatedWebhook, Whoami
+from tests.fakes.responses import body, response
 from tests.unit.client.either import connected
 from tests.unit.client.rest_server import RestServer
 
@@ -16,7 +16,7 @@ KEY = "cmcl_0123456789ab_aSecretThatMustNotShow"
 def test_a_key_is_sent_as_bearer_and_the_argument_overrides_the_environment(
     kind: str, server: RestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.always((200, {"name": "x", "scopes": []}))
+    server.always((200, body(Whoami)))
     monkeypatch.setenv("CMCL_KEY", "of-the-environment")
     with connected(kind, server.url) as client:
         client.whoami()
@@ -32,8 +32,8 @@ def test_a_key_is_sent_as_bearer_and_the_argument_overrides_the_environment(
 def test_the_endpoint_gets_the_key_and_its_rejection_is_shown(
     kind: str, server: RestServer
 ) -> None:
-    body = {"error": {"message": "the key is not valid", "code": "invalid_api_key"}}
-    server.always((401, body))
+    refusal = {"error": {"message": "the key is not valid", "code": "invalid_api_key"}}
+    server.always((401, refusal))
     with (
         connected(kind, server.url, key=KEY) as client,
         pytest.raises(CmclError, match="the key is not valid") as caught,
@@ -62,28 +62,8 @@ def test_an_invalid_key_is_rejected_without_being_quoted(key: str) -> None:
     assert not key or key not in str(caught.value)
 
 
-def test_other_addresses_get_no_key(kind: str, server: RestServer, tmp_path: Path) -> None:
-    path = tmp_path / "a.bin"
-    path.write_bytes(b"one")
-    at = "2026-11-24T00:00:00Z"
-    signed = {"method": "PUT", "url": f"{server.url}/bucket", "headers": {}, "expires_at": at}
-    upload = {"id": "up-1", "filename": "a.bin", "bytes": 3, "state": "open", "presigned": signed}
-    server.always((200, upload))
-    with connected(kind, server.url, key=KEY) as client:
-        client.upload_direct(path)
-    keys = {asked.path: asked.headers.get("authorization") for asked in server.asked}
-    assert keys["/bucket"] is None
-    assert keys["/v1/uploads"] == f"Bearer {KEY}"
-
-
 def test_secrets_in_responses_are_hidden_by_default() -> None:
-    at = "2026-11-24T00:00:00Z"
-    made = NewApiKey.model_validate(
-        {"id": "key-1", "name": "n", "scopes": [], "created_at": at, "key": KEY}
-    )
-    hook = NewWebhook.model_validate(
-        {"id": "wh-1", "url": "https://x", "kinds": [], "created_at": at, "secret": KEY}
-    )
+    made, hook = response(CreatedKey, key=KEY), response(CreatedWebhook, secret=KEY)
     assert "aSecret" not in f"{made!r} {made} {hook!r} {hook} {made.model_dump()}"
     assert made.key is not None
     assert made.key.get_secret_value() == KEY

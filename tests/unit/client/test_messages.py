@@ -7,10 +7,11 @@ import pytest
 from cmcl import Client, CmclError, Query
 from cmcl.cli import main
 from cmcl.cli.errors import Exit
-from cmcl.client import InvalidArgument, WrongServer
+from cmcl.client import InvalidArgument, Job, WrongServer
 from cmcl.contract.model import ModelSpec
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.feature_shards import feature_table, table_with_nan, write_shard
+from tests.fakes.responses import AT, body
 from tests.unit.client.command_line import Cmcl
 from tests.unit.client.either import connected
 from tests.unit.client.rest_server import Answer, RestServer
@@ -188,20 +189,10 @@ def test_a_key_is_shown_with_its_owner_and_revoking_is_confirmed(cmcl: Cmcl) -> 
 def test_only_a_running_job_has_time_left(
     server: RestServer, capsys: pytest.CaptureFixture[str], state: str, has_time_left: bool
 ) -> None:
-    at = "2026-11-24T00:00:00Z"
-    job = {
-        "id": JOB,
-        "model": "m",
-        "dataset": "ds-1",
-        "dataset_name": "one",
-        "state": state,
-        "attempt": 1,
-    }
-    progress = {"phase": "training", "eta_seconds": 90.0}
-    attempts: dict[str, object] = {"items": [], "next_cursor": None}
-    phases: dict[str, object] = {"job": JOB, "seconds": 0.0, "phases": []}
-    times = {"created_at": at, "state_changed_at": at}
-    server.always((200, {**job, **times, "progress": progress, **attempts, **phases}))
+    progress = {"phase": "training", "eta_seconds": 90.0, "at": AT}
+    answers = {"items": [], "next_cursor": None, "seconds": 0.0, "phases": []}
+    job = body(Job, id=JOB, state=state, progress=progress)
+    server.always((200, {**job, **answers, "job": JOB}))
     assert main(["job", "show", JOB, "--url", server.url]) == Exit.OK
     assert ("time left" in capsys.readouterr().out) is has_time_left
 

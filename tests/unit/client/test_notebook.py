@@ -13,8 +13,8 @@ from cmcl.cli.errors import Exit
 from cmcl.client import (
     DatasetFigures,
     Job,
-    JobProgress,
     ModelCapacity,
+    Progress,
     ProgressHistory,
     VersionFigures,
 )
@@ -30,17 +30,16 @@ from cmcl.pictures import (
 )
 from service.core.states import JobState
 from tests.fakes.control_plane import ControlPlane
+from tests.fakes.responses import body, response
 from tests.fakes.trainer import train
 from tests.unit.client.command_line import Cmcl
 from tests.unit.client.rest_server import RestServer
 
 SVG = "{http://www.w3.org/2000/svg}"
 AT = datetime(2026, 11, 24, 12, tzinfo=UTC)
-JOB = Job(
+JOB = response(
+    Job,
     id="job-0123456789ab",
-    model="scenes",
-    dataset="ds-1",
-    dataset_name="birds",
     state="running",
     message="<script>alert(1)</script>",
     attempt=2,
@@ -107,11 +106,15 @@ def test_a_notebook_shows_a_job_and_what_its_message_says_is_text() -> None:
     assert "job-0123456789ab" in html
     assert "<script" not in html
     assert "<svg" not in html, "it has not started"
-    progress = JobProgress(phase="training", updates_done=5, updates_total=1000, eta_seconds=75)
+    progress = Progress(
+        phase="training",
+        updates_done=5,
+        updates_total=1000,
+        eta_seconds=75,
+        at=AT + timedelta(seconds=64),
+    )
     later = {"started_at": AT + timedelta(seconds=4), "progress": progress}
-    html = JOB.model_copy(
-        update={**later, "state_changed_at": AT + timedelta(seconds=64)}
-    )._repr_html_()
+    html = JOB.model_copy(update=later)._repr_html_()
     for words in ("5 of 1,000", "1 min 15 s", "4.0 s", "1 min so far"):
         assert words in html
 
@@ -146,17 +149,14 @@ def test_a_candidate_is_drawn_beside_its_parent(
 
 def figures(number: int, drift: float | None, **by_dataset: dict[str, float]) -> VersionFigures:
     """A version of a model's history, which learned dataset `ds-<number>` named `set <number>`."""
-    return VersionFigures.model_validate(
-        {
-            "version": number,
-            "parent": number - 1 or None,
-            "dataset": f"ds-{number}",
-            "dataset_name": f"set {number}",
-            "pair": {"first": "image", "second": "text"},
-            "created_at": AT,
-            "max_drift": drift,
-            "by_dataset": DatasetFigures(**by_dataset),
-        }
+    return response(
+        VersionFigures,
+        version=number,
+        dataset=f"ds-{number}",
+        dataset_name=f"set {number}",
+        pair={"first": "image", "second": "text"},
+        max_drift=drift,
+        by_dataset=body(DatasetFigures, **by_dataset),
     )
 
 
@@ -187,7 +187,13 @@ def test_capacity_is_drawn_with_its_forecast() -> None:
         "taken_per_dataset": 0.5,
         "history": [{"version": 4, "free_share": 0.5, "learned": True}],
     }
-    full = {"model": "m", "version": 4, "full_below": 0.125, "modalities": {"image": room}}
+    full = {
+        "model": "m",
+        "version": 4,
+        "full_below": 0.125,
+        "modalities": {"image": room},
+        "remark": None,
+    }
     picture = capacity_picture(ModelCapacity.model_validate(full))
     assert picture is not None
     assert list(picture.table.rows)[:2] == [("4", "50.0"), ("5 (forecast)", "25.0")]

@@ -15,6 +15,7 @@ from cmcl.cli.options import name_of
 from cmcl.cli.version_views import capacity, matrix, not_measured, recall_of_version
 from cmcl.client import Dataset, EvaluationRow, FreeShare, ModalityCapacity, ModelCapacity
 from cmcl.contract.version import HeadCapacity, Recall
+from tests.fakes.responses import response
 
 AT = datetime(2026, 11, 24, tzinfo=UTC)
 
@@ -107,9 +108,9 @@ def test_room_is_shown_with_its_forecast() -> None:
         FreeShare(version=2, free_share=0.4, learned=True),
     ]
     room = ModalityCapacity(now=head, datasets_left=2, taken_per_dataset=0.5, history=history)
-    modalities = {"image": room, "audio": ModalityCapacity(now=head)}
+    modalities = {"image": room, "audio": response(ModalityCapacity, now=head, history=[])}
     text = drawn(
-        capacity_view(ModelCapacity(model="m", version=2, full_below=0.1, modalities=modalities))
+        capacity_view(response(ModelCapacity, version=2, full_below=0.1, modalities=modalities))
     )
     assert "│ image    │ 80 %        │ 40 %     │ 50 %  │ 2             │" in text
     assert "│ audio    │ -           │ 40 %     │ -     │ -             │" in text
@@ -184,15 +185,8 @@ def test_values_are_shown_without_markup(value: Any, text: str) -> None:
 
 
 def dataset(**fields: Any) -> Dataset:
-    values: dict[str, Any] = {
-        "id": "ds-1",
-        "model": "m",
-        "name": "birds",
-        "pair": {"first": "image", "second": "text"},
-        "created_at": AT,
-        "shards": [],
-    }
-    return Dataset.model_validate({**values, **fields})
+    pair = {"first": "image", "second": "text"}
+    return response(Dataset, name="birds", pair=pair, created_at=AT, **fields)
 
 
 def test_a_report_shows_rows_advice_and_remaining_capacity() -> None:

@@ -1,7 +1,6 @@
 """Display of a job's progress: all reported figures, and no others."""
 
 import io
-import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,18 +11,25 @@ from cmcl import Client
 from cmcl.cli import main
 from cmcl.cli.errors import Exit
 from cmcl.cli.progress import JobView, bar_fields, details, duration, figures, watch_with_bar
-from cmcl.client import Job, JobProgress, Preparation
+from cmcl.client import Event, Job
 from cmcl.contract.job import Progress
 from cmcl.contract.prepare import PrepareProgress
+from tests.fakes.responses import response
 from tests.unit.client.rest_server import Asked, RestServer
 
 AT = datetime(2026, 11, 24, tzinfo=UTC)
 # As an older service reports it.
-OLDER = JobProgress(phase="training", updates_done=3, updates_total=10, loss=0.12345)
-READING = JobProgress(
-    phase="moments", rows_done=1_200_000, rows_total=4_000_000, rows_per_second=183_224.2, ranks=4
+OLDER = response(Progress, phase="training", updates_done=3, updates_total=10, loss=0.12345)
+READING = response(
+    Progress,
+    phase="moments",
+    rows_done=1_200_000,
+    rows_total=4_000_000,
+    rows_per_second=183_224.2,
+    ranks=4,
 )
-TRAINING = JobProgress(
+TRAINING = response(
+    Progress,
     phase="training",
     updates_done=960,
     updates_total=2000,
@@ -36,7 +42,8 @@ TRAINING = JobProgress(
     ranks=4,
     resumed_at=900,
 )
-ENCODING = Preparation(
+ENCODING = response(
+    PrepareProgress,
     phase="encoding",
     rows_done=3_000,
     rows_total=12_000,
@@ -56,19 +63,8 @@ WORDS = [
 ]
 
 
-def job(state: str, progress: JobProgress | None = OLDER, message: str | None = None) -> Job:
-    return Job(
-        id="job-1",
-        model="m",
-        dataset="ds-1",
-        dataset_name="shapes",
-        state=state,
-        message=message,
-        attempt=1,
-        created_at=AT,
-        state_changed_at=AT,
-        progress=progress,
-    )
+def job(state: str, progress: Progress | None = OLDER, message: str | None = None) -> Job:
+    return response(Job, id="job-1", state=state, message=message, progress=progress)
 
 
 def drawn(shown: Job, width: int) -> str:
@@ -81,19 +77,13 @@ def drawn(shown: Job, width: int) -> str:
     return console.file.getvalue()
 
 
-def test_every_progress_field_of_the_service_has_an_attribute() -> None:
-    assert set(JobProgress.model_fields) == set(Progress.model_fields)
-    # `request` is between the service and its workers.
-    assert {*Preparation.model_fields, "request"} == set(PrepareProgress.model_fields)
-
-
 def test_a_job_without_progress_has_an_indeterminate_bar() -> None:
     shown = bar_fields(job("queued", None))
     assert shown == {"total": None, "completed": 0, "doing": "queued", "percent": "", "left": ""}
 
 
 def test_a_new_attempt_has_an_indeterminate_bar() -> None:
-    shown = bar_fields(job("running", JobProgress(phase="starting")))
+    shown = bar_fields(job("running", response(Progress, phase="starting")))
     assert (shown["total"], shown["doing"], shown["percent"]) == (None, "starting", "")
 
 
@@ -112,9 +102,9 @@ def test_a_phase_without_updates_is_measured_in_rows() -> None:
     assert (shown["total"], shown["completed"], shown["percent"]) == (4_000_000, 1_200_000, "30 %")
 
 
-@pytest.mark.parametrize("progress", [OLDER, JobProgress(phase="done"), None])
+@pytest.mark.parametrize("progress", [OLDER, response(Progress, phase="done"), None])
 def test_a_published_job_has_a_full_bar_even_without_updates(
-    progress: JobProgress | None,
+    progress: Progress | None,
 ) -> None:
     shown = bar_fields(job("published", progress))
     assert shown["completed"] == shown["total"] > 0
@@ -137,10 +127,10 @@ def test_all_reported_figures_are_below_the_bar() -> None:
 
 def test_figures_missing_from_an_older_service_are_omitted() -> None:
     assert details(job("running", OLDER)) == ["updates 3 of 10", "loss 0.123"]
-    assert figures(JobProgress(phase="starting")) == {}
+    assert figures(response(Progress, phase="starting")) == {}
 
 
-def preparing(now: Preparation | None, message: str | None = None) -> Job:
+def preparing(now: PrepareProgress | None, message: str | None = None) -> Job:
     return job("preparing", None, message).model_copy(update={"preparation": now})
 
 
@@ -152,10 +142,10 @@ def test_a_dataset_in_preparation_shows_its_phase_and_rows() -> None:
 
 
 def test_a_preparation_that_waits_shows_why_once() -> None:
-    waiting = Preparation(phase="waiting", note="no CPU is free")
+    waiting = response(PrepareProgress, phase="waiting", note="no CPU is free")
     assert details(preparing(waiting, "no CPU is free")) == ["no CPU is free"]
     assert details(preparing(waiting)) == ["no CPU is free"]
-    assert details(preparing(Preparation(phase="planning"), "the driver starts")) == [
+    assert details(preparing(response(PrepareProgress, phase="planning"), "the driver starts")) == [
         "the driver starts"
     ]
     assert details(preparing(None, "no process prepares datasets")) == [
@@ -164,7 +154,7 @@ def test_a_preparation_that_waits_shows_why_once() -> None:
 
 
 def test_an_attempt_that_waits_shows_why() -> None:
-    starting = JobProgress(phase="starting", note="the training ranks are starting")
+    starting = response(Progress, phase="starting", note="the training ranks are starting")
     assert details(job("running", starting)) == ["the training ranks are starting"]
     assert details(job("running", None, "it starts")) == ["it starts"]
 
@@ -183,7 +173,7 @@ def test_training_does_not_show_the_rows_of_preparation() -> None:
 
 def test_a_figure_of_zero_is_shown() -> None:
     """Zero is a reported figure, unlike None."""
-    progress = JobProgress(phase="training", removed_share=0.0, drift=0.0, resumed_at=0)
+    progress = response(Progress, phase="training", removed_share=0.0, drift=0.0, resumed_at=0)
     assert figures(progress) == {"removed": "0 %", "drift": "0", "resumed at update": "0"}
 
 
@@ -218,8 +208,8 @@ def test_a_time_is_shown_like_a_clock(seconds: float, shown: str) -> None:
 
 
 def test_a_watched_job_is_drawn_while_it_runs(client: Client, server: RestServer) -> None:
-    data = json.dumps(TRAINING.model_dump(mode="json", exclude={"at"}))
-    moved = json.dumps({"id": 1, "kind": "job.published", "job": "job-1"})
+    data = TRAINING.model_dump_json()
+    moved = response(Event, id=1, kind="job.published", job="job-1").model_dump_json()
     blocks = f"event: progress\ndata: {data}\n\nid: 1\nevent: job.published\ndata: {moved}\n\n"
     states = iter(["running", "published"])
 

@@ -18,12 +18,13 @@ from cmcl.client import (
     CmclError,
     Dataset,
     Embeddings,
-    Event,
     Job,
     Query,
+    StreamedEvent,
 )
 from cmcl.demo.raw import RawFailure, RawQueries, RawReport, learn_raw, raw_queries
 from tests.architecture.repository import ROOT
+from tests.fakes.responses import response
 
 RAW = ROOT / "examples" / "raw"
 AT = datetime(2026, 11, 24, tzinfo=UTC)
@@ -43,9 +44,8 @@ def dataset(name: str, rows: int, held_out: int, rejected: int) -> Dataset:
     left_out = {"rows": rejected, "first": [row]} if rejected else None
     files = {"shards": [shard(rows)], "evaluation_shards": [shard(held_out)]}
     manifest = {"dataset": name, "model": "demo-raw", "name": name, "pair": pair, **files}
-    about = {"id": name, "model": "demo-raw", "name": name, "pair": pair, "created_at": AT}
-    prepared: dict[str, Any] = {"shards": [], "rejected": left_out, "manifest": manifest}
-    return Dataset.model_validate({**about, **prepared})
+    about: dict[str, Any] = {"id": name, "model": "demo-raw", "name": name, "pair": pair}
+    return response(Dataset, **about, rejected=left_out, manifest=manifest)
 
 
 class FakeClient:
@@ -70,12 +70,10 @@ class FakeClient:
         assert [path.exists() for path in shards] == [True]
         self.posted.append(name)
         self.options.append(options)
-        return AcceptedDataset.model_validate({"dataset": self.dataset(name), "job": self._job()})
+        return response(AcceptedDataset, dataset=self.dataset(name), job=self._job())
 
     def _job(self, state: str = "queued", **fields: object) -> Job:
-        names = {"id": "job-1", "model": "demo-raw", "dataset": "d", "dataset_name": "d"}
-        about = {"state": state, "attempt": 1, "created_at": AT, "state_changed_at": AT}
-        return Job.model_validate({**names, **about, **fields})
+        return response(Job, id="job-1", state=state, **fields)
 
     def watch(self, _job: str, on_change: Callable[[Job], None], timeout: float) -> Job:
         assert timeout == float("inf")
@@ -84,11 +82,11 @@ class FakeClient:
         on_change(ended)
         return ended
 
-    def events(self, job: str) -> list[Event]:
+    def events(self, job: str) -> list[StreamedEvent]:
         """Each took ten seconds until its rows were prepared, and others until it was learned."""
         kinds = {"job.preparing": 1.0, "job.prepared": 10.0, "job.published": 5.0}
         return [
-            Event(id=1, kind=kind, job=job, details={"after_seconds": seconds})
+            StreamedEvent(id=1, kind=kind, job=job, details={"after_seconds": seconds})
             for kind, seconds in kinds.items()
         ]
 

@@ -16,6 +16,7 @@ from cmcl.client.files import LocalFile, check_unchanged
 from cmcl.contract.model import ModelSpec
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
+from tests.fakes.responses import body
 from tests.unit.client.driven import Driven
 from tests.unit.client.either import in_process
 from tests.unit.client.rest_server import Asked, RestServer
@@ -118,7 +119,7 @@ def test_a_file_that_cannot_be_sent_is_named(
     assert server.asked == []
 
 
-UPLOAD = {"id": "up-1", "filename": "a", "bytes": 3, "state": "open"}
+UPLOAD = body(Upload, id="up-1", bytes=3)
 COMPLETE = {**UPLOAD, "state": "complete", "uri": "upload:up-1"}
 
 

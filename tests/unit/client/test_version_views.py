@@ -1,7 +1,6 @@
 """The matrix of a version on a terminal names what each version learned, also what was unlearned since."""
 
 import io
-from datetime import UTC, datetime
 
 from rich.console import Console
 
@@ -9,21 +8,12 @@ from cmcl.cli.version_views import matrix, outcomes_of
 from cmcl.client import EvaluationRow, VersionSummary
 from cmcl.contract.job import JobKind
 from cmcl.contract.version import Recall
+from tests.fakes.responses import response
 
 
 def summary(version: int, name: str, kind: JobKind = "learn") -> VersionSummary:
-    return VersionSummary(
-        model="m",
-        version=version,
-        parent=version - 1 or None,
-        job=f"job-{version}",
-        attempt=1,
-        kind=kind,
-        dataset=f"ds-{version}" if kind == "learn" else None,
-        dataset_name=name,
-        created_at=datetime(2026, 11, 24, tzinfo=UTC),
-        stored_at=None,
-    )
+    dataset = f"ds-{version}" if kind == "learn" else None
+    return response(VersionSummary, version=version, kind=kind, dataset=dataset, dataset_name=name)
 
 
 def test_a_dataset_that_was_unlearned_is_named_with_the_version_that_unlearned_it() -> None:

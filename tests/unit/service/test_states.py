@@ -6,9 +6,9 @@ import pytest
 
 from service.core.states import (
     CANCELLABLE,
+    FINAL_STATES,
     IN_FLIGHT,
     LEGAL_MOVES,
-    TERMINAL,
     IllegalMove,
     JobState,
     check_move,
@@ -34,18 +34,18 @@ def test_only_listed_moves_are_legal(source: JobState, target: JobState) -> None
 
 
 def test_final_states_are_left_by_users_alone() -> None:
-    left = {(state, target) for state in TERMINAL for target in LEGAL_MOVES[state]}
+    left = {(state, target) for state in FINAL_STATES for target in LEGAL_MOVES[state]}
     assert left == {(JobState.FAILED, JobState.QUEUED), (JobState.REJECTED, JobState.QUEUED)}
 
 
 def test_each_unfinished_state_has_a_step_or_is_prepared_or_watched() -> None:
     others = {JobState.QUEUED, JobState.PREPARING, JobState.RUNNING}
-    assert set(STEPS) == set(JobState) - TERMINAL - others
+    assert set(STEPS) == set(JobState) - FINAL_STATES - others
 
 
 def test_in_flight_is_neither_waiting_nor_final() -> None:
     waiting = {JobState.QUEUED, JobState.PREPARING, JobState.PREPARED}
-    assert set(JobState) - TERMINAL - waiting == IN_FLIGHT
+    assert set(JobState) - FINAL_STATES - waiting == IN_FLIGHT
 
 
 def test_every_cancellable_state_may_become_cancelled() -> None:

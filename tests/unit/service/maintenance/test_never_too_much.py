@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cmcl.contract.errors import ObjectNotFound
 from cmcl.storage import layout
 from cmcl.storage.versions import read_blob, read_version, read_version_file
-from service.core.states import TERMINAL, JobState
+from service.core.states import FINAL_STATES, JobState
 from service.database.queries import datasets, versions
 from service.launchers.port import LaunchState, status_of
 from service.maintenance.gc import GC_TASKS, RARE_GC_TASKS
@@ -74,7 +74,7 @@ class World:
         """Let the attempt of a job come to its end, as the cluster would."""
         for _ in range(12):
             found = self.plane.job(job)
-            if found.state in TERMINAL:
+            if found.state in FINAL_STATES:
                 break
             if found.state == JobState.RUNNING and not self.plane.has_candidate(found):
                 train(self.plane.store, job, found.attempt)
@@ -108,7 +108,7 @@ class World:
         for job in self._next():
             found = self.plane.job(job)
             for _ in range(6):
-                if found.state in TERMINAL:
+                if found.state in FINAL_STATES:
                     break
                 if found.state == JobState.RUNNING:
                     attempt = f"{job}-a{found.attempt}"
@@ -155,7 +155,7 @@ class World:
         self.plane.clock.advance(timedelta(hours=HOURS[number]).total_seconds())
 
     def _next(self) -> list[str]:
-        open_states = [state for state in JobState if state not in TERMINAL]
+        open_states = [state for state in JobState if state not in FINAL_STATES]
         return self.jobs(*open_states)[:1]
 
     def _ask(self, method: str, path: str, body: object = None) -> None:
@@ -200,7 +200,7 @@ def check_jobs_go_on(world: World) -> None:
 
 def asked_again(world: World) -> Iterator[str]:
     """Yield the open jobs, and then those that were retried."""
-    open_states = [state for state in JobState if state not in TERMINAL]
+    open_states = [state for state in JobState if state not in FINAL_STATES]
     yield from world.jobs(*open_states)
     for job in world.jobs(JobState.FAILED, JobState.REJECTED):
         answer = world.plane.client.post(f"/v1/jobs/{job}/retry")
@@ -211,7 +211,7 @@ def asked_again(world: World) -> Iterator[str]:
 
 def check_shards_are_there(world: World) -> None:
     """Shards in our own store that a job still has to read."""
-    open_states = [state for state in JobState if state not in TERMINAL]
+    open_states = [state for state in JobState if state not in FINAL_STATES]
     for job in world.jobs(*open_states):
         manifest = world.plane.dataset_of(job).manifest
         for shard in manifest.shards if manifest else ():
