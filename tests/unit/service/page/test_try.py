@@ -10,7 +10,7 @@ from service.page.measures import MEASURES
 from service.page.try_it import MOST_FILE_BYTES
 from tests.fakes.endpoint import FakeEndpoint, found
 from tests.unit.service.page.browser import Browser
-from tests.unit.service.page.test_every_page import skeleton
+from tests.unit.service.page.test_text_from_outside import skeleton
 from tests.unit.service.page.trying import ROWS
 
 PICTURE = "data:image/png;base64,iVBORw0KGgo="
