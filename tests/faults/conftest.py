@@ -5,12 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.database.conftest import postgres_url
 from tests.fakes.memory_folder import memory_folder
-from tests.faults.postgres import Postgres
 from tests.faults.world import Template, make_template
-
-__all__ = ["postgres_url"]
 
 
 @pytest.fixture(scope="session")
@@ -24,11 +20,3 @@ def stage() -> Iterator[Path]:
     """The folder in which scenarios run, one after another."""
     with memory_folder() as folder:
         yield folder
-
-
-@pytest.fixture(scope="session")
-def postgres(postgres_url: str) -> Iterator[Postgres]:
-    with memory_folder() as folder:
-        server = Postgres(postgres_url, folder)
-        yield server
-        server.close()

@@ -38,7 +38,7 @@ from tests.faults.world import Template, World
 _MOST_ROUNDS = 120
 _IS_LONG = "CMCL_FAULT_EXAMPLES" in os.environ
 # In the short run of every change, every n-th moment gets an error.
-_STRIDE = 1 if _IS_LONG else 5
+_STRIDE = 1 if _IS_LONG else 11
 # Calls of the launcher that change nothing.
 _LOOKS = ("statuses", "log")
 
