@@ -35,7 +35,7 @@ from service.database.rows import (
     ModelRow,
     ResponseRow,
 )
-from service.database.stale import check_not_lost
+from service.database.stale import check_not_stale
 from service.registry import models as registry
 from service.registry.combining import request_merge
 from service.registry.live_pointer import check_may_change
@@ -128,7 +128,7 @@ def post_model(
         status = 201 if created.is_new else 200
         return response_row(key, status, to_model(created.model), f"/v1/models/{body.name}")
 
-    check_not_lost(context.store, context.database)
+    check_not_stale(context.store, context.database)
     if spec.method:
         check_method(spec.method)
     return respond(context, key, effect)

@@ -42,7 +42,7 @@ from service.core.settings import Settings
 from service.database.engine import Database
 from service.database.queries import keys
 from service.database.queries.keys import KeyRow
-from service.database.stale import check_not_lost
+from service.database.stale import check_not_stale
 from service.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ class SnapshotWriter(PeriodicLoop):
 
     def _write(self, wanted: tuple[SnapshotKey, ...], serial: int, now: datetime) -> None:
         # Keys with the scope embed must stay valid although the database that held them was lost.
-        check_not_lost(self._store, self._database)
+        check_not_stale(self._store, self._database)
         snapshot = KeySnapshot(serial=serial, issued_at=now, keys=wanted)
         self._store.put(layout.key_snapshot(), sign(snapshot, self._signing_key))
         self._written.labels("written").inc()

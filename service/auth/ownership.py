@@ -33,12 +33,12 @@ def get_model(connection: Connection, name: str, principal: Principal) -> ModelR
     return model
 
 
-def hold_model(connection: Connection, name: str, principal: Principal) -> ModelRow:
+def lock_model_shared(connection: Connection, name: str, principal: Principal) -> ModelRow:
     """The same, locked against deletion until the transaction ends, for creating a job of it.
 
     Take it before any lock on its datasets or jobs: this is the lock order.
     """
-    models.hold(connection, name)
+    models.lock_shared(connection, name)
     return get_model(connection, name, principal)
 
 

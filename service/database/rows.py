@@ -52,7 +52,7 @@ class ModelRow:
     live_version: int | None
     live_generation: int
     live_revision: int
-    mirrored_revision: int
+    written_revision: int
     revised_at: datetime | None
     traceparent: str | None
     lease_owner: str | None
@@ -63,9 +63,9 @@ class ModelRow:
     swept_at: datetime | None
 
     @property
-    def is_mirrored(self) -> bool:
+    def is_pointer_written(self) -> bool:
         """Whether live.json is up to date; before the first promotion there is none."""
-        return self.live_generation == 0 or self.mirrored_revision >= self.live_revision
+        return self.live_generation == 0 or self.written_revision >= self.live_revision
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Keeps a lost or outdated database from damaging the bucket.
+"""Keeps a lost or stale database from damaging the bucket.
 
 An empty database beside a bucket with models was lost. Continuing would do damage: the first model with
 an old name would overwrite its versions, the key snapshot would be written without keys, and after a day
@@ -26,14 +26,14 @@ _MODEL_PREFIXES = (layout.model_records(), layout.models())
 def check_at_start(store: ObjectStore, database: Database) -> None:
     """Raises StaleDatabase, with instructions, if the service starts on a lost database."""
     try:
-        check_not_lost(store, database)
+        check_not_stale(store, database)
     except StorageError as error:
         # The service can start while its store is down. Everything that a lost database could damage
         # checks again.
         logger.warning("cannot check whether the database was lost: %s", error)
 
 
-def check_not_lost(store: ObjectStore, database: Database) -> None:
+def check_not_stale(store: ObjectStore, database: Database) -> None:
     """Raises StaleDatabase if the database has no model and the bucket has some; StorageError.
 
     Keys do not count: after a loss, someone may have created new ones already.
@@ -70,7 +70,7 @@ def _has_anything(store: ObjectStore, prefix: str) -> bool:
     return next(iter(store.keys(prefix)), None) is not None
 
 
-def check_not_behind(store: ObjectStore, database: Database, name: str) -> None:
+def check_model_not_stale(store: ObjectStore, database: Database, name: str) -> None:
     """Raises StaleDatabase if the live pointer is ahead of the database; StorageError.
 
     The pointer is read first: it is written only after the database has its contents.

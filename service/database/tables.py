@@ -103,10 +103,10 @@ models = Table(
     Column("live_version", Integer, nullable=True),
     # Number of promotions.
     Column("live_generation", Integer, nullable=False),
-    # Grows with each change of the content of live.json, `revised_at` is its time; `mirrored_revision` is the one that
+    # Grows with each change of the content of live.json, `revised_at` is its time; `written_revision` is the one that
     # live.json has.
     Column("live_revision", Integer, nullable=False),
-    Column("mirrored_revision", Integer, nullable=False),
+    Column("written_revision", Integer, nullable=False),
     Column("revised_at", UtcDateTime, nullable=True),
     # Of the job or the request that caused this revision, if it is traced.
     Column("traceparent", String(55), nullable=True),

@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 from cmcl.contract.job import JobKind
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.version import EvaluationResult
-from service.auth.ownership import get_dataset, hold_model
+from service.auth.ownership import get_dataset, lock_model_shared
 from service.core.errors import Conflict, FieldProblem, PreconditionFailed, Unprocessable
 from service.core.principal import Principal
 from service.core.states import JobState
@@ -42,7 +42,7 @@ def accept_dataset(connection: Connection, request: NewDataset, intake: Intake) 
     Raises NotFound for the model, Unprocessable for what is wrong without opening a shard, Conflict if an encoder is not
     the one of the model's features.
     """
-    model = hold_model(connection, request.model, intake.principal)
+    model = lock_model_shared(connection, request.model, intake.principal)
     check_modalities(model, request.pair)
     _check_purpose(request)
     contents = contents_of(connection, request.uris, intake.principal)
@@ -102,7 +102,7 @@ def seal_dataset(
     encoder.
     """
     name = get_dataset(connection, dataset, intake.principal).model
-    model = hold_model(connection, name, intake.principal)
+    model = lock_model_shared(connection, name, intake.principal)
     datasets.lock(connection, dataset)
     found = get_dataset(connection, dataset, intake.principal)
     if seen_files is not None and seen_files != files_of(found):

@@ -285,7 +285,7 @@ def _upload_problems(
     Uploads that it can name are kept until this transaction ends. One query for any number of them.
     """
     named = {uri: upload_of(uri) for uri in uris if uri.startswith(SCHEME)}
-    held = uploads.hold(connection, [name for name in named.values() if name])
+    held = uploads.lock_shared(connection, [name for name in named.values() if name])
     return {
         uri: _upload_problem(uri, held.get(name or ""), principal) for uri, name in named.items()
     }

@@ -34,7 +34,7 @@ class ModelLeases:
         # The instances that were last seen alive, and until when.
         self._alive: Mapping[str, datetime] = {}
         # How many models with work this instance leases, as of the last round.
-        self._held = 0
+        self._leased = 0
         # How many of them it may lease; None: all, as the only instance.
         self._most: int | None = None
 
@@ -56,10 +56,10 @@ class ModelLeases:
         with_work = sum(shares.values())
         most = -(-with_work // (1 + len(others)))
         self._most = most if others else None
-        self._held = shares.get(self._instance, 0)
-        free = with_work - self._held - sum(shares.get(other, 0) for other in others)
-        claims = min(free, max(0, most - self._held))
-        excess = self._held - most if self._held > most + _slack(most) else 0
+        self._leased = shares.get(self._instance, 0)
+        free = with_work - self._leased - sum(shares.get(other, 0) for other in others)
+        claims = min(free, max(0, most - self._leased))
+        excess = self._leased - most if self._leased > most + _slack(most) else 0
         is_renewed = alive.get(self._instance, now) > now + self._duration / 2
         if is_renewed and not claims and not excess:
             return []
@@ -70,7 +70,7 @@ class ModelLeases:
             return []
         with self._context.database.write() as connection:
             claimed = instances.claim(connection, self._instance, now, claims)
-        self._held += len(claimed)
+        self._leased += len(claimed)
         return claimed
 
     def is_of_another(self, connection: Connection, model: ModelRow) -> bool:
@@ -87,7 +87,7 @@ class ModelLeases:
         """Return whether this instance holds the lease of a model with work; a free one is claimed within the share."""
         if model.lease_owner == self._instance:
             return True
-        if self._most is not None and self._held >= self._most + _slack(self._most):
+        if self._most is not None and self._leased >= self._most + _slack(self._most):
             return False
         now = self._context.clock()
         if self._alive.get(self._instance, now) <= now:
@@ -95,7 +95,7 @@ class ModelLeases:
             self._register(now)
         with self._context.database.write() as connection:
             is_claimed = instances.claim_one(connection, self._instance, now, model.name)
-        self._held += is_claimed
+        self._leased += is_claimed
         return is_claimed
 
     def release(self) -> None:
@@ -115,7 +115,7 @@ class ModelLeases:
             names = instances.leased(connection, self._instance)
             idle = [name for name in names if not self._is_busy(name)][:number]
             instances.release(connection, self._instance, idle)
-        self._held -= len(idle)
+        self._leased -= len(idle)
 
 
 class Lease:

@@ -19,7 +19,7 @@ from service.context import Context
 from service.core.states import FailureReason, JobState
 from service.database.queries import datasets, jobs, maintenance, models, versions
 from service.database.rows import JobRow, ModelRow, VersionRow
-from service.database.stale import check_not_behind
+from service.database.stale import check_model_not_stale
 from service.jobs import gate
 from service.jobs.attempts import job_spec
 from service.jobs.transitions import fail, move
@@ -36,7 +36,7 @@ def judge(context: Context, job: JobRow, model: ModelRow) -> None:
 
     Raises StaleDatabase; the candidate then waits until the database has been rebuilt.
     """
-    check_not_behind(context.store, context.database, model.name)
+    check_model_not_stale(context.store, context.database, model.name)
     try:
         candidate = _sound_candidate(context, job, model)
     except WorkerError as error:
@@ -67,7 +67,7 @@ def store_version(context: Context, version: VersionRow) -> None:
     with context.database.read() as connection:
         job = None if version.job is None else jobs.find(connection, version.job)
     with context.metrics.step("store", job):
-        check_not_behind(context.store, context.database, version.model)
+        check_model_not_stale(context.store, context.database, version.model)
         publish_manifest(context.store, version.manifest)
         now = context.clock()
         with context.database.write() as connection:

@@ -1,7 +1,7 @@
 """The reconciler, the main path of the control plane: compare what is with what should be, and do one next thing.
 
 A key of the work queue names a model and a kind of work; processing it reads the present state and does one of these:
-mirror the live pointer; judge a candidate or store a published version; advance the job whose turn it
+write the live pointer; judge a candidate or store a published version; advance the job whose turn it
 is by one step; advance each job that is queued or being prepared. Events wake the keys of their model, a key says when
 it is due again, and a slow resync finds what was missed. All state is in the database and in object storage: the process
 may die at any line, and any instance continues. Sources of truth, in this order: committed row > complete candidate in
@@ -73,7 +73,7 @@ class _Tasks:
     def is_any(self) -> bool:
         """Whether there is anything to do."""
         waits = self.job is not None or self.unstored is not None
-        return waits or not self.model.is_mirrored
+        return waits or not self.model.is_pointer_written
 
 
 class Reconciler(PeriodicLoop):
@@ -217,9 +217,9 @@ class Reconciler(PeriodicLoop):
             tasks = self._tasks(name)
             if tasks is None:
                 return None
-            if not tasks.model.is_mirrored:
-                with self._context.metrics.step("mirror"):
-                    self._mirror(name)
+            if not tasks.model.is_pointer_written:
+                with self._context.metrics.step("pointer"):
+                    self._write_pointer(name)
                 return 0.0
             if tasks.model.deleted_at is not None:
                 return None
@@ -253,20 +253,20 @@ class Reconciler(PeriodicLoop):
         tasks = _Tasks(model, unstored, job)
         return tasks if tasks.is_any and self.leases.holds(model) else None
 
-    def _mirror(self, name: str) -> None:
+    def _write_pointer(self, name: str) -> None:
         # If this fails half-way, what it wrote may be older than what another instance wrote.
         self._unchecked[name] = None
-        live_pointer.mirror(self._context, name)
+        live_pointer.write(self._context, name)
         self._unchecked.pop(name, None)
 
     def _recheck_pointer(self, name: str) -> None:
-        """Once per model after a start: another process may have died while it mirrored."""
+        """Once per model after a start: another process may have died while it wrote."""
         if name not in self._unchecked:
             return
         with self._context.database.read() as connection:
             model = models.find(connection, name)
         if model is not None:
-            live_pointer.recheck_mirror(self._context, model)
+            live_pointer.recheck_pointer(self._context, model)
         self._unchecked.pop(name, None)
 
     def _step(self, job: JobRow, model: ModelRow) -> float | None:

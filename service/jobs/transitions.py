@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from cmcl.contract.api.jobs import Approval
 from cmcl.contract.errors import StorageUnavailable
-from service.auth.ownership import get_dataset, get_job, hold_model
+from service.auth.ownership import get_dataset, get_job, lock_model_shared
 from service.context import Context
 from service.core.errors import Conflict, DatabaseError, PreconditionFailed, StaleDatabase
 from service.core.principal import Principal
@@ -109,7 +109,7 @@ def retry(connection: Connection, job_id: str, note: ActorNote) -> JobRow:
     if job.state not in (JobState.FAILED, JobState.REJECTED):
         raise Conflict(f"job {job.id} is {job.state}; only a failed or rejected job can be retried")
     # A deleted model has no jobs, and removed files cannot be trained on.
-    hold_model(connection, job.model, note.principal)
+    lock_model_shared(connection, job.model, note.principal)
     if job.swept_at is not None:
         again = "request it again" if job.own_dataset is None else "post the dataset again"
         raise Conflict(f"the files of job {job.id} were removed; {again}")

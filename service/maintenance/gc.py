@@ -40,7 +40,7 @@ from service.database.queries import (
     uploads,
 )
 from service.database.queries.maintenance import Needs
-from service.database.stale import check_not_lost
+from service.database.stale import check_not_stale
 from service.datasets.uploads import EXPIRY_HOURS
 from service.jobs.leases import Lease
 from service.launchers.port import LauncherUnavailable
@@ -288,7 +288,7 @@ def _sweep_folders(
     `part_of`: the prefix of the part that a key belongs to, by key and folder. Raises StaleDatabase: with a lost database, every
     folder would be an orphan.
     """
-    check_not_lost(context.store, context.database)
+    check_not_stale(context.store, context.database)
     names = re.compile(rf"{re.escape(root)}({pattern})/")
     parts: dict[str, str] = {}
     for key in context.store.keys(root):
@@ -327,7 +327,7 @@ def sweep_blobs(context: Context) -> None:
     a root, and others that its attempt has written. Before it is published, these are rescued (`publish.judge`): a blob
     may have been written again when it was about to be removed. Raises StaleDatabase as `_sweep_folders` does.
     """
-    check_not_lost(context.store, context.database)
+    check_not_stale(context.store, context.database)
     found = set(context.store.keys(layout.blobs()))
     named = {layout.blob(sha256) for sha256 in _named(context)}
     doomed = _doomed(context, layout.blobs(), found - named)

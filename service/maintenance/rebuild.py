@@ -223,7 +223,7 @@ class Rebuild:
         model = row or self._without_record(name, manifests, live)
         model["head"] = max(model["head"], *manifests, 0)
         # live.json is written again when the service starts.
-        model |= {"lease_owner": None, "mirrored_revision": 0}
+        model |= {"lease_owner": None, "written_revision": 0}
         if manifests:
             newest = manifests[max(manifests)].encoders
             fixed = {modality: each.model_dump(mode="json") for modality, each in newest.items()}

@@ -69,7 +69,7 @@ def request_merge(
     """
     # Two requests at once make one job, and two that merge each other's model do not wait for each other.
     for each in sorted({name, ref.model}):
-        (models.lock if each == name else models.hold)(connection, each)
+        (models.lock if each == name else models.lock_shared)(connection, each)
     model = get_model(connection, name, principal)
     other = get_version(connection, ref.model, ref.version, principal)
     known = jobs.open_change(connection, name, "merge", None, str(ref))

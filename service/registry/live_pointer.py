@@ -1,8 +1,8 @@
-"""Mirrors a model's serving state from the database to live.json, which replicas read.
+"""Writes a model's serving state from the database to live.json, which replicas read.
 
 The contents of live.json have one revision, incremented with each change; the database records the
-mirrored revision. A late process may overwrite or recreate what another has written or removed: it
-notices when it records its revision, and the mirror is written again. If a process dies before that, the
+written revision. A late process may overwrite or recreate what another has written or removed: it
+notices when it records its revision, and live.json is written again. If a process dies before that, the
 comparison at the next start repairs it.
 
 A changed pointer is also announced to the embeddings endpoint. That saves latency only: replicas poll object storage.
@@ -25,7 +25,7 @@ from service.core.loops import PeriodicLoop
 from service.core.principal import Principal
 from service.database.queries import models, versions
 from service.database.rows import ModelRow
-from service.database.stale import check_not_behind
+from service.database.stale import check_model_not_stale
 from service.telemetry.spans import Attributes, PastSpan
 
 logger = logging.getLogger(__name__)
@@ -37,25 +37,25 @@ _WAIT_SECONDS = 1.0
 # Called with the outcome of an announcement: "delivered", "failed" or "skipped".
 
 
-def mirror(context: Context, name: str) -> None:
+def write(context: Context, name: str) -> None:
     """Write live.json from the database, or remove a deleted model's, and announce it.
 
     Raises StaleDatabase if live.json is ahead of the database: it is never overwritten then.
     """
-    check_not_behind(context.store, context.database, name)
+    check_model_not_stale(context.store, context.database, name)
     with context.database.read() as connection:
         model = models.find(connection, name)
         pointer = None if model is None else _pointer(connection, model)
     if model is None or pointer is None:
         return
     about: Attributes = {"cmcl.model": name, "cmcl.version": pointer.version}
-    with context.metrics.spans.step(pointer.traceparent, "step mirror", about):
+    with context.metrics.spans.step(pointer.traceparent, "step pointer", about):
         if model.deleted_at is None:
             write_live(context.store, name, pointer)
         else:
             remove_live(context.store, name)
     context.announce(name, pointer)
-    if _record_mirrored(context, model) and model.revised_at is not None:
+    if _record_written(context, model) and model.revised_at is not None:
         seconds = (context.clock() - model.revised_at).total_seconds()
         context.metrics.spans.add(PastSpan("live", model.traceparent, seconds, about))
 
@@ -63,47 +63,45 @@ def mirror(context: Context, name: str) -> None:
 def check_may_change(context: Context, name: str, principal: Principal) -> None:
     """Check before a change of what replicas serve. Raises NotFound, StaleDatabase.
 
-    A change increments the database's generation or revision: in an outdated database it could reach
+    A change increments the database's generation or revision: in an stale database it could reach
     numbers that replicas have already seen, and they would ignore it. While the store is down a
     rollback is still accepted; the announcer checks again.
     """
     with context.database.read() as connection:
         get_model(connection, name, principal)
     try:
-        check_not_behind(context.store, context.database, name)
+        check_model_not_stale(context.store, context.database, name)
     except StorageError as error:
-        logger.warning(
-            "cannot check whether the database is outdated for model %s: %s", name, error
-        )
+        logger.warning("cannot check whether the database is stale for model %s: %s", name, error)
 
 
-def _record_mirrored(context: Context, model: ModelRow) -> bool:
+def _record_written(context: Context, model: ModelRow) -> bool:
     """Record that live.json has this revision. Returns whether this call did it."""
     with context.database.write() as connection:
-        if models.set_mirrored(connection, model.name, model.live_revision):
+        if models.set_pointer_written(connection, model.name, model.live_revision):
             return True
         now = models.lock(connection, model.name)
         if now is not None and now.live_revision != model.live_revision:
-            # Another process mirrored a later revision, and this write may have come after it.
-            models.forget_mirrored(connection, model.name)
+            # Another process wrote a later revision, and this write may have come after it.
+            models.forget_pointer_written(connection, model.name)
         return False
 
 
-def recheck_mirror(context: Context, model: ModelRow) -> None:
-    """After a start, mirror again if live.json differs from what the database recorded.
+def recheck_pointer(context: Context, model: ModelRow) -> None:
+    """After a start, have it written again if live.json differs from what the database recorded.
 
     Raises StaleDatabase.
     """
-    check_not_behind(context.store, context.database, model.name)
+    check_model_not_stale(context.store, context.database, model.name)
     if _differs(context, model):
         with context.database.write() as connection:
-            models.forget_mirrored(connection, model.name)
+            models.forget_pointer_written(connection, model.name)
 
 
 def _pointer(connection: Connection, model: ModelRow) -> LivePointer | None:
     """None before the first promotion.
 
-    The model was read first: what is read here has its revision or a newer one, which is mirrored
+    The model was read first: what is read here has its revision or a newer one, which is written
     next. In the opposite order it could be older, and stay so.
     """
     if model.live_version is None:
@@ -125,7 +123,7 @@ def _differs(context: Context, model: ModelRow) -> bool:
         return True
     if model.deleted_at is not None:
         return pointer is not None
-    return pointer is None or pointer.revision < model.mirrored_revision
+    return pointer is None or pointer.revision < model.written_revision
 
 
 class Announcer(PeriodicLoop):

@@ -354,9 +354,9 @@ class BacklogCollector(Collector):
                 found,
             ),
             self._age(
-                "oldest_unmirrored_promotion",
+                "oldest_unwritten_pointer",
                 "Age of the oldest promotion that live.json does not show",
-                found.unmirrored_since if found else None,
+                found.unwritten_since if found else None,
                 found,
             ),
             self._age(

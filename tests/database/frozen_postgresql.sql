@@ -106,7 +106,7 @@ CREATE TABLE models (
 	live_version INTEGER,
 	live_generation INTEGER NOT NULL,
 	live_revision INTEGER NOT NULL,
-	mirrored_revision INTEGER NOT NULL,
+	written_revision INTEGER NOT NULL,
 	revised_at TIMESTAMP WITH TIME ZONE,
 	traceparent VARCHAR(55),
 	lease_owner VARCHAR(64),
@@ -391,6 +391,6 @@ CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY);
 
 INSERT INTO alembic_version VALUES ('r0001');
 
-INSERT INTO compatibility VALUES ('r0001', '0d9d188b9af16825bfdc47df6da2961429f9f08e89aab5ecf1b813a0af260089');
+INSERT INTO compatibility VALUES ('r0001', '37a287873ce8ddcf3b0be56e611561df8f6f2afca96cd32287dc43a90953e2a9');
 
 INSERT INTO event_positions (id, newest) VALUES (1, 0);

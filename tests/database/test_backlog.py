@@ -99,7 +99,7 @@ def test_an_empty_database_has_no_backlog(database: Database) -> None:
     found = read(database)
     assert set(found.jobs) == set(JobState) - FINAL_STATES
     assert set(found.jobs.values()) == {Standing()}
-    assert (found.unstored_since, found.unmirrored_since) == (None, None)
+    assert (found.unstored_since, found.unwritten_since) == (None, None)
 
 
 def test_jobs_are_counted_by_state_with_the_oldest(database: Database) -> None:
@@ -132,19 +132,19 @@ def test_the_newest_promotion_of_a_model_counts(database: Database) -> None:
     add_model(database)
     add_promotion(database, "scenes", 1, minutes_ago(60))
     add_promotion(database, "scenes", 2, minutes_ago(3))
-    assert read(database).unmirrored_since == minutes_ago(3)
+    assert read(database).unwritten_since == minutes_ago(3)
     with database.write() as connection:
-        models.set_mirrored(connection, "scenes", 2)
-    assert read(database).unmirrored_since is None
+        models.set_pointer_written(connection, "scenes", 2)
+    assert read(database).unwritten_since is None
 
 
 def test_other_news_of_the_pointer_count_as_well(database: Database) -> None:
     add_model(database)
     add_promotion(database, "scenes", 1, minutes_ago(60))
     with database.write() as connection:
-        models.set_mirrored(connection, "scenes", 1)
+        models.set_pointer_written(connection, "scenes", 1)
         models.revise(connection, "scenes", minutes_ago(2))
-    assert read(database).unmirrored_since == minutes_ago(2)
+    assert read(database).unwritten_since == minutes_ago(2)
 
 
 def test_a_deleted_model_waits_for_its_pointer_to_go_alone(database: Database) -> None:
@@ -154,11 +154,11 @@ def test_a_deleted_model_waits_for_its_pointer_to_go_alone(database: Database) -
     with database.write() as connection:
         models.set_deleted(connection, _found(connection, "scenes"), "ours", minutes_ago(1))
     found = read(database)
-    assert (found.unstored_since, found.unmirrored_since) == (None, minutes_ago(1))
+    assert (found.unstored_since, found.unwritten_since) == (None, minutes_ago(1))
 
 
 def test_a_model_that_was_never_promoted_has_no_pointer(database: Database) -> None:
     add_model(database)
     with database.write() as connection:
         models.set_deleted(connection, _found(connection, "scenes"), "ours", NOW)
-    assert read(database).unmirrored_since is None
+    assert read(database).unwritten_since is None

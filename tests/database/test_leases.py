@@ -24,7 +24,7 @@ LEASE = timedelta(seconds=10)
 
 @pytest.fixture
 def busy(database: Database) -> Database:
-    """A database with twenty models whose pointers are not mirrored."""
+    """A database with twenty models whose pointers are not written."""
     with database.write() as connection:
         for number in range(20):
             models.create(connection, f"m{number:02}", "default", SPEC, NOW)
@@ -95,7 +95,7 @@ def test_a_replica_that_leaves_keeps_nothing(busy: Database) -> None:
 
 def test_models_without_work_are_not_leased(busy: Database) -> None:
     with busy.write() as connection:
-        models.set_mirrored(connection, "m00", 1)
+        models.set_pointer_written(connection, "m00", 1)
     assert "m00" not in _claim(busy, "a", NOW)
 
 

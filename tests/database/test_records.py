@@ -246,7 +246,7 @@ def test_only_a_running_attempt_with_progress_is_training(model: Database) -> No
 
 def test_a_reader_does_not_wait_for_a_writer(model: Database) -> None:
     with model.write() as writer:
-        models.forget_mirrored(writer, "scenes")
+        models.forget_pointer_written(writer, "scenes")
         with model.read() as reader:
             assert models.find(reader, "scenes") is not None
 

@@ -77,7 +77,7 @@ def test_one_that_is_named_now_is_not_given_up(tmp_path: Path, database_url: str
     with ThreadPoolExecutor(1) as threads:
         with plane.context.database.write() as connection:
             # Like the transaction of a POST that is still open.
-            uploads.hold(connection, [uri.removeprefix("upload:")])
+            uploads.lock_shared(connection, [uri.removeprefix("upload:")])
             sweep = threads.submit(GarbageCollector(plane.context).sweep)
             if connection.dialect.name == "postgresql":
                 _name_in_a_dataset(plane, body)

@@ -155,7 +155,7 @@ class ControlPlane:
         raise AssertionError(f"{job} did not come to {state}: {self.job(job)}")
 
     def run_to_end(self, job: str, drift: float = 0.1) -> JobRow:
-        """Train every submission until the job is final, and its version stored and mirrored."""
+        """Train every submission until the job is final, and its version stored, and its pointer written."""
         for _ in range(40):
             found = self.job(job)
             if found.state in FINAL_STATES:

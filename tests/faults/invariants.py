@@ -71,7 +71,7 @@ class InvariantChecker:
             shown = None if pointer is None else (pointer.version, pointer.generation)
             decided = (model["live_version"], model["live_generation"])
             assert shown == (decided if model["live_generation"] else None), "live.json is behind"
-            assert model["mirrored_revision"] == model["live_revision"]
+            assert model["written_revision"] == model["live_revision"]
 
     def _check_jobs(self, jobs: Sequence[Row]) -> None:
         in_flight: dict[str, list[str]] = defaultdict(list)

@@ -37,7 +37,7 @@ def is_quiet(world: World) -> bool:
     """Whether nothing is left to do."""
     with world.database.read() as connection:
         for model in models.page(connection, None, Seek()):
-            if not model.is_mirrored:
+            if not model.is_pointer_written:
                 return False
             if versions.oldest_unstored(connection, model.name) is not None:
                 return False

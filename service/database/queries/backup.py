@@ -65,7 +65,7 @@ OF_THE_MANIFEST = frozenset(
 # Leases, the state of live.json and the progress of an attempt mean nothing in another database; manifests are in
 # object storage already.
 LEFT_OUT: dict[str, frozenset[str]] = {
-    "models": frozenset({"lease_owner", "mirrored_revision"}),
+    "models": frozenset({"lease_owner", "written_revision"}),
     "datasets": frozenset({"manifest"}),
     "attempts": frozenset({"progress_since", "progress_interval"}),
     "jobs": frozenset({"progress", "prepare_progress", "launched_at", "heard_at", "ended_at"}),

@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 
 from service.database.engine import in_chunks
-from service.database.queries.models import is_unmirrored
+from service.database.queries.models import is_pointer_unwritten
 from service.database.tables import jobs, leases, models, versions
 
 _PREFIX = "instance/"
@@ -123,9 +123,9 @@ def _claim(
 
 
 def _has_work() -> ColumnElement[bool]:
-    """Condition: a pointer to mirror, an unfinished job, or a version to store.
+    """Condition: a pointer to write, an unfinished job, or a version to store.
 
-    Each uses a partial index, so finished rows cost nothing. A deleted model only has its pointer left to mirror.
+    Each uses a partial index, so finished rows cost nothing. A deleted model only has its pointer left to write.
     """
     unfinished = select(jobs.c.id).where(
         jobs.c.model == models.c.name, jobs.c.finished_at.is_(None)
@@ -134,7 +134,7 @@ def _has_work() -> ColumnElement[bool]:
         versions.c.model == models.c.name, versions.c.stored_at.is_(None)
     )
     unfinished_work = or_(unfinished.exists(), unstored.exists())
-    return or_(is_unmirrored(), and_(models.c.deleted_at.is_(None), unfinished_work))
+    return or_(is_pointer_unwritten(), and_(models.c.deleted_at.is_(None), unfinished_work))
 
 
 _SHARES = (

@@ -32,7 +32,7 @@ from service.core.states import IN_FLIGHT, JobState
 from service.database.engine import in_chunks
 from service.database.queries import attempts
 from service.database.queries import jobs as moves
-from service.database.queries.models import is_unmirrored
+from service.database.queries.models import is_pointer_unwritten
 from service.database.rows import JobRow
 from service.database.tables import admissions, jobs, models, versions
 
@@ -100,7 +100,7 @@ def _has_step() -> ColumnElement[bool]:
         .subquery()
     )
     return or_(
-        is_unmirrored(),
+        is_pointer_unwritten(),
         exists().where(versions.c.model == models.c.name, versions.c.stored_at.is_(None)),
         exists().where(of_model, jobs.c.state.in_(active)),
         exists().where(of_model, *has_turn, ~_LEARNS),

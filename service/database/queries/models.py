@@ -51,7 +51,7 @@ def create(
             head=branch.version if branch else 0,
             live_generation=0,
             live_revision=0,
-            mirrored_revision=0,
+            written_revision=0,
             encoders={},
             branched_from=asdict(branch) if branch else None,
             created_at=now,
@@ -85,7 +85,7 @@ def lock(connection: Connection, name: str) -> ModelRow | None:
     return None if row is None else _from_row(row)
 
 
-def hold(connection: Connection, name: str) -> None:
+def lock_shared(connection: Connection, name: str) -> None:
     """Lock the model against deletion until this transaction ends; the lock is shared."""
     query = (
         select(models.c.name)
@@ -159,19 +159,19 @@ def revise(
     connection.execute(update(models).where(models.c.name == name).values(values))
 
 
-def set_mirrored(connection: Connection, name: str, revision: int) -> bool:
+def set_pointer_written(connection: Connection, name: str, revision: int) -> bool:
     """Record that live.json has this revision. False if that or a later one was recorded."""
     statement = (
         update(models)
-        .where(models.c.name == name, models.c.mirrored_revision < revision)
-        .values(mirrored_revision=revision)
+        .where(models.c.name == name, models.c.written_revision < revision)
+        .values(written_revision=revision)
     )
     return connection.execute(statement).rowcount == 1
 
 
-def forget_mirrored(connection: Connection, name: str) -> None:
-    """Have live.json mirrored again."""
-    connection.execute(update(models).where(models.c.name == name).values(mirrored_revision=0))
+def forget_pointer_written(connection: Connection, name: str) -> None:
+    """Have live.json written again."""
+    connection.execute(update(models).where(models.c.name == name).values(written_revision=0))
 
 
 def set_gate(connection: Connection, seen: ModelRow, gate: Gate, actor: str, now: datetime) -> None:
@@ -221,9 +221,9 @@ def _next_revision(now: datetime, traceparent: str | None = None) -> dict[str, o
     return {"live_revision": revision, "revised_at": now, "traceparent": traceparent}
 
 
-def is_unmirrored() -> ColumnElement[bool]:
-    """Condition: the opposite of `ModelRow.is_mirrored`."""
-    return and_(models.c.live_generation > 0, models.c.mirrored_revision < models.c.live_revision)
+def is_pointer_unwritten() -> ColumnElement[bool]:
+    """Condition: the opposite of `ModelRow.is_pointer_written`."""
+    return and_(models.c.live_generation > 0, models.c.written_revision < models.c.live_revision)
 
 
 def _from_row(row: RowMapping) -> ModelRow:

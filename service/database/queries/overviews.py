@@ -17,7 +17,7 @@ from cmcl.contract.job import Progress
 from cmcl.contract.prepare import PrepareProgress
 from service.core.states import FINAL_STATES, IN_FLIGHT, JobState
 from service.database.queries import drivers
-from service.database.queries.models import is_unmirrored
+from service.database.queries.models import is_pointer_unwritten
 from service.database.tables import jobs, models, versions
 
 _OPEN = tuple(state for state in JobState if state not in FINAL_STATES)
@@ -47,7 +47,7 @@ class Backlog:
     prepared_rows: Mapping[str, int]
     training: Mapping[str, int]
     unstored_since: datetime | None
-    unmirrored_since: datetime | None
+    unwritten_since: datetime | None
     driverless_since: datetime | None
 
 
@@ -58,7 +58,7 @@ def read_backlog(connection: Connection) -> Backlog:
         prepared_rows=_prepared_rows(connection),
         training=_training(connection),
         unstored_since=_unstored_since(connection),
-        unmirrored_since=_unmirrored_since(connection),
+        unwritten_since=_unwritten_since(connection),
         driverless_since=_driverless_since(connection),
     )
 
@@ -87,9 +87,9 @@ def _unstored_since(connection: Connection) -> datetime | None:
     return found
 
 
-def _unmirrored_since(connection: Connection) -> datetime | None:
-    """Since when the oldest change waits to be mirrored to live.json."""
-    query = select(func.min(models.c.revised_at)).where(is_unmirrored())
+def _unwritten_since(connection: Connection) -> datetime | None:
+    """Since when the oldest change waits to be written to live.json."""
+    query = select(func.min(models.c.revised_at)).where(is_pointer_unwritten())
     found: datetime | None = connection.execute(query).scalar()
     return found
 

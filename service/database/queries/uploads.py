@@ -44,7 +44,7 @@ def lock(connection: Connection, upload: str) -> UploadRow | None:
     return None if row is None else _from_row(row)
 
 
-def hold(connection: Connection, named: Sequence[str]) -> dict[str, UploadRow]:
+def lock_shared(connection: Connection, named: Sequence[str]) -> dict[str, UploadRow]:
     """Lock uploads against being aborted until this transaction ends, and return them by id. The lock is shared."""
     if not named:
         return {}

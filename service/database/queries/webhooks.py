@@ -185,14 +185,14 @@ def _fair_share(
     """Ids of webhooks that are ready, alternating between owners."""
     is_mine = and_(webhooks.c.lease_owner == sender, webhooks.c.lease_until > now)
     of_owner = select(webhooks.c.owner, func.count()).where(is_mine).group_by(webhooks.c.owner)
-    held: Counter[str] = Counter(dict(connection.execute(of_owner).all()))
+    leased: Counter[str] = Counter(dict(connection.execute(of_owner).all()))
     longest_ago = webhooks.c.lease_until.asc().nulls_first()
     turn = func.row_number().over(partition_by=webhooks.c.owner, order_by=longest_ago)
     ready = select(webhooks.c.id, webhooks.c.owner, turn.label("turn")).where(_is_ready(now))
     ready = ready.order_by(turn, longest_ago).limit(limit * most_of_one_owner)
     # Each webhook that is leased already moves the owner back by one.
-    found = sorted(connection.execute(ready), key=lambda row: held[row.owner] + row.turn)
-    within = [row.id for row in found if held[row.owner] + row.turn <= most_of_one_owner]
+    found = sorted(connection.execute(ready), key=lambda row: leased[row.owner] + row.turn)
+    within = [row.id for row in found if leased[row.owner] + row.turn <= most_of_one_owner]
     return within[:limit]
 
 

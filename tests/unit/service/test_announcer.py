@@ -43,7 +43,7 @@ def until(is_so: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a_mirrored_pointer_is_announced_as_it_was_written(
+def test_a_written_pointer_is_announced_as_it_was_written(
     tmp_path: Path, receiver: Receiver
 ) -> None:
     plane = ControlPlane(tmp_path, embeddings_url=server(receiver))
@@ -63,7 +63,7 @@ def test_a_mirrored_pointer_is_announced_as_it_was_written(
     plane.close()
 
 
-def test_an_unavailable_endpoint_slows_no_mirror(
+def test_an_unavailable_endpoint_slows_no_write(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     plane = ControlPlane(tmp_path, embeddings_url="http://127.0.0.1:1")

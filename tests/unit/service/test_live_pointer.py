@@ -72,7 +72,7 @@ def test_a_deleted_model_has_no_pointer_after_one_round(plane: ControlPlane) -> 
     _delete(plane)
     plane.tick()
     assert read_live(plane.store, "scenes") is None
-    assert plane.model().is_mirrored
+    assert plane.model().is_pointer_written
 
 
 def test_a_pointer_that_cannot_be_removed_now_is_removed_later(plane: ControlPlane) -> None:
@@ -98,13 +98,13 @@ class LateStore(FlakyStore):
         super().put(key, data)
 
 
-def test_a_mirror_that_comes_late_does_not_bring_a_deleted_model_back(plane: ControlPlane) -> None:
+def test_a_write_that_comes_late_does_not_bring_a_deleted_model_back(plane: ControlPlane) -> None:
     def during() -> None:
         _delete(plane)
         plane.tick()
         assert read_live(plane.store, "scenes") is None
 
-    live_pointer.mirror(replace(plane.context, store=LateStore(plane.store, during)), "scenes")
+    live_pointer.write(replace(plane.context, store=LateStore(plane.store, during)), "scenes")
     assert read_live(plane.store, "scenes") is not None
     plane.tick()
     assert read_live(plane.store, "scenes") is None
@@ -134,4 +134,4 @@ def test_a_death_at_any_moment_keeps_no_pointer_of_a_deleted_model(
     plane.clock.advance(2)
     run_round(Reconciler(plane.context))
     assert read_live(plane.store, "scenes") is None
-    assert plane.model().is_mirrored
+    assert plane.model().is_pointer_written

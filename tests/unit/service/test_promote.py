@@ -63,7 +63,7 @@ def test_a_version_without_its_files_cannot_go_live(two_versions: ControlPlane) 
 
 
 @pytest.mark.parametrize("damage", ["missing", "garbled", "behind"])
-def test_a_restart_repairs_the_mirror(two_versions: ControlPlane, damage: str) -> None:
+def test_a_restart_repairs_the_pointer(two_versions: ControlPlane, damage: str) -> None:
     store, key = two_versions.store, layout.live_pointer("scenes")
     if damage == "missing":
         store.delete(key)

@@ -28,7 +28,7 @@ SPEC = ModelSpec(modalities={"image": 4, "text": 3})
 
 @pytest.fixture
 def plane(tmp_path: Path) -> Iterator[ControlPlane]:
-    """A control plane with sixty models whose pointers are not mirrored."""
+    """A control plane with sixty models whose pointers are not written."""
     plane = ControlPlane(tmp_path, lease_seconds=LEASE)
     with plane.context.database.write() as connection:
         for number in range(60):

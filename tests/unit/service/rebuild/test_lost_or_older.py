@@ -19,7 +19,7 @@ from service.core.states import JobState
 from service.database.migrations import upgrade
 from service.database.queries import keys, models
 from service.database.queries.keys import KeyRow
-from service.database.stale import check_at_start, check_not_lost
+from service.database.stale import check_at_start, check_not_stale
 from service.jobs.reconciler import Reconciler
 from service.maintenance.gc import GarbageCollector
 from tests.fakes.control_plane import SPEC, ControlPlane
@@ -196,7 +196,7 @@ def test_models_that_cannot_be_checked_do_not_block_others(plane: ControlPlane) 
     plane.create_model("zoo")
     with plane.context.database.write() as connection:
         models.set_live(connection, "zoo", 1, 1, plane.clock())
-        models.set_mirrored(connection, "zoo", 1)
+        models.set_pointer_written(connection, "zoo", 1)
     _show_more(plane, generation=9)
     plane.reconciler = Reconciler(plane.context)
     plane.tick(4)
@@ -228,7 +228,7 @@ def test_a_model_that_another_process_makes_at_the_same_time_is_no_lost_database
                 write_live(plane.store, "scenes", LivePointer(generation=1, version=1))
             return super().keys(prefix)
 
-    check_not_lost(MadeWhileLookedAt(plane.store), plane.context.database)
+    check_not_stale(MadeWhileLookedAt(plane.store), plane.context.database)
     plane.close()
 
 

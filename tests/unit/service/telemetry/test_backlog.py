@@ -109,11 +109,11 @@ def test_a_version_that_is_not_in_place_is_seen(plane: ControlPlane) -> None:
     plane.tick()
     plane.clock.advance(60)
     assert shown(plane, "oldest_unstored_version_seconds") == 0
-    assert shown(plane, "oldest_unmirrored_promotion_seconds") == 62
+    assert shown(plane, "oldest_unwritten_pointer_seconds") == 62
     plane.store.broken = None
     plane.clock.advance(60)
     plane.tick()
-    assert shown(plane, "oldest_unmirrored_promotion_seconds") == 0
+    assert shown(plane, "oldest_unwritten_pointer_seconds") == 0
 
 
 def test_a_scrape_reads_the_database_in_one_transaction(plane: ControlPlane) -> None:

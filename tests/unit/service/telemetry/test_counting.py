@@ -111,7 +111,7 @@ def test_the_counters_of_two_replicas_add_up(tmp_path: Path) -> None:
 def test_rounds_and_steps_are_measured(plane: ControlPlane) -> None:
     plane.run_to_end(plane.post_dataset())
     plane.tick()
-    for step in ("queued", "submitting", "running", "gating", "store", "mirror"):
+    for step in ("queued", "submitting", "running", "gating", "store", "pointer"):
         assert (shown(plane, "reconcile_step_seconds_count", step=step) or 0) >= 1
     plane.clock.advance(30)
     assert shown(plane, "reconcile_round_age_seconds") == 31

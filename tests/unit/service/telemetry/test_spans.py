@@ -189,7 +189,7 @@ def test_calls_of_store_and_launcher_are_inside_their_step(traced: Traced) -> No
     assert ("step submitting", "launcher submit") in inside
     assert ("step submitting", "store put") in inside
     assert ("step store", "store put") in inside
-    assert ("step mirror", "store put") in inside
+    assert ("step pointer", "store put") in inside
 
 
 def test_looking_after_a_running_attempt_makes_no_spans(traced: Traced) -> None:
