@@ -24,8 +24,7 @@ from service.core.principal import LOCAL
 from service.core.settings import Settings
 from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
-from service.datasets.intake import accept_dataset
-from service.datasets.request import Intake, NewDataset
+from service.datasets.intake import Intake, NewDataset, accept_dataset
 from service.registry.models import Limits, create_model
 
 _SPEC = ModelSpec(modalities={"image": 1280, "text": 384})

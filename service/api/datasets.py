@@ -35,6 +35,9 @@ from service.database.queries import datasets, jobs
 from service.database.rows import DatasetRow, JobRow, ResponseRow
 from service.datasets.intake import (
     Accepted,
+    Intake,
+    NewDataset,
+    NewShards,
     accept_dataset,
     add_shards,
     files_of,
@@ -42,7 +45,6 @@ from service.datasets.intake import (
     seal_dataset,
 )
 from service.datasets.intake import delete_dataset as remove_dataset
-from service.datasets.request import Intake, NewDataset, NewShards
 from service.registry.combining import request_unlearning
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])

@@ -16,7 +16,7 @@ from service.context import Context
 from service.core.errors import FieldProblem, Forbidden, Unprocessable, UnsupportedMediaType
 from service.core.loops import Loop
 from service.core.principal import EVERY_OWNER, Principal, Scope
-from service.datasets.request import MOST_SHARDS
+from service.datasets.intake import MOST_SHARDS
 
 # Kubernetes calls these by the address of the pod.
 PROBES = frozenset({"/healthz", "/readyz"})

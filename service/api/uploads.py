@@ -24,7 +24,7 @@ from service.api.idempotency import respond, response_row
 from service.api.streamed import pieces_of
 from service.database.rows import ResponseRow, UploadRow, random_id
 from service.datasets import uploads
-from service.datasets.request import uri_of
+from service.datasets.intake import uri_of
 from service.datasets.uploads import UploadRequest
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])

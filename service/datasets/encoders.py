@@ -6,9 +6,6 @@ from pathlib import PurePath
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
-from service.core.errors import Conflict, FieldProblem, Unprocessable
-from service.database.rows import ModelRow
-from service.datasets.request import NewDataset
 
 Declarations = Mapping[str, EncoderSpec]
 Identities = Mapping[str, EncoderIdentity]
@@ -38,32 +35,6 @@ def mismatch(fixed: Identities, found: Identities) -> str | None:
     return None
 
 
-def check_encoders(model: ModelRow, posted: NewDataset, declarations: Declarations) -> None:
-    """Check the encoders that a dataset declares for its features, and the declarations for raw rows.
-
-    Raises Unprocessable; Conflict if an encoder differs from that of the model's features.
-    """
-    problems = list(_misnamed(model.spec, posted))
-    if problems:
-        raise Unprocessable("encoders do not fit the dataset", *problems)
-    for modality, identity in posted.encoders.items():
-        message = mismatch(model.encoders, {modality: identity})
-        if message is not None:
-            raise Conflict(message, FieldProblem(f"encoders.{modality}", message))
-    for modality, declaration in bound_encoders(model.spec, posted.pair, declarations).items():
-        fixed = model.encoders.get(modality)
-        if fixed is None or modality in posted.encoders:
-            continue
-        difference = changed_field(declaration, fixed)
-        if difference is not None:
-            message = (
-                f"the declaration of encoder {declaration.name!r} has changed since it computed the "
-                f"features of {modality!r} of model {model.name!r}: {difference}. Ask the operator to "
-                "declare it as before, under another name for the new one"
-            )
-            raise Conflict(message, FieldProblem("model", message, model.name))
-
-
 def changed_field(declaration: EncoderSpec, fixed: EncoderIdentity) -> str | None:
     """Return the first field of the declaration that contradicts the identity, in words; None if none does.
 
@@ -85,21 +56,3 @@ def changed_field(declaration: EncoderSpec, fixed: EncoderIdentity) -> str | Non
         if declared[field] is not None and declared[field] != value:
             return f"{field} is {declared[field]!r}, expected {value!r}"
     return None
-
-
-def _misnamed(spec: ModelSpec, posted: NewDataset) -> list[FieldProblem]:
-    problems = []
-    for modality, identity in posted.encoders.items():
-        field = f"encoders.{modality}"
-        if modality not in posted.pair.modalities:
-            message = (
-                f"{modality!r} is not in the pair; permitted: {', '.join(posted.pair.modalities)}"
-            )
-            problems.append(FieldProblem(field, message, modality))
-        elif identity.width != spec.widths[modality]:
-            message = (
-                f"it has width {identity.width}, the model declares {spec.widths[modality]} for "
-                f"{modality!r}"
-            )
-            problems.append(FieldProblem(f"{field}.width", message, identity.width))
-    return problems

@@ -16,7 +16,7 @@ from service.core.errors import Conflict, FieldProblem, NotFound, Unprocessable
 from service.core.principal import Principal
 from service.database.queries import uploads
 from service.database.rows import UploadRow
-from service.datasets.request import upload_of
+from service.datasets.intake import upload_of
 
 _LONGEST_FILENAME = 128
 # Zero-width joiners, which some scripts need.

@@ -31,7 +31,7 @@ from service.database.queries import datasets, job_queue, jobs, models
 from service.database.queries.drivers import DriverRow
 from service.database.rows import DatasetRow, JobRow, ModelRow, PreparedRows
 from service.datasets.encoders import bound_encoders, mismatch
-from service.datasets.request import SCHEME, NewDataset
+from service.datasets.intake import SCHEME, NewDataset
 from service.datasets.uploads import resolve
 from service.jobs import scheduler
 from service.jobs.attempts import dataset_of, trace_stages

@@ -16,7 +16,7 @@ from service.core.principal import Principal
 from service.core.states import CANCELLABLE, FailureReason, JobState
 from service.database.queries import datasets, jobs
 from service.database.rows import Fingerprints, JobRow, PreparedRows
-from service.datasets.request import NewDataset
+from service.datasets.intake import NewDataset
 from service.launchers.port import LauncherError
 
 T = TypeVar("T")

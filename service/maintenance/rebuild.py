@@ -48,7 +48,7 @@ from service.database.migrations import upgrade
 from service.database.queries import backup
 from service.database.queries.backup import REBUILT, Kind, Row, Tables
 from service.database.queries.versions import from_manifest
-from service.datasets.request import NewDataset
+from service.datasets.intake import NewDataset
 from service.maintenance.backup import DamagedRecord, Record, decode, key_of
 
 # full: check every byte of every file; manifests: check only existence and size of files.

@@ -18,7 +18,7 @@ from service.api.dependencies import ContextDep, DatasetPath, ModelPath, Reader,
 from service.api.jobs import read_job
 from service.api.models import read_model
 from service.api.pagination import CursorQuery, get_number_seek, get_offset_seek
-from service.datasets.request import SCHEME, NewDataset
+from service.datasets.intake import SCHEME, NewDataset
 from service.datasets.uploads import EXPIRY_HOURS
 from service.page.forms import ModelFilter, ReadingWriter, address, posted, see_other, validated
 from service.page.rendering import PREFIX, pages_of

@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import update
 
 from cmcl.contract.model import ModelSpec
+from cmcl.storage import layout
 from service.core.errors import Conflict
 from service.core.principal import LOCAL
 from service.core.settings import Settings
@@ -16,8 +17,7 @@ from service.database.engine import Database
 from service.database.queries import datasets, maintenance, models, versions
 from service.database.tables import jobs
 from service.database.tables import versions as version_rows
-from service.datasets.intake import accept_dataset
-from service.datasets.request import Intake, NewDataset
+from service.datasets.intake import Intake, NewDataset, accept_dataset
 from service.registry.models import delete_model
 from tests.unit.storage.candidate import FILES, manifest_of
 
@@ -81,7 +81,11 @@ def test_what_was_unlearned_is_found_with_the_versions_that_have_it(database: Da
             connection.execute(update(version_rows).values(job=None))
     with database.read() as connection:
         assert maintenance.unlearned_datasets(connection) == [dataset.id]
-        assert maintenance.deleted_datasets(connection, 10) == []
+        needs = maintenance.needs_of_datasets(connection)
+        assert (needs.known, layout.dataset_prefix(dataset.id) in needs.prefixes) == (
+            {dataset.id},
+            True,
+        )
         found = maintenance.versions_with(connection, dataset.id)
         assert [version.number for version in found] == [2]
         assert maintenance.versions_with(connection, "ds-ffffffffffff") == []

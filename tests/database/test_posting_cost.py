@@ -15,8 +15,15 @@ from service.core.settings import Settings
 from service.database.engine import Database
 from service.database.queries import models
 from service.database.tables import uploads
-from service.datasets.intake import accept_dataset, add_shards
-from service.datasets.request import MOST_SHARDS, Intake, NewDataset, NewShards, check_addresses
+from service.datasets.intake import (
+    MOST_SHARDS,
+    Intake,
+    NewDataset,
+    NewShards,
+    accept_dataset,
+    add_shards,
+    check_addresses,
+)
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
 SPEC = ModelSpec(width=8, modalities={"image": 4, "text": 3})
@@ -40,9 +47,8 @@ def _counted(database: Database) -> Iterator[list[str]]:
 _UPLOAD = {
     "filename": "x",
     "bytes": 1,
-    "direct": False,
     "state": "complete",
-    "attempt": 1,
+    "file": "0123456789ab",
     "owner": "ours",
     "created_at": NOW,
     "completed_at": NOW,

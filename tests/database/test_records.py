@@ -20,8 +20,7 @@ from service.database.queries import job_queue, jobs, models
 from service.database.queries.jobs import Report, RunningAttempt, store_progress
 from service.database.queries.overviews import read_backlog
 from service.database.rows import JobRow, PreparedRows
-from service.datasets.intake import accept_dataset
-from service.datasets.request import Intake, NewDataset
+from service.datasets.intake import Intake, NewDataset, accept_dataset
 from service.registry.models import Limits, create_model
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)

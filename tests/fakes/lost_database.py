@@ -30,7 +30,6 @@ NOT_KEPT = frozenset(
         "drivers",
         "progress_points",
         "backup_outbox",
-        "upload_parts",
         "webhooks",
     }
 )

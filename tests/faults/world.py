@@ -27,8 +27,7 @@ from service.core.principal import LOCAL
 from service.database.engine import Database, Seek, open_database
 from service.database.queries import jobs
 from service.database.rows import BranchPoint, JobRow
-from service.datasets.intake import accept_dataset
-from service.datasets.request import Intake, NewDataset
+from service.datasets.intake import Intake, NewDataset, accept_dataset
 from service.jobs import transitions
 from service.jobs.transitions import ActorNote
 from service.launchers.port import LaunchState

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from service.core.principal import EVERY_SCOPE, LOCAL, Principal
 from service.core.states import JobState
 from service.database.queries import datasets
-from service.datasets.request import contents_of
+from service.datasets.intake import contents_of
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.uploads import upload_whole
 from tests.unit.service.uploads.test_sending import parquet
