@@ -30,7 +30,6 @@ from workers.model.artifact import (
     load_selftest,
     save_memory,
 )
-from workers.model.heads import ModalityHeads
 from workers.model.memory import Memory, in_order
 from workers.serve.export.archive import write_files
 from workers.serve.export.formats import (
@@ -158,7 +157,11 @@ def _put_version(
         memory = memory.with_sums(line.pair, sums, line.ridges, line.significant_directions)
     heads = load_heads([(export / HEADS_FILE).read_bytes()], manifest.spec)
     selftest = (export / layout.SELFTEST).read_bytes()
-    _check_heads(heads, selftest, manifest)
+    # Raises InvalidVersion if the heads do not compute what the export promises.
+    for modality, (features_BF, promised_BE) in load_selftest(
+        selftest, manifest.spec.widths
+    ).items():
+        check_selftest(modality, heads.embed(modality, features_BF), promised_BE)
     files = {
         **heads_files(heads),
         layout.SELFTEST: selftest,
@@ -178,14 +181,6 @@ def _put_version(
     )
     publish_manifest(store, stored)
     return stored
-
-
-def _check_heads(heads: ModalityHeads, selftest: bytes, manifest: VersionManifest) -> None:
-    """Raises InvalidVersion if the heads do not compute what the export promises."""
-    for modality, (features_BF, promised_BE) in load_selftest(
-        selftest, manifest.spec.widths
-    ).items():
-        check_selftest(modality, heads.embed(modality, features_BF), promised_BE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

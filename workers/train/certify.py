@@ -17,10 +17,7 @@ from cmcl.contract.version import Drift, HeadCapacity, Protection, Quality, Shri
 from workers.methods.method import TrainingContext
 from workers.methods.preserve import protected_space
 from workers.model.heads import ModalityHeads
-from workers.nullspace.certificate import (
-    PairScores,
-    PairWeights,
-)
+from workers.nullspace.certificate import PairScores, PairWeights
 from workers.nullspace.mask import UpdateSpace, everything_free
 from workers.nullspace.moments import PairMoments
 from workers.nullspace.shrink import Shrunk, scale_to_bound, shrink_to_bound

@@ -7,7 +7,6 @@ writes. A single process without a process group runs the same code.
 """
 
 import hashlib
-from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 
@@ -29,7 +28,6 @@ from workers.model.memory import in_order
 from workers.nullspace.centred import dataset_moments
 from workers.nullspace.certificate import attainable
 from workers.train.certify import (
-    PastDataset,
     capacities,
     certificates,
     protections,
@@ -38,12 +36,7 @@ from workers.train.certify import (
 from workers.train.checkpoint import StoredCheckpoints, preemption_noticed
 from workers.train.dataset import training_rows
 from workers.train.distributed import all_gather_dict, barrier, broadcast_object, world
-from workers.train.evaluation import (
-    MeasuredVersion,
-    evaluate,
-    evaluate_version,
-    measure_only,
-)
+from workers.train.evaluation import MeasuredVersion, evaluate, evaluate_version, measure_only
 from workers.train.learn import Task, TrainingResult, learn
 from workers.train.progress import Reporter
 from workers.train.run import Run
@@ -113,7 +106,9 @@ def _train(
     encoders = joined_encoders(parent, dataset)
     past = read_past_datasets(store, parent)
     own_past = rank_past_datasets(past, here)
-    _check_readable(own_past)
+    # Find damage before training, which may take hours.
+    for earlier in own_past:
+        earlier.read()
     check_room(dataset.evaluation_shards, scratch)
     barrier(here)
     # The disk space of training rows is freed before held-out rows are copied.
@@ -155,12 +150,6 @@ def _train(
 
     reporter.enter("writing")
     _write(store, spec, parent, encoders, learned, report)
-
-
-def _check_readable(past: Sequence[PastDataset]) -> None:
-    """Find damage before training, which may take hours. Raises StoreDamaged."""
-    for one in past:
-        one.read()
 
 
 def _capacity(spec: JobSpec, parent: Parent, learned: TrainingResult) -> dict[str, HeadCapacity]:

@@ -14,13 +14,7 @@ from cmcl.contract.errors import InvalidDataset, NothingToLearn, TrainingDiverge
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import Shrinkage
-from workers.methods.method import (
-    DatasetStatistics,
-    Method,
-    MethodState,
-    Solved,
-    TrainingContext,
-)
+from workers.methods.method import DatasetStatistics, Method, MethodState, Solved, TrainingContext
 from workers.methods.registry import method_for
 from workers.model.artifact import moment_tensors, moments_from
 from workers.model.heads import (
@@ -36,21 +30,10 @@ from workers.nullspace.centred import dataset_moments
 from workers.nullspace.closed_form import NO_VARIANCE
 from workers.nullspace.conditioning import Conditioning, conditioning
 from workers.nullspace.mask import UpdateSpace
-from workers.nullspace.moments import (
-    PairMoments,
-    moment_about,
-    no_pairs,
-    no_rows,
-)
+from workers.nullspace.moments import PairMoments, moment_about, no_pairs, no_rows
 from workers.nullspace.subspace import EigenBasis
 from workers.nullspace.two_folds import Choice
-from workers.train.certify import (
-    PastDataset,
-    cost_of_step,
-    limit_drift,
-    limit_step,
-    shrinkage,
-)
+from workers.train.certify import PastDataset, cost_of_step, limit_drift, limit_step, shrinkage
 from workers.train.distributed import (
     all_reduce_moment,
     all_reduce_pair_moments,
@@ -59,13 +42,7 @@ from workers.train.distributed import (
     side_by_side,
     when_leader_is_done,
 )
-from workers.train.loop import (
-    TrainedPair,
-    mean_loss,
-    new_heads,
-    rotation_of,
-    train_pair,
-)
+from workers.train.loop import TrainedPair, mean_loss, new_heads, rotation_of, train_pair
 from workers.train.rows import RotatedRows, TrainingRows
 from workers.train.run import Run, Tensors, part_of
 

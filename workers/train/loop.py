@@ -19,11 +19,7 @@ from cmcl.contract.model import TrainingSpec
 from workers.methods.method import Batch, Method, ReplicaGroup, TrainingContext
 from workers.model.heads import ModalityHeads, PairedRows
 from workers.model.loss import Everywhere, positives, symmetric_info_nce, unit
-from workers.model.pair import (
-    PairInEigenCoordinates,
-    RotatedFeatures,
-    trained_weight,
-)
+from workers.model.pair import PairInEigenCoordinates, RotatedFeatures, trained_weight
 from workers.nullspace.mask import UpdateSpace
 from workers.train.distributed import (
     AsyncGather,

@@ -154,26 +154,10 @@ def test_a_superseded_attempt_that_is_still_wanted_stays_failed(queue: Queue) ->
         assert [queue.status(each) for each in (FIRST, again)] == [SUPERSEDED, "running"]
 
 
-def test_a_rejection_is_reported_with_its_message(queue: Queue) -> None:
-    join(queue, FIRST)
-    queue.next(after=0)
-    queue.attempt_failed(1, "a smaller learning rate")
-    assert queue.status(FIRST) == failed("a smaller learning rate")
-
-
 def replace_group(queue: Queue) -> None:
     """The ranks fail and are replaced."""
     queue.group_failed("SIGKILL")
     queue.group_started()
-
-
-def test_new_ranks_begin_the_attempt_again(queue: Queue) -> None:
-    join(queue, FIRST)
-    queue.next(after=0)
-    replace_group(queue)
-    assert queue.next(after=0) == Assignment(1, FIRST)
-    queue.attempt_succeeded(1)
-    assert queue.status(FIRST) == SUCCEEDED
 
 
 def test_attempt_that_ranks_die_of_fails_with_their_last_words(queue: Queue) -> None:
@@ -198,30 +182,22 @@ def test_a_growing_group_has_not_died(queue: Queue) -> None:
     assert queue.status(FIRST) == "running"
 
 
-def test_ranks_that_die_before_they_have_started_are_counted_for_the_waiting_attempt() -> None:
+@pytest.mark.parametrize("started", [False, True])
+def test_ranks_that_die_with_nothing_in_work_are_counted_for_the_waiting_attempt(
+    started: bool,
+) -> None:
+    """Before they have started, or afterwards."""
     queue = Queue()
     assert join(queue, FIRST, SECOND) == ["starting", "waiting"]
-    for _ in range(RESTARTS):
+    for _ in range(RESTARTS + 1):
+        assert not isinstance(queue.status(FIRST), AttemptOutcome)
+        if started:
+            queue.group_started()
         queue.group_failed("no GPU answers")
-        assert queue.status(FIRST) == "starting"
-    queue.group_failed("no GPU answers")
     assert queue.status(FIRST) == failed("the ranks failed 3 times: no GPU answers")
     assert queue.status(SECOND) == "starting"
     queue.group_started()
     assert queue.next(after=0) == Assignment(2, SECOND)
-
-
-def test_ranks_that_die_with_nothing_in_work_are_counted_for_the_waiting_attempt() -> None:
-    queue = Queue()
-    join(queue, FIRST, SECOND)
-    for _ in range(RESTARTS):
-        queue.group_started()
-        queue.group_failed("CUDA error")
-        assert queue.status(FIRST) == "starting"
-    queue.group_started()
-    queue.group_failed("CUDA error")
-    assert queue.status(FIRST) == failed("the ranks failed 3 times: CUDA error")
-    assert queue.status(SECOND) == "starting"
 
 
 def test_ranks_lost_to_a_rejected_attempt_are_charged_to_no_attempt(queue: Queue) -> None:
@@ -312,10 +288,6 @@ def test_next_attempt_of_a_job_ends_the_one_before(queue: Queue) -> None:
     assert queue.is_abandoned()
     queue.group_started()
     assert queue.next(after=0) == Assignment(2, SECOND)
-
-
-def test_attempt_that_comes_after_its_successor_is_refused(queue: Queue) -> None:
-    assert join(queue, replace(FIRST, attempt=2), FIRST) == ["running", SUPERSEDED]
 
 
 def test_status_of_an_earlier_assignment_changes_nothing(queue: Queue) -> None:

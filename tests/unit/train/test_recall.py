@@ -21,20 +21,6 @@ def held_out(keys_first: list[int], keys_second: list[int], labels: list[int] | 
     )
 
 
-def test_perfect_embeddings_retrieve_everything() -> None:
-    rows = unit(torch.randn(30, 8, generator=torch.Generator().manual_seed(0)))
-    found = recall(rows, rows, held_out(list(range(30)), list(range(30)), None))
-    assert (found.at_1, found.at_10, found.rows) == (1.0, 1.0, 30)
-
-
-def test_random_embeddings_retrieve_about_as_often_as_chance() -> None:
-    generator = torch.Generator().manual_seed(1)
-    first, second = (unit(torch.randn(1000, 16, generator=generator)) for _ in range(2))
-    found = recall(first, second, held_out(list(range(1000)), list(range(1000)), None))
-    assert found.at_1 < 0.01
-    assert 0.002 < found.at_10 < 0.025
-
-
 def test_repeated_partner_counts_as_found() -> None:
     """Two rows have the same text: either image answers it, and it answers either image."""
     images, texts = torch.eye(3), torch.eye(3)[[1, 0, 2]]
@@ -44,38 +30,12 @@ def test_repeated_partner_counts_as_found() -> None:
     assert by_content.at_1 == 1.0
 
 
-def test_same_label_counts_at_one_but_not_at_ten() -> None:
-    images, texts = torch.eye(12), torch.eye(12).roll(1, dims=0)
-    far = torch.eye(12) * 0 + texts
-    found = recall(images, far, held_out(list(range(12)), list(range(12)), [0] * 12))
-    assert found.at_1 == 1.0
-    assert found.at_10 < 1.0
-
-
-def test_recall_at_five_is_between_those_at_one_and_ten() -> None:
-    generator = torch.Generator().manual_seed(2)
-    first = unit(torch.randn(300, 16, generator=generator))
-    second = unit(first + 0.5 * torch.randn(300, 16, generator=generator))
-    found = recall(first, second, held_out(list(range(300)), list(range(300)), None))
-    assert found.at_1 < found.at_5 < found.at_10
-    assert found.accuracy is None
-
-
 def test_accuracy_is_that_of_the_nearest_class() -> None:
     """Two classes; the third image lies with the texts of the other one."""
     images = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     texts = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
     found = recall(images, texts, held_out([0, 1, 2], [3, 4, 5], [0, 1, 0]))
     assert found.accuracy == pytest.approx((2 / 3 + 1) / 2)
-
-
-def test_rows_that_score_the_same_are_not_found() -> None:
-    """Constant embeddings tell nothing: every row ties with every other."""
-    same = torch.ones(40, 4) / 2
-    found = recall(same, same, held_out(list(range(40)), list(range(40)), None))
-    assert (found.at_1, found.at_5, found.at_10, found.own_at_1, found.own_at_10) == (0, 0, 0, 0, 0)
-    labelled = recall(same, same, held_out(list(range(40)), list(range(40)), [0] * 20 + [1] * 20))
-    assert labelled.at_1 == 0
 
 
 def test_a_class_caption_is_found_by_item_and_not_by_row() -> None:
@@ -88,7 +48,7 @@ def test_a_class_caption_is_found_by_item_and_not_by_row() -> None:
     # From the text to its own picture: one of ten that have this text.
     assert found.own_at_1 == pytest.approx(0.05)
     assert found.own_at_10 == pytest.approx(1.0)
-    assert found.counts == "equal item"
+    assert (found.counts, found.rows, found.accuracy) == ("equal item", 30, None)
 
 
 def test_where_nothing_repeats_the_own_row_is_what_is_counted() -> None:
@@ -100,16 +60,17 @@ def test_where_nothing_repeats_the_own_row_is_what_is_counted() -> None:
     assert found.counts == "own row"
 
 
+@pytest.mark.parametrize("values", [1, 3])
 @pytest.mark.parametrize("count", [3, 10, 11, 12, 60])
-def test_ranks_are_those_of_counting_row_by_row(count: int) -> None:
-    """Scores of few values, so that many rows tie, also at the tenth place; items and labels repeat."""
+def test_places_are_those_of_counting_row_by_row(count: int, values: int) -> None:
+    """Scores of few values, so that many rows tie or all do, also at the tenth place; items and labels repeat."""
     generator = torch.Generator().manual_seed(count)
-    first, second = (torch.randint(-1, 2, (count, 3), generator=generator).float() for _ in "ab")
+    first, second = (torch.randint(values, (count, 3), generator=generator) - 1.0 for _ in "ab")
     second_keys = second.unique(dim=0, return_inverse=True)[1].tolist()
     first_keys = torch.randint(0, count, (count,), generator=generator).tolist()
     labels = torch.randint(0, 4, (count,), generator=generator).tolist()
     found = recall(first, second, held_out(first_keys, second_keys, labels))
-    ranks: dict[str, list[int]] = {"label": [], "item": [], "own": []}
+    places: dict[str, list[int]] = {"label": [], "item": [], "own": []}
     for scores, keys in (
         ((first @ second.mT).tolist(), second_keys),
         ((second @ first.mT).tolist(), first_keys),
@@ -121,21 +82,21 @@ def test_ranks_are_those_of_counting_row_by_row(count: int) -> None:
                 if first_keys[row] == first_keys[query] or second_keys[row] == second_keys[query]
             }
             label = item | {row for row in range(count) if labels[row] == labels[query]}
-            ranks["label"].append(rank(scores[query], label))
-            ranks["item"].append(rank(scores[query], item))
+            places["label"].append(place(scores[query], label))
+            places["item"].append(place(scores[query], item))
             same = {row for row in range(count) if keys[row] == keys[query]}
-            ranks["own"].append(rank(scores[query], same) + len(same) - 1)
-    assert found.at_1 == pytest.approx(share(ranks["label"], 1))
-    assert found.at_5 == pytest.approx(share(ranks["item"], 5))
-    assert found.at_10 == pytest.approx(share(ranks["item"], 10))
-    assert found.own_at_1 == pytest.approx(share(ranks["own"], 1))
-    assert found.own_at_10 == pytest.approx(share(ranks["own"], 10))
+            places["own"].append(place(scores[query], same) + len(same) - 1)
+    assert found.at_1 == pytest.approx(share(places["label"], 1))
+    assert found.at_5 == pytest.approx(share(places["item"], 5))
+    assert found.at_10 == pytest.approx(share(places["item"], 10))
+    assert found.own_at_1 == pytest.approx(share(places["own"], 1))
+    assert found.own_at_10 == pytest.approx(share(places["own"], 10))
 
 
-def rank(scores: list[float], hits: set[int]) -> int:
+def place(scores: list[float], hits: set[int]) -> int:
     best = max(scores[row] for row in hits)
     return 1 + sum(score >= best for row, score in enumerate(scores) if row not in hits)
 
 
-def share(ranks: list[int], most: int) -> float:
-    return sum(each <= most for each in ranks) / len(ranks)
+def share(places: list[int], most: int) -> float:
+    return sum(each <= most for each in places) / len(places)

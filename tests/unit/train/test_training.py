@@ -22,7 +22,6 @@ from workers.nullspace.mask import everything_free
 from workers.nullspace.moments import PairMoments, pair_moments
 from workers.train.distributed import World
 from workers.train.loop import TrainedPair, new_heads, optimizer_for, train_pair
-from workers.train.rows import BatchPlan, permuted_batches
 from workers.train.run import Run, UpdateDone, Watcher
 
 IMAGE_TEXT = ModalityPair(first="image", second="text")
@@ -166,17 +165,6 @@ def test_heads_of_other_modalities_are_left_alone() -> None:
     start = initial_heads(SPEC).weights
     assert torch.equal(trained.heads.weights["depth"], start["depth"])
     assert not torch.equal(trained.heads.weights["image"], start["image"])
-
-
-def test_every_row_is_seen_and_the_order_depends_on_the_seed_alone() -> None:
-    plan = BatchPlan(batch_size=30, epochs=2, seed=5)
-    batches = list(permuted_batches(100, plan))
-    assert len(batches) == plan.updates(100) == 6
-    assert all(len(batch) == 30 for batch in batches)
-    assert len(torch.cat(batches[:3]).unique()) == 90
-    again = list(permuted_batches(100, plan))
-    assert all(torch.equal(one, other) for one, other in zip(batches, again, strict=True))
-    assert not torch.equal(batches[0], next(permuted_batches(100, BatchPlan(30, 2, seed=6))))
 
 
 def test_each_update_is_reported_with_its_number() -> None:
