@@ -273,13 +273,14 @@ def test_what_another_driver_has_done_is_not_done_again(ground: Ground) -> None:
     request = ground.request("a.parquet", "b.parquet", "c.parquet")
     with pytest.raises(KeyboardInterrupt):
         ground.prepare(request)
-    # Those that are done are not opened again.
     for name in "bc":
-        content = (ground.folder / f"{name}.parquet").read_bytes()
-        (ground.folder / f"{name}.parquet").write_bytes(content[:-1] + b"?")
+        worse = damaged(feature_table(16, prefix=name), 1, np.nan)
+        write_shard(ground.folder / f"{name}.parquet", worse)
     ground.cluster.before = lambda _: None
     with pytest.raises(PreparationFailed):
         ground.prepare(ground.request("a.parquet", "b.parquet", "c.parquet", request=1))
+    # Rows of those that are done are not read again.
+    assert ground.prepare(ground.request("a.parquet", "b.parquet", "c.parquet")).rows == 48
 
 
 def test_addresses_outside_of_the_prefixes_are_refused(ground: Ground, tmp_path: Path) -> None:

@@ -270,12 +270,6 @@ def test_messages_name_what_the_user_named(take: Taking, theirs: Path) -> None:
         take("hidden", **ours)
 
 
-def test_another_digest_than_promised_is_refused_in_any_format(take: Taking, theirs: Path) -> None:
-    write_npz(theirs / "a", arrays())
-    with pytest.raises(InvalidDataset, match=r"its SHA-256 is [0-9a-f]+, expected 0000"):
-        take("a", ref=ShardRef(uri=(theirs / "a").as_uri(), sha256="0" * 64))
-
-
 def test_a_symlink_created_later_is_not_followed(
     take: Taking, theirs: Path, tmp_path: Path
 ) -> None:

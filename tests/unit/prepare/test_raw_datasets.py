@@ -387,25 +387,6 @@ def test_messages_name_a_file_as_the_user_does(ground: Ground) -> None:
         ground.prepare(request.model_copy(update={"shards": (named,)}))
 
 
-def test_features_and_raw_rows_are_not_mixed(ground: Ground) -> None:
-    from tests.fakes.feature_shards import feature_table, write_shard
-
-    write_rows(ground, 20)
-    write_shard(ground.folder / "features.parquet", feature_table(20))
-    with pytest.raises(PreparationFailed, match="send them as two datasets"):
-        ground.prepare(ground.request("raw.jsonl", "features.parquet", encoders=ENCODERS))
-
-
-def test_another_encoder_than_the_model_has_is_refused(ground: Ground) -> None:
-    write_rows(ground, 20)
-    known = load_encoder(EncoderSpec.model_validate({**WORDS, "max_item_bytes": 7, "width": 2}))
-    request = ground.request("raw.jsonl", encoders=ENCODERS, identities={"text": known.identity()})
-    with pytest.raises(PreparationFailed, match="width is 3, expected 2") as caught:
-        ground.prepare(request)
-    assert caught.value.reason == "encoder_mismatch"
-    assert ground.cluster.batches == []
-
-
 def test_an_encoder_that_computes_other_features_than_recorded_is_refused(ground: Ground) -> None:
     write_rows(ground, 20)
     ground.prepare(ground.request("raw.jsonl", encoders=ENCODERS))
