@@ -22,7 +22,7 @@ from workers.files import columns
 from workers.files.parquet import BUFFERING, ColumnReader, open_parquet
 
 FEATURES = columns.FEATURES
-# Of both sides: 16 MiB as float32, and a few times that while Parquet is decoded.
+# Values of both sides: 16 MiB as float32, and a few times that while Parquet is decoded.
 _VALUES_AT_ONCE = 1 << 22
 
 
@@ -248,7 +248,7 @@ MOST_ROWS = 50_000_000
 DIGEST_BYTES = 16
 NO_ID = bytes(DIGEST_BYTES)
 _TEXTS = ("id", "label")
-# Of one side: 512 KiB of float16, which stay in the cache between decoding and checking.
+# Values of one side: 512 KiB of float16, which stay in the cache between decoding and checking.
 _CHECKED_AT_ONCE = 1 << 18
 
 

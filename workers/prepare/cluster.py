@@ -31,10 +31,10 @@ _RETRIES = 3
 _POLL_SECONDS = 0.2
 _SECONDS_UNTIL_NOTE = 2.0
 _GIB = 1 << 30
-# Of the memory that Ray counts for a node: two units in work leave a third to encoders.
+# Part of the memory that Ray counts for a node: two units in work leave a third to encoders.
 _FILE_SHARE = 4
 _LEAST_FILE_MEMORY, _MOST_FILE_MEMORY = _GIB, 8 * _GIB
-# Of a worker process: batches in flight, and an image of 64 million pixels in two copies.
+# Memory of a worker process: batches in flight, and an image of 64 million pixels in two copies.
 _WORKER_MEMORY = _GIB // 2
 
 
@@ -78,32 +78,6 @@ class Cluster(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class _Memory:
-    """Memory of a unit in bytes: of the process that reads its files, and what Ray reserves for the unit.
-
-    Blocked in `ray.get`, a unit gives its CPU to another one, but not its memory. So reservations bound the sum.
-    """
-
-    file: int
-    reserved: int
-
-    @classmethod
-    def of(cls, file_memory: int) -> "_Memory | None":
-        """Return the memory that fits each node with a CPU; None if there is no node. `file_memory`: as set."""
-        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        found = [each["Resources"] for each in nodes if each["Alive"]]
-        smallest = min(
-            (int(each["memory"]) for each in found if each.get("CPU", 0) >= 1), default=0
-        )
-        if not smallest:
-            return None
-        share = max(_LEAST_FILE_MEMORY, min(_MOST_FILE_MEMORY, smallest // _FILE_SHARE))
-        file = file_memory or share
-        # What does not fit any node would wait without end.
-        return cls(file, min(file + _WORKER_MEMORY, smallest))
-
-
 class RayCluster:
     """The Ray cluster of this process."""
 
@@ -115,7 +89,7 @@ class RayCluster:
         self.identity_of = pools.identity_of
         self._units_at_once = units_at_once
         self._settings = settings
-        self._known_memory: _Memory | None = None
+        self._known_memory: tuple[int, int] | None = None
         self._warming: list[Any] = []
         self._call: Any = ray.remote(_call)
         self._results: Any = ray.remote(_results)
@@ -123,20 +97,34 @@ class RayCluster:
     @property
     def file_memory(self) -> int:
         """See Cluster."""
-        return self._memory.file
+        return self._memory[0]
 
     @property
-    def _memory(self) -> _Memory:
-        set_one = self._settings.file_memory
-        if self._known_memory is None:
-            self._known_memory = _Memory.of(set_one)
-        file = set_one or share_of_memory()
-        # Without a node yet, one of the size of this machine is expected.
-        return self._known_memory or _Memory(file, file + _WORKER_MEMORY)
+    def _memory(self) -> tuple[int, int]:
+        """Memory of a unit in bytes: of the process that reads its files, and what Ray reserves for the unit.
+
+        Blocked in `ray.get`, a unit gives its CPU to another one, but not its memory. So reservations bound the sum.
+        """
+        if self._known_memory is not None:
+            return self._known_memory
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        found = [each["Resources"] for each in nodes if each["Alive"]]
+        smallest = min(
+            (int(each["memory"]) for each in found if each.get("CPU", 0) >= 1), default=0
+        )
+        if not smallest:
+            # Without a node yet, one of the size of this machine is expected.
+            file = self._settings.file_memory or share_of_memory()
+            return file, file + _WORKER_MEMORY
+        share = max(_LEAST_FILE_MEMORY, min(_MOST_FILE_MEMORY, smallest // _FILE_SHARE))
+        file = self._settings.file_memory or share
+        # What does not fit any node would wait without end.
+        self._known_memory = file, min(file + _WORKER_MEMORY, smallest)
+        return self._known_memory
 
     @property
     def _options(self) -> Options:
-        return {"num_cpus": 1, "memory": self._memory.reserved}
+        return {"num_cpus": 1, "memory": self._memory[1]}
 
     def warm_up(self, function: Callable[[int], None], workers: int) -> None:
         """Start worker processes that call `function` with `file_memory`, without waiting for them."""
@@ -224,7 +212,7 @@ class RayCluster:
     def _missing(self) -> str:
         """Return what another unit would wait for; empty if it could start."""
         free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-        reserved = self._memory.reserved
+        _, reserved = self._memory
         if free.get("CPU", 0.0) >= 1 and free.get("memory", 0.0) >= reserved:
             return ""
         return f"waits for a free CPU and {reserved / _GIB:.1f} GiB of free memory of the cluster"

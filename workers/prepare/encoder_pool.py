@@ -203,7 +203,7 @@ class EncoderPools:
         self._lock = threading.Lock()
         self._starting: dict[str, threading.Lock] = {}
         self._pools: dict[str, _Pool] = {}
-        # Of each encoder that was leased, also after its pool has ended.
+        # Identity of each encoder that was leased, also after its pool has ended.
         self._identities: dict[str, EncoderIdentity] = {}
         # Drivers of one cluster may share a namespace.
         self._prefix, self._made = f"encoder-{secrets.token_hex(4)}", 0

@@ -31,7 +31,7 @@ from workers.sandbox.items import Item
 
 # One is encoded while the next one is sent.
 BATCHES_IN_FLIGHT = 2
-# Of decoded items in one batch. Batches in flight lie in Ray's object store, which may have 200 MB.
+# Bytes of decoded items in one batch. Batches in flight lie in Ray's object store, which may have 200 MB.
 BATCH_BYTES = 16 << 20
 # Bytes of texts that are collected before they are sorted by length. A unit of captions has less.
 _WAITING_BYTES = 64 << 20

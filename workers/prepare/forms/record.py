@@ -27,7 +27,7 @@ _MOST_SPOOLED = 16 << 30
 Sides = tuple[SideSpec, SideSpec]
 
 _SEPARATORS = re.compile(r"[\s,;]+")
-# Of raw numbers, before they are counted.
+# Bytes of raw numbers, before they are counted.
 _LONGEST_NUMBERS = 1 << 20
 _SIMILAR = 0.75
 # Columns are checked in this many first records.
