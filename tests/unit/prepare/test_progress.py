@@ -10,12 +10,15 @@ import pytest
 
 from cmcl.contract.dataset import RejectedRow, Shard
 from cmcl.contract.encoder import EncoderSpec
+from cmcl.contract.errors import InvalidDataset
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
+from cmcl.storage import layout
 from cmcl.storage.local import LocalStore
+from tests.fakes.child_tasks import Order, work
 from tests.fakes.preparation import FILE_MEMORY, Ground
 from workers.prepare.plan import plan
-from workers.prepare.progress import Cancelled, DatasetProgress
+from workers.prepare.progress import Cancelled, DatasetProgress, Watch
 from workers.prepare.tasks import children, end_children, unit_record
 from workers.prepare.units import (
     DatasetContext,
@@ -143,22 +146,14 @@ def test_a_cancelled_dataset_stops_at_its_next_check(progress: DatasetProgress) 
         progress.check("")
 
 
-def test_rows_of_a_unit_are_counted_while_it_is_encoded(tmp_path: Path) -> None:
-    """Both sides count alike. There are 40 captions, each of which is encoded once."""
-    ground = Ground(LocalStore(tmp_path / "store"), tmp_path / "theirs", SPEC)
-    rows: list[dict[str, object]] = [
-        {"id": f"r{row}", "image": [row, 0.5], "text": f"caption {row % 40}"} for row in range(300)
-    ]
-    rows[9]["image"] = None
-    (ground.folder / "raw.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    encoders = {spec.name: spec for spec in ENCODERS}
+def context_of(ground: Ground) -> DatasetContext:
     pair = ModalityPair(first="image", second="text")
     source = DatasetSource(
         files=(ground.ref("raw.jsonl"),),
-        sides=sides_of(pair, SPEC, encoders),
+        sides=sides_of(pair, SPEC, {spec.name: spec for spec in ENCODERS}),
         allowed_prefixes=(ground.folder.resolve().as_uri(),),
     )
-    context = DatasetContext(
+    return DatasetContext(
         store=ground.store.uri,
         dataset="ds-0123456789ab",
         request=0,
@@ -169,14 +164,41 @@ def test_rows_of_a_unit_are_counted_while_it_is_encoded(tmp_path: Path) -> None:
         leaves_out=False,
         file_memory=FILE_MEMORY,
     )
+
+
+def test_a_unit_whose_request_was_removed_is_cancelled_and_its_file_is_not_refused(
+    tmp_path: Path,
+) -> None:
+    """Its child is killed, which looks like a crash."""
+    ground = Ground(LocalStore(tmp_path / "store"), tmp_path / "theirs", SPEC)
+    request = ground.request("raw.jsonl")
+    with children(FILE_MEMORY).borrow("ann") as child:
+        with pytest.raises(InvalidDataset), Watch(context_of(ground), child):
+            raise InvalidDataset("it is damaged")
+        ground.store.delete(layout.preparation_request(request.dataset))
+        with pytest.raises(Cancelled), Watch(context_of(ground), child):
+            child.collect(work, Order(does="sleep"))
+    end_children()
+
+
+def test_rows_of_a_unit_are_counted_while_it_is_encoded(tmp_path: Path) -> None:
+    """Both sides count alike. There are 40 captions, each of which is encoded once."""
+    ground = Ground(LocalStore(tmp_path / "store"), tmp_path / "theirs", SPEC)
+    rows: list[dict[str, object]] = [
+        {"id": f"r{row}", "image": [row, 0.5], "text": f"caption {row % 40}"} for row in range(300)
+    ]
+    rows[9]["image"] = None
+    (ground.folder / "raw.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    encoders = {spec.name: spec for spec in ENCODERS}
+    context = context_of(ground)
     counts: list[int] = []
     with ExitStack() as stack:
         child = stack.enter_context(children(FILE_MEMORY).borrow("ann"))
         leased = [
             stack.enter_context(ground.cluster.lease(encoders[name], 1, lambda _: None))
-            for name in pair.modalities
+            for name in encoders
         ]
-        (unit,) = plan(child, source).units
+        (unit,) = plan(child, context.source).units
         context = replace(context, encoders=(leased[0], leased[1]))
         counts += unit_record(context, UnitTask(0, 0, unit), child, lambda: None)
     assert counts == sorted(counts)
