@@ -4,7 +4,7 @@ Units are ranges of rows: small row groups together, up to about 1,024 rows, or 
 decoded from the beginning of their group, so a very large group would be read many times and is refused.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from workers.prepare.forms.record import (
     known_columns,
 )
 from workers.prepare.stored_file import StoredFile
-from workers.prepare.units import RawUnit, SideSpec
+from workers.prepare.units import RawUnit
 
 _LARGEST_GROUP = 4 << 30
 _BATCH_BYTES = 16 << 20
@@ -154,32 +154,22 @@ def _read(file: StoredFile, unit: RawUnit, sides: Sides) -> Iterator[Record]:
     first, start, stop = 0, unit.first_row, unit.first_row + unit.rows
     for index in range(opened.parquet.num_row_groups):
         group = _group(opened, index, sides)
-        if first < stop and first + group.rows > start:
-            rows = max(1, min(_MOST_BATCH_ROWS, int(_BATCH_BYTES / max(1.0, group.row_bytes))))
-            yield from _rows(opened, columns, (index, rows), (start - first, stop - first), file)
-        first += group.rows
-
-
-def _rows(
-    opened: _Opened,
-    columns: list[str],
-    group: tuple[int, int],
-    wanted: tuple[int, int],
-    file: StoredFile,
-) -> Iterator[Record]:
-    """Yield the rows `wanted` of a group, by their numbers in it. `group`: its index, and rows of a batch."""
-    index, rows = group
-    start, stop = wanted
-    first = 0
-    for batch in opened.batches(columns, rows, [index]):
-        part = batch.slice(max(0, start - first), max(0, stop - max(first, start)))
-        if start < first + batch.num_rows and part.num_rows:
-            plain = {name: _values(part, name, file) for name in columns}
-            for row in range(part.num_rows):
-                yield _record(_named({name: plain[name][row] for name in columns}), opened)
-        first += batch.num_rows
         if first >= stop:
             return
+        if first + group.rows > start:
+            at_once = max(1, min(_MOST_BATCH_ROWS, int(_BATCH_BYTES / max(1.0, group.row_bytes))))
+            row = first
+            for batch in opened.batches(columns, at_once, [index]):
+                part = batch.slice(max(0, start - row), max(0, stop - max(row, start)))
+                row += batch.num_rows
+                if row <= start or not part.num_rows:
+                    continue
+                plain = {name: _values(part, name, file) for name in columns}
+                for at in range(part.num_rows):
+                    yield _record(_named({name: plain[name][at] for name in columns}), opened)
+                if row >= stop:
+                    return
+        first += group.rows
 
 
 def _named(values: dict[str, Any]) -> dict[str, Any]:
@@ -252,56 +242,44 @@ def _is_list(type_: pa.DataType) -> bool:
     )
 
 
-def _is_number(type_: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(type_) or pa.types.is_floating(type_))
-
-
-def _is_bytes(type_: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_))
-
-
-def _check_types(schema: pa.Schema, sides: Sides, file: StoredFile) -> None:
-    for name in known_columns(sides):
-        if schema.names.count(name) > 1:
-            raise file.wrong(f"column {name!r} is there more than once")
-    _check(schema, "id", file, "text or whole numbers")
-    _check(schema, "label", file, "text")
-    for side in sides:
-        inline = side.modality
-        for name in columns_of(side, media_inline=True):
-            _check(schema, name, file, _wanted(side) if name == inline else "text")
-
-
-def _wanted(side: SideSpec) -> str:
-    """Describe what a column must hold."""
-    if side.encoder is None or side.encoder.takes == "numbers":
-        return "lists of numbers"
-    return "text" if side.encoder.takes == "text" else "{bytes, path} structs or binary"
-
-
-def _check(schema: pa.Schema, name: str, file: StoredFile, wanted: str) -> None:
-    if name not in schema.names:
-        return
-    type_ = schema.field(name).type
-    fits = {
-        "text": is_text(type_),
-        "text or whole numbers": is_text(type_) or pa.types.is_integer(type_),
-        "lists of numbers": _is_list(type_) and _is_number(type_.value_type),
-        "{bytes, path} structs or binary": _is_bytes(type_) or _is_media(type_),
-    }[wanted]
-    if not fits:
-        raise file.wrong(f"column {name!r} must be {wanted}, is {type_}")
+def _is_numbers(type_: pa.DataType) -> bool:
+    return _is_list(type_) and bool(
+        pa.types.is_integer(type_.value_type) or pa.types.is_floating(type_.value_type)
+    )
 
 
 def _is_media(type_: pa.DataType) -> bool:
     if not pa.types.is_struct(type_):
-        return False
+        return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_))
     fields = {field.name: field.type for field in type_}
-    return (
-        "bytes" in fields
-        and _is_bytes(fields["bytes"])
-        and is_text(fields.get("path", pa.string()))
-    )
+    data = fields.get("bytes", pa.null())
+    is_bytes = pa.types.is_binary(data) or pa.types.is_large_binary(data)
+    return bool(is_bytes) and is_text(fields.get("path", pa.string()))
+
+
+# What a column must hold, and whether its type does.
+_Kind = tuple[str, Callable[[pa.DataType], bool]]
+_TEXT: _Kind = ("text", is_text)
+_ID: _Kind = (
+    "text or whole numbers",
+    lambda type_: bool(is_text(type_) or pa.types.is_integer(type_)),
+)
+_NUMBERS: _Kind = ("lists of numbers", _is_numbers)
+_MEDIA: _Kind = ("{bytes, path} structs or binary", _is_media)
+
+
+def _check_types(schema: pa.Schema, sides: Sides, file: StoredFile) -> None:
+    wanted: dict[str, _Kind] = {"id": _ID, "label": _TEXT}
+    for side in sides:
+        takes = "numbers" if side.encoder is None else side.encoder.takes
+        inline = {"numbers": _NUMBERS, "text": _TEXT}.get(takes, _MEDIA)
+        for name in columns_of(side, media_inline=True):
+            wanted[name] = inline if name == side.modality else _TEXT
+    for name, (described, fits) in wanted.items():
+        if schema.names.count(name) > 1:
+            raise file.wrong(f"column {name!r} is there more than once")
+        if name in schema.names and not fits(schema.field(name).type):
+            raise file.wrong(f"column {name!r} must be {described}, is {schema.field(name).type}")
 
 
 PARQUET = Form("parquet", _scan, _read)
