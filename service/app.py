@@ -18,8 +18,7 @@ from cmcl.storage.uris import open_store
 from cmcl.tracing import exporter_from
 from service.api import events, openapi, operations
 from service.api.authentication import Authentication, Hosts
-from service.api.bodies import Bodies, BodyLimits, Budget
-from service.api.concurrency import ConcurrencyLimit, RequestSlots, UploadSlots
+from service.api.limits import Budgets, OwnerLimits
 from service.api.openapi import DescribedApp
 from service.api.problems import add_problem_handlers
 from service.api.request_log import RequestLog
@@ -102,7 +101,6 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     app.state.probes = operations.Probes()
     app.state.rendered_metrics = operations.cached_metrics(context)
     app.state.description = openapi.Description(app.openapi)
-    app.state.upload_slots = UploadSlots(*context.tuning.uploads_at_once)
     app.state.feed = Feed(context.database, is_stopping=events.is_server_stopping)
     context.metrics.round_age.set_function(reconciler.seconds_since_round)
     context.metrics.queue_oldest.set_function(lambda: reconciler.queue.oldest_seconds(Work.POINTER))
@@ -110,14 +108,14 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     _watch(app, [reconciler])
     add_problem_handlers(app)
     # The last one added is the outermost.
-    slots, budget = RequestSlots(), Budget()
-    limits = BodyLimits(file=settings.upload_bytes_max)
-    app.add_middleware(ConcurrencyLimit, slots=slots)
-    app.add_middleware(Bodies, api=app, limits=limits, budget=budget)
+    budgets = app.state.budgets = Budgets(
+        file_bytes=settings.upload_bytes_max, files_at_once=context.tuning.uploads_at_once
+    )
+    app.add_middleware(OwnerLimits, budgets=budgets)
     hosts = Hosts(settings.allowed_hosts)
     app.add_middleware(Authentication, authenticator=context.authenticator, hosts=hosts)
     if settings.page == "on":
-        page = create_page(app, context, slots, limits, budget)
+        page = create_page(app, context, budgets)
         app.add_middleware(PageBesideApi, page=page)
     app.add_middleware(RequestLog, metrics=context.metrics)
     return app

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from cmcl.contract.errors import StorageUnavailable
 from cmcl.contract.modality import MODALITY_PATTERN, NAME_PATTERN
+from cmcl.fairness import OverLimit
 from service.core.errors import (
     BodyTooLarge,
     Conflict,
@@ -63,6 +64,7 @@ KINDS: dict[type[Exception], Kind] = {
     Unauthorized: Kind(401, "unauthorized", "Unauthorized"),
     Forbidden: Kind(403, "forbidden", "Forbidden"),
     TooManyRequests: Kind(429, "too-many-requests", "Too many requests"),
+    OverLimit: Kind(429, "too-many-requests", "Too many requests"),
     IssuerUnavailable: Kind(503, "issuer-unavailable", "Token issuer unavailable"),
     DatabaseUnavailable: Kind(503, "database-unavailable", "Database unavailable"),
     LauncherUnavailable: Kind(503, "cluster-unavailable", "Cluster unavailable"),
@@ -190,12 +192,24 @@ def refusal(error: Exception, path: str) -> ProblemResponse:
 def _headers(kind: Kind, error: Exception) -> dict[str, str] | None:
     if isinstance(error, TooManyRequests):
         return {"Retry-After": str(error.retry_after)}
+    if isinstance(error, OverLimit):
+        return {"Retry-After": "2"}
     if isinstance(error, Unauthorized):
         return {"WWW-Authenticate": 'Bearer realm="cmcl"'}
     return {"Retry-After": "1"} if kind.status == _UNAVAILABLE else None
 
 
+def refused_body(error: HTTPException, path: str) -> ProblemResponse | None:
+    """The response where the body was refused while it was read (service/api/limits.py), which FastAPI catches."""
+    cause = error.__cause__
+    if isinstance(cause, Exception) and isinstance(cause, tuple(KINDS)):
+        return refusal(cause, path)
+    return None
+
+
 async def _framework(request: Request, error: HTTPException) -> ProblemResponse:
+    if refused := refused_body(error, request.url.path):
+        return refused
     kind = FRAMEWORK.get(error.status_code)
     if kind is None:
         kind = Kind(error.status_code, "http-error", "Request failed")

@@ -2,16 +2,14 @@
 
 import hashlib
 from collections.abc import AsyncIterator
-from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.concurrency import contextmanager_in_threadpool, run_in_threadpool
 from fastapi.responses import JSONResponse
 from sqlalchemy import Connection
 
 from cmcl.contract.api.datasets import Upload
 from cmcl.storage import layout, object_store
-from service.api.concurrency import UploadSlots
 from service.api.dependencies import (
     BYTES,
     ContextDep,
@@ -21,6 +19,7 @@ from service.api.dependencies import (
     Writer,
 )
 from service.api.idempotency import respond, response_row
+from service.api.limits import BudgetsDep
 from service.api.streamed import pieces_of
 from service.database.rows import ResponseRow, UploadRow, random_id
 from service.datasets import uploads
@@ -33,13 +32,6 @@ router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 _BLOCK_BYTES = 1 << 20
 
 
-def get_upload_slots(request: Request) -> UploadSlots:
-    """Slots for the bodies of files."""
-    slots: UploadSlots = request.app.state.upload_slots
-    return slots
-
-
-UploadSlotsDep = Annotated[UploadSlots, Depends(get_upload_slots)]
 _RAW_BODY = {
     "requestBody": {
         "required": True,
@@ -80,7 +72,7 @@ async def put_file(
     principal: Writer,
     context: ContextDep,
     request: Request,
-    slots: UploadSlotsDep,
+    budgets: BudgetsDep,
 ) -> Upload:
     """Send the file as the body. The upload is complete once this responds.
 
@@ -89,8 +81,8 @@ async def put_file(
     """
     found = await run_in_threadpool(uploads.get_open, context, upload, principal)
     name = random_id()
-    with slots.one(principal.owns_as) as slot:
-        pieces = pieces_of(slot.watch(request))
+    with budgets.files.held(principal.owns_as, 1):
+        pieces = pieces_of(request)
         writer = context.store.writer(layout.upload_file(upload, name), found.bytes)
         async with contextmanager_in_threadpool(writer) as target:
             sha256 = await _receive(pieces, found, target)

@@ -38,6 +38,6 @@ class Tuning:
     lost_attempt_grace_seconds: float = 5
     # For all keys and tokens of one owner, counted by each instance. More than a hundred a second is a loop.
     requests_per_minute_per_owner: int = 6000
-    # Files that one instance receives at a time, of all owners and of one. With a bucket, each takes as much memory as a
-    # part of a multipart upload, 5 MiB.
-    uploads_at_once: tuple[int, int] = (32, 8)
+    # Files that one instance receives at a time; one owner may have four times what stays free. With a bucket, each takes
+    # as much memory as a part of a multipart upload, 5 MiB.
+    uploads_at_once: int = 32

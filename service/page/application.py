@@ -19,8 +19,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.authentication import Hosts
-from service.api.bodies import Bodies, BodyLimits, Budget
-from service.api.concurrency import ConcurrencyLimit, RequestSlots
+from service.api.limits import Budgets, OwnerLimits
 from service.api.problems import (
     INTERNAL,
     NOT_FOUND,
@@ -28,6 +27,7 @@ from service.api.problems import (
     ProblemResponse,
     add_problem_handlers,
     problem,
+    refused_body,
 )
 from service.context import Context
 from service.page import (
@@ -90,9 +90,7 @@ _HEADERS = {
 }
 
 
-def create_page(
-    api: FastAPI, context: Context, slots: RequestSlots, limits: BodyLimits, budget: Budget
-) -> FastAPI:
+def create_page(api: FastAPI, context: Context, budgets: Budgets) -> FastAPI:
     """Create the page beside the API, whose state it shares."""
     settings, files = context.settings, static_files()
     page = FastAPI(
@@ -117,8 +115,7 @@ def create_page(
     add_problem_handlers(page)
     page.exception_handler(HTTPException)(_not_routed)
     # The last one added is the outermost.
-    page.add_middleware(ConcurrencyLimit, slots=slots)
-    page.add_middleware(Bodies, api=page, limits=limits, budget=budget)
+    page.add_middleware(OwnerLimits, budgets=budgets)
     page.add_middleware(
         PageAccess,
         authenticator=context.authenticator,
@@ -166,6 +163,8 @@ def _static(files: StaticFiles) -> Callable[..., Awaitable[Response]]:
 
 
 async def _not_routed(request: Request, error: HTTPException) -> Response:
+    if refused := refused_body(error, request.url.path):
+        return refused
     kind = (
         NOT_FOUND
         if error.status_code == 404

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.requests import Request
 
 from cmcl.contract.version import PARTS, EndpointParts
-from service.api.concurrency import RELEASE_SLOT, FairSemaphore
+from cmcl.fairness import FairSemaphore
 from service.core.clock import Clock
 from service.core.principal import EVERY_OWNER, Scope
 from service.core.settings import Settings
@@ -160,7 +160,7 @@ class HeldOutView(BaseModel):
 
 def release_slot(request: Request) -> None:
     """Release the slot of a request while it waits for the endpoint, so that other requests of its owner can use it."""
-    release = getattr(request.state, RELEASE_SLOT, None)
+    release = getattr(request.state, "release_slot", None)
     # A body that is streamed has none.
     if release is not None:
         release()
@@ -198,7 +198,7 @@ class Endpoint:
         parameters: Mapping[str, str | int] = {},
         seconds: float = SECONDS,
     ) -> View:
-        """GET, or POST with a body. Raises EndpointProblem, TooManyRequests."""
+        """GET, or POST with a body. Raises EndpointProblem, OverLimit."""
         if not self._url:
             raise EndpointProblem(
                 "The control plane does not know the endpoint's address.", _NOT_KNOWN
@@ -208,7 +208,7 @@ class Endpoint:
                 "The key of this session does not have the scope embed.",
                 "Sign in with a key that has it.",
             )
-        async with self._slots.slot(visitor.principal.owner or EVERY_OWNER):
+        async with self._slots.held(visitor.principal.owner or EVERY_OWNER):
             try:
                 async with asyncio.timeout(seconds):
                     headers = self._headers(visitor, seconds)

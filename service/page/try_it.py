@@ -21,10 +21,10 @@ from cmcl.contract.api.versions import Version, VersionSummary
 from cmcl.contract.encoder import Media
 from cmcl.contract.modality import NAME_PATTERN
 from service.api.dependencies import BYTES, ContextDep, Reader, get_principal
+from service.api.limits import BudgetsDep
 from service.api.models import list_models, read_model
 from service.api.pagination import LARGEST_NUMBER
 from service.api.streamed import pieces_of
-from service.api.uploads import UploadSlotsDep
 from service.api.versions import list_versions, read_version
 from service.context import Context
 from service.core.errors import BodyTooLarge, FieldProblem, NotFound, Unprocessable
@@ -149,7 +149,7 @@ async def try_file(
     principal: Embedder,
     context: ContextDep,
     wanted: WantedDep,
-    slots: UploadSlotsDep,
+    budgets: BudgetsDep,
 ) -> Response:
     """The same for a file, which a script sends as the body."""
     declared = request.headers.get("content-length", "")
@@ -159,9 +159,9 @@ async def try_file(
     if offer.model is None:
         raise NotFound("name a model")
     modality = modality_taking(wanted, offer, FILES if wanted.media is None else (wanted.media,))
-    with slots.one(principal.owns_as) as slot:
+    with budgets.files.held(principal.owns_as, 1):
         content = bytearray()
-        async for piece in pieces_of(slot.watch(request)):
+        async for piece in pieces_of(request):
             content += piece
             if len(content) > MOST_FILE_BYTES:
                 raise _too_large()

@@ -37,13 +37,13 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.heads.append(scope["path"])
-        if scope["path"] == "/stream":
+        if scope["path"] in ("/stream", "/wait", "/metrics"):
             await self._stream(scope, receive, send)
             return
         if scope["path"] == "/large":
             await StreamingResponse(self._large())(scope, receive, send)
             return
-        size, is_last = 0, scope["path"] == "/refused"
+        size, is_last = 0, False
         while not is_last:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -53,10 +53,8 @@ class App:
             is_last = not message["more_body"]
         self.bodies.append(size)
         headers = {key.decode(): value.decode() for key, value in scope["headers"]}
-        status = 403 if scope["path"] == "/refused" else 200
         answer = {"client": scope["client"][0], "scheme": scope["scheme"], "headers": headers}
-        closes = {"connection": "close"} if scope["path"] == "/refused" else {}
-        await JSONResponse(answer, status, closes)(scope, receive, send)
+        await JSONResponse(answer)(scope, receive, send)
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -127,6 +125,26 @@ def test_connections_of_one_source_are_limited_and_another_one_is_answered(runni
     with crowd(running.port, CONNECTIONS_PER_SOURCE + 100, GET):
         assert eventually(lambda: running.connections(running.port) == CONNECTIONS_PER_SOURCE)
         assert get(running).status_code == 200
+
+
+@pytest.mark.parametrize(("path", "most"), [("/wait", 128), ("/metrics", 8)])
+def test_requests_of_one_source_in_progress_are_limited(
+    app: App, running: Edge, path: str, most: int
+) -> None:
+    head = GET.replace(b"/", path.encode(), 1) + b"\r\n"
+    with crowd(running.port, most, head):
+        assert eventually(lambda: len(app.heads) == most)
+        with running.connect(ADDRESS) as more:
+            begin = time.monotonic()
+            more.sendall(head)
+            assert more.recv(1 << 16).startswith(b"HTTP/1.1 429 ")
+            # Who asks again at once costs little.
+            assert time.monotonic() - begin > 0.9
+        with running.connect(ADDRESS) as probe:
+            probe.sendall(GET.replace(b"/", b"/healthz", 1) + b"\r\n")
+            assert probe.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+        assert get(running).status_code == 200
+        assert len(app.heads) == most + 2
 
 
 @pytest.mark.parametrize(
@@ -201,13 +219,6 @@ def test_chunks_of_one_byte_arrive_as_one_body(app: App, running: Edge) -> None:
         client.sendall(head + b"1\r\na\r\n" * 100_000 + b"0\r\n\r\n")
         assert client.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
     assert app.bodies == [100_000]
-
-
-def test_a_refused_body_holds_no_connection_of_the_service(app: App, running: Edge) -> None:
-    with running.connect() as client:
-        client.sendall((POST % MIB).replace(b"POST /", b"POST /refused") + b"a")
-        assert client.recv(1 << 16).startswith(b"HTTP/1.1 403 ")
-        assert eventually(lambda: running.connections(running.behind) == 0, 5)
 
 
 def test_the_end_of_a_streams_client_reaches_the_service(app: App, running: Edge) -> None:

@@ -1,4 +1,4 @@
-"""Fair shares: of the event loop by source, of threads by owner, of the database by thread."""
+"""Fair shares: of requests and responses by owner, of the database by thread."""
 
 import asyncio
 import threading
@@ -7,128 +7,68 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import pytest
+from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
-from service.api.concurrency import BODY_BYTES, ConcurrencyLimit, FairSemaphore, RequestSlots
-from service.api.connections import LoopScheduler
+from cmcl.fairness import OverLimit
+from service.api.dependencies import BYTES
+from service.api.limits import Budgets, OwnerLimits
 from service.auth.rate_limiter import SlidingWindow
-from service.core.errors import TooManyRequests
 from service.core.principal import Principal
 from service.core.principal import Scope as KeyScope
 from service.database.engine import WriterLock
 
 LARGE = 1 << 20
+PIECE = 64 << 10
 
 
-async def _turns(number: int = 50) -> None:
-    for _ in range(number):
-        await asyncio.sleep(0)
+async def _nothing() -> None:
+    """The endpoint of the routes, which is not called."""
 
 
-def test_a_source_gets_one_step_in_each_turn_of_the_loop_however_many_it_has() -> None:
-    async def order() -> list[str]:
-        shares, ran = LoopScheduler(), list[str]()
-
-        def submit(source: str, number: int) -> None:
-            shares.submit(source, lambda: ran.append(f"{source}{number}"))
-
-        for number in range(100):
-            submit("red", number)
-        submit("blue", 0)
-        submit("blue", 1)
-        await _turns()
-        submit("green", 0)
-        await _turns(200)
-        assert [each for each in ran if each.startswith("red")] == [f"red{n}" for n in range(100)]
-        return ran
-
-    ran = asyncio.run(order())
-    assert ran[:4] == ["red0", "blue0", "red1", "blue1"]
-    assert ran.index("green0") < ran.index("red99")
-
-
-def test_a_step_that_raises_does_not_stop_those_of_others() -> None:
-    async def run() -> list[str]:
-        shares, ran = LoopScheduler(), list[str]()
-        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
-
-        def fail() -> None:
-            raise RuntimeError("a step of the test")
-
-        for source in ("red", "blue"):
-            shares.submit(source, lambda: None)
-        shares.submit("red", fail)
-        for number in range(3):
-            shares.submit("blue", lambda number=number: ran.append(str(number)))  # type: ignore[misc]
-        await _turns()
-        return ran
-
-    assert asyncio.run(run()) == ["0", "1", "2"]
-
-
-def test_slots_of_an_owner_are_bounded_and_waiting_owners_alternate() -> None:
-    async def run() -> None:
-        places = FairSemaphore(total=4, of_owner=3, waiting_of_owner=5)
-        inside, order, over = Counter[str](), list[str](), asyncio.Event()
-
-        async def work(owner: str) -> None:
-            async with places.slot(owner):
-                inside[owner] += 1
-                order.append(owner)
-                await over.wait()
-                inside[owner] -= 1
-
-        tasks = [asyncio.create_task(work("red")) for _ in range(8)]
-        await _turns()
-        assert inside == {"red": 3}
-        with pytest.raises(TooManyRequests):
-            await work("red")
-        tasks += [asyncio.create_task(work("blue")) for _ in range(3)]
-        await _turns()
-        assert inside == {"red": 3, "blue": 1}
-        tasks[-1].cancel()
-        over.set()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        assert order.count("red") == 8
-        assert order.count("blue") == 2
-        assert order[4:6].count("blue") == 1
-        over.clear()
-        tasks = [asyncio.create_task(work("red")) for _ in range(3)]
-        await _turns()
-        assert inside == {"red": 3, "blue": 0}, "every place was given back"
-        over.set()
-        await asyncio.gather(*tasks)
-
-    asyncio.run(asyncio.wait_for(run(), 60))
+_FILE = {"requestBody": {"content": {BYTES: {}}}}
+ROUTES = {
+    "body": APIRoute("/", _nothing, name="post_dataset"),
+    "file": APIRoute("/", _nothing, openapi_extra=_FILE),
+}
+App = Callable[["_Requests", Scope, Receive, Send], Awaitable[None]]
 
 
 class _Requests:
-    """Requests of several owners to `ConcurrencyLimit`, which work until `over` is set."""
+    """Requests of several owners to `OwnerLimits`, which work until `over` is set."""
 
-    def __init__(self, app: Callable[["_Requests", Scope, Receive, Send], Awaitable[None]]) -> None:
-        self.over = threading.Event()
+    def __init__(self, app: App) -> None:
+        self.over = asyncio.Event()
         self.at_work = Counter[str]()
         self.most = Counter[str]()
-        self.threads: set[int] = set()
         self.statuses = Counter[int]()
+        self.budgets = Budgets(file_bytes=LARGE, files_at_once=1)
 
         async def enter(scope: Scope, receive: Receive, send: Send) -> None:
             owner = scope["state"]["principal"].owner
-            self.threads.add(threading.get_ident())
+            if "content-length" in Headers(scope=scope):
+                await receive()
             self.at_work[owner] += 1
             self.most[owner] = max(self.most[owner], self.at_work[owner])
             await app(self, scope, receive, send)
             self.at_work[owner] -= 1
 
-        self._app = ConcurrencyLimit(enter, RequestSlots())
+        self._app = OwnerLimits(enter, self.budgets)
 
-    def send(self, owner: str, size: int | None) -> asyncio.Task[None]:
-        principal = Principal("a-key", owner, frozenset({KeyScope.READ}))
-        state = {"principal": principal, BODY_BYTES: size}
-        scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "state": state}
+    def send(self, owner: str, size: int, kind: str = "body") -> asyncio.Task[None]:
+        """A request with a body of that size; one without a body has 0."""
+        scope: Scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/",
+            "headers": [(b"content-length", b"%d" % size)] if size else [],
+            "route": ROUTES[kind],
+            "state": {"principal": Principal("a-key", owner, frozenset({KeyScope.READ}))},
+        }
 
         async def receive() -> Message:
-            return {"type": "http.request", "body": b"", "more_body": False}
+            return {"type": "http.request", "body": b" " * size, "more_body": False}
 
         async def send(message: Message) -> None:
             if "status" in message:
@@ -141,17 +81,14 @@ class _Requests:
 
 
 async def _answer_when_over(requests: _Requests, _: Scope, receive: Receive, send: Send) -> None:
-    await receive()
-    while not requests.over.is_set():
-        await asyncio.sleep(0.001)
+    await requests.over.wait()
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b""})
 
 
 async def _stream_until_over(requests: _Requests, _: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": []})
-    while not requests.over.is_set():
-        await asyncio.sleep(0.001)
+    await requests.over.wait()
 
 
 async def _until(is_so: Callable[[], bool]) -> None:
@@ -163,27 +100,30 @@ async def _until(is_so: Callable[[], bool]) -> None:
 def test_requests_of_one_owner_at_work_are_bounded_and_another_one_finds_a_place() -> None:
     async def run() -> None:
         requests = _Requests(_answer_when_over)
-        red = [requests.send("red", 0) for _ in range(300)]
+        red = [requests.send("red", number % 2) for number in range(300)]
         blue = requests.send("blue", 0)
         await _until(lambda: requests.at_work["blue"] == 1)
         assert requests.at_work["red"] == 8
+        await _until(lambda: requests.statuses[429] > 0)
         requests.over.set()
-        await asyncio.gather(*red, blue)
+        answers = await asyncio.gather(*red, blue, return_exceptions=True)
         assert requests.most["red"] == 8
-        assert requests.statuses == {200: 8 + 256 + 1, 429: 300 - 8 - 256}
+        # Within the app, which answers it, a request with a body is refused by `receive`.
+        refused = sum(isinstance(each, OverLimit) for each in answers) + requests.statuses[429]
+        assert (requests.statuses[200], refused) == (8 + 256 + 1, 300 - 8 - 256)
 
     asyncio.run(run())
 
 
 @pytest.mark.parametrize(
-    ("app", "size"), [(_stream_until_over, 0), (_answer_when_over, None)], ids=["stream", "file"]
+    ("app", "size", "kind"),
+    [(_stream_until_over, 0, "body"), (_answer_when_over, 1000, "file")],
+    ids=["stream", "file"],
 )
-def test_streams_and_files_hold_no_place(
-    app: Callable[[_Requests, Scope, Receive, Send], Awaitable[None]], size: int | None
-) -> None:
+def test_streams_and_files_hold_no_place(app: App, size: int, kind: str) -> None:
     async def run() -> None:
         requests = _Requests(app)
-        asked = [requests.send("red", size) for _ in range(50)]
+        asked = [requests.send("red", size, kind) for _ in range(50)]
         await _until(lambda: requests.at_work["red"] == 50)
         requests.over.set()
         await asyncio.gather(*asked)
@@ -191,7 +131,7 @@ def test_streams_and_files_hold_no_place(
     asyncio.run(run())
 
 
-def test_large_bodies_of_one_owner_are_worked_on_one_by_one_and_not_on_the_event_loop() -> None:
+def test_large_bodies_of_one_owner_are_worked_on_one_by_one() -> None:
     async def run() -> None:
         requests = _Requests(_answer_when_over)
         asked = [requests.send("red", LARGE) for _ in range(4)]
@@ -202,19 +142,57 @@ def test_large_bodies_of_one_owner_are_worked_on_one_by_one_and_not_on_the_event
         # One large one and the small one.
         assert requests.most == {"red": 2, "blue": 1}
         assert requests.statuses == {200: 6}
-        assert len(requests.threads - {threading.get_ident()}) >= 1
+        assert requests.budgets.bodies.total == 0
 
     asyncio.run(run())
 
 
-def test_a_large_body_is_never_validated_on_the_event_loop() -> None:
-    async def run() -> set[int]:
-        requests = _Requests(_answer_when_over)
-        requests.over.set()
-        await requests.send("red", LARGE)
-        return requests.threads
+def test_large_responses_of_one_owner_that_are_not_taken_are_few() -> None:
+    """Others get theirs, and so do small requests of the same owner."""
 
-    assert threading.get_ident() not in asyncio.run(run())
+    async def run() -> None:
+        is_taken, begun, pieces = asyncio.Event(), Counter[str](), list[int]()
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            size = LARGE if scope["path"] == "/large" else 10
+            headers = [(b"content-length", b"%d" % size)]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": b"a" * size})
+
+        limits = OwnerLimits(answer, Budgets(file_bytes=LARGE, files_at_once=1))
+
+        def ask(owner: str, path: str) -> asyncio.Task[None]:
+            principal = Principal("a-key", owner, frozenset({KeyScope.READ}))
+            state = {"principal": principal}
+            scope = {"type": "http", "path": path, "headers": [], "state": state}
+
+            async def send(message: Message) -> None:
+                if "status" in message:
+                    begun[owner + path] += 1
+                    return
+                pieces.append(len(message["body"]))
+                if path == "/large":
+                    await is_taken.wait()
+
+            return asyncio.create_task(limits(scope, _never, send))
+
+        asked = [ask("red", "/large") for _ in range(20)]
+        await _until(lambda: begun["red/large"] == 8)
+        # The others hold the places of the owner until their turn, and no more are in memory.
+        asked.append(ask("blue", "/large"))
+        await _until(lambda: begun["blue/large"] == 1)
+        assert begun["red/large"] == 8
+        is_taken.set()
+        await asyncio.gather(*asked)
+        assert begun["red/large"] == 20
+        assert max(pieces) == PIECE
+        assert sum(pieces) == 21 * LARGE
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+async def _never() -> Message:
+    raise AssertionError("there is no body")
 
 
 def test_writers_are_served_in_the_order_of_arrival() -> None:
