@@ -83,7 +83,6 @@ class Broadcaster:
         self._debouncer = Debouncer(self._publish)
 
     def announce(self) -> None:
-        """Wake all listeners."""
         self._debouncer.call()
 
     async def wait(self, seen: int) -> int:
@@ -127,7 +126,6 @@ class AnnouncementListener:
         self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
 
     def start(self) -> None:
-        """Listen in the background."""
         self._thread.start()
 
     def stop(self) -> None:

@@ -123,7 +123,6 @@ class RowQueue:
         return bool(self._queue)
 
     def add(self, work: PendingRows) -> None:
-        """Append behind what its owner has waiting."""
         self._queue.add(work.ticket.owner, work)
         self.rows += work.waiting
 

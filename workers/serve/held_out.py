@@ -48,7 +48,6 @@ class HeldOutRows:
         return len(self.ids)
 
     def label(self, row: int) -> str | None:
-        """The label of a row."""
         return None if self.labels is None else self.labels[row]
 
 

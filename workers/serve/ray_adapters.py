@@ -194,7 +194,6 @@ class Announcements:
         self._broadcaster.announce()
 
     async def wait(self, seen: int) -> int:
-        """See `Broadcaster.wait`."""
         return await self._broadcaster.wait(seen)
 
 
@@ -209,7 +208,6 @@ class ActorChannel:
         self._actor.announce.remote(model)
 
     def wait(self, seen: int) -> int:
-        """See the port."""
         try:
             # Not ray.get: inside of a replica it warns that it would hold up the event loop.
             count: int = self._actor.wait.remote(seen).future().result(_ANSWER_SECONDS)

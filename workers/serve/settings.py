@@ -174,7 +174,6 @@ class ServeSettings(ServeArgs):
 
     @property
     def collection_limits(self) -> CollectionLimits:
-        """The limits of collections."""
         return CollectionLimits(
             self.max_collections,
             self.max_collection_rows,

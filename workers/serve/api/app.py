@@ -106,7 +106,6 @@ def describe(replica: Replica) -> FastAPI:
 
 
 def _probes_router(replica: Replica) -> APIRouter:
-    """The routes `/healthz` and `/readyz`."""
     made = APIRouter(tags=["health"])
     tried = _Tried(replica)
 

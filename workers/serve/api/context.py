@@ -112,7 +112,6 @@ class Holding:
         self._held: dict[Quota, int] = {}
 
     def add(self, quota: Quota, owner: str, amount: int) -> None:
-        """Note what was taken of this quota."""
         self._owner = owner
         self._held[quota] = self._held.get(quota, 0) + amount
 
@@ -125,7 +124,6 @@ class Holding:
             self._held[quota] = amount
 
     def release(self) -> None:
-        """Give everything back."""
         for quota, amount in self._held.items():
             quota.release(self._owner, amount)
 

@@ -85,7 +85,6 @@ PATH = "/v1/embeddings"
 
 
 def router(replica: Replica) -> APIRouter:
-    """Return the route with its description."""
     made = APIRouter(tags=["embeddings"])
     described = operation(
         "create_embeddings",

@@ -64,7 +64,6 @@ _MERGEABLE = "safetensors"
 
 
 def router(replica: Replica) -> APIRouter:
-    """The route of this replica."""
     made = APIRouter(tags=["models"])
     described = operation(
         "export_model",

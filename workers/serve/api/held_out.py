@@ -70,7 +70,6 @@ _PAGE = tuple(
 
 
 def router(replica: Replica) -> APIRouter:
-    """The routes of this replica."""
     made = APIRouter(prefix="/v1/models/{model}/held-out/{dataset}", tags=["models"])
     routes = _HeldOut(replica)
     listed = operation(

@@ -118,7 +118,6 @@ class FastPath:
         self._handler = handler
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one ASGI connection."""
         if scope["type"] != "http" or not self._is_meant(scope):
             await self.app(scope, receive, send)
             return

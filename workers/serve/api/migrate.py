@@ -114,7 +114,6 @@ class _BinaryParameters(MigrateParameters):
 
 
 def router(replica: Replica) -> APIRouter:
-    """The route of this replica."""
     made = APIRouter(tags=["migrate"])
     described = operation(
         "migrate_vectors",

@@ -33,7 +33,6 @@ _NO_OWNER = "cmcl"
 
 
 def router(replica: Replica) -> APIRouter:
-    """The routes of this replica."""
     made = APIRouter(tags=["models"])
     models = _Models(replica)
     made.get("/v1/models", **operation("list_models", ModelList, KEY | {429}))(models.list_models)

@@ -61,7 +61,6 @@ _DDL, _DDL_KIND = "pgvector-ddl", "text/plain; charset=utf-8"
 
 
 def router(replica: Replica) -> APIRouter:
-    """The routes of this replica."""
     made = APIRouter(prefix="/v1/collections", tags=["collections"])
     search = _Search(replica)
     searched = operation(

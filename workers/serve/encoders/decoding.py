@@ -80,7 +80,6 @@ class FileReader(Generic[ItemT]):
         return self._encoder.load(decoded)
 
     def close(self) -> None:
-        """End the child."""
         for child in (self._child, self._next):
             if child is not None:
                 child.close()

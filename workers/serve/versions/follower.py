@@ -222,7 +222,6 @@ class KeyedExecutor:
     """
 
     def __init__(self, threads: ThreadPoolExecutor) -> None:
-        """Takes ownership of `threads`."""
         self._threads = threads
         # By a token: an executor that cannot start a thread raises and keeps the task, which must not run
         # beside the one that is submitted in its place.
@@ -319,7 +318,6 @@ class Follower:
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -332,7 +330,6 @@ class Follower:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs."""
         return self._thread.is_alive()
 
     def wake(self) -> None:

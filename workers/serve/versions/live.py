@@ -172,7 +172,6 @@ class LiveVersions:
         return self._live
 
     def pointer(self, model: str) -> LivePointer | None:
-        """Return the latest pointer of this model."""
         return self._pointers.get(model)
 
     def pointers(self) -> Mapping[str, LivePointer]:

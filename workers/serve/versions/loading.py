@@ -284,7 +284,6 @@ class StoredVersions:
 
 
 def described(manifest: VersionManifest, source: HeadsSource) -> ServedVersion:
-    """Return the version of a manifest."""
     return ServedVersion(
         manifest.model,
         manifest.version,

@@ -163,7 +163,6 @@ class EmbeddingRequest(EmbeddingOptions):
 
     @property
     def count(self) -> int:
-        """The number of rows."""
         return len(self.items or self.texts or self.rows)
 
 
