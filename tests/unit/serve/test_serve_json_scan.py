@@ -61,7 +61,7 @@ def assert_same_or_nothing(body: bytes) -> bool:
         return True
     items = dict(enumerate(full.items or []))
     for part in plain.features:
-        for index, row_F in zip(part.positions, part.rows_BF, strict=True):
+        for index, row_F in zip(part.positions_B, part.rows_BF, strict=True):
             item = items.pop(index)
             assert item.modality == part.modality
             assert base64.b64decode(str(item.feature)) == row_F.tobytes()

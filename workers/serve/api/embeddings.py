@@ -28,7 +28,6 @@ from workers.serve.api.context import (
     stage_timer,
 )
 from workers.serve.api.inputs import (
-    ModalityRows,
     checked_items,
     embed_parts,
     encoded,
@@ -38,6 +37,7 @@ from workers.serve.api.openapi import BODY, BYTES, json_body, operation, query_p
 from workers.serve.api.wire.requests import (
     EmbeddingOptions,
     EmbeddingRequest,
+    ModalityRows,
     PlainRequest,
     bounds_of,
     check_bounds,

@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 import pybase64
-from numpy.typing import NDArray
 
 from cmcl.contract.encoder import EncoderSpec
 from workers.encoders.port import EncoderMismatch
 from workers.serve.api.context import Replica
 from workers.serve.api.wire.collection_bodies import CollectionItem
-from workers.serve.api.wire.requests import Item, ItemRows
+from workers.serve.api.wire.requests import Item, ModalityRows
 from workers.serve.api.wire.vectors import (
     checked,
     feature_label,
@@ -39,7 +38,6 @@ from workers.serve.encoders.port import (
 from workers.serve.errors import Conflict, InvalidRequest, NotReady, WrongRow
 from workers.serve.versions.loading import Float32Array, ServedVersion
 
-Positions = NDArray[np.int64]
 # Items that are read before the event loop gets control.
 _ITEMS_AT_ONCE = 128
 # Of an item's id, in a message.
@@ -136,15 +134,6 @@ def _named(version: ServedVersion, modality: str) -> str:
     return f"modality {modality!r} of model {version.model!r}"
 
 
-@dataclass(frozen=True)
-class ModalityRows:
-    """Features of one modality (B × F), and their positions among all rows of the request."""
-
-    modality: str
-    rows_BF: Float32Array
-    positions_B: Positions
-
-
 async def features_of(
     replica: Replica,
     version: ServedVersion,
@@ -171,7 +160,7 @@ async def features_of(
     ]
 
 
-def checked_items(parts: Sequence[ItemRows], version: ServedVersion) -> list[ModalityRows]:
+def checked_items(parts: Sequence[ModalityRows], version: ServedVersion) -> list[ModalityRows]:
     """Return the features of items that are features alone, every row checked. Raises InvalidRequest, Conflict."""
     found = []
     for part in parts:
@@ -179,9 +168,9 @@ def checked_items(parts: Sequence[ItemRows], version: ServedVersion) -> list[Mod
         try:
             rows_BF = from_array(part.rows_BF, label, width)
         except WrongRow as error:
-            index = part.positions[error.row]
+            index = int(part.positions_B[error.row])
             raise error.at(index, "input", f"input[{index}]") from error
-        found.append(ModalityRows(part.modality, rows_BF, np.array(part.positions)))
+        found.append(ModalityRows(part.modality, rows_BF, part.positions_B))
     return found
 
 

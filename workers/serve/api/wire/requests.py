@@ -189,12 +189,12 @@ def scan(body: bytes) -> ScannedBody:
 
 
 @dataclass(frozen=True)
-class ItemRows:
-    """Features of the items of one modality (B × F), and the positions of these items in the input."""
+class ModalityRows:
+    """Features of one modality (B × F), and their positions among all rows of the request."""
 
     modality: str
     rows_BF: NDArray[np.float32]
-    positions: Sequence[int]
+    positions_B: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class PlainRequest(Generic[M]):
     """
 
     options: M
-    features: NDArray[np.float64] | list[ItemRows]
+    features: NDArray[np.float64] | list[ModalityRows]
 
 
 def read_plain(scanned: ScannedBody, options_model: type[M]) -> PlainRequest[M] | None:
@@ -254,7 +254,7 @@ def _lists(given: simdjson.Array, body: bytes) -> NDArray[np.float64] | None:
     return numbers.reshape(-1, width) if is_even else None
 
 
-def _items(given: simdjson.Array) -> list[ItemRows] | None:
+def _items(given: simdjson.Array) -> list[ModalityRows] | None:
     """Return None where an item is more or less than a modality and a feature in base64, or lengths differ."""
     positions: dict[str, list[int]] = {}
     features: dict[str, list[bytes]] = {}
@@ -270,10 +270,10 @@ def _items(given: simdjson.Array) -> list[ItemRows] | None:
         return None
     # A bytearray: torch warns of arrays that it may not write to.
     return [
-        ItemRows(
+        ModalityRows(
             modality,
             np.frombuffer(bytearray().join(rows), "<f4").reshape(len(rows), -1),
-            positions[modality],
+            np.array(positions[modality]),
         )
         for modality, rows in features.items()
     ]
