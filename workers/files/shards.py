@@ -243,7 +243,7 @@ _SHORTEST = 1e-12
 _LONGEST = 1e18
 # A little inside of their squares, for rounding.
 _SHORTEST_SQUARE, _LONGEST_SQUARE = 1.01e-24, 0.99e36
-# Digests of ids are kept in memory to find duplicates: for this many rows 0.8 GB, and half as much to sort them.
+# Digests of ids are kept to find duplicates: 0.8 GB for this many rows, and half as much to sort them.
 MOST_ROWS = 50_000_000
 DIGEST_BYTES = 16
 NO_ID = bytes(DIGEST_BYTES)

@@ -4,6 +4,7 @@ Files of users are read in bounded children. Each worker process keeps a warm on
 """
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,13 @@ from cmcl.storage import layout
 from cmcl.storage.object_store import retry_unavailable
 from cmcl.storage.uris import open_store
 from cmcl.storage.versions import digests_of_file
-from workers.files.shards import describe_shard, download, repeated_ids, write_shard
+from workers.files.shards import (
+    DIGEST_BYTES,
+    describe_shard,
+    download,
+    repeated_ids,
+    write_shard,
+)
 from workers.prepare.features import FeatureFile, read_features
 from workers.prepare.plan import plan
 from workers.prepare.progress import Watch
@@ -162,20 +169,19 @@ def _feature_file(context: DatasetContext, task: UnitTask, digest: str) -> Featu
 def find_repeated(context: DatasetContext, tasks: list[UnitTask]) -> list[Repeated]:
     """Find ids that several files of features have, in the order of files and rows."""
     store = open_store(context.store)
-    ids, rows = [], []
+    digests, starts = bytearray(), []
     for task in tasks:
+        starts.append(len(digests) // DIGEST_BYTES)
         key = layout.preparation_ids(context.dataset, context.request, task.digest(context))
-        digests = np.frombuffer(store.read(key), np.uint64).reshape(-1, 2)
-        is_kept = np.asarray(digests.any(axis=1))
-        is_kept[list(task.left_out)] = False
-        ids.append(digests[is_kept])
-        rows.append(np.flatnonzero(is_kept))
-    task_N = np.repeat([task.index for task in tasks], [len(each) for each in rows])
-    row_N = np.concatenate(rows)
-    return [
-        Repeated(int(task_N[again]), int(row_N[again]), int(task_N[one]), int(row_N[one]))
-        for again, one in repeated_ids(np.concatenate(ids)).tolist()
-    ]
+        digests += store.read(key)
+
+    def place(row: int) -> tuple[int, int]:
+        """Return the index of the task of a row, and the number of the row in its file."""
+        at = bisect_right(starts, row) - 1
+        return tasks[at].index, row - starts[at]
+
+    found_K2 = repeated_ids(np.frombuffer(digests, np.uint64))
+    return [Repeated(*place(row), *place(first)) for row, first in found_K2.tolist()]
 
 
 def join_evaluation(
