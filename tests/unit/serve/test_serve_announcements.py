@@ -4,7 +4,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from cmcl.contract.version import ANNOUNCEMENTS, Announcement
 from tests.fakes.app_client import AppClient
+from tests.fakes.waiting import until
 from workers.serve.announcements import AnnouncementListener, Broadcaster, ChannelLost, Debouncer
 from workers.serve.api.app import announcements_router
 from workers.serve.api.middleware import install_error_handlers
@@ -93,13 +94,6 @@ def scene() -> Iterator[Scene]:
     yield scene
     scene.listener.stop()
     scene.channel.lose()
-
-
-def until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def hearing(scene: Scene) -> Scene:

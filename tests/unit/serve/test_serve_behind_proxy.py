@@ -4,7 +4,7 @@ benchmarks/isolation. The replica has uvicorn's parser."""
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
@@ -17,6 +17,7 @@ from cmcl.fairness import Quota
 from cmcl.haproxy import BUFFER_KIB
 from tests.fakes.haproxy import Proxy, proxy
 from tests.fakes.served_app import served
+from tests.fakes.waiting import until
 from workers.serve.api.context import hold_until_sent
 from workers.serve.api.middleware import Middleware
 
@@ -40,13 +41,6 @@ def behind_proxy(app: ASGIApp, **different: object) -> Iterator[Proxy]:
         proxy(httpx.URL(url).port or 0, settings={}, **different) as running,
     ):
         yield running
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def read_until(client: socket.socket, end: bytes) -> bytes:

@@ -15,19 +15,13 @@ from cmcl.storage.versions import write_live
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.slow_store import SlowStore
 from tests.fakes.versions import random_heads, store_version
+from tests.fakes.waiting import until
 from tests.unit.serve.conftest import MODEL, POLL_SECONDS, SPEC, Replica
 from workers.serve.settings import ServeSettings
 from workers.serve.versions.follower import Follower, Swapper
 
 NEVER = 3600.0
 TIMEOUT = 60.0
-
-
-def until(reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + TIMEOUT
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @pytest.fixture

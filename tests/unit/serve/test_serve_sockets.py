@@ -2,13 +2,13 @@
 
 import json
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import httpx
 import pytest
 
 from tests.fakes.served_app import served
+from tests.fakes.waiting import until
 from tests.unit.serve.conftest import MODEL, Replica
 from workers.serve.api.app import create_api
 
@@ -41,13 +41,6 @@ def connected(address: tuple[str, int]) -> socket.socket:
 
 def status_of(client: socket.socket) -> int:
     return int(client.recv(65536).split(b" ", 2)[1])
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def assert_others_are_answered(address: tuple[str, int]) -> None:
@@ -84,10 +77,10 @@ def test_a_half_closed_client_does_not_affect_others(serving: Replica) -> None:
         address = (httpx.URL(url).host, httpx.URL(url).port or 0)
         with connected(address) as client:
             client.sendall(head(len(BODY), "x-min-model-version: 99") + BODY)
-            wait_until(lambda: parts.admission.requests.total == 1)
+            until(lambda: parts.admission.requests.total == 1)
             client.shutdown(socket.SHUT_WR)
             assert client.recv(65536) == b""
-        wait_until(lambda: parts.admission.requests.total == 0)
+        until(lambda: parts.admission.requests.total == 0)
         assert_others_are_answered(address)
     assert list(serving.metrics.errors) == [499]
 
@@ -101,7 +94,7 @@ def test_a_client_that_is_gone_in_the_middle_costs_nothing(serving: Replica) -> 
             with connected(address) as client:
                 client.sendall(head(len(BODY)) + BODY[:10])
         assert_others_are_answered(address)
-        wait_until(lambda: len(serving.metrics.errors) == 20)
+        until(lambda: len(serving.metrics.errors) == 20)
     assert set(serving.metrics.errors) == {499}
 
 
