@@ -28,8 +28,9 @@ _LINES_AT_ONCE, _FILES_AT_ONCE = 1000, 32
 CollectionName = Annotated[str, typer.Argument(metavar="COLLECTION", help="name of the collection")]
 
 
-def _counts(by_modality: Mapping[str, int]) -> str | None:
-    return ", ".join(f"{modality} {count}" for modality, count in by_modality.items()) or None
+def _counts(by_modality: Mapping[str, int] | None) -> str | None:
+    counts = (f"{modality} {count}" for modality, count in (by_modality or {}).items())
+    return ", ".join(counts) or None
 
 
 _COLUMNS: Columns[Collection] = {

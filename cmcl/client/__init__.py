@@ -7,19 +7,7 @@
 from cmcl.client._async.client import AsyncClient
 from cmcl.client._sync.client import Client
 from cmcl.client.connection import DEFAULT_EMBEDDINGS_URL, DEFAULT_SERVICE_URL, Retries
-from cmcl.client.endpoint import (
-    Collection,
-    Embeddings,
-    Item,
-    MigratedEmbeddings,
-    Query,
-    SearchHit,
-    SearchResults,
-    SearchStatus,
-    ServedModel,
-    StoredItem,
-    WriteResult,
-)
+from cmcl.client.endpoint import Embeddings, Item, MigratedEmbeddings, Query
 from cmcl.client.errors import (
     CmclError,
     FieldError,
@@ -39,6 +27,15 @@ from cmcl.contract.api.datasets import (
     Dataset,
     DatasetSummary,
     Upload,
+)
+from cmcl.contract.api.endpoint import (
+    Collection,
+    SearchHit,
+    SearchResults,
+    SearchStatus,
+    ServedModel,
+    StoredItem,
+    WriteResult,
 )
 from cmcl.contract.api.events import CreatedWebhook, Delivery, Event, StreamedEvent, Webhook
 from cmcl.contract.api.jobs import (

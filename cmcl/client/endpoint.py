@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import httpx
-from pydantic import Field
 
 from cmcl.client.errors import CmclError, InvalidArgument, Json, json_object
 from cmcl.client.wire import Side, json_bytes, unexpected_response
-from cmcl.contract.base import ApiModel
 
 T = TypeVar("T")
 Vectors = Sequence[Sequence[float]]
@@ -62,71 +60,6 @@ class Item:
     payload: Mapping[str, Any] | None = None
 
 
-class SearchStatus(ApiModel):
-    """Search state of the responding replica. `problem`: why it is behind."""
-
-    version: int | None = None
-    revision: int | None = None
-    rows: dict[str, int] = Field(default={}, description="number of rows by modality")
-    not_learned: dict[str, int] = Field(
-        default={},
-        description="number of items by modality that the version has not learned; they are stored, and not searched",
-    )
-    memory_bytes: int = 0
-    problem: str | None = None
-
-
-class Collection(ApiModel):
-    """A collection of items, searched with the live version of a model."""
-
-    id: str
-    model: str
-    feature_type: str
-    revision: int = Field(description="increases with each change")
-    stored_bytes: int
-    damaged: str | None = Field(default=None, description="error in the stored data, if any")
-    searched: SearchStatus | None = None
-
-
-class WriteResult(ApiModel):
-    """Result of a durable write. `rows`: number of items added, replaced or removed."""
-
-    id: str
-    rows: int
-    revision: int
-
-
-class StoredItem(ApiModel):
-    """An item of a collection, without its feature."""
-
-    id: str
-    modality: str
-    payload: dict[str, Any] | None = None
-
-
-class SearchHit(ApiModel):
-    """A search hit. `score` is a cosine; larger is better."""
-
-    id: str
-    score: float
-    modality: str
-    payload: dict[str, Any] | None = None
-
-
-class SearchResults(ApiModel):
-    """Search hits, best first. `model`: name@version that embedded the query and the items."""
-
-    data: list[SearchHit]
-    model: str
-    revision: int
-    exact: bool
-
-    @property
-    def version(self) -> int:
-        """The version that was searched with."""
-        return int(self.model.rpartition("@")[2])
-
-
 @dataclass(frozen=True)
 class Embeddings:
     """Unit vectors, and the version that computed all of them."""
@@ -150,43 +83,6 @@ class MigratedEmbeddings(Embeddings):
     rank: int
     condition: float
     exact: bool
-
-
-class ServedVersions(ApiModel):
-    """Versions of a model in the responding replica."""
-
-    live: int
-    loaded: list[int] = Field(description="versions in memory")
-    lineage: list[int] = Field(description="ancestors of the live version, and itself")
-    retired: list[int]
-
-
-class RejectedVersion(ApiModel):
-    """A version that the replica rejected, and why."""
-
-    version: int
-    kind: str
-    reason: str
-
-
-class ServedModel(ApiModel):
-    """A model that the endpoint serves."""
-
-    id: str
-    version: int
-    width: int
-    modalities: dict[str, int]
-    encoders: dict[str, dict[str, Any]] = Field(
-        description="by bound modality: name, title, takes, whether it `matches` this version, `problem`"
-    )
-    versions: ServedVersions
-    compatibility: dict[str, dict[str, float | None] | None] = Field(
-        description="relative change of the scores of stored vectors under queries of the live "
-        "version, by version in memory and pair; None until it is known"
-    )
-    refusal: RejectedVersion | None = Field(
-        default=None, description="the promoted version, if the replica cannot use it"
-    )
 
 
 def encode_content(item: Item | Query) -> dict[str, Any]:

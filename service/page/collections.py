@@ -7,6 +7,7 @@ from fastapi import APIRouter, Path, Query, Request, Security
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
+from cmcl.contract.api.endpoint import Collection, CollectionList, ItemsResponse
 from cmcl.contract.modality import NAME_PATTERN
 from service.api.dependencies import ContextDep, get_principal
 from service.api.models import read_model
@@ -14,15 +15,7 @@ from service.api.pagination import LARGEST_NUMBER
 from service.context import Context
 from service.core.errors import NotFound
 from service.core.principal import Principal, Scope
-from service.page.endpoint import (
-    SECONDS,
-    CollectionsView,
-    CollectionView,
-    Endpoint,
-    EndpointProblem,
-    ItemsView,
-    release_slot,
-)
+from service.page.endpoint import SECONDS, Endpoint, EndpointProblem, release_slot
 from service.page.forms import ModalityFilter
 from service.page.rendering import PREFIX, Visitor, pages_of, visitor_of
 
@@ -38,7 +31,7 @@ Offset = Annotated[int, Query(ge=0, le=LARGEST_NUMBER)]
 class Collections:
     """Collections that the visitor may see, or why they cannot be listed."""
 
-    items: list[CollectionView] = field(default_factory=list)
+    items: list[Collection] = field(default_factory=list)
     problem: EndpointProblem | None = None
 
 
@@ -73,7 +66,7 @@ async def collection_page(
     try:
         found = await read_collection(visitor, context, endpoint, collection)
         path = f"/v1/collections/{collection}/items"
-        items = await endpoint.ask(visitor, ItemsView, path, parameters=page)
+        items = await endpoint.ask(visitor, ItemsResponse, path, parameters=page)
     except EndpointProblem as error:
         if error.status == 404 and found is None:
             raise NotFound(str(error)) from error
@@ -97,7 +90,7 @@ async def list_collections(
 ) -> Collections:
     """The collections of the visitor's owner."""
     try:
-        found = await endpoint.ask(visitor, CollectionsView, "/v1/collections", seconds=seconds)
+        found = await endpoint.ask(visitor, CollectionList, "/v1/collections", seconds=seconds)
     except EndpointProblem as problem:
         return Collections(problem=problem)
     if endpoint.knows_owners(visitor):
@@ -109,9 +102,9 @@ async def list_collections(
 
 async def read_collection(
     visitor: Visitor, context: Context, endpoint: Endpoint, name: str
-) -> CollectionView:
+) -> Collection:
     """One collection. Raises EndpointProblem, also for one of another owner's model."""
-    found = await endpoint.ask(visitor, CollectionView, f"/v1/collections/{name}")
+    found = await endpoint.ask(visitor, Collection, f"/v1/collections/{name}")
     if not endpoint.knows_owners(visitor) and not await run_in_threadpool(
         _visible, {found.model}, visitor.principal, context
     ):

@@ -10,10 +10,10 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import httpx
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from cmcl.contract.version import PARTS, EndpointParts
@@ -58,104 +58,6 @@ class EndpointProblem(Exception):
         super().__init__(message)
         self.advice = advice
         self.status = status
-
-
-class SearchedView(BaseModel):
-    """What a replica searches of a collection."""
-
-    problem: str | None = None
-    version: int | None = None
-    revision: int | None = None
-    rows: dict[str, int] | None = None
-    not_learned: dict[str, int] | None = None
-    memory_bytes: int | None = None
-
-
-class CollectionView(BaseModel):
-    """A collection."""
-
-    id: str
-    model: str
-    feature_type: str
-    revision: int
-    created: int
-    changed: int
-    stored_bytes: int
-    damaged: str | None = None
-    searched: SearchedView | None = None
-
-
-class CollectionsView(BaseModel):
-    """Collections of an owner."""
-
-    data: list[CollectionView]
-
-
-class ItemView(BaseModel):
-    """An item of a collection."""
-
-    id: str
-    modality: str
-    payload: dict[str, Any] | None = None
-
-
-class ItemsView(BaseModel):
-    """Items of a collection."""
-
-    data: list[ItemView]
-    model: str
-    revision: int
-    rows: int
-    next_offset: int | None
-
-
-class HitView(ItemView):
-    """Something that was found: an item of a collection, or a held-out row with its number and label."""
-
-    score: float
-    row: int | None = None
-    label: str | None = None
-
-
-class PartnerView(BaseModel):
-    """The other side of the row that was searched for."""
-
-    rank: int
-    score: float
-
-
-class FoundView(BaseModel):
-    """The response to a search."""
-
-    data: list[HitView]
-    model: str = Field(description="name@version")
-    revision: int | None = None
-    exact: bool = True
-    rows: int | None = None
-    partner: PartnerView | None = None
-
-    @property
-    def version(self) -> int:
-        """The version that answered."""
-        return int(self.model.rpartition("@")[2])
-
-
-class HeldOutRowView(BaseModel):
-    """A held-out row."""
-
-    row: int
-    id: str
-    label: str | None
-
-
-class HeldOutView(BaseModel):
-    """Held-out rows of a dataset."""
-
-    pair: list[str]
-    rows: int
-    rows_stored: int
-    data: list[HeldOutRowView]
-    next_offset: int | None
 
 
 def release_slot(request: Request) -> None:

@@ -16,6 +16,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from cmcl.contract.api.endpoint import HeldOutList, HeldOutResults, SearchResults
 from cmcl.contract.api.models import Model
 from cmcl.contract.api.versions import Version, VersionSummary
 from cmcl.contract.encoder import Media
@@ -31,7 +32,7 @@ from service.core.errors import BodyTooLarge, FieldProblem, NotFound, Unprocessa
 from service.core.principal import Principal, Scope
 from service.database.engine import Seek
 from service.page.collections import list_collections, read_collection
-from service.page.endpoint import Endpoint, EndpointProblem, FoundView, HeldOutView, release_slot
+from service.page.endpoint import Endpoint, EndpointProblem, release_slot
 from service.page.forms import VersionNumber, none_if_empty
 from service.page.rendering import PREFIX, Visitor, pages_of, visitor_of
 
@@ -129,7 +130,7 @@ class Result:
     """What one version found, or why it found nothing."""
 
     label: str
-    found: FoundView | None = None
+    found: SearchResults | HeldOutResults | None = None
     problem: EndpointProblem | None = None
 
 
@@ -248,14 +249,14 @@ async def _show(
 
 async def _rows(
     visitor: Visitor, endpoint: Endpoint, wanted: Wanted, offer: Offer
-) -> HeldOutView | EndpointProblem | None:
+) -> HeldOutList | EndpointProblem | None:
     """Rows of the chosen dataset, to pick one."""
     if offer.model is None or wanted.dataset is None:
         return None
     path = f"/v1/models/{_reference(offer.model.name, wanted.version)}/held-out/{wanted.dataset}"
     page: dict[str, str | int] = {"offset": wanted.offset, "limit": _ROWS_SHOWN}
     try:
-        return await endpoint.ask(visitor, HeldOutView, path, parameters=page)
+        return await endpoint.ask(visitor, HeldOutList, path, parameters=page)
     except EndpointProblem as problem:
         return problem
 
@@ -282,7 +283,7 @@ async def _results(
     async def by(version: int | None) -> Result:
         reference = _reference(name, version)
         path = f"/v1/models/{reference}/held-out/{wanted.dataset}/search"
-        return await _result(reference, endpoint.ask(visitor, FoundView, path, body))
+        return await _result(reference, endpoint.ask(visitor, HeldOutResults, path, body))
 
     return list(await asyncio.gather(*(by(version) for version in wanted.versions)))
 
@@ -300,16 +301,16 @@ async def _in_collection(
         body["modalities"] = [wanted.among]
     name = wanted.collection or ""
 
-    async def found() -> FoundView:
+    async def found() -> SearchResults:
         await read_collection(visitor, context, endpoint, name)
-        return await endpoint.ask(visitor, FoundView, f"/v1/collections/{name}/search", body)
+        return await endpoint.ask(visitor, SearchResults, f"/v1/collections/{name}/search", body)
 
     return await _result(name, found())
 
 
 async def _result(label: str, asked: Any) -> Result:
     try:
-        found: FoundView = await asked
+        found: SearchResults | HeldOutResults = await asked
     except EndpointProblem as problem:
         return Result(label, problem=problem)
     return Result(found.model, found)

@@ -6,11 +6,13 @@ from io import BytesIO
 
 from PIL import Image
 
+from cmcl.contract.api.endpoint import HeldOutList
 from cmcl.contract.version import PARTS
 from service.page.endpoint import Endpoint
 from tests.browser.sample import Names
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.endpoint import FakeEndpoint, collection, found
+from tests.fakes.responses import body
 
 _URL = "http://embeddings.internal:8001"
 _CAPTIONS = ("a tram at dawn", "wet cobbles", "two bicycles", "a bakery's window", "a flooded lane")
@@ -42,7 +44,7 @@ def add_endpoint(plane: ControlPlane, names: Names) -> None:
     ]
     listed = collection(names.collection, names.model, searched=_SEARCHED)
     page = {"object": "list", "data": items, "model": f"{names.model}@7", "revision": 7}
-    listing = {"object": "list", "pair": ["image", "text"], "rows": 5, "rows_stored": 5}
+    listing = body(HeldOutList, pair=["image", "text"], rows=5, rows_stored=5)
     path = f"/v1/collections/{names.collection}"
     fake = FakeEndpoint(
         {

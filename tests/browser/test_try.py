@@ -8,11 +8,13 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
+from cmcl.contract.api.endpoint import CollectionList
 from service.page.endpoint import Endpoint
 from tests.browser.conftest import OpenPage
 from tests.browser.sample_endpoint import thumbnail
 from tests.browser.served_plane import ServedPlane, serve
 from tests.fakes.endpoint import FakeEndpoint, collection, error, found
+from tests.fakes.responses import body
 from tests.unit.service.page.trying import ENCODERS, URL, make_model
 
 SEARCH = "/v1/collections/pictures/search"
@@ -22,7 +24,7 @@ expect.set_options(timeout=30_000)
 
 @pytest.fixture
 def endpoint() -> FakeEndpoint:
-    answers = {"GET /v1/collections": {"object": "list", "data": [collection("pictures")]}}
+    answers = {"GET /v1/collections": body(CollectionList, data=[collection("pictures")])}
     fake = FakeEndpoint({**answers, "GET /v1/collections/pictures": collection("pictures")})
     hits = found("scenes@2", "tram", "bakery", revision=7, exact=True)
     hits["data"][0]["payload"] = {"caption": "a tram", "picture": thumbnail(1)}  # type: ignore[index]

@@ -7,6 +7,16 @@ from typing import Any
 
 import httpx
 
+from cmcl.contract.api.endpoint import (
+    Collection,
+    HeldOutHit,
+    HeldOutResults,
+    SearchHit,
+    SearchResults,
+    SearchStatus,
+)
+from tests.fakes.responses import body
+
 Answer = dict[str, Any] | httpx.Response | Callable[[httpx.Request], httpx.Response]
 
 
@@ -47,26 +57,19 @@ def error(status: int, message: str) -> httpx.Response:
 
 def collection(name: str, model: str = "scenes", **changes: object) -> dict[str, object]:
     """A collection as the endpoint describes it."""
-    searched = {"version": 2, "revision": 7, "rows": {"image": 30, "text": 12}, "problem": None}
-    return {
-        "id": name,
-        "object": "collection",
-        "model": model,
-        "feature_type": "float32",
-        "revision": 7,
-        "created": 1,
-        "changed": 2,
-        "stored_bytes": 4096,
-        "damaged": None,
-        "searched": {**searched, "memory_bytes": 8192},
-        **changes,
-    }
+    rows = {"image": 30, "text": 12}
+    searched = body(SearchStatus, version=2, revision=7, rows=rows, memory_bytes=8192)
+    shown = {"id": name, "model": model, "revision": 7, "stored_bytes": 4096, "searched": searched}
+    return body(Collection, **shown | changes)
 
 
 def found(model: str, *ids: str, **more: object) -> dict[str, object]:
-    """Hits of a search, with falling scores."""
+    """Hits of a search, with falling scores: of held-out rows if `more` has `rows`, else of a collection."""
+    results, hit = (HeldOutResults, HeldOutHit) if "rows" in more else (SearchResults, SearchHit)
     hits = [
-        {"id": name, "modality": "image", "score": 0.9 - index / 100, "payload": None}
+        body(hit, id=name, modality="image", score=0.9 - index / 100, row=100 + index)
+        if hit is HeldOutHit
+        else body(hit, id=name, modality="image", score=0.9 - index / 100)
         for index, name in enumerate(ids)
     ]
-    return {"object": "list", "data": hits, "model": model, **more}
+    return body(results, data=hits, model=model, **{"exact": True, **more})

@@ -10,18 +10,13 @@ from cmcl.client._async.session import AsyncSession, Calls, new_key
 from cmcl.client.concurrency import async_call
 from cmcl.client.endpoint import (
     ENCODER_TIMEOUT,
-    Collection,
     Embeddings,
     Inputs,
     Item,
     MigratedEmbeddings,
     Query,
     RawBatchSize,
-    SearchResults,
-    ServedModel,
-    StoredItem,
     Vectors,
-    WriteResult,
     batches_of,
     body_of,
     embedded,
@@ -43,6 +38,13 @@ from cmcl.client.wire import (
     read,
     segment,
     validated,
+)
+from cmcl.contract.api.endpoint import (
+    Collection,
+    SearchResults,
+    ServedModel,
+    StoredItem,
+    WriteResult,
 )
 
 _COLLECTIONS = "/v1/collections"

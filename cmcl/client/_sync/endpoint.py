@@ -11,18 +11,13 @@ from cmcl.client._sync.session import Calls, Session, new_key
 from cmcl.client.concurrency import call
 from cmcl.client.endpoint import (
     ENCODER_TIMEOUT,
-    Collection,
     Embeddings,
     Inputs,
     Item,
     MigratedEmbeddings,
     Query,
     RawBatchSize,
-    SearchResults,
-    ServedModel,
-    StoredItem,
     Vectors,
-    WriteResult,
     batches_of,
     body_of,
     embedded,
@@ -44,6 +39,13 @@ from cmcl.client.wire import (
     read,
     segment,
     validated,
+)
+from cmcl.contract.api.endpoint import (
+    Collection,
+    SearchResults,
+    ServedModel,
+    StoredItem,
+    WriteResult,
 )
 
 _COLLECTIONS = "/v1/collections"

@@ -9,9 +9,10 @@ import pytest
 from cmcl import Client, CmclError
 from cmcl.cli.errors import Exit
 from cmcl.cli.queries import read_media
-from cmcl.client import Item, Query
+from cmcl.client import Item, Query, WriteResult
 from cmcl.storage.local import LocalStore
 from tests.fakes.flaky_store import FlakyStore
+from tests.fakes.responses import body
 from tests.fakes.served_app import served
 from tests.unit.client.command_line import Cmcl
 from tests.unit.client.either import KINDS, connected
@@ -81,7 +82,7 @@ def test_items_are_added_found_and_removed(kind: str, url: str) -> None:
 
 def test_large_items_are_written_in_bodies_that_the_endpoint_accepts(server: RestServer) -> None:
     server.always(
-        (200, {"id": "pictures", "revision": 2, "rows": 1}, {"x-cmcl-server": "embeddings"})
+        (200, body(WriteResult, id="pictures", revision=2), {"x-cmcl-server": "embeddings"})
     )
     photos = [Item(f"photo-{n}", "image", data=bytes(9 << 20)) for n in range(4)]
     with Client(embeddings_url=server.url) as client:
@@ -168,7 +169,7 @@ def test_items_that_were_added_before_an_error_are_counted(
     cmcl: Cmcl, server: RestServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CMCL_EMBEDDINGS_URL", server.url)
-    server.always((200, {"id": "things", "rows": 1000, "revision": 2}))
+    server.always((200, body(WriteResult, rows=1000, revision=2)))
     lines = tmp_path / "items.jsonl"
     items = [
         json.dumps({"id": f"n{n}", "modality": "image", "feature": [1.0] * 8}) for n in range(1000)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from cmcl import Client, CmclError, Query
-from cmcl.client import InvalidArgument, Item
+from cmcl.client import InvalidArgument, Item, ServedModel, WriteResult
+from tests.fakes.responses import body
 from tests.unit.client.rest_server import Answer, Asked, RestServer
 
 
@@ -128,7 +129,7 @@ def test_raw_items_of_a_collection_are_added_fewer_at_once(
         rows = len(asked.body["items"])
         if rows > 10:
             return 503, TIMEOUT, {"Retry-After": "1"}
-        return 200, {"id": "things", "rows": rows, "revision": 1}
+        return 200, body(WriteResult, rows=rows)
 
     server.answer = answer
     client.add_items("things", [Item(str(n), "image", data=b"PNG") for n in range(50)])
@@ -172,16 +173,17 @@ def test_migrations_of_unexpected_form_are_an_error(
         client.migrate("scenes", "image", [[1.0]], from_version=1)
 
 
-SERVED = {
-    "id": "scenes",
-    "version": 3,
-    "width": 6,
-    "modalities": {"image": 5},
-    "encoders": {},
-    "versions": {"live": 3, "loaded": [1, 3], "lineage": [1, 3], "retired": [2]},
-    "compatibility": {"1": {"image--text": 0.01}},
-    "refusal": None,
-}
+SERVED = body(
+    ServedModel,
+    id="scenes",
+    version=3,
+    width=6,
+    modalities={"image": 5},
+    encoders={},
+    versions={"live": 3, "loaded": [1, 3], "lineage": [1, 3], "retired": [2]},
+    compatibility={"1": {"image--text": 0.01}},
+    refusal=None,
+)
 
 
 def test_served_models_are_read_completely(server: RestServer, client: Client) -> None:

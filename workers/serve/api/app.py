@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from cmcl.contract import DISTRIBUTION
+from cmcl.contract.api.endpoint import EndpointHealth
 from cmcl.contract.version import ANNOUNCEMENTS, PARTS, Announcement, EndpointParts
 from workers.serve.api import (
     collections,
@@ -38,7 +39,6 @@ from workers.serve.api.middleware import (
     install_error_handlers,
 )
 from workers.serve.api.openapi import DescribedApp, operation, operation_id
-from workers.serve.api.wire.responses import Health
 from workers.serve.batcher import stuck
 from workers.serve.encoders.port import EncoderUnavailable
 from workers.serve.errors import BodyTimeout, BodyTooLarge, InvalidRequest, NotReady
@@ -109,14 +109,14 @@ def _probes_router(replica: Replica) -> APIRouter:
     made = APIRouter(tags=["health"])
     tried = _Tried(replica)
 
-    @made.get("/healthz", **operation("check_liveness", Health, {500, 503}))
+    @made.get("/healthz", **operation("check_liveness", EndpointHealth, {500, 503}))
     async def healthz() -> Response:
         """Check that both compute threads respond; also says which application it is, for a restarted driver."""
         if problem := await stuck(replica.batcher, replica.background, _MOVES_SECONDS):
             raise NotReady(problem)
         return JSONResponse({"status": "ok", "application": replica.args.identity})
 
-    @made.get("/readyz", **operation("check_readiness", Health, {500, 503}))
+    @made.get("/readyz", **operation("check_readiness", EndpointHealth, {500, 503}))
     async def readyz() -> Response:
         """Check that the store and the keys were read, and that every live head in memory gives a vector."""
         if not replica.live.readiness.ready:

@@ -10,6 +10,12 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from cmcl.contract.api.endpoint import (
+    Collection,
+    CollectionList,
+    DeletedCollection,
+    WriteResult,
+)
 from cmcl.contract.errors import WorkerError
 from workers.serve.api.collection_access import (
     ANSWERED_REVISION,
@@ -45,12 +51,6 @@ from workers.serve.api.wire.collection_bodies import (
     payload_text,
 )
 from workers.serve.api.wire.requests import parse
-from workers.serve.api.wire.responses import (
-    Collection,
-    CollectionList,
-    CollectionWrite,
-    DeletedCollection,
-)
 from workers.serve.auth import Caller
 from workers.serve.collections.indexer import CollectionSnapshot
 from workers.serve.collections.revision_log import Revision
@@ -81,7 +81,7 @@ _DELETE = operation(
 )
 _ADD = operation(
     "add_items",
-    CollectionWrite,
+    WriteResult,
     BODY | {409, 501, 507},
     body=json_body(ItemsRequest),
     parameters=[*ASKED_VERSION, REPEATABLE],
@@ -89,7 +89,7 @@ _ADD = operation(
 )
 _REMOVE = operation(
     "delete_items",
-    CollectionWrite,
+    WriteResult,
     BODY | {501, 507},
     body=json_body(RemovalRequest),
     parameters=[TIMEOUT, REPEATABLE],

@@ -13,6 +13,7 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 
+from cmcl.contract.api.endpoint import EmbeddingResponse
 from workers.serve.api.context import (
     ANSWERED_VERSION,
     ASKED_VERSION,
@@ -46,7 +47,6 @@ from workers.serve.api.wire.requests import (
     scan,
     validated,
 )
-from workers.serve.api.wire.responses import EmbeddingResponse
 from workers.serve.api.wire.vectors import (
     ARROW,
     DTYPE,

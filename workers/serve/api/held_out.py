@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from cmcl.contract.api.endpoint import HeldOutList, HeldOutResults
 from workers.serve.api.context import (
     ANSWERED_VERSION,
     TIMEOUT,
@@ -34,7 +35,6 @@ from workers.serve.api.wire.requests import (
     parse,
     parse_number,
 )
-from workers.serve.api.wire.responses import HeldOutList, HeldOutSearchResponse
 from workers.serve.api.wire.vectors import JSON
 from workers.serve.errors import InvalidRequest, shortened
 from workers.serve.held_out import MOST_ROWS, HeldOutRows, HeldOutSets
@@ -81,7 +81,7 @@ def router(replica: Replica) -> APIRouter:
     )
     searched = operation(
         "search_held_out_rows",
-        HeldOutSearchResponse,
+        HeldOutResults,
         BODY | {409, 422},
         body=json_body(HeldOutSearch),
         parameters=[TIMEOUT],

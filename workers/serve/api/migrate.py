@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from cmcl.contract.api.endpoint import MigrationResponse
 from cmcl.contract.errors import StorageUnavailable, WorkerError
 from workers.model.migration import (
     CannotMigrate,
@@ -38,7 +39,6 @@ from workers.serve.api.context import (
 )
 from workers.serve.api.openapi import BODY, BYTES, json_body, operation, query_parameters
 from workers.serve.api.wire.requests import STRICT, Encoding, Feature, parse, parse_parameters
-from workers.serve.api.wire.responses import MigrationResponse
 from workers.serve.api.wire.vectors import (
     ARROW,
     DTYPE,

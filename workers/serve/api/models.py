@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from cmcl.contract.api.endpoint import ModelList, ServedModel
 from workers.encoders.port import EncoderMismatch
 from workers.serve.api.context import (
     TIMEOUT,
@@ -19,7 +20,6 @@ from workers.serve.api.context import (
 )
 from workers.serve.api.inputs import check_encoder
 from workers.serve.api.openapi import KEY, WAIT, operation
-from workers.serve.api.wire.responses import Model, ModelList
 from workers.serve.api.wire.vectors import JSON
 from workers.serve.auth import Caller
 from workers.serve.encoders.port import EncoderUnavailable
@@ -36,7 +36,7 @@ def router(replica: Replica) -> APIRouter:
     made = APIRouter(tags=["models"])
     models = _Models(replica)
     made.get("/v1/models", **operation("list_models", ModelList, KEY | {429}))(models.list_models)
-    one = operation("read_model", Model, WAIT, parameters=[TIMEOUT])
+    one = operation("read_model", ServedModel, WAIT, parameters=[TIMEOUT])
     made.get("/v1/models/{model}", **one)(models.one_model)
     return made
 

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from workers.serve.api.wire.responses import ErrorResponse
+from cmcl.contract.api.endpoint import ErrorResponse
 from workers.serve.api.wire.vectors import JSON
 
 BYTES = {"schema": {"type": "string", "format": "binary"}}

@@ -10,6 +10,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from cmcl.contract.api.endpoint import ItemsResponse, SearchResults
 from workers.serve.api.collection_access import (
     ANSWERED_REVISION,
     ASKED_REVISION,
@@ -41,7 +42,6 @@ from workers.serve.api.wire.requests import (
     parse,
     parse_number,
 )
-from workers.serve.api.wire.responses import ItemsResponse, SearchResponse
 from workers.serve.api.wire.vectors import ARROW, JSON, width_of
 from workers.serve.auth import Caller
 from workers.serve.batcher import Ticket
@@ -65,7 +65,7 @@ def router(replica: Replica) -> APIRouter:
     search = _Search(replica)
     searched = operation(
         "search_collection",
-        SearchResponse,
+        SearchResults,
         BODY | {409, 501},
         body=json_body(SearchRequest),
         parameters=[*ASKED_VERSION, ASKED_REVISION],

@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cmcl.contract.api.endpoint import FeatureType
 from cmcl.storage.object_store import ObjectStore
-from workers.serve.collections.revision_log import Dropped, FeatureType, Revision, Segment, commit
+from workers.serve.collections.revision_log import Dropped, Revision, Segment, commit
 from workers.serve.collections.segments import (
     batch_texts_bytes,
     batches,

@@ -24,6 +24,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, ValidationError
 
+from cmcl.contract.api.endpoint import FeatureType
 from cmcl.contract.errors import InvalidVersion, ObjectExists, ObjectNotFound, WorkerError
 from cmcl.contract.modality import NAME_PATTERN, Frozen, ModelName, Sha256
 from cmcl.storage import layout
@@ -35,7 +36,6 @@ _NAME_DIGITS = 32
 CollectionName = Annotated[
     str, StringConstraints(pattern=NAME_PATTERN), Field(examples=["street-photos"])
 ]
-FeatureType = Literal["float32", "float16"]
 
 # For writers that were superseded and retry; older ones are swept.
 KEPT_REVISIONS = 32

@@ -25,12 +25,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cmcl.contract.api.endpoint import FeatureType
 from cmcl.contract.errors import DigestMismatch, InvalidVersion
 from cmcl.storage import layout
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.versions import sha256_of_file
 from workers.serve.collections.index import GRAPH_FROM_ROWS, ROW_BYTES
-from workers.serve.collections.revision_log import FeatureType, Segment, is_marked, marked, new_mark
+from workers.serve.collections.revision_log import Segment, is_marked, marked, new_mark
 from workers.serve.versions.loading import Float32Array
 
 # The text, and each value in a table: `{"a":[1,1,...]}` has 2 bytes for one, and a table 12 more.

@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from cmcl.contract.api.endpoint import FeatureType
 from cmcl.contract.errors import StorageUnavailable, WorkerError
 from cmcl.storage.object_store import ObjectStore
 from workers.serve.collections.compaction import GRACE
 from workers.serve.collections.revision_log import (
     Change,
     Dropped,
-    FeatureType,
     Revision,
     Segment,
     commit,

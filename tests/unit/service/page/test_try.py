@@ -5,10 +5,12 @@ from base64 import b64encode
 
 import pytest
 
+from cmcl.contract.api.endpoint import ItemsResponse, SearchResults
 from service.page.explanations import EXPLANATIONS
 from service.page.measures import MEASURES
 from service.page.try_it import MOST_FILE_BYTES
 from tests.fakes.endpoint import FakeEndpoint, found
+from tests.fakes.responses import body as new_body
 from tests.unit.service.page.browser import Browser
 from tests.unit.service.page.test_text_from_outside import skeleton
 from tests.unit.service.page.trying import ROWS
@@ -193,9 +195,9 @@ def test_what_items_say_is_shown_as_text_and_only_their_own_pictures(
 ) -> None:
     name = "</table><script>alert(1)</script>"
     hit = {"id": name, "modality": "image", "score": 1.0, "payload": HOSTILE}
-    answer = {"object": "list", "data": [hit], "model": "scenes@2", "revision": 1, "exact": True}
+    answer = new_body(SearchResults, data=[hit], model="scenes@2")
     endpoint.answers["POST /v1/collections/pictures/search"] = answer
-    items = {"data": [hit], "model": "scenes@2", "revision": 1, "rows": 1, "next_offset": None}
+    items = new_body(ItemsResponse, data=[hit], model="scenes@2")
     endpoint.answers["GET /v1/collections/pictures/items"] = items
     for path in (
         "/ui/try?modality=text&text=x&where=collection:pictures",
@@ -217,7 +219,7 @@ def test_collections_are_listed_and_browsed(trier: Browser, endpoint: FakeEndpoi
     assert "pictures" in page
     assert "42" in page, "items of both modalities"
     items = [{"id": f"item-{n}", "modality": "image", "payload": {"n": n}} for n in range(50)]
-    answer = {"data": items, "model": "scenes@2", "revision": 7, "rows": 120, "next_offset": 50}
+    answer = new_body(ItemsResponse, data=items, model="scenes@2", rows=120, next_offset=50)
     endpoint.answers["GET /v1/collections/pictures/items"] = answer
     page = trier.get("/ui/collections/pictures?modality=image&offset=0").text
     assert "item-49" in page

@@ -9,14 +9,16 @@ import httpx
 import pytest
 
 from cmcl.contract.access import SESSION_TYPE, SessionToken
+from cmcl.contract.api.endpoint import CollectionList, ItemsResponse
 from service.auth.key_snapshot import make_pair
 from service.auth.sessions import SessionTokens
 from service.core.principal import LOCAL
 from service.core.setting_values import read_signing_key
-from service.page.endpoint import CollectionsView, Endpoint, EndpointProblem
+from service.page.endpoint import Endpoint, EndpointProblem
 from service.page.rendering import Visitor
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.endpoint import FakeEndpoint, error, found
+from tests.fakes.responses import body
 from tests.unit.service.auth.key_client import EVERY_SCOPE, KeyClient
 from tests.unit.service.page.browser import Browser
 from tests.unit.service.page.trying import URL, make_model, open_plane
@@ -83,7 +85,7 @@ def test_an_endpoint_that_is_slow_is_not_waited_for(endpoint: FakeEndpoint) -> N
         return httpx.Response(200)
 
     asked = Endpoint(URL, None, httpx.MockTransport(slow)).ask(
-        Visitor(LOCAL), CollectionsView, "/v1/collections", seconds=0.05
+        Visitor(LOCAL), CollectionList, "/v1/collections", seconds=0.05
     )
     with pytest.raises(EndpointProblem, match=r"within 0.05 seconds"):
         asyncio.run(asked)
@@ -138,7 +140,7 @@ def test_without_keys_at_the_endpoint_others_see_nothing_of_an_owner(
     endpoint.answers["POST /v1/collections/hidden-things/search"] = found(
         "their-model@1", "secret", revision=1
     )
-    endpoint.answers["GET /v1/collections/hidden-things/items"] = {"data": [], "rows": 0}
+    endpoint.answers["GET /v1/collections/hidden-things/items"] = body(ItemsResponse)
     person = sign_in(tenants[1], "ours", set(EVERY_SCOPE))
     assert "hidden-things" not in person.get("/ui/collections").text
     assert person.get("/ui/collections/hidden-things").status_code == 404

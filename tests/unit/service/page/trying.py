@@ -3,19 +3,20 @@
 from pathlib import Path
 from typing import Any
 
+from cmcl.contract.api.endpoint import HeldOutList
 from service.page.endpoint import Endpoint
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.endpoint import FakeEndpoint
+from tests.fakes.responses import body
 
 URL = "http://embeddings.internal:8001"
-ROWS = {
-    "object": "list",
-    "pair": ["image", "text"],
-    "rows": 2,
-    "rows_stored": 2,
-    "data": [{"row": 0, "id": "a", "label": "cat"}, {"row": 1, "id": "b", "label": None}],
-    "next_offset": None,
-}
+ROWS = body(
+    HeldOutList,
+    pair=["image", "text"],
+    rows=2,
+    rows_stored=2,
+    data=[{"row": 0, "id": "a", "label": "cat"}, {"row": 1, "id": "b", "label": None}],
+)
 ENCODERS = (
     {"name": "words", "kind": "synthetic", "takes": "text", "width": 3},
     {"name": "eyes", "kind": "synthetic", "takes": "image", "width": 4},

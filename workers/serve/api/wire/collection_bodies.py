@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import orjson
 from pydantic import BaseModel, Field
 
+from cmcl.contract.api.endpoint import FeatureType
 from workers.serve.api.wire.requests import STRICT, Item, parse
 from workers.serve.api.wire.vectors import check_count
 from workers.serve.collections.filters import LONGEST_FIELD, as_number
-from workers.serve.collections.revision_log import FeatureType
 from workers.serve.errors import InvalidRequest, shortened
 
 LONGEST_ID = 256

@@ -1,16 +1,19 @@
-"""Models of JSON responses, for the description: routes write responses themselves, which is faster.
+"""Responses of the embeddings endpoint. Its routes write them themselves, which is faster.
 
-The tests of `tests/unit/serve` compare every response that they get with these.
+The tests of `tests/unit/serve` compare every response that they get with these types.
 """
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from workers.serve.collections.revision_log import FeatureType
+from cmcl.contract.base import ApiModel
+
+# Precision of the stored features of a collection.
+FeatureType = Literal["float32", "float16"]
 
 
-class ErrorDetail(BaseModel):
+class ErrorDetail(ApiModel):
     """What is wrong: `message` for people, `code` and `param` for programs."""
 
     message: str
@@ -19,13 +22,13 @@ class ErrorDetail(BaseModel):
     code: str = Field(examples=["invalid_value"])
 
 
-class ErrorResponse(BaseModel):
+class ErrorResponse(ApiModel):
     """An error in OpenAI's shape."""
 
     error: ErrorDetail
 
 
-class Health(BaseModel):
+class EndpointHealth(ApiModel):
     """The answer of a probe."""
 
     status: str
@@ -34,7 +37,7 @@ class Health(BaseModel):
     )
 
 
-class Embedding(BaseModel):
+class Embedding(ApiModel):
     """One row of the answer."""
 
     object: Literal["embedding"]
@@ -42,14 +45,14 @@ class Embedding(BaseModel):
     embedding: list[float] | str = Field(description="base64: float32, little endian")
 
 
-class Usage(BaseModel):
+class Usage(ApiModel):
     """Always 0: no tokens are counted. OpenAI's clients read it."""
 
     prompt_tokens: int
     total_tokens: int
 
 
-class EmbeddingResponse(BaseModel):
+class EmbeddingResponse(ApiModel):
     """Embeddings by one version, in the order of the input."""
 
     object: Literal["list"]
@@ -58,7 +61,7 @@ class EmbeddingResponse(BaseModel):
     usage: Usage
 
 
-class MigrationFigures(BaseModel):
+class MigrationFigures(ApiModel):
     """Between which versions, and how exactly."""
 
     from_version: int
@@ -77,7 +80,7 @@ class MigrationResponse(EmbeddingResponse):
     migration: MigrationFigures
 
 
-class ModelEncoder(BaseModel):
+class ModelEncoder(ApiModel):
     """The encoder that a modality is bound to: it turns raw items into features."""
 
     name: str
@@ -92,7 +95,7 @@ class ModelEncoder(BaseModel):
     problem: str | None = Field(description="why raw items are refused, or why that is not known")
 
 
-class ModelVersions(BaseModel):
+class ServedVersions(ApiModel):
     """Versions of the model, by number."""
 
     live: int = Field(description="that answers requests by name")
@@ -101,7 +104,7 @@ class ModelVersions(BaseModel):
     retired: list[int] = Field(description="that are no longer served")
 
 
-class ModelRefusal(BaseModel):
+class RejectedVersion(ApiModel):
     """A version that could not be loaded."""
 
     version: int
@@ -111,7 +114,7 @@ class ModelRefusal(BaseModel):
     failures: int
 
 
-class Model(BaseModel):
+class ServedModel(ApiModel):
     """A model that answers: OpenAI's fields first."""
 
     id: str
@@ -125,24 +128,24 @@ class Model(BaseModel):
     modalities: dict[str, int] = Field(description="width of the features, by modality")
     pairs: list[str]
     encoders: dict[str, ModelEncoder] = Field(description="by modality")
-    versions: ModelVersions
+    versions: ServedVersions
     compatibility: dict[str, dict[str, float | None] | None] = Field(
         description="by version in memory and pair: relative change of scores of its stored vectors "
         "under queries of the live version; null: not known yet, or not comparable"
     )
-    refusal: ModelRefusal | None = Field(
+    refusal: RejectedVersion | None = Field(
         description="why this replica cannot use the version that was promoted last; null: it is live"
     )
 
 
-class ModelList(BaseModel):
+class ModelList(ApiModel):
     """Models that answer."""
 
     object: Literal["list"]
-    data: list[Model]
+    data: list[ServedModel]
 
 
-class SearchedIndex(BaseModel):
+class SearchStatus(ApiModel):
     """What this replica searches; `problem` alone while there is nothing to search."""
 
     problem: str | None
@@ -156,7 +159,7 @@ class SearchedIndex(BaseModel):
     memory_bytes: int | None = None
 
 
-class Collection(BaseModel):
+class Collection(ApiModel):
     """A collection: what is stored, and what this replica searches of it."""
 
     id: str
@@ -168,17 +171,17 @@ class Collection(BaseModel):
     changed: int = Field(description="seconds since 1970")
     stored_bytes: int
     damaged: str | None = Field(description="why it cannot be read")
-    searched: SearchedIndex | None
+    searched: SearchStatus | None
 
 
-class DamagedCollection(BaseModel):
+class DamagedCollection(ApiModel):
     """A collection whose description cannot be read."""
 
     id: str
     reason: str
 
 
-class CollectionList(BaseModel):
+class CollectionList(ApiModel):
     """Collections of the key's owner."""
 
     object: Literal["list"]
@@ -186,7 +189,7 @@ class CollectionList(BaseModel):
     damaged: list[DamagedCollection]
 
 
-class CollectionWrite(BaseModel):
+class WriteResult(ApiModel):
     """What was written, and the revision that has it."""
 
     object: Literal["collection.write"]
@@ -195,7 +198,7 @@ class CollectionWrite(BaseModel):
     revision: int
 
 
-class DeletedCollection(BaseModel):
+class DeletedCollection(ApiModel):
     """A collection that was deleted."""
 
     id: str
@@ -203,7 +206,7 @@ class DeletedCollection(BaseModel):
     deleted: Literal[True]
 
 
-class SearchHit(BaseModel):
+class SearchHit(ApiModel):
     """An item that was found."""
 
     id: str
@@ -212,7 +215,7 @@ class SearchHit(BaseModel):
     payload: dict[str, Any] | None
 
 
-class ListedItem(BaseModel):
+class StoredItem(ApiModel):
     """An item of a collection."""
 
     id: str
@@ -220,18 +223,18 @@ class ListedItem(BaseModel):
     payload: dict[str, Any] | None
 
 
-class ItemsResponse(BaseModel):
+class ItemsResponse(ApiModel):
     """Items of a collection, of one version at one revision."""
 
     object: Literal["list"]
-    data: list[ListedItem]
+    data: list[StoredItem]
     model: str = Field(description="name@version of the index")
     revision: int
     rows: int = Field(description="items of the collection, or of the modality")
     next_offset: int | None = Field(description="of the next page; null for the last one")
 
 
-class SearchResponse(BaseModel):
+class SearchResults(ApiModel):
     """Items by score, of one version at one revision."""
 
     object: Literal["list"]
@@ -240,8 +243,13 @@ class SearchResponse(BaseModel):
     revision: int
     exact: bool = Field(description="every row was compared")
 
+    @property
+    def version(self) -> int:
+        """The version that was searched with."""
+        return int(self.model.rpartition("@")[2])
 
-class HeldOutRow(BaseModel):
+
+class HeldOutRow(ApiModel):
     """A held-out row, without its features."""
 
     row: int = Field(description="its number in the dataset's held-out rows, from 0")
@@ -249,7 +257,7 @@ class HeldOutRow(BaseModel):
     label: str | None
 
 
-class HeldOutList(BaseModel):
+class HeldOutList(ApiModel):
     """Held-out rows of a dataset."""
 
     object: Literal["list"]
@@ -270,14 +278,14 @@ class HeldOutHit(HeldOutRow):
     score: float = Field(description="cosine")
 
 
-class Partner(BaseModel):
+class Partner(ApiModel):
     """The other side of the row that was searched for."""
 
     rank: int = Field(description="1: it is the best result")
     score: float = Field(description="cosine")
 
 
-class HeldOutSearchResponse(BaseModel):
+class HeldOutResults(ApiModel):
     """Held-out rows by score, of one version."""
 
     object: Literal["list"]
