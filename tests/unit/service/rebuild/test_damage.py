@@ -102,15 +102,6 @@ def test_a_manifest_that_was_exchanged_is_noticed(plane: ControlPlane) -> None:
     assert "not what was recorded (SHA-256)" in damage.why
 
 
-def test_lost_moments_are_reported(plane: ControlPlane) -> None:
-    _forget_attempts(plane)
-    moments = layout.blob(plane.versions()[1].manifest.learned[-1].moments.sha256)
-    plane.store.delete(moments)
-    (damage,) = _rebuilt(plane).damaged
-    assert damage.what == "version 2 of 'scenes'"
-    assert moments in damage.why
-
-
 def test_a_lost_manifest_of_a_dataset_is_reported(plane: ControlPlane) -> None:
     dataset = str(plane.versions()[0].manifest.dataset)
     plane.store.delete(layout.dataset_manifest(dataset))
