@@ -9,10 +9,10 @@ from pydantic import BaseModel
 from rich.console import Console, RenderableType
 
 from cmcl.cli.console import Columns, as_text, fields, table
-from cmcl.cli.dataset_views import dataset_view, report_view
-from cmcl.cli.model_views import capacity_view
+from cmcl.cli.datasets import dataset_view, report_view
+from cmcl.cli.models import capacity_view
 from cmcl.cli.options import name_of
-from cmcl.cli.version_views import capacity, matrix, not_measured, recall_of_version
+from cmcl.cli.versions import capacity, matrix, not_measured, recall_of_version
 from cmcl.client import Dataset, EvaluationRow, FreeShare, ModalityCapacity, ModelCapacity
 from cmcl.contract.version import HeadCapacity, Recall
 from tests.fakes.responses import response

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from cmcl.cli.version_views import matrix, outcomes_of
+from cmcl.cli.versions import matrix, outcomes_of
 from cmcl.client import EvaluationRow, VersionSummary
 from cmcl.contract.job import JobKind
 from cmcl.contract.version import Recall
