@@ -163,6 +163,15 @@ def test_a_write_in_pieces_that_failed_leaves_nothing(bucket: FaultyBucket, stor
     assert "Uploads" not in client.list_multipart_uploads(Bucket="contract-suite")
 
 
+def test_a_write_in_pieces_whose_block_raises_leaves_no_parts(
+    bucket: FaultyBucket, store: S3Store
+) -> None:
+    with pytest.raises(TypeError), store.writer("whole", 10) as writer:
+        writer.write(None)  # type: ignore[arg-type]
+    client = boto3.client("s3", endpoint_url=bucket.server)
+    assert "Uploads" not in client.list_multipart_uploads(Bucket="contract-suite")
+
+
 def test_a_write_in_pieces_is_complete_or_absent(bucket: FaultyBucket, store: S3Store) -> None:
     bucket.order("POST", slow_down, slow_down)
     with pytest.raises(StorageUnavailable), store.writer("whole", 1) as writer:

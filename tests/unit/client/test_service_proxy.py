@@ -206,11 +206,15 @@ def test_a_small_body_reaches_the_service_when_it_is_complete(app: App, running:
         assert eventually(lambda: app.bodies == [2])
 
 
-def test_a_body_that_is_too_large_is_refused(app: App, running: Edge) -> None:
+def test_a_body_that_is_too_large_is_refused_unless_it_is_a_file(app: App, running: Edge) -> None:
     with running.connect() as client:
         client.sendall(POST % (64 * MIB + 1))
         assert client.recv(1 << 16).startswith(b"HTTP/1.1 413 ")
     assert app.heads == []
+    file = "/v1/uploads/up-0123456789ab/file"
+    with running.connect() as client:
+        client.sendall((POST % (64 * MIB + 1)).replace(b"POST /", b"PUT " + file.encode()))
+        assert eventually(lambda: app.heads == [file])
 
 
 def test_chunks_of_one_byte_arrive_as_one_body(app: App, running: Edge) -> None:
