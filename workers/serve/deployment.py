@@ -17,7 +17,7 @@ from cmcl.memory import keep_freed_memory, release_memory_every
 from cmcl.storage.uris import open_store
 from workers.serve.announcements import AnnouncementListener
 from workers.serve.api.app import create_api
-from workers.serve.api.context import Admission, Replica
+from workers.serve.api.context import Admission, Replica, open_tracing
 from workers.serve.api.protocol import install_protocol
 from workers.serve.auth import Access, AllowAll, SignedKeys, read_public_keys
 from workers.serve.background import BackgroundExecutor
@@ -26,7 +26,6 @@ from workers.serve.collections.collections import Collections, open_collections
 from workers.serve.encoders.deployment import Handle, encoders_behind
 from workers.serve.ray_adapters import RayMetrics, open_channel
 from workers.serve.settings import ServeSettings
-from workers.serve.telemetry import open_tracing
 from workers.serve.versions.cache import VersionCache
 from workers.serve.versions.follower import Follower, PollTask, Swapper
 from workers.serve.versions.live import LiveVersions, VersionLookup, wait_until_ready

@@ -9,16 +9,10 @@ import logging
 from collections.abc import Mapping
 from itertools import count
 from time import perf_counter, time_ns
-from typing import TYPE_CHECKING, Protocol
-
-from cmcl.tracing import exporter_from
-
-if TYPE_CHECKING:
-    from workers.serve.otel import OpenTelemetryTracing
+from typing import Protocol
 
 _OBSERVED = 8
 _requests = count()
-logger = logging.getLogger(__name__)
 # Key of the ASGI scope under which a traced request has its RequestTrace.
 TRACE = "cmcl.trace"
 Attributes = Mapping[str, str | int]
@@ -136,22 +130,6 @@ class TracedTimer(StageTimer):
         now = time_ns()
         self._trace.stages.append((stage, self._stage_began, now))
         self._stage_began = now
-
-
-def open_tracing(environment: Mapping[str, str], replica: str) -> "OpenTelemetryTracing | None":
-    """Tracing as OpenTelemetry's variables say; None without a destination. `replica`: its id.
-
-    A replica that cannot trace answers nevertheless: the reason is logged.
-    """
-    try:
-        exporter = exporter_from(environment)
-        if exporter is None:
-            return None
-        from workers.serve.otel import OpenTelemetryTracing
-    except (ImportError, ValueError) as error:
-        logger.error("requests are not traced: %s", error)  # noqa: TRY400
-        return None
-    return OpenTelemetryTracing(exporter, replica)
 
 
 class LogOnce:

@@ -16,9 +16,9 @@ from cmcl.storage import layout
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.versions import stored_key
 from tests.unit.serve.conftest import MODEL, Replica
+from workers.serve.api.context import open_tracing
 from workers.serve.otel import OpenTelemetryTracing
 from workers.serve.settings import ServeSettings
-from workers.serve.telemetry import open_tracing
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 CONTEXT = f"00-{TRACE}-{CALLER}-01"
@@ -215,7 +215,7 @@ from pathlib import Path
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.conftest import Replica
 from workers.serve.settings import ServeSettings
-from workers.serve.telemetry import open_tracing
+from workers.serve.api.context import open_tracing
 from cmcl.storage.local import LocalStore
 
 with tempfile.TemporaryDirectory() as folder:

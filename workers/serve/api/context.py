@@ -7,6 +7,7 @@ sent (`middleware.py`), so that responses which are not read are bounded, too.
 
 import asyncio
 import ipaddress
+import logging
 import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +21,7 @@ from starlette.types import Scope
 
 from cmcl.fairness import Quota
 from cmcl.storage.object_store import ObjectStore
+from cmcl.tracing import exporter_from
 from workers.serve.api.openapi import answered_header, header_parameter
 from workers.serve.auth import Access, Caller
 from workers.serve.background import BackgroundExecutor, Steps, run_to_end
@@ -45,6 +47,8 @@ from workers.serve.versions.live import LiveVersions, VersionLookup, parse_versi
 
 if TYPE_CHECKING:
     from workers.serve.otel import OpenTelemetryTracing
+
+logger = logging.getLogger(__name__)
 
 MIN_VERSION = "x-min-model-version"
 TIMEOUT_MS = "x-request-timeout-ms"
@@ -151,6 +155,22 @@ def hold_answer(request: Request, quota: Quota, owner: str, size: int) -> None:
             "answer_too_large",
         )
     hold_until_sent(request, quota, owner, size)
+
+
+def open_tracing(environment: Mapping[str, str], replica: str) -> "OpenTelemetryTracing | None":
+    """Tracing as OpenTelemetry's variables say; None without a destination. `replica`: its id.
+
+    A replica that cannot trace answers nevertheless: the reason is logged.
+    """
+    try:
+        exporter = exporter_from(environment)
+        if exporter is None:
+            return None
+        from workers.serve.otel import OpenTelemetryTracing
+    except (ImportError, ValueError) as error:
+        logger.error("requests are not traced: %s", error)  # noqa: TRY400
+        return None
+    return OpenTelemetryTracing(exporter, replica)
 
 
 @dataclass(frozen=True)

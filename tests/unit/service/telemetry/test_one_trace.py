@@ -12,8 +12,8 @@ from tests.fakes.collector import Collector
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.conftest import Replica
+from workers.serve.api.context import open_tracing
 from workers.serve.settings import ServeSettings
-from workers.serve.telemetry import open_tracing
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 MODEL = ModelSpec.model_validate(SPEC)
