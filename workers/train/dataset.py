@@ -27,7 +27,6 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from cmcl.contract.dataset import DatasetManifest, Shard
@@ -287,30 +286,24 @@ def _parts(shards: Sequence[Shard], start: int, stop: int) -> Iterator[_Part]:
 def _column(part: _Part, source: pa.NativeFile, name: str) -> Iterator[np.ndarray]:
     """One side's features of these rows, in batches whose lengths are the same for both sides."""
     file = open_in_pieces(source)
-    groups, position = _row_groups(file, part)
-    rows = rows_at_once(file.schema_arrow, _VALUES_AT_ONCE)
-    for batch in file.iter_batches(rows, row_groups=groups, columns=[name], use_threads=False):
+    rows = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
+    ends = np.cumsum(rows)
+    # The row groups that have some of the rows, and the number of their first row.
+    groups = np.flatnonzero((ends > part.start) & (ends - rows < part.stop))
+    position = int(ends[groups[0]] - rows[groups[0]])
+    at_once = rows_at_once(file.schema_arrow, _VALUES_AT_ONCE)
+    for batch in file.iter_batches(
+        at_once, row_groups=groups.tolist(), columns=[name], use_threads=False
+    ):
         begin = max(part.start - position, 0)
         end = min(part.stop - position, batch.num_rows)
         position += batch.num_rows
         if begin < end:
-            yield _values(batch.column(name).slice(begin, end - begin))
+            features = batch.column(name).slice(begin, end - begin)
+            values = features.flatten().to_numpy(zero_copy_only=False)
+            yield values.reshape(len(features), features.type.list_size)
         if position >= part.stop:
             return
-
-
-def _row_groups(file: pq.ParquetFile, part: _Part) -> tuple[list[int], int]:
-    """The row groups that have some of the rows, and the number of their first row."""
-    rows = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
-    ends = np.cumsum(rows)
-    needed = np.flatnonzero((ends > part.start) & (ends - rows < part.stop))
-    return needed.tolist(), int(ends[needed[0]] - rows[needed[0]])
-
-
-def _values(features: pa.FixedSizeListArray) -> np.ndarray:
-    flat = features.flatten().to_numpy(zero_copy_only=False)
-    values_BF: np.ndarray = flat.reshape(len(features), features.type.list_size)
-    return values_BF
 
 
 # --- Rows on a local disk ------------------------------------------------------------------------
@@ -429,18 +422,14 @@ class RowsOnDisk:
         self, plan: BatchPlan, here: World, transform: Transform, start: int = 0
     ) -> Generator[LocalBatch]:
         """See `TrainingRows`. Rows are transformed in the thread that reads them."""
-        made = self._batches(self._filled(here), plan, here, start)
-        ready = (LocalBatch(transform(rows.tensors()), lengths) for rows, lengths in made)
-        return prefetched(ready, _BATCHES_AHEAD)
-
-    def _filled(self, here: World) -> RowFile:
-        """The rows on disk, read from the store if they are not there yet."""
         if self._file is None:
             for _ in self._filling(here):
                 pass
         if self._file is None:
             raise RuntimeError("the rows were read but are not on disk")
-        return self._file
+        made = self._batches(self._file, plan, here, start)
+        ready = (LocalBatch(transform(rows.tensors()), lengths) for rows, lengths in made)
+        return prefetched(ready, _BATCHES_AHEAD)
 
     def _records(self, here: World) -> Iterator[Records]:
         if self._file is None:
@@ -470,39 +459,30 @@ class RowsOnDisk:
     def _batches(
         self, file: RowFile, plan: BatchPlan, here: World, start: int
     ) -> Iterator[tuple[Records, tuple[int, ...]]]:
-        in_epoch = plan.updates_in_epoch(len(self))
-        for epoch in range(plan.epochs):
-            skipped = min(max(start - epoch * in_epoch, 0), in_epoch)
-            if skipped < in_epoch:
-                yield from self._epoch(file, plan, here, (epoch, skipped))
-
-    def _epoch(
-        self, file: RowFile, plan: BatchPlan, here: World, begin: tuple[int, int]
-    ) -> Iterator[tuple[Records, tuple[int, ...]]]:
-        """Batches of an epoch. `begin`: the number of the epoch, and the batches to skip."""
-        (epoch, skipped), virtual = begin, self._virtual
+        """This rank's rows of each batch from update `start` on, and the rows of each rank."""
+        virtual, in_epoch = self._virtual, plan.updates_in_epoch(len(self))
         own = rank_slice(virtual.count, here)
-        given = virtual.taken(skipped * plan.batch_size)
-        readers = [
-            _ShardReader(
-                file, shard_windows(shard, virtual, self._block, (plan.seed, epoch)), given[shard]
-            )
-            for shard in range(own.start, own.stop)
-        ]
-        for number in range(skipped, plan.updates_in_epoch(len(self))):
-            after = virtual.taken((number + 1) * plan.batch_size)
-            counts, given = after - given, after
-            parts = [
-                part
-                for reader, count in zip(readers, counts[own], strict=True)
-                for part in reader.take(int(count))
-            ]
-            yield joined([self._none(), *parts]), _lengths(counts, here)
-
-    def _none(self) -> Records:
-        """No rows, for a rank that has none of a batch."""
+        shares = [rank_slice(virtual.count, World(rank, here.size)) for rank in range(here.size)]
+        # For a rank that has no row of a batch.
         first, second = (np.empty((0, width), np.float16) for width in self._widths)
-        return Records(first, second, np.empty((0, 2), np.int64))
+        no_rows = Records(first, second, np.empty((0, 2), np.int64))
+        for epoch in range(start // max(in_epoch, 1), plan.epochs):
+            skipped = max(start - epoch * in_epoch, 0)
+            given, order = virtual.taken(skipped * plan.batch_size), (plan.seed, epoch)
+            readers = [
+                _ShardReader(file, shard_windows(shard, virtual, self._block, order), given[shard])
+                for shard in range(own.start, own.stop)
+            ]
+            for number in range(skipped, in_epoch):
+                after = virtual.taken((number + 1) * plan.batch_size)
+                counts, given = after - given, after
+                parts = [
+                    part
+                    for reader, count in zip(readers, counts[own], strict=True)
+                    for part in reader.take(int(count))
+                ]
+                lengths = tuple(int(counts[share].sum()) for share in shares)
+                yield joined([no_rows, *parts]), lengths
 
 
 class _ShardReader:
@@ -534,9 +514,3 @@ class _ShardReader:
         blocks = [self._file.read(start, stop) for start, stop in window.blocks]
         self._rows = joined(blocks).at(window.order_K)
         self._at, self._left = 0, len(window)
-
-
-def _lengths(counts: np.ndarray, here: World) -> tuple[int, ...]:
-    """Rows of each rank, from those of each virtual shard."""
-    shares = [rank_slice(len(counts), World(rank, here.size)) for rank in range(here.size)]
-    return tuple(int(counts[share].sum()) for share in shares)

@@ -30,7 +30,7 @@ from workers.model.heads import ModalityHeads, PairedRows
 from workers.model.loss import unit
 from workers.nullspace.centred import components
 from workers.train.dataset import paired_rows
-from workers.train.versions import Parent, read_version_heads
+from workers.train.versions import Parent, check_encoders, read_version_heads
 
 # What a missing or damaged object of one dataset raises. Others are measured nevertheless.
 _UNREADABLE = (InvalidDataset, ObjectNotFound, ValidationError)
@@ -166,7 +166,7 @@ def _measured(
         )
     try:
         stored = _stored(store, dataset.dataset)
-        _check_encoders(stored.encoders, version.encoders)
+        check_encoders(stored.encoders, version.encoders)
         _check_room(stored.evaluation_shards, scratch)
         rows = held_out_rows(stored.evaluation_shards, scratch)
     except _UNREADABLE as error:
@@ -189,17 +189,6 @@ def _check_room(shards: tuple[Shard, ...], scratch: Scratch) -> None:
         check_room(shards, scratch)
     except StorageUnavailable as error:
         raise InvalidDataset(str(error)) from error
-
-
-def _check_encoders(
-    found: Mapping[str, EncoderIdentity], expected: Mapping[str, EncoderIdentity]
-) -> None:
-    """Raises InvalidDataset: features of another encoder would measure nothing."""
-    for modality in found.keys() & expected.keys():
-        if difference := found[modality].difference(expected[modality]):
-            raise InvalidDataset(
-                f"the features of {modality!r} are not of the encoder that computed the model's: {difference}"
-            )
 
 
 # --- Held-out rows -------------------------------------------------------------------------------

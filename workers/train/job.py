@@ -78,19 +78,15 @@ def train_dataset(store_uri: str, job: str, attempt: int, device: torch.device) 
             if spec.kind == "learn":
                 _train(store, spec, run, reporter, scratch)
             elif spec.kind == "evaluate":
-                _evaluate(store, spec, reporter, scratch)
+                reporter.enter("certifying")
+                if here.is_leader:
+                    evaluate_version(store, spec, scratch)
             else:
                 solve_again(store, spec, run, reporter, scratch)
             reporter.done()
     except NON_RETRYABLE as error:
         reporter.failed(error)
         raise
-
-
-def _evaluate(store: ObjectStore, spec: JobSpec, reporter: Reporter, scratch: Scratch) -> None:
-    reporter.enter("certifying")
-    if world().is_leader:
-        evaluate_version(store, spec, scratch)
 
 
 def _train(

@@ -6,7 +6,6 @@ which never saw the dataset, or which learned those of both: their scores differ
 one rotation. Every rank reads; rank 0 solves and writes.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from cmcl.contract.encoder import EncoderIdentity
@@ -131,7 +130,7 @@ def _without(store: ObjectStore, spec: JobSpec, parent: Parent) -> Sources:
     if not rest:
         raise CannotCombine(f"dataset {line.name!r} cannot be unlearned: it is the only one")
     left = {modality for each in rest for modality in each.pair.modalities}
-    before = parent.model_state
+    before, start = parent.model_state, initial_heads(spec.spec).weights
     try:
         sums = read_dataset_sums(store, line)
         memory = before.memory.without_sums(
@@ -142,7 +141,10 @@ def _without(store: ObjectStore, spec: JobSpec, parent: Parent) -> Sources:
     learned = tuple(_measured_from(each, line.version, spec.version) for each in rest)
     known = {digest for each in rest for digest in each.encoders.values()}
     return Sources(
-        heads=_unlearned(spec, before.heads, set(line.pair.modalities) - left),
+        # Modalities without a dataset are as they are before their first one.
+        heads=before.heads.replaced(
+            {name: start[name] for name in line.pair.modalities if name not in left}
+        ),
         # Not the parent's: what is unlearned does not even turn the axes.
         aligned_by=memory,
         memory=memory,
@@ -161,12 +163,6 @@ def _measured_from(line: LearnedDataset, unlearned_in: int, version: int) -> Lea
     if (line.reference or line.version) < unlearned_in:
         return line
     return line.model_copy(update={"reference": version})
-
-
-def _unlearned(spec: JobSpec, heads: ModalityHeads, modalities: Iterable[str]) -> ModalityHeads:
-    """The heads with modalities as they are before their first dataset."""
-    start = initial_heads(spec.spec).weights
-    return heads.replaced({name: start[name] for name in modalities})
 
 
 # --- Merge --------------------------------------------------------------------------------------

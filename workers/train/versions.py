@@ -124,14 +124,19 @@ def joined_encoders(parent: Parent, dataset: DatasetManifest) -> dict[str, Encod
     Raises InvalidDataset if another encoder computed features of the parent: a dataset may have been
     prepared before the one that fixed it was learned.
     """
-    for modality in dataset.encoders.keys() & parent.encoders.keys():
-        expected = parent.encoders[modality]
-        if difference := dataset.encoders[modality].difference(expected):
-            raise InvalidDataset(
-                f"the features of {modality!r} are not of the encoder that computed the model's earlier "
-                f"ones: {difference}"
-            )
+    check_encoders(dataset.encoders, parent.encoders)
     return {**dataset.encoders, **parent.encoders}
+
+
+def check_encoders(
+    found: Mapping[str, EncoderIdentity], expected: Mapping[str, EncoderIdentity]
+) -> None:
+    """Raises InvalidDataset if features of a dataset are of another encoder than those of the model."""
+    for modality in found.keys() & expected.keys():
+        if difference := found[modality].difference(expected[modality]):
+            raise InvalidDataset(
+                f"the features of {modality!r} are not of the encoder that computed the model's: {difference}"
+            )
 
 
 def read_past_datasets(
