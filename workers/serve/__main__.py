@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
             store=options.store,
             replicas=options.replicas,
             num_cpus=options.num_cpus,
-            access_public_key=_text(options.access_public_key),
+            access_public_key=options.access_public_key and options.access_public_key.read_text(),
             encoders=tuple(parse_encoder(text) for text in options.encoder),
         )
         open_store(args.store)
@@ -44,10 +44,6 @@ def main(argv: list[str]) -> int:
     print(f"embeddings: {address} serves {args.store} with {args.replicas} replica(s)", flush=True)
     ray.shutdown()
     return 0
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else path.read_text()
 
 
 def _options(argv: list[str]) -> argparse.Namespace:

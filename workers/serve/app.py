@@ -36,18 +36,16 @@ def build(args: ServeSettings | dict[str, object]) -> serve.Application:
         # them after 20 s.
         graceful_shutdown_timeout_s=args.body_seconds + args.queue_seconds,
     )
-    return deployment.bind(args, _encoders(args))
+    own_nodes = args.replicas_per_node is not None
+    return deployment.bind(
+        args, encoder_applications(args.encoders, args.store, own_nodes=own_nodes)
+    )
 
 
 def _booked(args: ServeArgs) -> dict[str, Any]:
     if args.replicas_per_node is None:
         return {"num_cpus": args.num_cpus}
     return at_most_per_node(REPLICA, args.replicas_per_node, args.identity)
-
-
-def _encoders(args: ServeArgs) -> dict[str, serve.Application]:
-    own_nodes = args.replicas_per_node is not None
-    return encoder_applications(args.encoders, args.store, own_nodes=own_nodes)
 
 
 def deploy(args: ServeSettings, host: str, port: int) -> str:

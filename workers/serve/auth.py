@@ -250,7 +250,8 @@ class SignedKeys:
         except NotSigned as error:
             self._refused()
             return f"the stored list is not believed: {error}"
-        self._list = _key_list(snapshot)
+        entries = {key.id: _entry(key) for key in snapshot.keys}
+        self._list = _KeyList(snapshot.serial, entries)
         logger.info("%d keys may ask (list %d)", len(snapshot.keys), snapshot.serial)
         return ""
 
@@ -277,10 +278,6 @@ def _match(keys: _KeyList, shown: str) -> _Entry | None:
 def _fits(entry: _Entry, secret: str) -> bool:
     digest = hashlib.sha256(secret.encode()).hexdigest()
     return hmac.compare_digest(digest, entry.sha256)
-
-
-def _key_list(snapshot: KeySnapshot) -> _KeyList:
-    return _KeyList(snapshot.serial, {key.id: _entry(key) for key in snapshot.keys})
 
 
 def _entry(key: SnapshotKey) -> _Entry:

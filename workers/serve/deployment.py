@@ -86,7 +86,11 @@ class Embedder:
             "1 once the object storage was read.",
             lambda: float(self._live.readiness.ready),
         )
-        wait_until_ready(self._live.readiness, args.first_poll_seconds, _others_answer)
+        wait_until_ready(
+            self._live.readiness,
+            args.first_poll_seconds,
+            lambda: bool(_replica_states().get("RUNNING")),
+        )
         self._collections = self._start_collections()
         self._listener = AnnouncementListener(open_channel, self._wake, self._metrics.connected)
         self._listener.start()
@@ -161,11 +165,6 @@ def _replica_states() -> Mapping[str, int]:
         return {}
     # Declared as an enumeration; Serve returns strings.
     return {str(state): count for state, count in states.items()}
-
-
-def _others_answer() -> bool:
-    """Whether other replicas of this application take requests; this one is starting."""
-    return bool(_replica_states().get("RUNNING"))
 
 
 def _authenticator(args: ServeSettings, metrics: RayMetrics) -> tuple[Access, Sequence[PollTask]]:

@@ -321,7 +321,11 @@ class cancel_on_disconnect:  # noqa: N801 - a context manager
         self._task = task
         loop = asyncio.get_running_loop()
         begin = min(self._deadline, loop.time() + _BEFORE_WATCHING_SECONDS)
-        self._later = loop.call_at(begin, self._begin_watching)
+
+        def begin_watching() -> None:
+            self._watching = asyncio.create_task(self._watch())
+
+        self._later = loop.call_at(begin, begin_watching)
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._later.cancel()
@@ -330,9 +334,6 @@ class cancel_on_disconnect:  # noqa: N801 - a context manager
         reason = self._reason
         if kind is asyncio.CancelledError and reason is not None and not self._task.uncancel():
             raise reason from None
-
-    def _begin_watching(self) -> None:
-        self._watching = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:
         try:

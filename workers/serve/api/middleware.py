@@ -118,14 +118,16 @@ class FastPath:
         self._handler = handler
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self._is_meant(scope):
+        is_meant = (
+            scope["type"] == "http"
+            and scope["path"] == self._path
+            and scope["method"] == self._method
+        )
+        if not is_meant:
             await self.app(scope, receive, send)
             return
         response = await self._answer(Request(scope, receive, send))
         await response(scope, receive, send)
-
-    def _is_meant(self, scope: Scope) -> bool:
-        return bool(scope["path"] == self._path and scope["method"] == self._method)
 
     async def _answer(self, request: Request) -> Response:
         try:

@@ -130,7 +130,9 @@ class EncoderQueue(Generic[ItemT]):
         try:
             rows_BF = await loop.run_in_executor(self._computer, self._encoder.features, items)
         except Exception as error:  # noqa: BLE001 - any error of a model goes to each caller
-            _fail(batch, error)
+            for waiting in batch:
+                if not waiting.answer.done():
+                    waiting.answer.set_exception(error)
             return
         _share_out(batch, rows_BF)
         self._watch(time.perf_counter() - started)
@@ -143,12 +145,6 @@ def _share_out(batch: list[_Waiting[ItemT]], rows_BF: Float32Array) -> None:
         if not waiting.answer.done():
             waiting.answer.set_result(rows_BF[first:end])
         first = end
-
-
-def _fail(batch: list[_Waiting[ItemT]], error: Exception) -> None:
-    for waiting in batch:
-        if not waiting.answer.done():
-            waiting.answer.set_exception(error)
 
 
 class IdentityCheck:

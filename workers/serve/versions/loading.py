@@ -109,7 +109,9 @@ class TensorPool:
     def bytes(self) -> int:
         """Of all tensors that something refers to."""
         with self._lock:
-            return self._count()
+            while self._freed:
+                self._bytes -= self._freed.popleft()
+            return self._bytes
 
     def share(self, tensor: Tensor, reservation: Reservation) -> SharedTensor:
         """Return the tensor, or the one with the same shape and entries that is in the pool."""
@@ -125,11 +127,6 @@ class TensorPool:
                 self._bytes += tensor.nbytes
                 weakref.finalize(shared, self._freed.append, tensor.nbytes).atexit = False
             return shared
-
-    def _count(self) -> int:
-        while self._freed:
-            self._bytes -= self._freed.popleft()
-        return self._bytes
 
 
 class HeadsSource(Protocol):

@@ -5,7 +5,7 @@ Shapes: B rows, F width of the raw feature, E width of the embeddings.
 
 import binascii
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import orjson
@@ -139,7 +139,10 @@ def json_embeddings(
 
 
 def _json_rows(start: int, embeddings_BE: Float32Array, encoding: Encoding) -> bytes:
-    encoded = _as_base64(embeddings_BE) if encoding == "base64" else embeddings_BE
+    encoded: Iterable[object] = embeddings_BE
+    if encoding == "base64":
+        little_endian_BE = embeddings_BE.astype("<f4", copy=False)
+        encoded = map(pybase64.b64encode_as_string, little_endian_BE)
     data = [
         {"object": "embedding", "index": index, "embedding": each}
         for index, each in enumerate(encoded, start)
@@ -163,11 +166,6 @@ def arrow_embeddings(embeddings_BE: Float32Array) -> bytes:
         writer.write_batch(batch)
     data: bytes = sink.getvalue().to_pybytes()
     return data
-
-
-def _as_base64(embeddings_BE: Float32Array) -> list[str]:
-    little_endian_BE = embeddings_BE.astype("<f4", copy=False)
-    return [pybase64.b64encode_as_string(row) for row in little_endian_BE]
 
 
 def dtype_of(name: str | None) -> np.dtype:
