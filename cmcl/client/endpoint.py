@@ -10,11 +10,11 @@ import httpx
 
 from cmcl.client.errors import CmclError, InvalidArgument, Json, json_object
 from cmcl.client.wire import Side, json_bytes, unexpected_response
+from cmcl.contract.errors import shortened
 
 T = TypeVar("T")
 Vectors = Sequence[Sequence[float]]
 
-_LONGEST_SHOWN = 100
 # The endpoint takes bodies of 64 MiB by default, and 64 KiB/s at least.
 _BODY_BYTES = 32 << 20
 ENCODER_TIMEOUT = "encoder_timeout"
@@ -91,11 +91,11 @@ def encode_content(item: Item | Query) -> dict[str, Any]:
     Raises InvalidArgument.
     """
     if not isinstance(item, Item | Query):
-        raise InvalidArgument(f"{_shown(item)} is not a query or an item; {_PERMITTED}")
+        raise InvalidArgument(f"{shortened(repr(item))} is not a query or an item; {_PERMITTED}")
     contents = (item.feature, item.text, item.data, item.numbers)
     if sum(each is not None for each in contents) != 1:
         raise InvalidArgument(
-            f"{_shown(item)} must have exactly one of feature, text, data and numbers; {_PERMITTED}"
+            f"{shortened(repr(item))} must have exactly one of feature, text, data and numbers; {_PERMITTED}"
         )
     content: dict[str, Any] = {"modality": item.modality}
     if item.feature is not None:
@@ -124,15 +124,10 @@ def encode_inputs(modality: str, inputs: Inputs) -> dict[str, Any]:
         rows = [row if isinstance(row, str) else list(row) for row in given]
     except TypeError as error:
         raise InvalidArgument(
-            f"input is {_shown(inputs)}; it must be a list of features (each a list of numbers; "
+            f"input is {shortened(repr(inputs))}; it must be a list of features (each a list of numbers; "
             "write [feature] for one), a text, a list of texts, or a list of Query"
         ) from error
     return {"modality": modality, "input": rows, "encoding_format": "base64"}
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def _packed(feature: Sequence[float]) -> bytes:

@@ -18,6 +18,11 @@ WorkerError                     base class
 """
 
 
+def shortened(text: str, longest: int = 100) -> str:
+    """Return the beginning of a text, for a message."""
+    return text if len(text) <= longest else f"{text[:longest]}…"
+
+
 class WorkerError(Exception):
     """Base class of the errors that the data plane raises."""
 

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from cmcl.contract.errors import StorageUnavailable
+from cmcl.contract.errors import StorageUnavailable, shortened
 from cmcl.contract.modality import MODALITY_PATTERN, NAME_PATTERN
 from cmcl.fairness import OverLimit
 from service.core.errors import (
@@ -157,8 +157,8 @@ def problem(
             type=f"urn:cmcl:problem:{kind.slug}",
             title=kind.title,
             status=kind.status,
-            detail=_cut(detail, _LONGEST_DETAIL),
-            instance=_cut(path, _LONGEST_MESSAGE),
+            detail=shortened(detail, _LONGEST_DETAIL),
+            instance=shortened(path, _LONGEST_MESSAGE),
             errors=quoted,
             more_errors=len(fields) - len(quoted),
         )
@@ -227,7 +227,7 @@ async def _invalid(request: Request, error: RequestValidationError) -> ProblemRe
     fields = [_field_problem(item) for item in found]
     detail = "; ".join(f"{field.field}: {field.message}" for field in fields[:_MOST_IN_DETAIL])
     if len(fields) > _MOST_IN_DETAIL:
-        detail = f"{_cut(detail, _LONGEST_MESSAGE)}; and {len(fields) - _MOST_IN_DETAIL} more"
+        detail = f"{shortened(detail, _LONGEST_MESSAGE)}; and {len(fields) - _MOST_IN_DETAIL} more"
     return problem(INVALID, detail, request.url.path, fields)
 
 
@@ -263,14 +263,10 @@ def _path(location: tuple[object, ...]) -> str:
 
 def _quoted(field: FieldProblem) -> ProblemField:
     return ProblemField(
-        field=_cut(field.field, _LONGEST_VALUE),
-        message=_cut(field.message, _LONGEST_MESSAGE),
+        field=shortened(field.field, _LONGEST_VALUE),
+        message=shortened(field.message, _LONGEST_MESSAGE),
         value=_quotable(field.value),
     )
-
-
-def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else f"{text[:longest]}…"
 
 
 def _quotable(value: object) -> str | int | float | bool | None:
@@ -282,4 +278,4 @@ def _quotable(value: object) -> str | int | float | bool | None:
     if isinstance(value, int) and abs(value) < 2**53:
         return value
     text = value if isinstance(value, str) else repr(value)
-    return _cut(text, _LONGEST_VALUE)
+    return shortened(text, _LONGEST_VALUE)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from markupsafe import Markup
 
+from cmcl.contract.errors import shortened
 from cmcl.contract.job import Progress
 from cmcl.contract.prepare import PrepareProgress
 
@@ -115,11 +116,6 @@ def plural(count: int, singular: str, several: str = "") -> str:
     return f"{number(count)} {singular if count == 1 else several or singular + 's'}"
 
 
-def cut(text: str, longest: int = 120) -> str:
-    """The beginning of a text."""
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
-
-
 def done_share(progress: Progress | PrepareProgress) -> float | None:
     """The share of the work of a phase that is done: updates of a training, or rows of a preparation; None: not known."""
     if isinstance(progress, Progress):
@@ -149,7 +145,7 @@ FILTERS = {
     "points": points,
     "size": size,
     "duration": duration,
-    "cut": cut,
+    "cut": shortened,
     "plural": plural,
     "done_share": done_share,
 }

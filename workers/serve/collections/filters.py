@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cmcl.contract.errors import shortened
 from workers.serve.background import Steps
 from workers.serve.collections.payloads import Column, Kind, Mask, Payloads
 
@@ -164,7 +165,7 @@ class _Parser:
         if depth > DEEPEST:
             raise InvalidFilter(f"{where} is nested more than {DEEPEST} deep")
         if not isinstance(document, dict):
-            raise InvalidFilter(f"{where} is {_shortened(document)}; permitted are {_FORMS}")
+            raise InvalidFilter(f"{where} is {shortened(ascii(document))}; permitted are {_FORMS}")
         match sorted(document):
             case ["and"]:
                 return And(self._several(document["and"], f"{where}.and", depth))
@@ -175,12 +176,14 @@ class _Parser:
             case ["equals", "field"] | ["field", "in"] | ["field", "range"]:
                 return self._condition(document, where)
         raise InvalidFilter(
-            f"{where} has the fields {_shortened(sorted(map(str, document)))}; permitted are {_FORMS}"
+            f"{where} has the fields {shortened(ascii(sorted(map(str, document))))}; permitted are {_FORMS}"
         )
 
     def _several(self, parts: object, where: str, depth: int) -> tuple[Filter, ...]:
         if not isinstance(parts, list) or not parts:
-            raise InvalidFilter(f"{where} is {_shortened(parts)}; permitted is a list of filters")
+            raise InvalidFilter(
+                f"{where} is {shortened(ascii(parts))}; permitted is a list of filters"
+            )
         return tuple(
             self.parse(part, f"{where}[{index}]", depth + 1) for index, part in enumerate(parts)
         )
@@ -192,7 +195,7 @@ class _Parser:
         field = document["field"]
         if not isinstance(field, str) or not 1 <= len(field) <= LONGEST_FIELD:
             raise InvalidFilter(
-                f"{where}.field is {_shortened(field)}; permitted is the name of a payload's field, up "
+                f"{where}.field is {shortened(ascii(field))}; permitted is the name of a payload's field, up "
                 f"to {LONGEST_FIELD} characters"
             )
         if "equals" in document:
@@ -205,7 +208,7 @@ class _Parser:
 def _scalars(values: object, where: str) -> tuple[Scalar, ...]:
     if not isinstance(values, list) or not 1 <= len(values) <= MOST_VALUES:
         raise InvalidFilter(
-            f"{where} is {_shortened(values)}; permitted is a list of 1 to {MOST_VALUES} values"
+            f"{where} is {shortened(ascii(values))}; permitted is a list of 1 to {MOST_VALUES} values"
         )
     return tuple(_scalar(value, f"{where}[{index}]") for index, value in enumerate(values))
 
@@ -218,7 +221,7 @@ def _scalar(value: object, where: str) -> Scalar:
     number = as_number(value)
     if number is None:
         raise InvalidFilter(
-            f"{where} is {_shortened(value)}; permitted are a text, a number and a boolean"
+            f"{where} is {shortened(ascii(value))}; permitted are a text, a number and a boolean"
         )
     return number
 
@@ -226,14 +229,14 @@ def _scalar(value: object, where: str) -> Scalar:
 def _bounds(bounds: object, where: str) -> dict[str, str | float]:
     if not isinstance(bounds, dict) or not bounds or not set(bounds) <= set(_COMPARISONS):
         raise InvalidFilter(
-            f"{where} is {_shortened(bounds)}; permitted is an object with some of "
+            f"{where} is {shortened(ascii(bounds))}; permitted is an object with some of "
             f"{', '.join(_COMPARISONS)}"
         )
     parsed = {name: _scalar(value, f"{where}.{name}") for name, value in bounds.items()}
     kinds = {_kind(value) for value in parsed.values()}
     if len(kinds) > 1 or Kind.FLAG in kinds:
         raise InvalidFilter(
-            f"{where} is {_shortened(bounds)}; permitted are bounds that are all numbers, or all texts"
+            f"{where} is {shortened(ascii(bounds))}; permitted are bounds that are all numbers, or all texts"
         )
     return parsed
 
@@ -256,8 +259,3 @@ def is_writable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _shortened(value: object) -> str:
-    text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
