@@ -104,11 +104,7 @@ def test_promoting_names_the_new_generation(cmcl: CommandLine, published: str) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("version", "list", "no-such-model"), "there is no model 'no-such-model'"),
         (("promote", "shapes", "7"), "has no version 7"),
-        (("rollback", "shapes"), "shapes"),
-        (("job", "watch", "job-000000000000"), "there is no job"),
-        (("model", "create", "odd name", "--modality=a=1", "--modality=b=2"), "name"),
         (
             (
                 *("dataset", "add", "/etc/hosts", "--upload=never"),

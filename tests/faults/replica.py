@@ -21,7 +21,6 @@ from tests.fakes.rounds import run_round
 from tests.faults.world import World, database_of
 
 _HANGS_SECONDS = 60.0
-_SOON = 40
 _ROUND = Contact("reconciler", "round", "", DatabaseUnavailable, has_effect=False)
 
 
@@ -76,17 +75,6 @@ class Replica:
         assert self._stands.acquire(timeout=_HANGS_SECONDS), f"{self.name} hangs: {self._contact}"
         if self._mistake is not None:
             raise AssertionError(f"replica {self.name} ended by itself") from self._mistake
-
-    def go_to_effect(self, number: int) -> None:
-        """Run to just before the `number`-th next call that changes something, if it comes soon."""
-        for _ in range(_SOON):
-            if self._contact.has_effect:
-                if number == 0:
-                    return
-                number -= 1
-            if self._contact is _ROUND:
-                self._world.clock.advance(1)
-            self.go()
 
     def round(self) -> None:
         """Run to the end of a round."""

@@ -26,8 +26,8 @@ MODEL = "watched"
 SPEC = ModelSpec(width=8, modalities={"image": 5, "text": 4})
 RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"
 STARTING_SECONDS = 300.0
-# More than twice as long as Ray keeps a gauge that is not set again, which is 20 s.
-QUIET_SECONDS = 45.0
+# Longer than Ray keeps a gauge that is not set again, 20 s, and a report of it, 10 s.
+QUIET_SECONDS = 32.0
 # Ray reports a gauge every 10 s, and answering a scrape takes a quarter of a second of its CPU.
 SCRAPE_SECONDS = 5
 # Gauges that are set on change, and not by each request.

@@ -16,7 +16,7 @@ from cmcl.storage.uris import open_store
 from tests.fakes.haproxy import crowd
 from tests.fakes.segments import segments_received
 from tests.fakes.versions import publish_version, random_heads
-from tests.ray.attempts import ray_processes
+from tests.ray.attempts import ray_processes, wait_until
 
 MODEL = "behind-the-proxy"
 SPEC = ModelSpec(width=8, modalities={"image": 5, "text": 4})
@@ -115,3 +115,24 @@ def test_one_source_that_holds_thousands_of_connections_blocks_no_other(
         ]
         assert sum(each.memory_info().rss for each in proxies) < PROXY_MIB << 20
         assert proxies
+
+
+def test_what_deployed_the_endpoint_only_waits_and_withdraws_it(stack: LocalStack) -> None:
+    """In memory that torch would exceed. Ray's client server would end a head that is slow to start."""
+    process = psutil.Process(stack.processes["embeddings"].pid)
+    wait_until(lambda: "workers.serve.withdrawal" in process.cmdline())
+    assert process.memory_full_info().uss < 100 * 2**20
+    assert ray_processes(stack, "ray.util.client.server") == []
+    assert is_ready(stack)
+    process.terminate()
+    stack.processes.pop("embeddings").wait()
+    assert not is_ready(stack)
+    stack.start_embeddings()
+    wait_until(lambda: is_ready(stack))
+
+
+def is_ready(stack: LocalStack) -> bool:
+    try:
+        return httpx.get(f"{stack.embeddings_url}/readyz").is_success
+    except httpx.HTTPError:
+        return False

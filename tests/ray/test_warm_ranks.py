@@ -99,12 +99,9 @@ def test_an_attempt_survives_the_death_of_its_pool_and_of_the_driver(
     assert attempts.candidate(victim).report.ranks == 2
 
 
-@pytest.mark.parametrize(("job", "number"), [("alone", 1), ("two", 2)])
-def test_another_number_of_ranks_is_another_group(
-    attempts: Attempts, stack: LocalStack, job: str, number: int
-) -> None:
-    attempts.request(job, 0, QUICK, ranks=number)
-    assert attempts.outcome(job) == SUCCEEDED
-    assert attempts.candidate(job).report.ranks == number
-    # What the other group held is free.
-    wait_until(lambda: len(ranks(stack)) == number)
+def test_another_number_of_ranks_is_another_group(attempts: Attempts, stack: LocalStack) -> None:
+    attempts.request("alone", 0, QUICK, ranks=1)
+    assert attempts.outcome("alone") == SUCCEEDED
+    assert attempts.candidate("alone").report.ranks == 1
+    # What the group of two held is free.
+    wait_until(lambda: len(ranks(stack)) == 1)
