@@ -207,6 +207,7 @@ def test_an_upload_that_a_failed_job_needs_stays(plane: ControlPlane) -> None:
     job = fail(plane, shards=[{"uri": uri}])
     plane.clock.advance(6 * DAY)
     sweep(plane)
+    assert stored_keys(plane, uri.removeprefix("upload:"))
     assert plane.client.post(f"/v1/jobs/{job}/retry").status_code == 202
     assert plane.run_to_end(job).state == JobState.PUBLISHED
 
