@@ -52,9 +52,12 @@ class UploadCalls(Calls):
                 on_progress(UploadProgress(file.path, sent, file.size))
 
         begun = await self._begin(file, digest)
-        complete = begun if begun.state == "complete" else await self._send(begun, file, report)
+        if begun.state == "complete":
+            complete = begun
+            report(file.size)
+        else:
+            complete = await self._send(begun, file, report)
         check_digest(file, digest, complete)
-        report(file.size)
         return complete
 
     async def upload_state(self, upload: str) -> Upload:

@@ -53,9 +53,12 @@ class UploadCalls(Calls):
                 on_progress(UploadProgress(file.path, sent, file.size))
 
         begun = self._begin(file, digest)
-        complete = begun if begun.state == "complete" else self._send(begun, file, report)
+        if begun.state == "complete":
+            complete = begun
+            report(file.size)
+        else:
+            complete = self._send(begun, file, report)
         check_digest(file, digest, complete)
-        report(file.size)
         return complete
 
     def upload_state(self, upload: str) -> Upload:
