@@ -157,6 +157,8 @@ def test_a_job_without_a_version_can_be_retried_for_a_week(
     job = end(plane)
     plane.clock.advance(6 * DAY)
     sweep(plane)
+    assert keys(plane, f"runs/{job}/")
+    assert keys(plane, f"datasets/{plane.job(job).dataset}/")
     assert plane.client.put("/v1/models/scenes/gate", json={}).status_code == 200
     assert plane.client.post(f"/v1/jobs/{job}/retry").status_code == 202
     assert plane.run_to_end(job).state == JobState.PUBLISHED
