@@ -213,13 +213,6 @@ def test_windows_and_frames_are_those_of_the_declaration() -> None:
         assert clip.frames_WTYXC.shape[:2] == clip.seconds_WT.shape == (3, 5)
 
 
-@pytest.mark.parametrize("takes", MEDIA)
-def test_two_loads_have_equal_fingerprints(takes: Media) -> None:
-    first, second = (load_encoder(spec_of(takes, max_batch=batch)) for batch in (3, 32))
-    assert record_of(first) == record_of(second)
-    check_record(second, record_of(first))
-
-
 def test_rounding_is_no_mismatch() -> None:
     record = record_of(SyntheticEncoder(spec_of("text")))
     check_record(Bent(spec_of("text"), noise=1e-3), record)

@@ -70,20 +70,6 @@ def write_lists(path: Path, rows: list[tuple[str, list[float | None] | None]]) -
     )
 
 
-def test_internal_parquet_stays_where_it_is_and_other_formats_are_converted(ground: Ground) -> None:
-    ref = write_shard(ground.folder / "a.parquet", feature_table(16, prefix="a"))
-    images = np.random.default_rng(0).normal(size=(9, 4))
-    np.savez(ground.folder / "b.npz", image=images, text=np.ones((9, 3)))
-    manifest = ground.prepare(ground.request("a.parquet", "b.npz"))
-    first, second = manifest.shards
-    assert (first.uri, first.source) == (ref.uri, None)
-    assert second.source is not None
-    assert second.source.format == "npz"
-    key = layout.training_shard(manifest.dataset, 1, second.sha256)
-    assert second.uri == f"{ground.store.uri}/{key}"
-    assert manifest.rows == 25
-
-
 def test_only_the_result_is_left(ground: Ground) -> None:
     write_shard(ground.folder / "a.parquet", feature_table(16))
     ground.prepare(ground.request("a.parquet"))

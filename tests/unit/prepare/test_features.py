@@ -256,20 +256,6 @@ def test_features_of_our_own_shards_are_said_to_have_no_gaps(tmp_path: Path) -> 
         assert not schema.field(name).type.value_field.nullable
 
 
-def test_messages_name_what_the_user_named(take: Taking, theirs: Path) -> None:
-    values = arrays()
-    values["feature_a"][4] = np.nan
-    write_npz(theirs / "hidden", values)
-    ours: dict[str, Any] = {"ref": ShardRef(uri="upload:up-0123456789ab"), "allowed": None}
-    with pytest.raises(InvalidDataset) as caught:
-        take("hidden", **ours)
-    assert str(caught.value).startswith("upload:up-0123456789ab: column 'feature_a' has NaN")
-    assert "hidden" not in str(caught.value)
-    (theirs / "hidden").unlink()
-    with pytest.raises(InvalidDataset, match=r"^upload:up-0123456789ab: there is no such object"):
-        take("hidden", **ours)
-
-
 def test_a_symlink_created_later_is_not_followed(
     take: Taking, theirs: Path, tmp_path: Path
 ) -> None:
