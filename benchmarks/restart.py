@@ -21,11 +21,11 @@ from benchmarks.command_line import OneLineParser, count, log_progress
 from benchmarks.control.backlog import SPEC, write_jobs
 from benchmarks.control.databases import NAMES, fresh_database
 from benchmarks.control.intake import add_model, over_http, running_service
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.gate import Gate
 from cmcl.contract.version import LivePointer
 from cmcl.storage import layout
 from service.core.principal import DEFAULT_OWNER
-from service.core.states import JobState
 from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
 from service.database.queries import models as model_queries

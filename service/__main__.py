@@ -10,10 +10,10 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from cmcl.contract.api.access import Scope
 from service.auth.keys import OPERATOR, NewKey, create_key, mint, revoke_key
 from service.core.clock import utc_now
 from service.core.errors import ServiceError, Unprocessable
-from service.core.principal import Scope
 from service.core.settings import Settings
 from service.database.engine import Database, Seek, open_database
 from service.database.migrations import upgrade

@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import Table, insert, update
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.modality import FileEntry, ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import (
@@ -27,7 +28,6 @@ from cmcl.contract.version import (
     VersionManifest,
     VersionReport,
 )
-from service.core.states import JobState
 from service.database.engine import Database
 from service.database.queries import models, versions
 from service.database.tables import datasets, event_positions, events, jobs, promotions

@@ -77,9 +77,9 @@ from cmcl.contract.api.versions import (
     VersionFigures,
     VersionSummary,
 )
-from cmcl.contract.base import NOTEBOOK_HTML
 from cmcl.contract.job import Progress
 from cmcl.contract.prepare import PrepareProgress
+from cmcl.contract.responses import NOTEBOOK_HTML
 
 __all__ = [
     "DEFAULT_EMBEDDINGS_URL",

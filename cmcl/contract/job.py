@@ -9,10 +9,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cmcl.contract.base import KNOWN_OR_TEXT, ApiModel
 from cmcl.contract.dataset import DatasetManifest, EvaluationDataset
 from cmcl.contract.modality import Frozen, ModelName
 from cmcl.contract.model import ModelSpec
+from cmcl.contract.responses import KNOWN_OR_TEXT, ApiModel
 
 # `waiting`: the warm ranks are busy with another attempt.
 Phase = Literal[
@@ -27,7 +27,9 @@ Phase = Literal[
     "done",
 ]
 
-FailureReason = Literal["invalid_dataset", "training_failed", "store_damaged", "cannot_combine"]
+AttemptFailureReason = Literal[
+    "invalid_dataset", "training_failed", "store_damaged", "cannot_combine"
+]
 
 # learn: a dataset becomes a part of the next version. unlearn: the next version is one that never saw a dataset. merge:
 # it is one that has learned what two branches have; both read moments alone, and no row. evaluate: a dataset is
@@ -144,7 +146,7 @@ class Failure(Frozen):
     was to be unlearned or merged.
     """
 
-    reason: FailureReason
+    reason: AttemptFailureReason
     message: str
 
 

@@ -10,11 +10,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cmcl.contract.base import KNOWN_OR_TEXT, ApiModel
 from cmcl.contract.dataset import RejectedRow, ShardRef, Uri
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.contract.modality import Frozen, Modality, ModalityPair, ModelName
 from cmcl.contract.model import ModelSpec
+from cmcl.contract.responses import KNOWN_OR_TEXT, ApiModel
 
 PreparationPhase = Literal["waiting", "planning", "reading", "encoding", "finishing", "reporting"]
 

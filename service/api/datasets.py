@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 from sqlalchemy import Connection
 
+from cmcl.contract.api.access import Scope
 from cmcl.contract.api.datasets import Dataset, DatasetSummary, PostedDataset
 from cmcl.contract.api.jobs import Job, JobState
 from cmcl.contract.dataset import RejectedRow
@@ -30,7 +31,7 @@ from service.api.pagination import NumberSeek, OffsetSeek, Page, encode_cursor, 
 from service.auth.ownership import get_dataset
 from service.context import Context
 from service.core.errors import FieldProblem, Unprocessable
-from service.core.principal import Principal, Scope
+from service.core.principal import Principal
 from service.database.queries import datasets, jobs
 from service.database.rows import DatasetRow, JobRow, ResponseRow
 from service.datasets.intake import (

@@ -10,12 +10,13 @@ from fastapi import Body, Depends, Header, Path, Query, Request, Security
 from fastapi.security import HTTPBearer, SecurityScopes
 from pydantic import BeforeValidator, Field
 
+from cmcl.contract.api.access import Scope
 from cmcl.contract.modality import MODALITY_PATTERN, NAME_PATTERN, Frozen
 from service.api.pagination import LARGEST_NUMBER
 from service.context import Context
 from service.core.errors import FieldProblem, Forbidden, Unprocessable, UnsupportedMediaType
 from service.core.loops import Loop
-from service.core.principal import EVERY_OWNER, Principal, Scope
+from service.core.principal import EVERY_OWNER, Principal
 from service.datasets.intake import MOST_SHARDS
 
 # Kubernetes calls these by the address of the pod.

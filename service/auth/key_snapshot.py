@@ -30,6 +30,7 @@ from cmcl.contract.access import (
     KeySnapshot,
     SnapshotKey,
 )
+from cmcl.contract.api.access import Scope
 from cmcl.contract.errors import ObjectNotFound, StorageError
 from cmcl.storage import layout
 from cmcl.storage.object_store import ObjectStore
@@ -37,7 +38,6 @@ from service.auth.keys import OPERATOR, sha256
 from service.core.clock import Clock
 from service.core.errors import DatabaseError, StaleDatabase
 from service.core.loops import OutageLog, PeriodicLoop
-from service.core.principal import Scope
 from service.core.settings import Settings
 from service.database.engine import Database
 from service.database.queries import keys

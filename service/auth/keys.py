@@ -17,10 +17,11 @@ from pydantic import BeforeValidator, Field, StringConstraints, field_validator
 from sqlalchemy import Connection
 
 from cmcl.contract.access import KEY_PATTERN, key_id
+from cmcl.contract.api.access import Scope
 from cmcl.contract.modality import NAME_PATTERN, Frozen
 from service.auth.ownership import check_keys
 from service.core.errors import FieldProblem, Forbidden, NotFound
-from service.core.principal import EVERY_SCOPE, LOCAL, RECONCILER, Principal, Scope
+from service.core.principal import EVERY_SCOPE, LOCAL, RECONCILER, Principal
 from service.database.queries import keys
 from service.database.queries.keys import KeyRow
 

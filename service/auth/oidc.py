@@ -28,9 +28,10 @@ from urllib.parse import urlencode
 import httpx
 import jwt
 
+from cmcl.contract.api.access import Scope
 from cmcl.contract.modality import NAME_PATTERN
 from service.core.errors import FieldProblem, Forbidden, IssuerUnavailable, Unauthorized
-from service.core.principal import Principal, Scope
+from service.core.principal import Principal
 from service.core.settings import Settings
 
 logger = logging.getLogger(__name__)

@@ -22,11 +22,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import Connection, and_
 
 from cmcl.contract.access import SESSION_TYPE, SNAPSHOT_ALGORITHM, SessionToken
+from cmcl.contract.api.access import Scope
 from service.auth.authenticator import USE_STEP, Caller, KeyCache
 from service.auth.keys import OPERATOR, sha256
 from service.core.clock import Clock
 from service.core.errors import DatabaseError, FieldProblem, Forbidden, NotFound, Unauthorized
-from service.core.principal import Principal, Scope
+from service.core.principal import Principal
 from service.core.settings import Settings
 from service.database.engine import Database
 from service.database.queries import keys, sessions

@@ -4,16 +4,6 @@ from dataclasses import dataclass
 
 from cmcl.contract.api.access import Scope
 
-__all__ = [
-    "DEFAULT_OWNER",
-    "EVERY_OWNER",
-    "EVERY_SCOPE",
-    "LOCAL",
-    "RECONCILER",
-    "Principal",
-    "Scope",
-]
-
 # The owner of things created without one.
 DEFAULT_OWNER = "default"
 # Means all owners. No owner can have this name.

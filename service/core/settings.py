@@ -10,11 +10,11 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from cmcl.contract.api.access import QuotaName
+from cmcl.contract.api.access import QuotaName, Scope
 from cmcl.contract.encoder import EncoderSpec
 from cmcl.contract.methods import Priority
 from cmcl.contract.modality import Frozen
-from service.core.principal import DEFAULT_OWNER, Scope
+from service.core.principal import DEFAULT_OWNER
 from service.core.setting_values import (
     CommaSeparated,
     Encoders,

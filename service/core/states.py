@@ -12,17 +12,7 @@ queued ──> preparing ──> prepared ──> submitting ──> running ─
   └── retry, by a user ─────────────────────────────────────── failed, rejected
 """
 
-from cmcl.contract.api.jobs import FINAL_STATES, FailureReason, JobState
-
-__all__ = [
-    "CANCELLABLE",
-    "FINAL_STATES",
-    "IN_FLIGHT",
-    "LEGAL_MOVES",
-    "FailureReason",
-    "JobState",
-    "check_move",
-]
+from cmcl.contract.api.jobs import JobState
 
 LEGAL_MOVES: dict[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.PREPARING, JobState.PREPARED, JobState.CANCELLED}),

@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, ConfigDict, FailFast, Field
 from pydantic_core import PydanticCustomError
 from sqlalchemy import Connection
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.dataset import ShardRef
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.contract.errors import InvalidUri
@@ -28,7 +29,6 @@ from service.auth.ownership import get_dataset, lock_model_shared
 from service.core.errors import Conflict, FieldProblem, PreconditionFailed, Unprocessable
 from service.core.principal import Principal
 from service.core.settings import Settings
-from service.core.states import JobState
 from service.database.queries import datasets, jobs, models, uploads, versions
 from service.database.rows import DatasetRow, Fingerprints, JobRow, ModelRow, UploadRow
 from service.datasets.encoders import Declarations, bound_encoders, changed_field, mismatch

@@ -16,8 +16,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from cmcl.contract.api.jobs import FINAL_STATES
 from service.core.errors import TooManyRequests
-from service.core.states import FINAL_STATES
 from service.database.engine import Database, Seek
 from service.database.queries import events
 from service.database.queries.events import EventFilter, Newest

@@ -14,6 +14,7 @@ from datetime import datetime
 
 from pydantic import ValidationError
 
+from cmcl.contract.api.jobs import FailureReason, JobState
 from cmcl.contract.dataset import EvaluationDataset
 from cmcl.contract.errors import ObjectNotFound, StorageUnavailable
 from cmcl.contract.job import AttemptRequest, Failure, JobSpec, StageReport, submission_id
@@ -24,7 +25,6 @@ from cmcl.storage.running import forget_running
 from service.auth.ownership import heads_problem
 from service.context import Context
 from service.core.settings import Settings
-from service.core.states import FailureReason, JobState
 from service.database.queries import datasets, jobs, models
 from service.database.rows import DatasetRow, JobRow, ModelRow
 from service.jobs import scheduler

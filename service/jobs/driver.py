@@ -11,12 +11,12 @@ import threading
 from collections.abc import Callable
 from datetime import timedelta
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.errors import StorageUnavailable
 from service.context import Context
 from service.core.errors import DatabaseUnavailable, WriteConflict
 from service.core.loops import OutageLog, PeriodicLoop
 from service.core.principal import DEFAULT_OWNER
-from service.core.states import JobState
 from service.database.queries import drivers
 from service.database.queries.drivers import DriverRow
 from service.jobs.attempts import labels, rank_options

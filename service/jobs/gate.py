@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from cmcl.contract.api.jobs import FailureReason
 from cmcl.contract.dataset import DatasetManifest
 from cmcl.contract.errors import InvalidVersion
 from cmcl.contract.gate import Gate
 from cmcl.contract.job import JobSpec
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import LearnedDataset, VersionManifest, datasets_to_merge
-from service.core.states import FailureReason
 
 
 def check_answers(

@@ -13,6 +13,7 @@ from typing import TypeVar, get_args
 
 from pydantic import ValidationError
 
+from cmcl.contract.api.jobs import FailureReason, JobState
 from cmcl.contract.dataset import DatasetManifest
 from cmcl.contract.errors import InvalidDataset, InvalidVersion, ObjectNotFound
 from cmcl.contract.prepare import (
@@ -26,7 +27,6 @@ from cmcl.storage import layout
 from cmcl.storage.datasets import read_dataset_manifest
 from service.context import Context
 from service.core.clock import Seconds
-from service.core.states import FailureReason, JobState
 from service.database.queries import datasets, job_queue, jobs, models
 from service.database.queries.drivers import DriverRow
 from service.database.rows import DatasetRow, JobRow, ModelRow, PreparedRows

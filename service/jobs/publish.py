@@ -4,6 +4,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
+from cmcl.contract.api.jobs import FailureReason, JobState
 from cmcl.contract.errors import StorageUnavailable, WorkerError
 from cmcl.contract.version import LearnedDataset, VersionManifest
 from cmcl.storage import layout
@@ -16,7 +17,6 @@ from cmcl.storage.versions import (
 )
 from service.auth.ownership import heads_problem
 from service.context import Context
-from service.core.states import FailureReason, JobState
 from service.database.queries import datasets, jobs, maintenance, models, versions
 from service.database.rows import JobRow, ModelRow, VersionRow
 from service.database.stale import check_model_not_stale

@@ -15,13 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.errors import StorageUnavailable
 from cmcl.contract.job import submission_id
 from service.context import Context
 from service.core.clock import steady
 from service.core.errors import DatabaseUnavailable, StaleDatabase
 from service.core.loops import HUNG_SECONDS, Loop, OutageLog, PeriodicLoop
-from service.core.states import JobState
 from service.database.engine import Database, Listener
 from service.database.queries import drivers, job_queue, models, versions
 from service.database.rows import JobRow, ModelRow, VersionRow

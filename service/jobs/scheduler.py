@@ -19,13 +19,13 @@ from functools import partial
 
 from sqlalchemy import Connection
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.job import submission_id
 from cmcl.contract.methods import Priority
 from service.context import Context
 from service.core.errors import DatabaseUnavailable, WriteConflict
 from service.core.loops import OutageLog, PeriodicLoop
 from service.core.settings import Settings
-from service.core.states import JobState
 from service.database.queries import job_queue, jobs, models
 from service.database.queries.job_queue import PREPARATION, TRAINING, Stage
 from service.database.rows import Event, JobRow

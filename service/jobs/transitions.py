@@ -7,13 +7,13 @@ from typing import Literal, TypeVar
 
 from sqlalchemy import Connection
 
-from cmcl.contract.api.jobs import Approval
+from cmcl.contract.api.jobs import Approval, FailureReason, JobState
 from cmcl.contract.errors import StorageUnavailable
 from service.auth.ownership import get_dataset, get_job, lock_model_shared
 from service.context import Context
 from service.core.errors import Conflict, DatabaseError, PreconditionFailed, StaleDatabase
 from service.core.principal import Principal
-from service.core.states import CANCELLABLE, FailureReason, JobState
+from service.core.states import CANCELLABLE
 from service.database.queries import datasets, jobs
 from service.database.rows import Fingerprints, JobRow, PreparedRows
 from service.datasets.intake import NewDataset

@@ -20,6 +20,8 @@ from pydantic import ValidationError
 from sqlalchemy import Connection
 
 from cmcl.contract.access import OPERATOR_KEY
+from cmcl.contract.api.access import Scope
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.dataset import DatasetManifest, Shard, ShardRef
 from cmcl.contract.errors import InvalidVersion, ObjectNotFound, StorageError, WorkerError
 from cmcl.contract.gate import Gate
@@ -39,10 +41,9 @@ from cmcl.storage.versions import (
 from service.auth.key_snapshot import read_signed
 from service.core.clock import utc_now
 from service.core.errors import Conflict
-from service.core.principal import DEFAULT_OWNER, Scope
+from service.core.principal import DEFAULT_OWNER
 from service.core.setting_values import read_signing_key
 from service.core.settings import Settings
-from service.core.states import JobState
 from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
 from service.database.queries import backup

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Path, Query, Request, Security
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
+from cmcl.contract.api.access import Scope
 from cmcl.contract.api.endpoint import Collection, CollectionList, ItemsResponse
 from cmcl.contract.modality import NAME_PATTERN
 from service.api.dependencies import ContextDep, get_principal
@@ -14,7 +15,7 @@ from service.api.models import read_model
 from service.api.pagination import LARGEST_NUMBER
 from service.context import Context
 from service.core.errors import NotFound
-from service.core.principal import Principal, Scope
+from service.core.principal import Principal
 from service.page.endpoint import SECONDS, Endpoint, EndpointProblem, release_slot
 from service.page.forms import ModalityFilter
 from service.page.rendering import PREFIX, Visitor, pages_of, visitor_of

@@ -16,10 +16,11 @@ import httpx
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
+from cmcl.contract.api.access import Scope
 from cmcl.contract.version import PARTS, EndpointParts
 from cmcl.fairness import FairSemaphore
 from service.core.clock import Clock
-from service.core.principal import EVERY_OWNER, Scope
+from service.core.principal import EVERY_OWNER
 from service.core.settings import Settings
 from service.page.rendering import Visitor
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from cmcl.contract.api.jobs import FailureReason, JobState
 from cmcl.contract.event import EventKind
-from service.core.states import FailureReason, JobState
 
 Tone = Literal["good", "busy", "wait", "hold", "bad", "quiet"]
 

@@ -19,6 +19,8 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, ValidationError
 from starlette.responses import RedirectResponse, Response
 
+from cmcl.contract.api.access import Scope
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.event import EventKind
 from cmcl.contract.modality import NAME_PATTERN, Frozen
 from service.api.dependencies import IdempotencyKey, get_principal
@@ -32,8 +34,7 @@ from service.core.errors import (
     Unprocessable,
     UnsupportedMediaType,
 )
-from service.core.principal import EVERY_OWNER, Principal, Scope
-from service.core.states import JobState
+from service.core.principal import EVERY_OWNER, Principal
 from service.page.rendering import pages_of, root_of
 
 Form = TypeVar("Form", bound=BaseModel)

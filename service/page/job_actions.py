@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from cmcl.contract.api.jobs import Candidate, Job
+from cmcl.contract.api.jobs import Candidate, Job, JobState
 from service.api import jobs
 from service.api.candidates import read_candidate
 from service.api.datasets import post_seal, read_dataset
@@ -15,7 +15,7 @@ from service.api.summaries import read_summary
 from service.context import Context
 from service.core.errors import Conflict, NotFound, Refused
 from service.core.principal import Principal
-from service.core.states import CANCELLABLE, JobState
+from service.core.states import CANCELLABLE
 from service.page.forms import (
     ActionRequest,
     DecisionForm,

@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 
 from cmcl.contract.api.events import Event
-from cmcl.contract.api.jobs import Attempt, Job, JobPhase
+from cmcl.contract.api.jobs import Attempt, Job, JobPhase, JobState
 from cmcl.contract.api.models import ModelSummary
 from cmcl.pictures import LossCurve, LossPoint, Phase, job_phases, loss_curve
 from service.api import jobs
@@ -28,7 +28,7 @@ from service.api.phases import read_phases
 from service.api.summaries import read_summary
 from service.context import Context
 from service.core.principal import Principal
-from service.core.states import IN_FLIGHT, JobState
+from service.core.states import IN_FLIGHT
 from service.database.engine import Seek
 from service.database.queries.events import EventFilter
 from service.page.comparison import WantedDep, comparison_values

@@ -6,14 +6,14 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
 
-from cmcl.contract.api.access import CreatedKey
+from cmcl.contract.api.access import CreatedKey, Scope
 from cmcl.contract.modality import Frozen
 from service.api.dependencies import Admin, ContextDep
 from service.api.keys import KeyPath, delete_key, list_keys, post_key, read_key
 from service.api.pagination import CursorQuery, get_text_seek
 from service.auth.keys import NewKey
 from service.context import Context
-from service.core.principal import Principal, Scope
+from service.core.principal import Principal
 from service.page.forms import Once, new_once, once, posted, see_other, validated
 from service.page.rendering import PREFIX, pages_of, visitor_of
 

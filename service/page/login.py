@@ -12,6 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from pydantic import BaseModel, Field, SecretStr
 
+from cmcl.contract.api.access import Scope
 from cmcl.contract.modality import Frozen
 from service.api.authentication import address_of
 from service.api.dependencies import ContextDep
@@ -20,7 +21,6 @@ from service.auth.oidc import SIGN_IN_SECONDS, OidcLogin
 from service.auth.sessions import StartedSession
 from service.context import Context
 from service.core.errors import Forbidden, NotFound, Unauthorized
-from service.core.principal import Scope
 from service.database.queries.sessions import SessionRow
 from service.page.access import NEXT_DOCUMENT, cookie_name, set_session
 from service.page.forms import posted, see_other

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from cmcl.contract.api.access import Quota
 from cmcl.contract.api.datasets import DatasetSummary
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.api.models import Model, ModelSummary
 from cmcl.contract.api.versions import Promotion, VersionFigures
 from cmcl.contract.gate import Gate
@@ -29,7 +30,6 @@ from service.api.summaries import list_summaries, read_summary
 from service.api.versions import list_promotions
 from service.context import Context
 from service.core.principal import Principal
-from service.core.states import JobState
 from service.database.engine import Seek
 from service.page.rendering import PREFIX, WHOLE, pages_of
 

@@ -16,6 +16,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from cmcl.contract.api.access import Scope
 from cmcl.contract.api.endpoint import HeldOutList, HeldOutResults, SearchResults
 from cmcl.contract.api.models import Model
 from cmcl.contract.api.versions import Version, VersionSummary
@@ -29,7 +30,7 @@ from service.api.streamed import pieces_of
 from service.api.versions import list_versions, read_version
 from service.context import Context
 from service.core.errors import BodyTooLarge, FieldProblem, NotFound, Unprocessable
-from service.core.principal import Principal, Scope
+from service.core.principal import Principal
 from service.database.engine import Seek
 from service.page.collections import list_collections, read_collection
 from service.page.endpoint import Endpoint, EndpointProblem, release_slot

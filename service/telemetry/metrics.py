@@ -30,9 +30,9 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from cmcl.contract import DISTRIBUTION
+from cmcl.contract.api.jobs import FINAL_STATES, FailureReason, JobState
 from service.core.clock import Clock
 from service.core.errors import DatabaseError
-from service.core.states import FINAL_STATES, FailureReason, JobState
 from service.database.engine import Database
 from service.database.queries import overviews
 from service.database.queries.events import SKIPPED

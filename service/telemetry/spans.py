@@ -17,7 +17,7 @@ from typing import Protocol
 
 from fastapi.telemetry import TelemetryConfig
 
-from service.core.states import JobState
+from cmcl.contract.api.jobs import JobState
 from service.database.rows import Event, JobRow
 
 Attributes = Mapping[str, str | int | float]

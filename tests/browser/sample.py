@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.dataset import RejectedRow
 from cmcl.storage import layout
-from service.core.states import JobState
 from service.database.queries.jobs import set_rejected
 from service.database.rows import PreparedRows
 from tests.browser.sample_figures import UPDATES, WIDTH, WIDTHS, recall_of, report_of, solved

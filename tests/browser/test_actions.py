@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, Request, Route, expect
 
-from service.core.states import JobState
+from cmcl.contract.api.jobs import JobState
 from tests.browser.conftest import OpenPage
 from tests.browser.sample import PHOTOS, SCENES, Names
 from tests.browser.served_plane import ServedPlane

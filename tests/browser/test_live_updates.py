@@ -14,8 +14,8 @@ import httpx
 import pytest
 from playwright.sync_api import Page, Route, expect
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.stack_host import Ports
-from service.core.states import JobState
 from service.page.formats import ago
 from tests.browser.conftest import OpenPage
 from tests.browser.sample import BIRDS, SCENES, Names, progress_of

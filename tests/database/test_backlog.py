@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Connection, insert, update
 
+from cmcl.contract.api.jobs import FINAL_STATES, JobState
 from cmcl.contract.model import ModelSpec
-from service.core.states import FINAL_STATES, JobState
 from service.database.engine import Database
 from service.database.queries import models, overviews
 from service.database.queries.overviews import Backlog, Standing

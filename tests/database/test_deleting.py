@@ -7,12 +7,12 @@ from threading import Event
 import pytest
 from sqlalchemy import update
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.model import ModelSpec
 from cmcl.storage import layout
 from service.core.errors import Conflict
 from service.core.principal import LOCAL
 from service.core.settings import Settings
-from service.core.states import JobState
 from service.database.engine import Database
 from service.database.queries import datasets, maintenance, models, versions
 from service.database.tables import jobs

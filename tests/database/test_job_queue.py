@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 import pytest
 from sqlalchemy import insert, update
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.model import ModelSpec
-from service.core.states import JobState
 from service.database.engine import Database
 from service.database.queries import job_queue, models
 from service.database.queries.job_queue import MOST_OF_MODEL

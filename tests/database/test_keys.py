@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from cmcl.contract.api.access import Scope
 from service.core.errors import WriteConflict
-from service.core.principal import Scope
 from service.database.engine import Database, Seek
 from service.database.queries import keys
 from service.database.queries.keys import KeyRow

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.model import ModelSpec
-from service.core.states import JobState
 from service.database.engine import Database, open_database
 from service.database.queries import instances, models
 from service.jobs.leases import ModelLeases

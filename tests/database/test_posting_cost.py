@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event, insert
 
+from cmcl.contract.api.access import Scope
 from cmcl.contract.model import ModelSpec
 from service.core.errors import Unprocessable
-from service.core.principal import Principal, Scope
+from service.core.principal import Principal
 from service.core.settings import Settings
 from service.database.engine import Database
 from service.database.queries import models

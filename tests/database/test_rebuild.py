@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.storage.versions import read_live
 from service.core.errors import Conflict
-from service.core.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table
 from tests.fakes.lost_database import everything, rebuild, wreck

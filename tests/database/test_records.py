@@ -9,12 +9,13 @@ from threading import Barrier
 import pytest
 from sqlalchemy import Connection, text
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.job import Progress
 from cmcl.contract.model import ModelSpec
 from service.core.errors import DatabaseUnavailable, WriteConflict
 from service.core.principal import LOCAL
 from service.core.settings import Settings
-from service.core.states import IllegalMove, JobState
+from service.core.states import IllegalMove
 from service.database.engine import Database, open_database
 from service.database.queries import job_queue, jobs, models
 from service.database.queries.jobs import Report, RunningAttempt, store_progress

@@ -10,9 +10,9 @@ from threading import Barrier
 import pytest
 from sqlalchemy import insert, update
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.model import ModelSpec
 from service.context import Context
-from service.core.states import JobState
 from service.database.engine import open_database
 from service.database.queries import job_queue, models
 from service.database.queries.job_queue import TRAINING

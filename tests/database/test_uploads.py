@@ -6,9 +6,9 @@ from pathlib import Path
 
 from sqlalchemy import delete
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.storage import layout
 from cmcl.storage.versions import write_blob
-from service.core.states import JobState
 from service.database.engine import Database
 from service.database.queries import idempotency, instances, maintenance, uploads
 from service.database.rows import ResponseRow

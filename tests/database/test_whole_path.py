@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from cmcl.contract.api.jobs import JobState
 from service.core.principal import LOCAL
-from service.core.states import JobState
 from service.registry.combining import Requested, request_unlearning
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.crashes import Crash, FaultAtMoment

@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import pyarrow as pa
 
+from cmcl.contract.api.jobs import FINAL_STATES, JobState
 from cmcl.storage import layout
 from cmcl.storage.local import LocalStore
 from cmcl.storage.object_store import ObjectStore
@@ -17,7 +18,6 @@ from cmcl.storage.versions import read_live
 from service.app import Parts, create_app
 from service.context import Context
 from service.core.settings import Settings
-from service.core.states import FINAL_STATES, JobState
 from service.core.tuning import Tuning
 from service.database.engine import open_database
 from service.database.migrations import upgrade

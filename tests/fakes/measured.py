@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.version import Drift, HeadCapacity, Quality, Recall, VersionManifest
-from service.core.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from service.core.states import JobState
+from cmcl.contract.api.jobs import JobState
 from service.launchers.port import LaunchState
 from tests.faults.invariants import InvariantChecker
 from tests.faults.replica import Replica

@@ -6,11 +6,12 @@ from typing import Any
 
 from sqlalchemy import Table, select
 
+from cmcl.contract.api.jobs import FINAL_STATES, JobState
 from cmcl.contract.job import submission_id
 from cmcl.contract.version import VersionManifest
 from cmcl.storage import layout
 from cmcl.storage.versions import read_blob, read_live, read_version, read_version_file
-from service.core.states import FINAL_STATES, IN_FLIGHT, JobState, check_move
+from service.core.states import IN_FLIGHT, check_move
 from service.database import tables
 from service.maintenance.gc import sweep_preparations
 from tests.faults.world import DEADLINES, SKEW_SECONDS, World

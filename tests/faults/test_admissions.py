@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from cmcl.contract.api.jobs import JobState
 from service.context import Context
 from service.core.errors import DatabaseUnavailable
 from service.core.principal import LOCAL
 from service.core.settings import OwnerGrant
-from service.core.states import JobState
 from service.jobs.reconciler import Reconciler
 from service.jobs.scheduler import Scheduler
 from tests.fakes.crashes import (

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.storage import layout
 from cmcl.storage.versions import read_live
-from service.core.states import JobState
 from tests.faults.convergence import converge, serve
 from tests.faults.invariants import InvariantChecker
 from tests.faults.replica import Order, Replica

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import delete, select, update
 
+from cmcl.contract.api.jobs import FINAL_STATES, JobState
 from cmcl.contract.version import VersionManifest
 from cmcl.storage import layout
 from cmcl.storage.versions import check_object, read_live, read_version
 from service.context import Context
-from service.core.states import FINAL_STATES, JobState
 from service.database import tables
 from service.database.engine import Database
 from service.jobs.reconciler import Reconciler

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from cmcl.contract.api.jobs import JobState
 from service.context import Context
-from service.core.states import CANCELLABLE, JobState
+from service.core.states import CANCELLABLE
 from service.database.engine import Seek
 from service.database.queries import models, versions
 from service.database.rows import Event

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from cmcl import Client, Gate
-from service.core.states import FINAL_STATES, JobState
+from cmcl.contract.api.jobs import FINAL_STATES, JobState
 from service.database.engine import Seek
 from service.database.queries import jobs
 from tests.architecture.repository import ROOT

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from cmcl.contract.errors import CannotCombine, InvalidDataset, StoreDamaged, WorkerError
-from cmcl.contract.job import Failure, FailureReason, JobSpec, Phase, Progress
+from cmcl.contract.job import AttemptFailureReason, Failure, JobSpec, Phase, Progress
 from cmcl.storage import layout
 from cmcl.storage.object_store import ObjectStore, retry_unavailable
 from cmcl.storage.running import ProgressWriter, mark_ended
@@ -196,7 +196,7 @@ class Reporter(Watcher):
             print(f"progress was not written: {error}", flush=True)
 
 
-def _reason(error: WorkerError) -> FailureReason:
+def _reason(error: WorkerError) -> AttemptFailureReason:
     match error:
         case InvalidDataset():
             return "invalid_dataset"

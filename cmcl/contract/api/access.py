@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_serializer
 
-from cmcl.contract.base import KNOWN_OR_TEXT, ApiModel
+from cmcl.contract.responses import KNOWN_OR_TEXT, ApiModel
 
 
 class Scope(StrEnum):

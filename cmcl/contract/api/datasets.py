@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from cmcl.contract.api.jobs import Encoders, Job, JobState, RejectedSummary
-from cmcl.contract.base import KNOWN_OR_TEXT, ApiModel
 from cmcl.contract.dataset import DatasetManifest, ShardRef
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.prepare import DatasetReport, PrepareProgress
+from cmcl.contract.responses import KNOWN_OR_TEXT, ApiModel
 from cmcl.contract.version import EvaluationResult
 
 

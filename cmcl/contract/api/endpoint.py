@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from cmcl.contract.base import ApiModel
+from cmcl.contract.responses import ApiModel
 
 # Precision of the stored features of a collection.
 FeatureType = Literal["float32", "float16"]

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import Field, SecretStr, field_serializer
 
-from cmcl.contract.base import ApiModel
+from cmcl.contract.responses import ApiModel
 
 
 class StreamedEvent(ApiModel):

@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cmcl.contract.base import KNOWN_OR_TEXT, ApiModel
 from cmcl.contract.dataset import RejectedRow
 from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.job import JobKind, Phase, Progress, VersionRef
 from cmcl.contract.modality import Modality, ModalityPair
 from cmcl.contract.prepare import DatasetReport, PrepareProgress
+from cmcl.contract.responses import KNOWN_OR_TEXT, ApiModel
 from cmcl.contract.version import (
     EvaluationResult,
     HeadCapacity,

@@ -5,9 +5,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from cmcl.contract.base import ApiModel
 from cmcl.contract.job import JobKind
 from cmcl.contract.modality import Modality, ModalityPair
+from cmcl.contract.responses import ApiModel
 from cmcl.contract.version import (
     Drift,
     HeadCapacity,

@@ -13,8 +13,8 @@ from typing import Literal
 from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from cmcl.contract.api.jobs import FailureReason, JobState
 from cmcl.contract.job import Progress
-from service.core.states import FailureReason, JobState
 from service.database.engine import Seek, in_chunks
 from service.database.tables import attempts, progress_points
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, insert, select, update
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.dataset import DatasetManifest, EvaluationDataset
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.version import EvaluationResult, MeasuredDataset
-from service.core.states import JobState
 from service.database.engine import Seek
 from service.database.queries import backup, events
 from service.database.rows import DatasetRow, Event, Fingerprints, random_id

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, insert, select, update
 
-from service.core.states import JobState
+from cmcl.contract.api.jobs import JobState
 from service.database.tables import drivers, jobs
 
 _ID = 1

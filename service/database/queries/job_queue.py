@@ -27,8 +27,9 @@ from sqlalchemy import (
     update,
 )
 
+from cmcl.contract.api.jobs import JobState
 from service.core.principal import EVERY_OWNER
-from service.core.states import IN_FLIGHT, JobState
+from service.core.states import IN_FLIGHT
 from service.database.engine import in_chunks
 from service.database.queries import attempts
 from service.database.queries import jobs as moves

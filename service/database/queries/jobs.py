@@ -8,12 +8,12 @@ from typing import Any
 from pydantic import BaseModel
 from sqlalchemy import Connection, RowMapping, Update, bindparam, insert, select, update
 
-from cmcl.contract.api.jobs import Approval
+from cmcl.contract.api.jobs import FINAL_STATES, Approval, FailureReason, JobState
 from cmcl.contract.job import READS_ROWS, JobKind, Progress, VersionRef, submission_id
 from cmcl.contract.methods import Priority
 from cmcl.contract.prepare import DatasetReport, PrepareProgress
 from cmcl.contract.version import EvaluationResult, LearnedDataset
-from service.core.states import FINAL_STATES, FailureReason, JobState, check_move
+from service.core.states import check_move
 from service.database.engine import Seek, in_chunks
 from service.database.queries import attempts, datasets, events
 from service.database.rows import (

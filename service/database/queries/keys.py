@@ -5,7 +5,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, RowMapping, and_, case, func, insert, or_, select, update
 
-from service.core.principal import Scope
+from cmcl.contract.api.access import Scope
 from service.database.engine import Seek
 from service.database.tables import api_keys
 

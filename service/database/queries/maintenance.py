@@ -25,10 +25,10 @@ from sqlalchemy import (
     update,
 )
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.job import READS_ROWS, submission_id
 from cmcl.contract.version import LearnedDataset, VersionManifest
 from cmcl.storage import layout
-from service.core.states import JobState
 from service.database.queries import backup
 from service.database.queries import jobs as jobs_of
 from service.database.queries.versions import find as find_version

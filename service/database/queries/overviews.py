@@ -12,10 +12,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, and_, func, select
 
+from cmcl.contract.api.jobs import FINAL_STATES, JobState
 from cmcl.contract.api.models import NewestVersion, SummaryJob
 from cmcl.contract.job import Progress
 from cmcl.contract.prepare import PrepareProgress
-from service.core.states import FINAL_STATES, IN_FLIGHT, JobState
+from service.core.states import IN_FLIGHT
 from service.database.queries import drivers
 from service.database.queries.models import is_pointer_unwritten
 from service.database.tables import jobs, models, versions

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, insert, or_, select, update
 
-from service.core.principal import Scope
+from cmcl.contract.api.access import Scope
 from service.database.tables import api_keys, sessions
 
 Condition = ColumnElement[bool]

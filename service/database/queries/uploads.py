@@ -17,7 +17,7 @@ from sqlalchemy import (
     update,
 )
 
-from service.core.states import JobState
+from cmcl.contract.api.jobs import JobState
 from service.database.rows import UploadRow, UploadState
 from service.database.tables import datasets, jobs, models, upload_uses, uploads
 

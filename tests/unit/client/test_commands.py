@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from cmcl.cli.errors import Exit
+from cmcl.contract.api.jobs import JobState
 from cmcl.storage import layout
-from service.core.states import JobState
 from service.database.engine import Seek
 from service.database.queries import jobs
 from tests.fakes.control_plane import ControlPlane

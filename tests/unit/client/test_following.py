@@ -11,7 +11,7 @@ import pytest
 from cmcl import Client, CmclError
 from cmcl.client import Event, Job, PrepareProgress, Unreachable, WaitTimeout
 from cmcl.client.concurrency import Clock
-from service.core.states import JobState
+from cmcl.contract.api.jobs import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.responses import AT, body
 from tests.fakes.served_app import served

@@ -190,7 +190,7 @@ def test_only_a_running_job_has_time_left(
     server: RestServer, capsys: pytest.CaptureFixture[str], state: str, has_time_left: bool
 ) -> None:
     progress = {"phase": "training", "eta_seconds": 90.0, "at": AT}
-    answers = {"items": [], "next_cursor": None, "seconds": 0.0, "phases": []}
+    answers: dict[str, object] = {"items": [], "next_cursor": None, "seconds": 0.0, "phases": []}
     job = body(Job, id=JOB, state=state, progress=progress)
     server.always((200, {**job, **answers, "job": JOB}))
     assert main(["job", "show", JOB, "--url", server.url]) == Exit.OK

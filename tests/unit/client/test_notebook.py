@@ -18,6 +18,7 @@ from cmcl.client import (
     ProgressHistory,
     VersionFigures,
 )
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.capacity import FULL_BELOW
 from cmcl.contract.version import Drift, Quality
 from cmcl.pictures import (
@@ -28,7 +29,6 @@ from cmcl.pictures import (
     progress_picture,
     version_pictures,
 )
-from service.core.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.responses import body, response
 from tests.fakes.trainer import train
@@ -56,7 +56,7 @@ def headings(svg: str) -> list[str]:
 
 def test_a_notebook_shows_a_version_with_its_pictures(published: Client) -> None:
     version = published.version("scenes", 2)
-    html = version._repr_html_()
+    html = version._repr_html_() or ""
     drawn = version_pictures(version, version.manifest.spec.drift_bound)
     assert html.count("<svg") == len([each for each in drawn if each is not None])
     assert "scenes@2" in html
@@ -102,7 +102,7 @@ def test_the_memory_of_a_version_has_every_recall(published: Client) -> None:
 
 
 def test_a_notebook_shows_a_job_and_what_its_message_says_is_text() -> None:
-    html = JOB._repr_html_()
+    html = JOB._repr_html_() or ""
     assert "job-0123456789ab" in html
     assert "<script" not in html
     assert "<svg" not in html, "it has not started"
@@ -114,7 +114,7 @@ def test_a_notebook_shows_a_job_and_what_its_message_says_is_text() -> None:
         at=AT + timedelta(seconds=64),
     )
     later = {"started_at": AT + timedelta(seconds=4), "progress": progress}
-    html = JOB.model_copy(update=later)._repr_html_()
+    html = JOB.model_copy(update=later)._repr_html_() or ""
     for words in ("5 of 1,000", "1 min 15 s", "4.0 s", "1 min so far"):
         assert words in html
 
@@ -142,7 +142,7 @@ def test_a_candidate_is_drawn_beside_its_parent(
     cmcl("job", "show", job, "--picture", str(file))
     assert "Drift of earlier datasets" in headings(file.read_text())
     with Client(os.environ["CMCL_URL"]) as client:
-        html = client.candidate(job)._repr_html_()
+        html = client.candidate(job)._repr_html_() or ""
     assert "candidate for scenes@3" in html
     assert "permitted: 0.4" in html
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.version import HeadCapacity, Recall, VersionManifest
-from service.core.states import JobState
 from tests.architecture.repository import ROOT
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.served_app import served

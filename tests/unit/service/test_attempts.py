@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.job import Failure
 from cmcl.storage import layout
 from cmcl.storage.running import mark_ended
-from service.core.states import JobState
 from service.launchers.port import LaunchState
 from service.maintenance.gc import GC_TASKS, RARE_GC_TASKS
 from tests.fakes.control_plane import ControlPlane

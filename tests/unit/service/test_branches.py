@@ -2,9 +2,9 @@
 
 import pytest
 
+from cmcl.contract.api.jobs import FailureReason, JobState
 from cmcl.storage import layout
 from cmcl.storage.versions import read_live, read_version, read_version_file
-from service.core.states import FailureReason, JobState
 from service.database.queries import versions
 from service.maintenance.gc import GarbageCollector
 from tests.fakes.control_plane import ControlPlane

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.version import HeadCapacity, Quality, Recall, VersionReport
 from cmcl.storage import layout
-from service.core.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient

@@ -1,6 +1,6 @@
 """Times that an attempt may take, by the control plane's own clock."""
 
-from service.core.states import FailureReason, JobState
+from cmcl.contract.api.jobs import FailureReason, JobState
 from service.jobs.attempts import STARTING
 from service.launchers.port import LaunchState
 from tests.fakes.control_plane import ControlPlane

@@ -11,12 +11,12 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
+from cmcl.contract.api.access import Scope as KeyScope
 from cmcl.fairness import OverLimit
 from service.api.dependencies import BYTES
 from service.api.limits import Budgets, OwnerLimits
 from service.auth.rate_limiter import SlidingWindow
 from service.core.principal import Principal
-from service.core.principal import Scope as KeyScope
 from service.database.engine import WriterLock
 
 LARGE = 1 << 20
@@ -27,7 +27,7 @@ async def _nothing() -> None:
     """The endpoint of the routes, which is not called."""
 
 
-_FILE = {"requestBody": {"content": {BYTES: {}}}}
+_FILE: dict[str, object] = {"requestBody": {"content": {BYTES: {}}}}
 ROUTES = {
     "body": APIRoute("/", _nothing, name="post_dataset"),
     "file": APIRoute("/", _nothing, openapi_extra=_FILE),

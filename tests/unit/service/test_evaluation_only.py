@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
+from cmcl.contract.api.jobs import FailureReason, JobState
 from cmcl.contract.job import JobSpec
 from cmcl.contract.version import EvaluationResult
 from cmcl.storage import layout
 from cmcl.storage.running import mark_ended
-from service.core.states import FailureReason, JobState
 from service.database.rows import JobRow
 from service.launchers.port import LaunchState
 from service.maintenance.gc import GarbageCollector

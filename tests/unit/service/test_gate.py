@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.errors import InvalidVersion
 from cmcl.contract.gate import Gate
 from cmcl.contract.job import JobSpec
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import VersionManifest
 from cmcl.storage import layout
-from service.core.states import JobState
 from service.jobs.gate import check_answers, judge
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train

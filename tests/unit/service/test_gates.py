@@ -2,10 +2,10 @@
 
 import pytest
 
+from cmcl.contract.api.jobs import FailureReason, JobState
 from cmcl.contract.gate import Gate
 from cmcl.contract.version import Recall, VersionManifest
 from cmcl.storage import layout
-from service.core.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.core.states import JobState
+from cmcl.contract.api.jobs import JobState
 from service.launchers.port import LaunchState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train

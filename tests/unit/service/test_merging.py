@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from cmcl.contract.api.jobs import FailureReason, JobState
 from cmcl.storage import layout
-from service.core.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 from tests.unit.service.test_unlearning import (

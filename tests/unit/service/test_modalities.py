@@ -5,9 +5,9 @@ from typing import Any
 import httpx
 import pytest
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.job import JobSpec
 from cmcl.storage import layout
-from service.core.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table
 from tests.fakes.trainer import leave_checkpoint, train

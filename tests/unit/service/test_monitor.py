@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.job import Progress
 from cmcl.storage import layout
 from cmcl.storage.running import read_running
 from cmcl.storage.versions import write_blob, write_candidate
 from service.context import Context
 from service.core.errors import DatabaseUnavailable
-from service.core.states import JobState
 from service.jobs.attempts import watch
 from service.jobs.monitor import AttemptMonitor
 from service.jobs.reconciler import Reconciler

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from service.core.states import JobState
+from cmcl.contract.api.jobs import JobState
 from tests.fakes.control_plane import ControlPlane
 
 

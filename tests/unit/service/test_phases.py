@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.job import Failure, Phase
 from cmcl.storage import layout
 from cmcl.storage.running import mark_ended
-from service.core.states import JobState
 from service.launchers.port import LaunchState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import report_progress, train

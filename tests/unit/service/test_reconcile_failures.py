@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
+from cmcl.contract.api.jobs import FailureReason, JobState
 from cmcl.contract.job import Failure
 from cmcl.storage import layout
 from cmcl.storage.running import mark_ended
-from service.core.states import FailureReason, JobState
 from service.database import tables
 from service.launchers.port import LaunchState
 from tests.fakes.control_plane import ControlPlane

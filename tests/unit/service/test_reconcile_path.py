@@ -1,9 +1,9 @@
 """The states of one dataset's job, step by step."""
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.job import JobSpec
 from cmcl.storage import layout
 from cmcl.storage.versions import read_version
-from service.core.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import report_progress, train
 

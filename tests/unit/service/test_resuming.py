@@ -2,10 +2,10 @@
 
 import pytest
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.job import Failure, JobSpec
 from cmcl.storage import layout
 from cmcl.storage.running import mark_ended
-from service.core.states import JobState
 from service.jobs import attempts
 from service.launchers.port import LaunchState
 from tests.fakes.control_plane import ControlPlane

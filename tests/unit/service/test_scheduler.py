@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from cmcl.contract.api.jobs import JobState
 from service.core.settings import Settings
-from service.core.states import JobState
 from service.jobs.scheduler import Scheduler, attempts_that_fit
 from service.launchers.port import ClusterResources, LaunchState
 from tests.fakes.control_plane import ControlPlane

@@ -2,7 +2,7 @@
 
 import httpx
 
-from service.core.states import JobState
+from cmcl.contract.api.jobs import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event, select
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.model import ModelSpec
 from service.core.settings import OwnerGrant
-from service.core.states import JobState
 from service.database.queries import instances as queries
 from service.database.queries import models
 from service.database.tables import leases

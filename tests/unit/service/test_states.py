@@ -4,15 +4,8 @@ import itertools
 
 import pytest
 
-from service.core.states import (
-    CANCELLABLE,
-    FINAL_STATES,
-    IN_FLIGHT,
-    LEGAL_MOVES,
-    IllegalMove,
-    JobState,
-    check_move,
-)
+from cmcl.contract.api.jobs import FINAL_STATES, JobState
+from service.core.states import CANCELLABLE, IN_FLIGHT, LEGAL_MOVES, IllegalMove, check_move
 from service.database.queries import jobs
 from service.jobs.reconciler import STEPS
 from tests.fakes.control_plane import ControlPlane

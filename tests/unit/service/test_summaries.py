@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from service.core.states import JobState
+from cmcl.contract.api.jobs import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import table_with_nan
 from tests.fakes.measured import write_measured

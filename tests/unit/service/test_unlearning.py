@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from typing import Any
 
+from cmcl.contract.api.jobs import FailureReason, JobState
 from cmcl.contract.modality import FileEntry
 from cmcl.storage import layout
 from cmcl.storage.versions import read_version
-from service.core.states import FailureReason, JobState
 from service.launchers.port import LaunchState
 from service.maintenance.gc import GarbageCollector
 from tests.fakes.control_plane import ControlPlane

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 
-from service.core.states import JobState
+from cmcl.contract.api.jobs import JobState
 from service.database.engine import Database
 from service.database.queries import instances
 from service.jobs.reconciler import Reconciler, Workers

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from cmcl.contract.api.endpoint import FeatureType
 from cmcl.contract.version import LivePointer
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.served_versions import rows, version
@@ -12,7 +13,7 @@ from workers.serve.collections import writes
 from workers.serve.collections.follower import CollectionsFollower
 from workers.serve.collections.index import Index, SearchQuery, SearchResult
 from workers.serve.collections.index_builder import project
-from workers.serve.collections.revision_log import FeatureType, Revision
+from workers.serve.collections.revision_log import Revision
 from workers.serve.collections.segments import Entry
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import Float32Array, ServedVersion

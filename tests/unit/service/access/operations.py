@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 
+from cmcl.contract.api.access import Scope
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.job import submission_id
 from cmcl.storage import layout
 from service.api.dependencies import OPEN_PATHS
-from service.core.principal import Scope
-from service.core.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 from tests.unit.service.auth.key_client import KeyClient
@@ -56,7 +56,7 @@ _REASON = {"reason": "x"}
 # In a form that creates something: of one page.
 ONCE = "0123456789abcdefABCD-_"
 _DECISION = {"seen": "0", **_REASON}
-BODIES: Mapping[str, dict[str, object]] = {
+BODIES: Mapping[str, Mapping[str, object]] = {
     "POST /v1/models": _MODEL,
     "POST /v1/models/{model}/branch": {"name": "x-branch", "version": 1},
     "PUT /v1/models/{model}/modalities/{modality}": {"width": 4},

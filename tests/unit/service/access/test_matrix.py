@@ -9,8 +9,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from cmcl.contract.api.access import Scope
 from service.api.dependencies import OPEN_PATHS
-from service.core.principal import Scope
 from tests.fakes.app_client import AppClient
 from tests.fakes.control_plane import ControlPlane
 from tests.unit.service.access.operations import (

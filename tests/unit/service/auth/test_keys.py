@@ -8,9 +8,9 @@ import httpx
 import pytest
 from sqlalchemy import text
 
+from cmcl.contract.api.access import Scope
 from service.auth.authenticator import KeyCache
 from service.auth.keys import KeyText, mint
-from service.core.principal import Scope
 from service.database.queries import keys
 from service.database.queries.keys import KeyRow
 from tests.fakes.clock import ScriptedClock

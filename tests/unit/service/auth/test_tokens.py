@@ -13,10 +13,11 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from cmcl.contract.api.access import Scope
 from service.auth.oidc import OidcTokens
 from service.auth.rate_limiter import FAILURES_PER_MINUTE
 from service.core.errors import Forbidden, IssuerUnavailable, Unauthorized
-from service.core.principal import Principal, Scope
+from service.core.principal import Principal
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.issuer import AUDIENCE, FakeIssuer, rsa_key
 from tests.unit.service.auth.key_client import KeyClient

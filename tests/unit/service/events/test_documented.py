@@ -8,9 +8,9 @@ from typing import Any, get_args
 
 import pytest
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.event import EventKind
 from cmcl.contract.job import Phase, Progress
-from service.core.states import JobState
 from service.database.queries.events import SKIPPED
 from service.events.feed import FINAL
 from service.events.webhooks import WORTH_A_MESSAGE

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from service.core.states import JobState
+from cmcl.contract.api.jobs import JobState
 from tests.fakes.control_plane import ControlPlane
 
 WHOLE_LIFE = [

@@ -17,8 +17,8 @@ import httpx
 import pytest
 from httpx_sse import EventSource, ServerSentEvent
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.job import Progress
-from service.core.states import JobState
 from service.database.queries.jobs import Report, RunningAttempt, store_progress
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.served_app import served

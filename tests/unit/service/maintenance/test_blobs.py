@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import update
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.modality import FileEntry
 from cmcl.contract.version import VersionManifest
 from cmcl.storage import layout
@@ -16,7 +17,6 @@ from cmcl.storage.versions import (
     read_version_file,
     write_blob,
 )
-from service.core.states import JobState
 from service.database.queries import maintenance
 from service.database.tables import models
 from service.launchers.port import LaunchState

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from cmcl.contract.api.jobs import FINAL_STATES, JobState
 from cmcl.contract.errors import ObjectNotFound
 from cmcl.storage import layout
 from cmcl.storage.versions import read_blob, read_version, read_version_file
-from service.core.states import FINAL_STATES, JobState
 from service.database.queries import datasets, versions
 from service.launchers.port import LaunchState, status_of
 from service.maintenance.gc import GC_TASKS, RARE_GC_TASKS

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.storage import layout
-from service.core.states import JobState
 from service.maintenance.gc import sweep_datasets, sweep_encoded, sweep_jobs, sweep_preparations
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.preparer import (

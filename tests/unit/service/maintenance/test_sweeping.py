@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Table, delete, func, select, update
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.storage import layout
 from cmcl.storage.versions import read_version, read_version_file
-from service.core.states import JobState
 from service.database.queries import instances
 from service.database.tables import events, orphans, responses, uploads
 from service.database.tables import leases as lease_rows

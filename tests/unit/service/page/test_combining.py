@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.core.states import JobState
+from cmcl.contract.api.jobs import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.measured import publish_measured, write_measured
 from tests.fakes.trainer import train

@@ -3,9 +3,9 @@
 import pytest
 from sqlalchemy import update
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.dataset import RejectedRow
 from cmcl.storage.object_store import ObjectStore
-from service.core.states import JobState
 from service.database.tables import jobs
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.preparer import fail, requests_in

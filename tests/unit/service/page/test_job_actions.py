@@ -8,7 +8,7 @@ import httpx
 import pytest
 from sqlalchemy import update
 
-from service.core.states import FailureReason, JobState
+from cmcl.contract.api.jobs import FailureReason, JobState
 from service.database.tables import jobs
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train

@@ -6,7 +6,7 @@ from typing import Any, get_args
 import pytest
 from sqlalchemy import update
 
-from service.core.states import JobState
+from cmcl.contract.api.jobs import JobState
 from service.database.queries.attempts import AttemptOutcome
 from service.database.tables import attempts, events, jobs
 from tests.fakes.control_plane import ControlPlane

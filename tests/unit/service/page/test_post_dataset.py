@@ -5,7 +5,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.core.states import JobState
+from cmcl.contract.api.jobs import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
 from tests.unit.service.auth.key_client import KeyClient

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.core.states import JobState
+from cmcl.contract.api.jobs import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.measured import publish_measured, write_measured
 from tests.unit.service.page.browser import Browser, rows_of, text_of

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.gate import Gate
 from cmcl.contract.version import Drift, Protection, Shrinkage, Solution
-from service.core.states import JobState
 from service.database.tables import versions
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.measured import publish_measured, recall, write_measured

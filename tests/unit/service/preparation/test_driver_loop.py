@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.core.states import FailureReason, JobState
+from cmcl.contract.api.jobs import FailureReason, JobState
 from service.database.queries import drivers
 from service.database.queries.drivers import DriverRow
 from service.jobs.driver import DriverLoop

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from service.core.states import FailureReason, JobState
+from cmcl.contract.api.jobs import FailureReason, JobState
 from tests.fakes.preparer import fail, is_asked, prepare, prepare_all
 from tests.unit.service.preparation.conftest import Unattended
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from cmcl.contract.api.jobs import FailureReason, JobState
 from service.core.settings import Settings
-from service.core.states import FailureReason, JobState
 from tests.fakes.preparer import identity, manifest_of, prepare_all, write_manifest
 from tests.unit.service.preparation.conftest import CLIP, Unattended
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.dataset import DatasetManifest, Shard
 from cmcl.contract.errors import StorageUnavailable
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.uris import open_store
-from service.core.states import JobState
 from tests.fakes.preparer import prepare_all, write_manifest
 from tests.unit.service.preparation.conftest import Unattended
 

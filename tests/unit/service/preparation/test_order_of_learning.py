@@ -2,9 +2,9 @@
 
 from sqlalchemy import update
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.dataset import RejectedRow
 from cmcl.storage import layout
-from service.core.states import JobState
 from service.database import tables
 from service.database.queries.job_queue import MOST_OF_MODEL
 from service.launchers.port import LaunchState

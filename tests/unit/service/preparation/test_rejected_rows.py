@@ -2,9 +2,9 @@
 
 import json
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.dataset import RejectedRow
 from cmcl.storage import layout
-from service.core.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.preparer import prepare_all
 

@@ -2,10 +2,10 @@
 
 import pytest
 
+from cmcl.contract.api.jobs import FailureReason, JobState
 from cmcl.contract.dataset import RejectedRow, RejectedRows
 from cmcl.contract.modality import FileEntry
 from cmcl.storage import layout
-from service.core.states import FailureReason, JobState
 from service.jobs.reconciler import Reconciler
 from tests.fakes.preparer import (
     fail,

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.storage import layout
 from cmcl.storage.versions import read_live
 from service.core.errors import Conflict
-from service.core.states import JobState
 from service.maintenance.backup import decode, encode
 from service.maintenance.rebuild import Findings, Verify
 from tests.fakes.control_plane import ControlPlane

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from cmcl.contract.api.access import Scope
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.version import LivePointer
 from cmcl.storage import layout
 from cmcl.storage.versions import read_live, write_live
 from service.auth.key_snapshot import SnapshotWriter, make_pair
 from service.auth.keys import sha256
 from service.core.errors import StaleDatabase
-from service.core.principal import Scope
 from service.core.setting_values import read_signing_key
-from service.core.states import JobState
 from service.database.migrations import upgrade
 from service.database.queries import keys, models
 from service.database.queries.keys import KeyRow

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.job import submission_id
-from service.core.states import JobState
 from service.launchers.port import Submission
 from tests.fakes.control_plane import ControlPlane
 from tests.unit.service.submission.conftest import MakePlane

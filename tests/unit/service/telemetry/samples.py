@@ -6,8 +6,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.prepare import PreparationPhase
-from service.core.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.preparer import report_progress as write_progress
 from tests.fakes.preparer import requests_in

@@ -8,10 +8,10 @@ from datetime import timedelta
 import pytest
 from prometheus_client import generate_latest
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.job import Phase
 from cmcl.contract.prepare import PreparationPhase
 from service.core.errors import DatabaseUnavailable
-from service.core.states import JobState
 from service.launchers.port import LaunchState
 from service.telemetry.metrics import ScrapeCache
 from tests.fakes.clock import ScriptedClock

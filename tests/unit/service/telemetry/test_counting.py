@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection
 
+from cmcl.contract.api.jobs import FailureReason, JobState
 from service.core.principal import LOCAL
-from service.core.states import FailureReason, JobState
 from service.jobs import transitions
 from service.jobs.transitions import ActorNote
 from service.launchers.port import LaunchState

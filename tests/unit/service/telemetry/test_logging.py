@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from cmcl.contract.api.jobs import JobState
 from service.core.settings import Settings
-from service.core.states import JobState
 from service.telemetry.logs import FIELDS, JsonLines, RequestNote, current_request, secret_texts
 from tests.fakes.control_plane import ControlPlane
 from tests.unit.service.telemetry.written import written_lines

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.model import ModelSpec
 from cmcl.tracing import close_provider, exporter_from, open_provider
-from service.core.states import JobState
 from tests.fakes.collector import Collector
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.versions import random_heads, store_version

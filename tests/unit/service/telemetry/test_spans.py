@@ -9,9 +9,9 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.tracing import exporter_from
 from service.app import open_spans
-from service.core.states import JobState
 from service.launchers.port import LaunchState
 from service.telemetry.otel import OpenTelemetrySpans
 from service.telemetry.spans import NoSpans

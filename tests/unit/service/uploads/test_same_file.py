@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection
 
+from cmcl.contract.api.jobs import JobState
 from service.core.principal import EVERY_SCOPE, LOCAL, Principal
-from service.core.states import JobState
 from service.database.queries import datasets
 from service.datasets.intake import contents_of
 from tests.fakes.control_plane import ControlPlane

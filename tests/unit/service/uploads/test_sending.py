@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pyarrow.parquet as pq
 import pytest
 
-from service.core.states import JobState
+from cmcl.contract.api.jobs import JobState
 from service.datasets.uploads import resolve
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table
