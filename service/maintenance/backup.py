@@ -101,7 +101,7 @@ def _row(name: str, values: Mapping[str, Any]) -> Row:
 
 
 class BackupWriter(PeriodicLoop):
-    """Writes records for all replicas, one replica at a time. A record that cannot be written holds no other one.
+    """Writes records for all instances, one instance at a time. A record that cannot be written holds no other one.
 
     Every change adds an entry to the outbox in its own transaction. The entries are read first, then the rows; then the
     records are written, and only then the entries are removed. So a record is at least as new as the entries that it
@@ -129,7 +129,7 @@ class BackupWriter(PeriodicLoop):
         return self.pause_seconds if self.round() else _PAUSE_AFTER_FAILURE_SECONDS
 
     def round(self) -> bool:
-        """Write a record for every entry, unless another replica holds the lease. False if something failed."""
+        """Write a record for every entry, unless another instance holds the lease. False if something failed."""
         try:
             while self._write_some():
                 self.beat()

@@ -1,4 +1,4 @@
-"""Garbage collection: one replica at a time removes what no row, job or user needs.
+"""Garbage collection: one instance at a time removes what no row, job or user needs.
 
 Rows first: tasks mark what can no longer be asked for. Then the store is listed, and what no row and no manifest needs is
 removed: at once if a row is known for it, and after a day if nothing names it, since the database may be the wrong one, or
@@ -55,7 +55,7 @@ _OUTAGES = (StaleDatabase, DatabaseUnavailable, LauncherUnavailable, StorageUnav
 
 
 class GarbageCollector(PeriodicLoop):
-    """Runs all tasks once a minute, while this replica holds the lease."""
+    """Runs all tasks once a minute, while this instance holds the lease."""
 
     name = "gc"
     pause_seconds = 60.0
@@ -78,7 +78,7 @@ class GarbageCollector(PeriodicLoop):
         return self.pause_seconds
 
     def sweep(self, is_stopping: Callable[[], bool] = lambda: False) -> None:
-        """Run one round, unless another replica holds the lease. Errors are logged."""
+        """Run one round, unless another instance holds the lease. Errors are logged."""
         is_rare = self._rounds % _ROUNDS_BETWEEN_RARE_TASKS == 0
         for task in (*GC_TASKS, *(RARE_GC_TASKS if is_rare else ())):
             if is_stopping() or not self._run_task(task):
@@ -87,7 +87,7 @@ class GarbageCollector(PeriodicLoop):
         self._rounds += 1
 
     def _run_task(self, task: GCTask) -> bool:
-        """Run one task; an error does not reach the others. False if another replica holds the lease."""
+        """Run one task; an error does not reach the others. False if another instance holds the lease."""
         try:
             if not self.lease.acquire():
                 return False
