@@ -76,7 +76,7 @@ def _fill(url: str, store: Path, number: int, finished: int) -> None:
 def _write_models(database: Database, store: Path, number: int, now: datetime) -> None:
     """Models whose live.json is what the database says."""
     live = {"head": 1, "live_version": 1, "live_generation": 1}
-    live |= {"live_revision": 1, "mirrored_revision": 1}
+    live |= {"live_revision": 1, "written_revision": 1}
     pointer = LivePointer(generation=1, version=1, revision=1, owner=DEFAULT_OWNER)
     content = pointer.model_dump_json()
     for start in range(0, number, _CHUNK):

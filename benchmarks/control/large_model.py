@@ -74,7 +74,7 @@ def fill(database: Database, size: Size = Size()) -> None:
         connection.execute(update(event_positions).values(newest=size.jobs))
         values = {"head": size.versions, "live_version": size.versions}
         generations = dict.fromkeys(
-            ("live_generation", "live_revision", "mirrored_revision"), size.versions
+            ("live_generation", "live_revision", "written_revision"), size.versions
         )
         of_model = update(models_table).where(models_table.c.name == MODEL)
         connection.execute(of_model.values(**values, **generations, revised_at=NOW))

@@ -106,6 +106,8 @@ class Sending {
       this.showAmount();
     };
     const headers = { "Content-Type": "application/octet-stream" };
+    // Fails for a file that is gone or has changed since it was chosen; a request with it would look like a lost connection.
+    await file.slice(0, 1).arrayBuffer();
     await this.send("PUT", `/${made.id}/file`, headers, file, sent, () => this.arrived(made.id));
     sent(file.size);
     return made.id;
