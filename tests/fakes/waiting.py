@@ -3,12 +3,10 @@
 import time
 from collections.abc import Callable
 
-_SECONDS = 60.0
 
-
-def until(holds: Callable[[], bool]) -> None:
-    """Return once `holds()`; fail after a minute."""
-    deadline = time.monotonic() + _SECONDS
+def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Return once `holds()`; fail after `seconds`."""
+    deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.005)

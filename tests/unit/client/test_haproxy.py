@@ -3,10 +3,7 @@ in front of two servers that are not Serve's."""
 
 import time
 import tomllib
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from socket import socket
 from tempfile import TemporaryDirectory
 
 import httpx
@@ -38,6 +35,8 @@ from tests.fakes.haproxy import (
     replica,
     write_rays,
 )
+from tests.fakes.segments import read
+from tests.fakes.waiting import until
 from workers.serve.api.context import LONGEST_MS
 from workers.serve.settings import ServeSettings
 
@@ -54,24 +53,6 @@ def rays() -> str:
     """Return a configuration as Ray writes it."""
     with TemporaryDirectory(prefix="cmcl-") as folder:
         return write_rays(Path(folder), Ports.free(), (30_000,)).read_text()
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
-
-
-def read(client: socket) -> bytes:
-    """Read until the other end closes."""
-    received = b""
-    with suppress(ConnectionError):
-        while more := client.recv(1 << 16):
-            received += more
-    return received
 
 
 def test_both_attempts_at_one_request_have_one_id() -> None:
@@ -92,7 +73,7 @@ def test_both_attempts_at_one_request_have_one_id() -> None:
 
 def test_connections_of_one_source_are_limited() -> None:
     with proxy(settings={}, maxconn=2048) as running, crowd(running.port, MORE):
-        assert eventually(lambda: running.accepted() == CONNECTIONS_PER_SOURCE)
+        until(lambda: running.accepted() == CONNECTIONS_PER_SOURCE, 10)
         assert not running.answers(ADDRESS)
         assert running.answers("127.0.0.3")
 
@@ -100,7 +81,7 @@ def test_connections_of_one_source_are_limited() -> None:
 def test_a_trusted_proxy_may_have_all_connections() -> None:
     settings = {TRUSTED: "10.0.3.0/24, 127.0.0.2,fd00::/8"}
     with proxy(settings=settings, maxconn=2048) as running, crowd(running.port, MORE):
-        assert eventually(lambda: running.accepted() == MORE)
+        until(lambda: running.accepted() == MORE, 10)
 
 
 @pytest.mark.parametrize("sent", [PROBE[:10], b"POST / HTTP/1.1\r\nhost: localhost\r\nx: "])
@@ -109,7 +90,7 @@ def test_a_share_of_unfinished_heads_that_fill_their_buffers_takes_less_than_128
 ) -> None:
     head = sent + b"a" * (BUFFER_KIB - 2 << 10)
     with proxy(settings={}) as running, crowd(running.port, CONNECTIONS_PER_SOURCE, head):
-        assert eventually(lambda: running.accepted() > CONNECTIONS_PER_SOURCE - 50)
+        until(lambda: running.accepted() > CONNECTIONS_PER_SOURCE - 50, 10)
         assert running.answers()
         assert running.process.memory_info().rss < 128 << 20
 
@@ -145,7 +126,7 @@ def test_a_body_that_cannot_be_resent_is_forwarded_at_once() -> None:
     ):
         client.sendall(POST % (BUFFER_KIB << 10))
         # One connection at a time, and HAProxy looks at the replica between.
-        assert eventually(lambda: bool(requests), HEAD_SECONDS / 2)
+        until(lambda: bool(requests), HEAD_SECONDS / 2)
 
 
 def test_one_connection_is_one_request_at_a_time() -> None:

@@ -5,9 +5,8 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from socket import socket
 
 import httpx
 import pytest
@@ -17,7 +16,9 @@ from starlette.types import Receive, Scope, Send
 from cmcl.haproxy import CONNECTIONS_PER_SOURCE, HEAD_SECONDS, ProxyError, find_haproxy
 from cmcl.service_proxy import CONFIGURATION, variables
 from tests.fakes.haproxy import ADDRESS, crowd
+from tests.fakes.segments import read
 from tests.fakes.service_proxy import Edge, edge
+from tests.fakes.waiting import until
 
 GET = b"GET / HTTP/1.1\r\nhost: localhost\r\n"
 POST = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n"
@@ -79,24 +80,6 @@ def running(app: App) -> Iterator[Edge]:
         yield made
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
-
-
-def read(client: socket) -> bytes:
-    """Read until the other end closes."""
-    received = b""
-    with suppress(ConnectionError):
-        while more := client.recv(1 << 16):
-            received += more
-    return received
-
-
 def get(running: Edge, path: str = "/", **options: object) -> httpx.Response:
     return httpx.get(f"http://127.0.0.1:{running.port}{path}", timeout=30, **options)  # type: ignore[arg-type]
 
@@ -123,7 +106,7 @@ def test_a_wrong_setting_is_named(changes: dict[str, str], message: str) -> None
 
 def test_connections_of_one_source_are_limited_and_another_one_is_answered(running: Edge) -> None:
     with crowd(running.port, CONNECTIONS_PER_SOURCE + 100, GET):
-        assert eventually(lambda: running.connections(running.port) == CONNECTIONS_PER_SOURCE)
+        until(lambda: running.connections(running.port) == CONNECTIONS_PER_SOURCE, 10)
         assert get(running).status_code == 200
 
 
@@ -133,7 +116,7 @@ def test_requests_of_one_source_in_progress_are_limited(
 ) -> None:
     head = GET.replace(b"/", path.encode(), 1) + b"\r\n"
     with crowd(running.port, most, head):
-        assert eventually(lambda: len(app.heads) == most)
+        until(lambda: len(app.heads) == most, 10)
         with running.connect(ADDRESS) as more:
             begin = time.monotonic()
             more.sendall(head)
@@ -175,11 +158,11 @@ def test_what_stalls_is_closed_in_time(app: App, running: Edge) -> None:
         clients = {name: stack.enter_context(running.connect()) for name in stalling}
         for name, client in clients.items():
             client.sendall(stalling[name][0])
-        assert eventually(lambda: sorted(app.heads) == ["/body", "/large"], 5)
+        until(lambda: sorted(app.heads) == ["/body", "/large"], 5)
         for name, (_, status, seconds) in stalling.items():
             client = clients[name]
             if name == "its answer unread":
-                assert eventually(lambda: running.connections(running.behind) == 0, 30)
+                until(lambda: running.connections(running.behind) == 0, 30)
             answer = read(client)
             assert answer[9:12] == status, name
             if "body" in name:
@@ -203,7 +186,7 @@ def test_a_small_body_reaches_the_service_when_it_is_complete(app: App, running:
         time.sleep(0.5)
         assert app.heads == []
         slow.sendall(b"a")
-        assert eventually(lambda: app.bodies == [2])
+        until(lambda: app.bodies == [2], 10)
 
 
 def test_a_body_that_is_too_large_is_refused_unless_it_is_a_file(app: App, running: Edge) -> None:
@@ -214,7 +197,7 @@ def test_a_body_that_is_too_large_is_refused_unless_it_is_a_file(app: App, runni
     file = "/v1/uploads/up-0123456789ab/file"
     with running.connect() as client:
         client.sendall((POST % (64 * MIB + 1)).replace(b"POST /", b"PUT " + file.encode()))
-        assert eventually(lambda: app.heads == [file])
+        until(lambda: app.heads == [file], 10)
 
 
 def test_chunks_of_one_byte_arrive_as_one_body(app: App, running: Edge) -> None:
@@ -266,7 +249,7 @@ def test_the_service_sees_the_client_and_not_what_it_says_of_itself(
 def test_a_trusted_proxy_may_have_all_connections(app: App) -> None:
     more = CONNECTIONS_PER_SOURCE + 100
     with edge(app, f"10.0.3.0/24,{ADDRESS}") as running, crowd(running.port, more):
-        assert eventually(lambda: running.connections(running.port) == more)
+        until(lambda: running.connections(running.port) == more, 10)
 
 
 def test_while_the_service_is_away_the_answer_says_so(running: Edge) -> None:

@@ -2,7 +2,6 @@
 benchmarks/isolation. The replica has uvicorn's parser."""
 
 import asyncio
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from cmcl.fairness import Quota
 from cmcl.haproxy import BUFFER_KIB
 from tests.fakes.haproxy import Proxy, proxy
+from tests.fakes.segments import read_until
 from tests.fakes.served_app import served
 from tests.fakes.waiting import until
 from workers.serve.api.context import hold_until_sent
@@ -41,15 +41,6 @@ def behind_proxy(app: ASGIApp, **different: object) -> Iterator[Proxy]:
         proxy(httpx.URL(url).port or 0, settings={}, **different) as running,
     ):
         yield running
-
-
-def read_until(client: socket.socket, end: bytes) -> bytes:
-    found = b""
-    while not found.endswith(end):
-        piece = client.recv(1 << 20)
-        assert piece, f"closed after {found[:200]!r}"
-        found += piece
-    return found
 
 
 def test_a_body_in_chunks_of_one_byte_reaches_a_replica_in_pieces_of_a_buffer() -> None:

@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.config import HTTP_PROTOCOLS
 
-from tests.fakes.segments import segments_received
+from tests.fakes.segments import read_until, segments_received
 from tests.fakes.served_app import served
 from workers.serve.api.protocol import HttpProtocol, install_protocol
 
@@ -28,15 +28,6 @@ def connected(app: ASGIApp) -> Iterator[socket.socket]:
         address = (httpx.URL(url).host, httpx.URL(url).port or 0)
         with socket.create_connection(address, timeout=SECONDS) as client:
             yield client
-
-
-def read_until(client: socket.socket, end: bytes) -> bytes:
-    found = b""
-    while not found.endswith(end):
-        piece = client.recv(1 << 20)
-        assert piece, f"closed after {found!r}"
-        found += piece
-    return found
 
 
 def test_head_and_body_are_one_segment() -> None:
