@@ -22,6 +22,7 @@ _PORTS = range(20_000, 30_000)
 _TAIL_BYTES = 16384
 _ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 _RAY_LOST_A_PROCESS = "Ray subprocesses exited unexpectedly:"
+_HAPROXY_CANNOT_BIND = "cannot bind "
 
 
 class StackError(Exception):
@@ -58,6 +59,8 @@ def _bound(port: int) -> socket.socket:
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         held.bind((HOST, port))
+        # Without it, the address can be bound a second time, as part of the same choice of ports.
+        held.listen()
     except OSError as error:
         held.close()
         raise StackError(
@@ -188,14 +191,17 @@ def busy() -> str:
 
 
 def last_line(log: Path, start: int) -> str:
-    """Return the last line of a log after `start` bytes, or the process that Ray has lost."""
+    """Return the last line of a log after `start` bytes, or the cause: what Ray has lost, or HAProxy cannot bind."""
     with log.open("rb") as opened:
         size = opened.seek(0, os.SEEK_END)
         opened.seek(max(start, size - _TAIL_BYTES))
         lines = opened.read().decode(errors="replace").split("\n")
     printed = [line.strip() for line in lines if line.strip()] or ["it printed nothing"]
-    # Ray names the process that ended, and says last that it ends the others.
-    named = [after for line, after in pairwise(printed) if line.endswith(_RAY_LOST_A_PROCESS)]
+    # Ray names the process that ended, and says last that it ends the others; HAProxy says last that it ends.
+    named = [
+        *(after for line, after in pairwise(printed) if line.endswith(_RAY_LOST_A_PROCESS)),
+        *(line for line in printed if _HAPROXY_CANNOT_BIND in line),
+    ]
     return named[-1] if named else printed[-1]
 
 

@@ -68,6 +68,14 @@ def test_free_ports_differ_and_can_be_bound() -> None:
             free.bind(("127.0.0.1", number))
 
 
+def test_a_port_is_chosen_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An endpoint did not start, because HAProxy was given a port twice."""
+    free = Ports.free()
+    numbers = [number for number in astuple(free) for _ in range(2)]
+    monkeypatch.setattr("cmcl.stack_host.secrets.choice", lambda _: numbers.pop(0))
+    assert Ports.free() == free
+
+
 def test_an_occupied_port_is_named_in_the_error() -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
@@ -197,6 +205,19 @@ def test_a_part_that_exits_at_once_is_reported_with_its_last_line(
     stack._spawn("part", [sys.executable, "-c", ""])
     with pytest.raises(StackError, match="starting: it printed nothing"):
         stack._wait("part", "http://127.0.0.1:9")
+
+
+def test_a_port_that_haproxy_cannot_bind_is_named(stack: LocalStack) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", stack.ports.service))
+        held.listen()
+        stack.prepare_folder()
+        stack.start_service()
+        with pytest.raises(
+            StackError,
+            match=rf"cannot bind socket \(Address already in use\) for \[127.0.0.1:{stack.ports.service}\]",
+        ):
+            stack.wait_for_service()
 
 
 class StackWithFakeRay(LocalStack):
