@@ -85,8 +85,8 @@ class InlineCluster:
     ) -> Iterator[tuple[T, R | Exception]]:
         """See Cluster. In reverse order: callers must not depend on it."""
         for item in reversed(items):
-            self.before(item)
             try:
+                self.before(item)
                 for step in self.run(function, common, item, check=check):
                     yield item, step
             except KNOWN_ERRORS as error:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cmcl.contract.dataset import RejectedRow, Shard
+from cmcl.contract.errors import StorageUnavailable
 from cmcl.contract.job import StageReport
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.prepare import PrepareReport
@@ -18,6 +19,7 @@ from cmcl.storage import layout
 from cmcl.storage.local import LocalStore
 from tests.fakes.feature_shards import feature_table, write_shard
 from tests.fakes.preparation import FILE_MEMORY, Ground
+from workers.prepare import dataset
 from workers.prepare.finish import PreparationFailed
 from workers.prepare.tasks import Repeated, end_children, find_repeated
 from workers.prepare.units import DatasetContext, DatasetSource, SideSpec, UnitTask
@@ -236,6 +238,24 @@ def test_of_rows_with_equal_ids_the_first_is_kept_if_rows_may_be_left_out(ground
     assert ids_of(ground, manifest.shards[1:]) == [f"same-{n}" for n in range(16, 20)]
     assert manifest.rejected is not None
     assert manifest.rejected.rows == 16
+
+
+def test_rows_with_repeated_ids_are_left_out_although_an_outage_interrupts_it(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "_FIRST_PAUSE", 0.01)
+    write_shard(ground.folder / "a.parquet", feature_table(16, prefix="same"))
+    write_shard(ground.folder / "b.parquet", feature_table(20, prefix="same", seed=1))
+    outages = [StorageUnavailable("the store does not answer")]
+
+    def fail_once(task: UnitTask) -> None:
+        if task.left_out and outages:
+            raise outages.pop()
+
+    ground.cluster.before = fail_once
+    manifest = ground.prepare(ground.request("a.parquet", "b.parquet", max_bad_share=0.5))
+    assert not outages
+    assert ids_of(ground, manifest.shards[1:]) == [f"same-{n}" for n in range(16, 20)]
 
 
 def test_a_dataset_that_is_prepared_is_not_read_again(ground: Ground) -> None:

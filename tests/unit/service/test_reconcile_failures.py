@@ -6,10 +6,12 @@ import pytest
 from sqlalchemy import update
 
 from cmcl.contract.api.jobs import FailureReason, JobState
-from cmcl.contract.job import Failure
+from cmcl.contract.job import Failure, submission_id
 from cmcl.storage import layout
-from cmcl.storage.running import mark_ended
+from cmcl.storage.running import forget_running, mark_ended
 from service.database import tables
+from service.database.queries import jobs
+from service.jobs.publish import judge
 from service.launchers.port import LaunchState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import report_progress, train
@@ -51,6 +53,30 @@ def test_a_candidate_is_adopted_while_ray_is_unavailable(plane: ControlPlane) ->
     plane.launcher.is_down = True
     train(plane.store, job, 1)
     assert plane.run_to_end(job).state == JobState.PUBLISHED
+
+
+def test_a_candidate_is_looked_for_when_an_attempt_has_ended_without_showing_it(
+    plane: ControlPlane,
+) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    train(plane.store, job, 1)
+    forget_running(plane.store, submission_id(job, 1))
+    plane.launcher.end(f"{job}-a1", LaunchState.FAILED, "the node was lost")
+    assert plane.run_to_end(job).state == JobState.PUBLISHED
+    assert plane.versions()[0].attempt == 1
+
+
+def test_a_job_that_was_moved_to_another_attempt_is_not_published(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    train(plane.store, job, 1)
+    before = plane.tick_to(job, JobState.GATING)
+    with plane.context.database.write() as connection:
+        assert jobs.move(connection, before, JobState.PREPARED, plane.clock())
+    judge(plane.context, before, plane.model())
+    assert (plane.versions(), plane.model().head) == ([], 0)
+    assert plane.run_to_end(job).attempt == 2
 
 
 def test_a_late_candidate_of_a_lost_attempt_is_ignored(plane: ControlPlane) -> None:
