@@ -62,7 +62,6 @@ format: setup  ## format the code and apply automatic fixes
 
 bench: setup  ## run the benchmarks on the example stream, results in .cmcl/benchmarks
 	$(BIN)/python -m benchmarks.stream examples/stream --name example --seeds 3
-	$(BIN)/python -m benchmarks.update
 
 bench-training: setup  ## measure training: rate compared with bare loops and the published one
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --require-hashes -r benchmarks/requirements.lock

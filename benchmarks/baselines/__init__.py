@@ -7,9 +7,5 @@ BASELINES = {
     "paper": "benchmarks.baselines.paper:Paper",
     "replay_equal_bytes": "benchmarks.baselines.feature_replay:EqualBytes",
     "replay_all_rows": "benchmarks.baselines.feature_replay:FeatureReplay",
-    "gem": "benchmarks.baselines.gem:GEM",
-    "der": "benchmarks.baselines.der:DER",
-    "derpp": "benchmarks.baselines.der:DERpp",
-    "derpp_all_rows": "benchmarks.baselines.der:DERppAllRows",
     "paper_as_published": "benchmarks.baselines.paper_as_published:PaperAsPublished",
 }

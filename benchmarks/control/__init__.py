@@ -1,1 +1,1 @@
-"""Parts of `benchmarks.control_plane` and `benchmarks.chaos`."""
+"""Parts of `benchmarks.control_plane`, `benchmarks.restart` and `benchmarks.page`."""

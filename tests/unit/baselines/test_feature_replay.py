@@ -5,8 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.baselines.feature_replay import EqualBytes, FeatureReplay, moment_bytes
-from benchmarks.baselines.replay_memory import memories_in
+from benchmarks.baselines.feature_replay import (
+    EqualBytes,
+    FeatureReplay,
+    memories_in,
+    moment_bytes,
+)
+from tests.fakes.rotated_rows import seen
 from tests.unit.methods.contexts import (
     AUDIO_DEPTH,
     AUDIO_IMAGE,
@@ -16,11 +21,13 @@ from tests.unit.methods.contexts import (
     gradients_of,
     loss_by_loops,
     pair_for,
+    random_heads,
     random_rows,
     taught,
     weights_now,
 )
 from workers.methods.method import Vanilla
+from workers.model.artifact import load_method_state, save_method_state
 
 NEW, OLD = random_rows(IMAGE_TEXT, seed=1), random_rows(AUDIO_IMAGE, seed=2)
 
@@ -52,11 +59,52 @@ def test_without_replay_it_is_the_loss_alone_to_the_bit(weight: float, known: ob
     assert all(map(torch.equal, found, gradients_left_by(Vanilla(), context, pair, NEW)))
 
 
-def test_every_row_of_every_dataset_is_stored() -> None:
-    datasets = [(AUDIO_IMAGE, OLD), (IMAGE_TEXT, random_rows(IMAGE_TEXT, seed=3, rows=50))]
-    memories = memories_in(taught(FeatureReplay(), *datasets))
-    for memory, (_, rows) in zip(memories, datasets, strict=True):
-        assert sorted(memory.rows.first_keys_N.tolist()) == sorted(rows.first_keys_N.tolist())
+def test_every_row_is_stored_and_survives_the_files_of_a_version() -> None:
+    """In the order of learning, of eleven datasets too, and the same pair twice."""
+    pairs = [IMAGE_TEXT, AUDIO_IMAGE, AUDIO_DEPTH, IMAGE_TEXT] * 3
+    datasets = [(pair, random_rows(pair, seed=number)) for number, pair in enumerate(pairs)]
+    kept = taught(FeatureReplay(), *datasets)
+    loaded = memories_in(load_method_state(save_method_state(kept)))
+    assert [memory.pair for memory in loaded] == pairs
+    for memory, (_, rows) in zip(loaded, datasets, strict=True):
+        order_N = memory.rows.first_keys_N.argsort()
+        whole = rows.at(rows.first_keys_N.argsort())
+        assert torch.equal(memory.rows.first_NI[order_N], whole.first_NI.half())
+        assert torch.equal(memory.rows.second_NJ[order_N], whole.second_NJ.half())
+        assert torch.equal(memory.rows.first_keys_N[order_N], whole.first_keys_N)
+        assert torch.equal(memory.rows.second_keys_N[order_N], whole.second_keys_N)
+
+
+def test_a_sample_is_that_of_the_seed_and_leaves_what_others_keep() -> None:
+    rows = random_rows(IMAGE_TEXT, seed=1, rows=40)
+    context = context_on(IMAGE_TEXT, kept={"ewc/image/fisher": torch.ones(2)})
+    method, name = FeatureReplay(memory_rows=15), "memory/0000/image/text/first_keys"
+    one, same, other = (
+        method.next_state(replace(context, seed=seed), random_heads(1), seen(rows))
+        for seed in (3, 3, 4)
+    )
+    assert len(set(one[name].tolist())) == 15
+    assert torch.equal(one[name], same[name])
+    assert not torch.equal(one[name], other[name])
+    assert one[name].tolist() != rows.first_keys_N[:15].tolist()
+    assert one["ewc/image/fisher"] is context.method_state["ewc/image/fisher"]
+
+
+def test_draws_reach_every_row_of_memories_that_share_a_head() -> None:
+    pairs = (AUDIO_IMAGE, AUDIO_DEPTH, IMAGE_TEXT)
+    kept = taught(FeatureReplay(), *((pair, random_rows(pair, n)) for n, pair in enumerate(pairs)))
+    context = context_on(IMAGE_TEXT, kept=kept)
+    method = FeatureReplay()
+    one, other = (method.update_rule(context, pair_for(method, context)) for _ in range(2))
+    drawn = [one.draw() for _ in range(60)]  # type: ignore[attr-defined]
+    again = [other.draw() for _ in range(60)]  # type: ignore[attr-defined]
+    numbers = [draw.rows.first_keys_N.tolist() for draw in drawn]
+    assert numbers == [draw.rows.first_keys_N.tolist() for draw in again]
+    assert {draw.pair.key for draw in drawn} == {AUDIO_IMAGE.key, IMAGE_TEXT.key}
+    shared = [memory for memory in memories_in(kept) if memory.pair != AUDIO_DEPTH]
+    stored = {int(key) for memory in shared for key in memory.rows.first_keys_N}
+    assert {key for draw in numbers for key in draw} == stored
+    assert all(len(draw) == len(set(draw)) for draw in numbers)
 
 
 @pytest.mark.parametrize("count", [30, 600])
@@ -66,14 +114,18 @@ def test_stored_rows_have_the_bytes_of_the_moments_and_no_row_more_fits(count: i
     kept = taught(EqualBytes(), (AUDIO_IMAGE, rows))
     stored = sum(tensor.nbytes for tensor in kept.values())
     (memory,) = memories_in(kept)
-    row = stored // len(memory)
+    row = stored // len(memory.rows)
     first, second = 6 + 8 * 5, 7 + 8 * 6
     numbers = first * (first + 1) // 2 + second * (second + 1) // 2 + first * second
     assert moment_bytes(first, second) == 4 * numbers
     assert stored <= 4 * numbers
-    assert len(memory) == 30 or (count == 600 and stored + row > 4 * numbers)
+    assert len(memory.rows) == 30 or (count == 600 and stored + row > 4 * numbers)
 
 
-def test_negative_weight_is_refused() -> None:
-    with pytest.raises(ValueError, match="weight is -1; permitted are 0 and more"):
-        FeatureReplay(weight=-1)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"weight": -1}, "weight is -1; permitted are 0"), ({"memory_rows": 0}, "memory_rows is 0")],
+)
+def test_wrong_options_are_refused(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FeatureReplay(**options)

@@ -44,7 +44,6 @@ def test_every_benchmark_lists_its_options_and_rejects_others_in_one_line() -> N
         ("stream", ["nowhere", "--methods", "vanilla,magic"], "unknown method 'magic'"),
         ("stream", ["nowhere", "--seeds", "0"], "'0' is not an integer of at least 1"),
         ("restart", ["--models", "0"], "'0' is not an integer of at least 1"),
-        ("update", ["--batches", "64,x"], "'x' is not an integer"),
     ],
 )
 def test_an_error_is_answered_in_one_line(name: str, arguments: list[str], words: str) -> None:

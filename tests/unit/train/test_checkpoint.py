@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.baselines.der import DERpp
+from benchmarks.baselines.feature_replay import FeatureReplay
 from cmcl.contract.dataset import DatasetManifest, Shard
 from cmcl.contract.job import JobSpec
 from cmcl.contract.modality import ModalityPair
@@ -116,7 +116,7 @@ def tensors_of(learned: TrainingResult) -> dict[str, torch.Tensor]:
         (None, 2**20),
         (None, 0),
         # It draws at random and keeps rows.
-        (DERpp, 2**20),
+        (FeatureReplay, 2**20),
     ],
 )
 def test_interrupted_run_ends_with_the_bits_of_one_that_was_not(
