@@ -17,6 +17,7 @@ from cmcl.storage.object_store import ObjectStore
 from deploy.check_dashboards import ray_metrics
 from deploy.live_prometheus import Prometheus, Target
 from tests.architecture.repository import ROOT
+from tests.conftest import METRICS_SECONDS
 from tests.deploy.promtool import NoPromtool, find_program
 from tests.fakes.versions import publish_version, random_heads
 
@@ -26,9 +27,9 @@ MODEL = "watched"
 SPEC = ModelSpec(width=8, modalities={"image": 5, "text": 4})
 RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"
 STARTING_SECONDS = 300.0
-# Longer than Ray keeps a gauge that is not set again, 20 s, and a report of it, 10 s.
-QUIET_SECONDS = 32.0
-# Ray reports a gauge every 10 s, and answering a scrape takes a quarter of a second of its CPU.
+# Longer than Ray keeps a gauge that is not set again, two of its intervals, and a report of it, one more.
+QUIET_SECONDS = 3 * METRICS_SECONDS + 2
+# Answering a scrape takes a quarter of a second of CPU.
 SCRAPE_SECONDS = 5
 # Gauges that are set on change, and not by each request.
 OF_MODEL = f'{{model="{MODEL}"}}'
