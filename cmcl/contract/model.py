@@ -18,6 +18,8 @@ def default_lift(width: int) -> int:
 
 
 Precision = Literal["float32", "bfloat16"]
+# One row has no variance.
+FEWEST_SOLVED_ROWS = 2
 
 
 Policy = Literal["improve", "preserve"]
@@ -106,6 +108,12 @@ class ModelOptions(Frozen):
         description="share of the energy of earlier scores whose entries are blocked, under preserve; less leaves "
         "more of the heads to later datasets",
     )
+    centred: bool = Field(
+        default=True,
+        description="under the policy improve: whether features in a narrow cone are centred by the mean of their "
+        "modality's first dataset, which stays a constant of the model. False: heads depend on no dataset but through "
+        "its moments, in any order, and any two models of the same specification can be merged",
+    )
     lift: int | None = Field(
         default=None,
         ge=0,
@@ -164,19 +172,23 @@ class ModelSpec(ModelOptions):
     @property
     def heads_bytes(self) -> int:
         """Size of the heads of a version that has learned every modality: E (F + K + 1) weights and F K random
-        numbers for each, and F² + F of its conditioning where heads are not solved; float32."""
+        numbers for each, and of its conditioning F + 1, or F² + F where heads are not solved; float32."""
         numbers = 0
         for width in self.widths.values():
             lift = self.lift_for(width)
             numbers += self.width * (width + lift + 1) + width * lift
-            if not self.solves:
-                numbers += width * width + width
+            numbers += width + (1 if self.solves else width * width)
         return 4 * numbers
 
     @property
     def solves(self) -> bool:
         """Whether heads are solved from moments, and not trained on rows."""
         return self.policy == "improve"
+
+    @property
+    def fewest_rows(self) -> int:
+        """The fewest rows of a dataset to learn: a batch, where rows are trained on."""
+        return FEWEST_SOLVED_ROWS if self.solves else self.training.batch_size
 
     def lift_for(self, width: int) -> int:
         """K of a modality with features of this width: `lift`, or its default for the policy."""

@@ -151,7 +151,7 @@ def _trained(here: World, memory: Memory, rows: TrainingRows) -> dict[str, torch
         "losses": losses.of_batches(here),
         "certificate": torch.tensor(earlier.drift(learned.model_state.heads)),
         "moments": learned.moments.cross_IJ,
-        **{f"{name} map": it.map_FF for name, it in learned.model_state.heads.conditioning.items()},
+        **{f"{name} map": it.map for name, it in learned.model_state.heads.conditioning.items()},
     }
 
 

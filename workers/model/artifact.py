@@ -72,9 +72,10 @@ def heads_from(tensors: Mapping[str, Tensor], spec: ModelSpec) -> ModalityHeads:
         shape = (spec.width, head_width(width + lift))
         weights[modality] = _tensor(tensors, f"{modality}/weight", shape)
         if f"{modality}/map" in tensors or f"{modality}/mean" in tensors:
+            is_number = f"{modality}/map" in tensors and tensors[f"{modality}/map"].ndim == 1
             conditioning[modality] = Conditioning(
                 _tensor(tensors, f"{modality}/mean", (width,)),
-                _tensor(tensors, f"{modality}/map", (width, width)),
+                _tensor(tensors, f"{modality}/map", (1,) if is_number else (width, width)),
             )
         if lift:
             lifts[modality] = Lift(_tensor(tensors, f"{modality}/lift", (width, lift)))

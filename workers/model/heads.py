@@ -89,6 +89,11 @@ class ModalityHeads:
         """These heads with the conditioning of modalities whose first dataset this is."""
         return replace(self, conditioning={**new, **self.conditioning})
 
+    def without(self, initial: Mapping[str, Tensor]) -> "ModalityHeads":
+        """These heads with the `initial` weights of modalities that have no dataset any more."""
+        left = {name: each for name, each in self.conditioning.items() if name not in initial}
+        return replace(self.replaced(initial), conditioning=left)
+
 
 def initial_heads(spec: ModelSpec) -> ModalityHeads:
     """The heads before the first dataset: a function of the spec alone."""

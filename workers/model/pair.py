@@ -155,7 +155,7 @@ class HeadInEigenCoordinates(nn.Module):
 class RotatedFeatures:
     """From raw features to what a head reads, in its eigen-coordinates: one product instead of two.
 
-    With c = (x − μ) · map, a head reads [c / |c|, 1] and the rotated row is [c / |c|, 1] U. Let U_F
+    With c = (x − μ) · map, a matrix, a head reads [c / |c|, 1] and the rotated row is [c / |c|, 1] U. Let U_F
     (F × I) be the rows of U that belong to the feature and u (I) the last one. U_F has orthonormal
     rows, so |c U_F| = |c|, and
 
@@ -181,7 +181,7 @@ class RotatedFeatures:
         vectors_II = space.inputs.vectors_II
         map_FI = vectors_II[:-1].float()
         if conditioning and _is_fused(conditioning, lift):
-            map_FI = (conditioning.map_FF.double() @ vectors_II[:-1]).float()
+            map_FI = (conditioning.map.double() @ vectors_II[:-1]).float()
         conditioning = conditioning.to(device) if conditioning else None
         lift = lift.to(device) if lift else None
         return cls(conditioning, lift, map_FI.to(device), vectors_II[-1].float().to(device))
@@ -196,8 +196,8 @@ class RotatedFeatures:
 
 
 def _is_fused(conditioning: Conditioning, lift: Lift | None) -> bool:
-    """Whether one product does both maps. A subclass need not scale its rows to unit length."""
-    return lift is None and type(conditioning) is Conditioning
+    """Whether one product does both maps: rows are scaled to unit length, as a subclass need not do."""
+    return lift is None and type(conditioning) is Conditioning and conditioning.map.ndim == 2
 
 
 def rotate(prepared_NI: Tensor, space: UpdateSpace) -> Tensor:

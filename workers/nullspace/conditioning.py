@@ -2,10 +2,11 @@
 
 Shapes: B rows, F width of the raw feature, K random features, I = F + 1 width with the constant 1 appended.
 
-*Conditioning* centres and mildly whitens a modality's features, once and for all, by its first dataset. Encoders differ widely: the features of some lie in a narrow cone in which unrelated texts have
-cosine 0.9. The map is part of the version, since every moment and every head is of conditioned
-features. Equation (1). Policies that train heads on rows need it; heads that are solved from moments do
-not, so the policy improve leaves features as they are.
+*Conditioning* is fixed once and for all by a modality's first dataset. Encoders differ widely: the features of some
+lie in a narrow cone in which unrelated texts have cosine 0.9. The map is part of the version, since every moment and
+every head is of conditioned features. Where heads are trained on rows it centres and mildly whitens (`conditioning`,
+equation (1)). The closed form whitens by itself, so under the policy improve it only centres rows in a narrow cone
+(`reference`), whose random features would otherwise hardly ever change sign.
 
 The *lift* appends random features,
 
@@ -13,13 +14,13 @@ The *lift* appends random features,
 
 with a fixed random R (F × K). Heads stay linear in what they read, so that moments, masks and
 certificates stay exact, and an embedding is no longer linear in the feature (Rahimi and Recht 2008,
-"Weighted sums of random kitchen sinks"). R is a function of the model's seed and not of any dataset:
-in any order of datasets, each is summed in the same features.
+"Weighted sums of random kitchen sinks"). R is a function of the model's seed and not of any dataset.
 """
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -29,6 +30,9 @@ from workers.nullspace.moments import SecondMoment
 # e = RIDGE · λ_max of (1). Mild: encoders that lie in a narrow cone gain from it, and the others lose nothing
 # (docs/decisions/0007).
 RIDGE = 0.3
+# Squared length of the mean of unit features from which they are centred under improve. Below, recall falls by less than
+# it differs between seeds (docs/decisions/0057).
+NARROW_CONE = 0.75
 # A spread below this share of a row's energy cannot be distinguished from rounding: of a row that is nearer to the
 # mean than a millionth of its length (a share of 1e-12), float32 leaves no direction.
 _NO_SPREAD = 1e-10
@@ -38,10 +42,10 @@ _ON_THE_MEAN = 1e-6
 
 @dataclass(frozen=True)
 class Conditioning:
-    """x ← (x − μ) map, then unit length. `mean_F` and the symmetric `map_FF` are float32."""
+    """x ← (x − μ) map, both float32. `map`: symmetric (F × F), and rows then get unit length; or one number (1)."""
 
     mean_F: Tensor
-    map_FF: Tensor
+    map: Tensor
 
     @property
     def width(self) -> int:
@@ -51,7 +55,7 @@ class Conditioning:
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Both, by name."""
-        return {"mean": self.mean_F, "map": self.map_FF}
+        return {"mean": self.mean_F, "map": self.map}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Conditioning":
@@ -60,23 +64,31 @@ class Conditioning:
 
     def equals(self, other: "Conditioning") -> bool:
         """Whether every number is the same, which means the same first dataset."""
-        return torch.equal(self.mean_F, other.mean_F) and torch.equal(self.map_FF, other.map_FF)
+        return torch.equal(self.mean_F, other.mean_F) and torch.equal(self.map, other.map)
 
     def to(self, device: torch.device) -> "Conditioning":
         """Return the map on another device."""
-        return Conditioning(self.mean_F.to(device), self.map_FF.to(device))
+        return Conditioning(self.mean_F.to(device), self.map.to(device))
 
     def __call__(self, unit_BF: Tensor) -> Tensor:
-        """Conditioned rows (B × F) of unit length, in the type and on the device of `unit_BF`.
+        """Conditioned rows (B × F), in the type and on the device of `unit_BF`.
 
         Computed in float32 at least. A row on the mean has no direction: it becomes all zeros, never
         NaN, and a head sees its bias alone. Raises ValueError at another width.
         """
-        # (x − μ)(C + e I)^-½; the map is symmetric, so it needs no transpose.
+        if self._is_identity:
+            return unit_BF
         centred_BF = self.centred(unit_BF)
-        mapped_BF = centred_BF @ self.map_FF.to(centred_BF)
+        if self.map.ndim == 1:
+            return (centred_BF * self.map.to(centred_BF)).to(unit_BF.dtype)
+        # (x − μ)(C + e I)^-½; the map is symmetric, so it needs no transpose.
+        mapped_BF = centred_BF @ self.map.to(centred_BF)
         # unit(·) of equation (1). It divides by 1e-12 at least, so a row of zeros stays one.
         return torch.nn.functional.normalize(mapped_BF, dim=1).to(unit_BF.dtype)
+
+    @cached_property
+    def _is_identity(self) -> bool:
+        return self.map.ndim == 1 and float(self.map) == 1 and not self.mean_F.any()
 
     def centred(self, unit_BF: Tensor) -> Tensor:
         """x − μ (B × F), at least float32; zeros if only rounding would be left."""
@@ -121,6 +133,21 @@ def conditioning(moment: SecondMoment, ridge: float = RIDGE) -> Conditioning:
     map_FF = (vectors_FF * root_F) @ vectors_FF.mT
     # Rounding makes the product slightly asymmetric; the map must be symmetric exactly.
     return Conditioning(mean_F.float(), ((map_FF + map_FF.mT) / 2).float())
+
+
+def reference(moment: SecondMoment) -> Conditioning:
+    """x ← (x − μ) / s for unit raw features in a narrow cone, from their moment with a 1 appended (I × I); else the identity.
+
+    μ is their mean, s their root mean square distance from it, and the cone |μ|². Where an encoder adds a constant to all
+    rows, random features of the rows as they are hardly ever change sign. The mean is then nearly that constant,
+    whichever dataset is first; elsewhere nothing depends on the first dataset. Rows without spread stay as they are.
+    Raises ValueError as `conditioning`.
+    """
+    mean_F, covariance_FF, energy = _mean_and_covariance(moment)
+    variance = float(covariance_FF.trace())
+    if float(mean_F.square().sum()) < NARROW_CONE or variance <= _NO_SPREAD * energy:
+        return Conditioning(torch.zeros(len(mean_F)), torch.ones(1))
+    return Conditioning(mean_F.float(), torch.tensor([variance**-0.5]))
 
 
 def _mean_and_covariance(moment: SecondMoment) -> tuple[Tensor, Tensor, float]:
@@ -168,7 +195,7 @@ class Lift:
         return Lift(self.random_FK.to(device))
 
     def __call__(self, feature_BF: Tensor) -> Tensor:
-        """Rows of unit length with their random features (B × (F + K)), which have about unit length."""
-        # For a unit row x, x R is standard normal, and the mean square of its positive part is 1/2.
+        """Rows with their random features (B × (F + K)), which are about as long as the rows."""
+        # For a row x of unit length, x R is standard normal, and the mean square of its positive part is 1/2.
         random_BK = (feature_BF @ self.random_FK.to(feature_BF)).relu_()
         return torch.cat([feature_BF, random_BK.mul_((2 / self.width) ** 0.5)], dim=1)

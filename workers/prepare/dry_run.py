@@ -32,11 +32,18 @@ from workers.methods.registry import method_for
 from workers.model.heads import ModalityHeads, PairedRows, unit_rows, with_new_modalities
 from workers.nullspace.capacity import HeadMoments, Preflight, preflight
 from workers.nullspace.closed_form import NO_VARIANCE
+from workers.nullspace.conditioning import conditioning, reference
 from workers.nullspace.mask import product_mask
 from workers.nullspace.moments import PairMoments, pair_moments
 from workers.nullspace.subspace import EigenBasis
 from workers.train.dataset import paired_rows
-from workers.train.learn import ModelState, condition_new_modalities, no_variance, prepare_rows
+from workers.train.learn import (
+    ModelState,
+    condition_new_modalities,
+    no_variance,
+    prepare_rows,
+    too_few_rows,
+)
 from workers.train.rows import RowsInMemory
 from workers.train.run import Run
 from workers.train.versions import read_heads, read_memory, read_method_state
@@ -134,12 +141,8 @@ def _refused_by_training(spec: ModelSpec, sides: Mapping[str, Tensor], rows: int
         variance = float((unit_BF - unit_BF.mean(0)).square().sum(1).mean())
         if variance <= NO_VARIANCE:
             yield no_variance(modality, variance)
-    batch = spec.training.batch_size
-    if rows < batch:
-        yield (
-            f"The dataset has {rows} rows and one batch takes {batch}: use more rows, or a "
-            "smaller training.batch_size in a new model."
-        )
+    if rows < spec.fewest_rows:
+        yield too_few_rows(rows, spec.fewest_rows, solves=spec.solves)
 
 
 def _heads(
@@ -160,8 +163,9 @@ def _heads(
         read_method_state(store, manifest),
     )
     heads = state.heads
-    if not spec.solves:
-        heads = condition_new_modalities(spec, heads, pair, RowsInMemory(raw), Run())
+    if spec.centred or not spec.solves:
+        fit = reference if spec.solves else conditioning
+        heads = condition_new_modalities(spec, heads, pair, RowsInMemory(raw), Run(), fit)
     rows = prepare_rows(heads, pair, raw)
     moments = pair_moments(rows.first_NI, rows.second_NJ)
     context = TrainingContext(

@@ -155,12 +155,12 @@ def _warnings(records: Sequence[UnitRecord], context: DatasetContext) -> Iterato
 
 
 def _check_rows(shards: Sequence[Shard], request: PrepareRequest) -> None:
-    rows, needed = sum(shard.rows for shard in shards), request.spec.training.batch_size
+    rows, needed = sum(shard.rows for shard in shards), request.spec.fewest_rows
     if rows < needed:
         left = "" if request.evaluation_share is None else " left to train on"
+        batch = "" if request.spec.solves else "; one batch takes as many (training.batch_size)"
         raise InvalidDataset(
-            f"the training shards have {rows} rows together{left}; "
-            f"one batch takes {needed} (training.batch_size), so at least that many are needed"
+            f"the training shards have {rows} rows together{left}, and at least {needed} are needed{batch}"
         )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cmcl.contract.errors import InvalidDataset, NothingToLearn, TrainingDiverged
 from cmcl.contract.modality import ModalityPair
-from cmcl.contract.model import ModelSpec
+from cmcl.contract.model import FEWEST_SOLVED_ROWS, ModelSpec
 from cmcl.contract.version import Shrinkage
 from workers.methods.method import DatasetStatistics, Method, MethodState, Solved, TrainingContext
 from workers.methods.registry import method_for
@@ -28,9 +28,9 @@ from workers.model.heads import (
 from workers.model.memory import Memory
 from workers.nullspace.centred import dataset_moments
 from workers.nullspace.closed_form import NO_VARIANCE
-from workers.nullspace.conditioning import Conditioning, conditioning
+from workers.nullspace.conditioning import Conditioning, conditioning, reference
 from workers.nullspace.mask import UpdateSpace
-from workers.nullspace.moments import PairMoments, moment_about, no_pairs, no_rows
+from workers.nullspace.moments import PairMoments, SecondMoment, moment_about, no_pairs, no_rows
 from workers.nullspace.subspace import EigenBasis
 from workers.nullspace.two_folds import Choice
 from workers.train.certify import PastDataset, cost_of_step, limit_drift, limit_step, shrinkage
@@ -166,10 +166,13 @@ def _solve(
     attainable: Attainable,
 ) -> TrainingResult:
     """Heads from moments. Rank 0 solves: CPUs may round an eigenvector differently."""
-    halves, moments = _sum_moments(before.heads, task, run)
+    heads = before.heads
+    if spec.solves and spec.centred:
+        heads = condition_new_modalities(spec, heads, task.pair, task.rows, run, reference)
+    halves, moments = _sum_moments(heads, task, run)
 
     run.watcher.enter("training")
-    context = _context(spec, before, before.heads, task, run)
+    context = _context(spec, before, heads, task, run)
     memory = before.memory
 
     def solve() -> tuple[Choice, Solved]:
@@ -286,7 +289,12 @@ def prepare_rows(heads: ModalityHeads, pair: ModalityPair, raw: PairedRows) -> P
 
 
 def condition_new_modalities(
-    spec: ModelSpec, heads: ModalityHeads, pair: ModalityPair, rows: TrainingRows, run: Run
+    spec: ModelSpec,
+    heads: ModalityHeads,
+    pair: ModalityPair,
+    rows: TrainingRows,
+    run: Run,
+    from_moment: Callable[[SecondMoment], Conditioning] = conditioning,
 ) -> ModalityHeads:
     """The heads with the conditioning of modalities whose first dataset this is: one pass over the rows."""
     new = [modality for modality in pair.modalities if modality not in heads.conditioning]
@@ -302,7 +310,7 @@ def condition_new_modalities(
             shift_I = shifts.setdefault(name, _near_the_mean(rows_NI))
             totals[name] += moment_about(rows_NI, shift_I).cpu()
     conditionings = {
-        name: conditioning(all_reduce_moment(total, run.here)) for name, total in totals.items()
+        name: from_moment(all_reduce_moment(total, run.here)) for name, total in totals.items()
     }
     broadcast([part for each in conditionings.values() for part in each.tensors.values()], run.here)
     return heads.conditioned(conditionings)
@@ -378,16 +386,24 @@ def _near_the_mean(rows_NI: Tensor) -> Tensor:
 
 def _check_rows(spec: ModelSpec, method: Method, task: Task) -> None:
     """Raises NothingToLearn for too few rows, InvalidDataset for too many."""
-    if len(task.rows) < spec.training.batch_size:
-        raise NothingToLearn(
-            f"the dataset has {len(task.rows)} rows and one batch takes "
-            f"{spec.training.batch_size}: use more rows or a smaller training.batch_size"
-        )
+    fewest = FEWEST_SOLVED_ROWS if method.solves else spec.training.batch_size
+    if len(task.rows) < fewest:
+        raise NothingToLearn(too_few_rows(len(task.rows), fewest, solves=method.solves))
     if method.needs_all_rows and task.rows.in_memory() is None:
         raise InvalidDataset(
             f"the method {spec.method!r} needs all rows of a dataset in memory, and {len(task.rows)} "
             "rows are too many for it; split the dataset, or use a model with a policy"
         )
+
+
+def too_few_rows(rows: int, fewest: int, *, solves: bool) -> str:
+    """Say that a dataset of so few rows is refused."""
+    if solves:
+        return f"the dataset has {rows} rows, and at least {fewest} are needed"
+    return (
+        f"the dataset has {rows} rows and one batch takes {fewest}: use more rows, a smaller "
+        "training.batch_size, or a model with the policy improve, which needs no batch"
+    )
 
 
 def _check_that_sides_vary(pair: ModalityPair, moments: PairMoments) -> None:

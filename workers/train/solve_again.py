@@ -142,7 +142,7 @@ def _without(store: ObjectStore, spec: JobSpec, parent: Parent) -> Sources:
     known = {digest for each in rest for digest in each.encoders.values()}
     return Sources(
         # Modalities without a dataset are as they are before their first one.
-        heads=before.heads.replaced(
+        heads=before.heads.without(
             {name: start[name] for name in line.pair.modalities if name not in left}
         ),
         # Not the parent's: what is unlearned does not even turn the axes.
@@ -173,7 +173,7 @@ def _with_other(store: ObjectStore, spec: JobSpec, parent: Parent) -> Sources:
     if spec.merges is None:
         raise CannotCombine(f"job {spec.job} says neither what to unlearn nor what to merge")
     other = read_known(store, spec.merges, spec.spec)
-    _check_encoders(parent, other)
+    _check_features(parent, other)
     new = datasets_to_merge(parent.learned, other.learned)
     if not new:
         raise CannotCombine(f"version {parent.ref} has every dataset of {spec.merges}")
@@ -182,8 +182,9 @@ def _with_other(store: ObjectStore, spec: JobSpec, parent: Parent) -> Sources:
         sums = read_dataset_sums(store, line)
         memory = memory.with_sums(line.pair, sums, line.ridges, line.significant_directions)
     joined = (line.model_copy(update={"version": spec.version, "reference": None}) for line in new)
+    ours, theirs = parent.model_state.heads, other.model_state.heads
     return Sources(
-        heads=parent.model_state.heads,
+        heads=ours.conditioned(theirs.conditioning),
         aligned_by=parent.model_state.memory,
         memory=memory,
         learned=(*parent.learned, *joined),
@@ -192,7 +193,14 @@ def _with_other(store: ObjectStore, spec: JobSpec, parent: Parent) -> Sources:
     )
 
 
-def _check_encoders(parent: Parent, other: Parent) -> None:
+def _check_features(parent: Parent, other: Parent) -> None:
     for name in sorted(parent.encoders.keys() & other.encoders.keys()):
         if difference := other.encoders[name].difference(parent.encoders[name]):
             raise CannotCombine(f"the encoders of {name!r} differ: {difference}")
+    ours, theirs = parent.model_state.heads, other.model_state.heads
+    for name in sorted(ours.conditioning.keys() & theirs.conditioning.keys()):
+        if not ours.conditioning[name].equals(theirs.conditioning[name]):
+            raise CannotCombine(
+                f"{parent.ref} and {other.ref} centre the features of {name!r} by different first datasets: branch one "
+                "model from the other once that has learned the modality, or create both with centred: false"
+            )

@@ -61,7 +61,7 @@ def test_joint_conditions_as_the_chain_does(stream: Stream) -> None:
     assert sorted(joint) == sorted(chain) == ["a", "t", "v"]
     for modality in joint:
         assert torch.equal(joint[modality].mean_F, chain[modality].mean_F)
-        assert torch.equal(joint[modality].map_FF, chain[modality].map_FF)
+        assert torch.equal(joint[modality].map, chain[modality].map)
 
 
 def joint_of(stream: Stream, datasets: tuple[Dataset, ...], spec: ModelSpec) -> _Joint:

@@ -1,5 +1,7 @@
 """Random features that are appended to those of a modality: part of the version, exact for every method."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from cmcl.contract.errors import InvalidVersion
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModalitySpec, ModelSpec, TrainingSpec
 from workers.model import artifact
-from workers.model.heads import PairedRows, initial_heads
+from workers.model.heads import PairedRows, initial_heads, unit_rows
 from workers.model.pair import RotatedFeatures
 from workers.nullspace.conditioning import Lift
 from workers.nullspace.mask import free_in
@@ -149,6 +151,27 @@ def test_a_lift_finds_what_no_linear_head_sees() -> None:
         recall(SPEC.model_copy(update={"lift": 64}))
         > recall(SPEC.model_copy(update={"lift": 0})) + 0.1
     )
+
+
+def test_a_constant_that_encoders_add_costs_no_recall() -> None:
+    """Random features of rows in a narrow cone hardly change sign, unless the rows are centred."""
+    spec = SPEC.model_copy(update={"lift": 64})
+
+    def recall(constant: float, centred: bool) -> float:
+        def added(rows: PairedRows) -> PairedRows:
+            first_NI, second_NJ = (
+                unit_rows(each) + constant for each in (rows.first_NI, rows.second_NJ)
+            )
+            return replace(rows, first_NI=first_NI, second_NJ=second_NJ)
+
+        of_spec = spec.model_copy(update={"centred": centred})
+        task = Task(PAIR, RowsInMemory(added(rows_of(1, 2000))), seed=0)
+        heads = learn(of_spec, initial_state(of_spec), task).model_state.heads
+        return measure(heads, PAIR, HeldOut(added(rows_of(3)), None)).at_10
+
+    without = recall(0.0, centred=True)
+    assert recall(3.0, centred=True) > without - 0.03
+    assert recall(3.0, centred=False) < without - 0.1
 
 
 def test_without_a_lift_nothing_changes() -> None:

@@ -81,7 +81,7 @@ def run_selftest(data: bytes, heads: ModalityHeads) -> None:
 def test_heads_keep_their_conditioning_in_the_file() -> None:
     heads = HEADS.conditioned({"text": Conditioning(torch.ones(3), 2 * torch.eye(3))})
     again = artifact.load_heads(artifact.save_heads(heads), SPEC)
-    assert torch.equal(again.conditioning["text"].map_FF, 2 * torch.eye(3))
+    assert torch.equal(again.conditioning["text"].map, 2 * torch.eye(3))
     assert set(again.conditioning) == {"text"}
     run_selftest(artifact.save_selftest(heads, SPEC), again)
     with pytest.raises(InvalidVersion, match="self-test of head 'text'"):

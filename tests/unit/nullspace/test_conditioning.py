@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.nullspace.conditioning import Conditioning, conditioning
+from workers.nullspace.conditioning import NARROW_CONE, Conditioning, conditioning, reference
 from workers.nullspace.moments import SecondMoment, moment_about, no_rows
 
 DOUBLE = torch.float64
@@ -43,7 +43,7 @@ def assert_unit(rows_BF: torch.Tensor) -> None:
 def test_a_variance_comes_out_as_itself_over_itself_plus_floor(seed: int, ridge: float) -> None:
     unit = cone(seed)
     fitted = conditioning(homogeneous_moment(unit), ridge)
-    whitened = (unit - fitted.mean_F.double()) @ fitted.map_FF.double()
+    whitened = (unit - fitted.mean_F.double()) @ fitted.map.double()
     before = torch.linalg.eigvalsh(covariance(unit))
     expected = before / (before + ridge * before.max())
     after = torch.linalg.eigvalsh(covariance(whitened))
@@ -79,15 +79,15 @@ def test_order_of_shards_changes_nothing(order: list[int]) -> None:
         total = total + shards[index]
     one = conditioning(total, 0.1)
     other = conditioning(homogeneous_moment(cone(2).float()), 0.1)
-    torch.testing.assert_close(one.map_FF, other.map_FF, atol=1e-3, rtol=1e-5)
+    torch.testing.assert_close(one.map, other.map, atol=1e-3, rtol=1e-5)
     torch.testing.assert_close(one.mean_F, other.mean_F, atol=1e-6, rtol=0)
 
 
 def test_the_same_moment_gives_the_same_bits() -> None:
     moment = homogeneous_moment(cone(3))
     one, other = conditioning(moment, 0.1), conditioning(moment, 0.1)
-    assert torch.equal(one.map_FF, other.map_FF)
-    assert torch.equal(one.map_FF, one.map_FF.mT)
+    assert torch.equal(one.map, other.map)
+    assert torch.equal(one.map, one.map.mT)
 
 
 def test_fewer_rows_than_columns_give_finite_rows() -> None:
@@ -117,7 +117,7 @@ def test_variances_that_rounding_made_negative_give_no_nan() -> None:
     # What products of float32 rows may take away; the floor is at 2e-7.
     moment.sum_II[:-1, :-1] -= 1e-6 * moment.count * torch.eye(8)
     fitted = conditioning(moment, 1e-3)
-    assert not torch.equal(fitted.map_FF, torch.eye(8))
+    assert not torch.equal(fitted.map, torch.eye(8))
     assert_unit(fitted(unit))
 
 
@@ -172,3 +172,38 @@ def test_moments_that_cannot_condition_are_refused() -> None:
 def test_rows_of_another_width_are_refused() -> None:
     with pytest.raises(ValueError, match="rows of width 5, not 8"):
         Conditioning(torch.zeros(8), torch.eye(8))(torch.ones(2, 5))
+
+
+def test_features_in_a_narrow_cone_are_read_about_their_mean_at_unit_spread() -> None:
+    unit = cone(13)
+    assert unit.mean(0).square().sum() > NARROW_CONE
+    read = reference(homogeneous_moment(unit))(unit)
+    torch.testing.assert_close(read.mean(0), torch.zeros(8, dtype=DOUBLE), atol=1e-5, rtol=0)
+    assert float(read.square().sum(1).mean()) == pytest.approx(1, abs=1e-5)
+
+
+def test_other_features_are_read_as_they_are() -> None:
+    generator = torch.Generator().manual_seed(14)
+    rows = torch.randn(200, 8, generator=generator, dtype=DOUBLE) + 0.5
+    unit = torch.nn.functional.normalize(rows, dim=1)
+    assert unit.mean(0).square().sum() < NARROW_CONE
+    found = reference(homogeneous_moment(unit))
+    assert found(unit) is unit
+    assert not found.equals(reference(homogeneous_moment(cone(15))))
+
+
+@pytest.mark.parametrize("constant", [0.0, 3.0, 30.0])
+def test_a_constant_that_an_encoder_adds_does_not_change_what_is_read(constant: float) -> None:
+    """Only the direction of the constant is lost, in which rows of unit length no longer differ."""
+    rows = torch.randn(200, 40, generator=torch.Generator().manual_seed(16), dtype=DOUBLE)
+    direction = torch.zeros(40, dtype=DOUBLE)
+    direction[0] = 1.0
+
+    def read(added: float) -> torch.Tensor:
+        unit = torch.nn.functional.normalize(
+            torch.nn.functional.normalize(rows, dim=1) + added * direction, dim=1
+        )
+        return reference(homogeneous_moment(unit))(unit)[:, 1:]
+
+    one, other = read(10.0), read(10.0 + constant)
+    torch.testing.assert_close(one, other, atol=0.05, rtol=0)

@@ -115,12 +115,20 @@ def test_every_row_of_a_dataset_that_is_measured_only_is_held_out(ground: Ground
     assert ids_of(ground, manifest.evaluation_shards) == expected
 
 
+def test_fewer_rows_than_a_batch_are_refused_where_rows_are_trained_on(ground: Ground) -> None:
+    write_shard(ground.folder / "a.parquet", feature_table(12, seed=5))
+    request = ground.request("a.parquet", evaluation_share=0.6)
+    ground.prepare(request)
+    trained = request.spec.model_copy(update={"policy": "preserve"})
+    with pytest.raises(
+        PreparationFailed, match="rows together left to train on, and at least 8 are needed"
+    ):
+        ground.prepare(request.model_copy(update={"spec": trained, "dataset": "other"}))
+
+
 @pytest.mark.parametrize(
     ("share", "message"),
-    [
-        (0.6, "rows together left to train on; one batch takes 8"),
-        (0.001, r"0.1 % of the rows are to be held out, and 0 of 12 would be"),
-    ],
+    [(0.001, r"0.1 % of the rows are to be held out, and 0 of 12 would be")],
 )
 def test_a_share_that_does_not_fit_is_refused(ground: Ground, share: float, message: str) -> None:
     write_shard(ground.folder / "a.parquet", feature_table(12, seed=5))

@@ -24,7 +24,7 @@ sys.path.append({sysconfig.get_paths()["purelib"]!r})
 assert [name for name in ("cmcl", "service", "workers") if find_spec(name)] == []
 """
 
-# All are lifted, `image` and `text` are conditioned.
+# All are lifted and conditioned.
 SPEC = ModelSpec(width=6, modalities={"image": 9, "text": 7, "depth": 5}, lift=11)
 
 
@@ -43,6 +43,8 @@ def heads(seed: int = 1) -> ModalityHeads:
         {
             "image": Conditioning(random(9) / 5, symmetric(9)),
             "text": Conditioning(torch.full((7,), 7**-0.5), 30 * symmetric(7)),
+            # As improve does features in a narrow cone.
+            "depth": Conditioning(random(SPEC.widths["depth"]) / 5, torch.tensor([4.0])),
         }
     )
     # Beside the zeros that a lift begins with.

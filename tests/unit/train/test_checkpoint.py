@@ -104,7 +104,7 @@ def tensors_of(learned: TrainingResult) -> dict[str, torch.Tensor]:
     return {
         **{f"head/{name}": weight for name, weight in known.heads.weights.items()},
         **{f"kept/{name}": tensor for name, tensor in known.method_state.items()},
-        **{f"map/{name}": each.map_FF for name, each in known.heads.conditioning.items()},
+        **{f"map/{name}": each.map for name, each in known.heads.conditioning.items()},
         "moments": learned.moments.cross_IJ,
         "loss": torch.tensor(learned.trained.final_loss),
     }

@@ -148,14 +148,24 @@ def _in_memory() -> tuple[int, int]:
     return tensors, sum(issubclass(kind, torch.nn.Module) for kind in kinds)
 
 
-def test_a_dataset_smaller_than_a_batch_is_rejected_with_a_message() -> None:
-    with pytest.raises(NothingToLearn, match="5 rows and one batch takes 16"):
-        learned_from(ROWS.at(slice(0, 5)))
+def test_a_dataset_smaller_than_a_batch_is_rejected_where_rows_are_trained_on() -> None:
+    with pytest.raises(NothingToLearn, match=r"5 rows and one batch takes 16.*policy improve"):
+        learned_from(ROWS.at(slice(0, 5)), spec_with(policy="preserve"))
 
 
-def test_an_empty_dataset_is_rejected_with_a_message() -> None:
-    with pytest.raises((NothingToLearn, ValueError), match="0 rows"):
-        learned_from(ROWS.at(slice(0, 0)))
+@pytest.mark.parametrize("rows", [2, 3, 5, 15])
+def test_a_few_pairs_are_learned_from_their_moments(rows: int) -> None:
+    few = ROWS.at(slice(0, rows))
+    heads = learned_from(few).model_state.heads
+    assert all(bool(weight_EI.isfinite().all()) for weight_EI in heads.weights.values())
+    scores_NN = heads.embed("image", few.first_NI) @ heads.embed("text", few.second_NJ).mT
+    assert scores_NN.diagonal().mean() > scores_NN.mean() + 0.2
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_one_pair_is_rejected_with_a_message(rows: int) -> None:
+    with pytest.raises(NothingToLearn, match=f"{rows} rows, and at least 2"):
+        learned_from(ROWS.at(slice(0, rows)))
 
 
 def test_a_space_that_is_full_says_what_to_do() -> None:

@@ -47,6 +47,8 @@ class Bench:
     store: LocalStore
     folder: Path
     spec: ModelSpec = SPEC
+    # Added to all numbers of all rows.
+    constant: float = 0.0
 
     def _dataset(self, name: str, model: str) -> DatasetManifest:
         """Rows whose two sides come from the same six numbers; each dataset has its own means."""
@@ -59,7 +61,8 @@ class Bench:
             mixing = np.random.default_rng(width).normal(size=(6, width))
             noise = generator.normal(size=(160, width))
             mean = generator.normal(size=width)
-            sides.append((shared @ mixing + 0.5 * noise + mean).astype(np.float32))
+            rows = shared @ mixing + 0.5 * noise + mean + self.constant
+            sides.append(rows.astype(np.float32))
         training, held_out = (
             write_pair_shard(
                 self.folder / f"{name}-{part}.parquet", (sides[0][rows], sides[1][rows])
@@ -208,6 +211,19 @@ def test_a_modality_without_a_dataset_is_as_before_its_first_one(bench: Bench) -
     assert not torch.equal(weights["image"], initial_heads(SPEC).weights["image"])
 
 
+def test_a_dataset_that_centred_a_narrow_cone_leaves_only_that_constant(tmp_path: Path) -> None:
+    """Heads are those of a model that never saw it and centres as this one does."""
+    cone = Bench(LocalStore(tmp_path / "store"), tmp_path, constant=20.0)
+    cone.learn("m", "abe")
+    found = cone.heads(cone.run("m", 4, unlearns="ds-b"))
+    assert_same_scores(found, cone.heads(cone.learn("never", "ae")))
+    assert "depth" not in found.conditioning
+    cone.learn("m", "c", start=4)
+    then = cone.heads(cone.run("m", 6, unlearns="ds-a"))
+    before = cone.heads(read_version(cone.store, "m", 1))
+    assert then.conditioning["text"].equals(before.conditioning["text"])
+
+
 def test_what_was_never_learned_is_refused(bench: Bench) -> None:
     with pytest.raises(CannotCombine, match="has not learned"):
         bench.run("m", 6, unlearns="ds-x")
@@ -282,6 +298,39 @@ def test_with_more_features_than_rows_unlearning_and_merging_are_exact_too(tmp_p
     assert_same_scores(bench.heads(merged), bench.heads(union), LIFTED)
     found, never = bench.run("m", 4, unlearns="ds-c"), bench.learn("never", "ae")
     assert_same_scores(bench.heads(found), bench.heads(never), LIFTED)
+
+
+def test_models_that_centre_a_narrow_cone_by_different_datasets_are_not_merged(
+    tmp_path: Path,
+) -> None:
+    cone = Bench(LocalStore(tmp_path / "store"), tmp_path, constant=20.0)
+    cone.learn("site", "ce")
+    cone.learn("m2", "dab")
+    other = VersionRef(model="site", version=2)
+    with pytest.raises(
+        CannotCombine, match=r"centre the features of 'depth' by different .*centred: false"
+    ):
+        cone.run("m2", 4, merges=other)
+
+
+def test_branches_that_centred_a_narrow_cone_before_are_merged(tmp_path: Path) -> None:
+    cone = Bench(LocalStore(tmp_path / "store"), tmp_path, constant=20.0)
+    union = cone.learn("m", "abcde")
+    other = branches(cone, "c", "de")
+    merged = cone.run("one", 4, merges=other)
+    assert_same_scores(cone.heads(merged), cone.heads(union))
+    assert cone.heads(merged).conditioning.keys() == WIDTHS.keys()
+
+
+def test_without_centring_a_narrow_cone_is_learned_in_any_order_and_merged(tmp_path: Path) -> None:
+    spec = SPEC.model_copy(update={"centred": False})
+    cone = Bench(LocalStore(tmp_path / "store"), tmp_path, spec, constant=20.0)
+    union, other = cone.learn("m", "abcde"), cone.learn("other", "debac")
+    assert_same_scores(cone.heads(other), cone.heads(union))
+    cone.learn("site", "ce")
+    cone.learn("m2", "dab")
+    merged = cone.run("m2", 4, merges=VersionRef(model="site", version=2))
+    assert_same_scores(cone.heads(merged), cone.heads(union))
 
 
 def test_merging_what_is_there_is_refused(bench: Bench) -> None:

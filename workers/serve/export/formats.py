@@ -64,7 +64,8 @@ def embed(heads, modality, features):
         mean = heads[f"{modality}/mean"]
         centred = x - mean
         on_the_mean = length(centred) <= 1e-6 * np.maximum(length(x), np.linalg.norm(mean))
-        x = unit(np.where(on_the_mean, 0, centred) @ heads[f"{modality}/map"])
+        centred, map_ = np.where(on_the_mean, 0, centred), heads[f"{modality}/map"]
+        x = unit(centred @ map_) if map_.ndim == 2 else centred * map_
     parts = [x]
     if f"{modality}/lift" in heads:
         random = heads[f"{modality}/lift"]

@@ -33,14 +33,14 @@ _SHORTEST, _ON_THE_MEAN = 1e-12, 1e-6
 class ExportedHead:
     """A head in parts, without copies.
 
-    `mean_F` and `map_FF` are None for a modality that is not conditioned, `random_FK` for one without a lift; it
-    includes the scale of the random features. `weight_EF` is that of the feature, `lifted_EK` that of the lift,
-    `bias_E` that of the constant 1.
+    `mean_F` and `map` are None for a modality that is not conditioned, `random_FK` for one without a lift; it
+    includes the scale of the random features. `map` is a matrix (F × F) or one number (1). `weight_EF` is that of the
+    feature, `lifted_EK` that of the lift, `bias_E` that of the constant 1.
     """
 
     width: int
     mean_F: Float32Array | None
-    map_FF: Float32Array | None
+    map: Float32Array | None
     random_FK: Float32Array | None
     weight_EF: Float32Array
     lifted_EK: Float32Array
@@ -73,7 +73,7 @@ def exported_head(heads: ModalityHeads, modality: str) -> ExportedHead:
     return ExportedHead(
         width,
         conditioning.mean_F.numpy() if conditioning else None,
-        conditioning.map_FF.numpy() if conditioning else None,
+        conditioning.map.numpy() if conditioning else None,
         random_FK,
         weight_EI[:, :width],
         weight_EI[:, width:-1],
@@ -91,14 +91,17 @@ def layers(head: ExportedHead) -> Iterator[Normalized | Affine]:
         [W, −W, V] relu([I; −I; Rᵀ] x) = W x + V relu(Rᵀ x)
     """
     yield Normalized()
-    if head.mean_F is not None and head.map_FF is not None:
-        yield Affine(np.eye(head.width, dtype=np.float32), -head.mean_F)
-        yield Affine(head.map_FF)  # Symmetric.
-        yield Normalized()
+    one_FF = np.eye(head.width, dtype=np.float32)
+    if head.mean_F is not None and head.map is not None:
+        if head.map.ndim == 2:
+            yield Affine(one_FF, -head.mean_F)
+            yield Affine(head.map)  # Symmetric.
+            yield Normalized()
+        else:
+            yield Affine(one_FF * head.map, -head.mean_F * head.map)
     if head.random_FK is None:
         yield Affine(head.weight_EF, head.bias_E)
     else:
-        one_FF = np.eye(head.width, dtype=np.float32)
         yield Affine(np.concatenate([one_FF, -one_FF, head.random_FK.T]), relu=True)
         weights = [head.weight_EF, -head.weight_EF, head.lifted_EK]
         yield Affine(np.concatenate(weights, axis=1), head.bias_E)
@@ -138,8 +141,12 @@ def onnx_model(head: ExportedHead, modality: str) -> "ModelProto":
 
     graph = _Graph()
     rows = graph.unit(INPUT)
-    if head.mean_F is not None:
-        rows = graph.unit(graph.node("MatMul", graph.centred(rows), "map"))
+    if head.map is not None:
+        centred = graph.centred(rows)
+        if head.map.ndim == 2:
+            rows = graph.unit(graph.node("MatMul", centred, "map"))
+        else:
+            rows = graph.node("Mul", centred, "map")
     outputs = graph.node("MatMul", rows, "weight")
     if head.random_FK is not None:
         random = graph.node("Relu", graph.node("MatMul", rows, "lift"))
@@ -207,10 +214,10 @@ def _tensors(head: ExportedHead) -> dict[str, Float32Array]:
         "weight": head.weight_EF.T,
         "bias": head.bias_E,
     }
-    if head.mean_F is not None and head.map_FF is not None:
+    if head.mean_F is not None and head.map is not None:
         found |= {
             "mean": head.mean_F,
-            "map": head.map_FF,
+            "map": head.map,
             "mean_length": np.array(np.linalg.norm(head.mean_F), np.float32),
             "on_the_mean": np.array(_ON_THE_MEAN, np.float32),
             "zero": np.array(0, np.float32),
