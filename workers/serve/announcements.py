@@ -13,8 +13,8 @@ from typing import Protocol
 
 logger = logging.getLogger(__name__)
 
-# Bounds how many polls of the store requests can cause in a second.
-SECONDS = 0.02
+# Bounds how many polls of the store requests to one replica can cause in a second.
+_SECONDS = 0.02
 # Calls end, so that listeners that are gone are noticed.
 WAIT_SECONDS = 20.0
 _FIRST_PAUSE_SECONDS = 0.2
@@ -29,61 +29,27 @@ class ChannelLost(Exception):
 class Channel(Protocol):
     """Reaches all replicas. An announcement without listeners is lost."""
 
-    def announce(self, model: str) -> None:
-        """Announce a change of this model. Does not wait, and never fails."""
+    def announce(self) -> None:
+        """Announce a change. Does not wait, and never fails."""
         ...
 
     def wait(self, seen: int) -> int:
-        """Return how many announcements there were.
-
-        Returns at once if that is not `seen`, else when it changes, or after some seconds. Raises
-        ChannelLost.
-        """
+        """Return how many announcements there were, once that is not `seen`, or after some seconds. Raises ChannelLost."""
         ...
 
 
-class Debouncer:
-    """Runs a function at the first call, and once more for all calls within the next `seconds`.
-
-    Used from one event loop.
-    """
-
-    def __init__(self, function: Callable[[], None], seconds: float = SECONDS) -> None:
-        self._function = function
-        self._seconds = seconds
-        self._is_pausing = False
-        self._was_called = False
-
-    def call(self) -> None:
-        """Run the function, now or when the pause is over."""
-        if self._is_pausing:
-            self._was_called = True
-            return
-        self._is_pausing = True
-        asyncio.get_running_loop().call_later(self._seconds, self._resume)
-        self._function()
-
-    def _resume(self) -> None:
-        self._is_pausing = False
-        if self._was_called:
-            self._was_called = False
-            self.call()
-
-
 class Broadcaster:
-    """Counts announcements, and wakes all listeners that wait for the count to change.
-
-    Used from one event loop.
-    """
+    """Counts announcements, and wakes all who wait for the count to change. An actor's class, used from one event loop."""
 
     def __init__(self, wait_seconds: float = WAIT_SECONDS) -> None:
         self._wait_seconds = wait_seconds
         self._count = 0
         self._news = asyncio.Event()
-        self._debouncer = Debouncer(self._publish)
 
-    def announce(self) -> None:
-        self._debouncer.call()
+    async def announce(self) -> None:
+        self._count += 1
+        self._news.set()
+        self._news = asyncio.Event()
 
     async def wait(self, seen: int) -> int:
         """Return the count, once it is not `seen`, or after `wait_seconds`."""
@@ -93,11 +59,6 @@ class Broadcaster:
             except TimeoutError:
                 pass  # Nothing was announced, which is an answer.
         return self._count
-
-    def _publish(self) -> None:
-        self._count += 1
-        self._news.set()
-        self._news = asyncio.Event()
 
 
 class AnnouncementListener:
@@ -120,8 +81,8 @@ class AnnouncementListener:
         self._first_pause_seconds = first_pause_seconds
         self._pause_seconds = first_pause_seconds
         self._channel: Channel | None = None
-        self._debouncer = Debouncer(self._forward)
-        self._model = ""
+        self._is_pausing = False
+        self._was_called = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
 
@@ -132,18 +93,24 @@ class AnnouncementListener:
         """Stop waking. The thread ends with its call, or with the process."""
         self._stopping.set()
 
-    def announce(self, model: str) -> None:
-        """Make every replica poll the store now. Does not wait, and never fails. Used from one event loop."""
-        self._model = model
-        self._debouncer.call()
+    def announce(self) -> None:
+        """Make every replica poll the store: now, and once more for all calls within the next 20 ms.
 
-    def _forward(self) -> None:
-        channel = self._channel
-        if channel is None:
-            # The other replicas notice when they poll; this one need not wait for that.
-            self._wake()
-        else:
-            channel.announce(self._model)
+        Does not wait, and never fails. Used from one event loop.
+        """
+        if self._is_pausing:
+            self._was_called = True
+            return
+        self._is_pausing = True
+        asyncio.get_running_loop().call_later(_SECONDS, self._resume)
+        # Without a channel the other replicas notice when they poll; this one need not wait for that.
+        self._channel.announce() if self._channel is not None else self._wake()
+
+    def _resume(self) -> None:
+        self._is_pausing = False
+        if self._was_called:
+            self._was_called = False
+            self.announce()
 
     def _run(self) -> None:
         while not self._stopping.is_set():

@@ -64,8 +64,15 @@ class BackgroundExecutor:
         piece = _Piece(partial(function, *args, **kwargs), loop.create_future())
         self._waiting.add(owner, piece)
         self._start_next(loop)
-        answer: T = await piece.answer
-        return answer
+        answer = piece.answer
+        del piece
+        try:
+            found: T = await answer
+        finally:
+            # An error refers to this frame, which must not refer to what holds the error: the work, and a body of many
+            # megabytes with it, would stay until the garbage collector runs.
+            del answer
+        return found
 
     async def run_steps(self, owner: str, steps: Steps[T]) -> T:
         """Run steps, with other owners' turns in between. Returns what they return."""
@@ -109,9 +116,11 @@ class BackgroundExecutor:
     def _timed(self, piece: _Piece) -> Any:
         if piece.answer.done():
             return None  # It stayed in the executor's queue when no thread could be started for it.
+        work = piece.work
+        del piece  # As in `run`.
         self._began = self._clock()
         try:
-            return piece.work()
+            return work()
         finally:
             self._began = None
 

@@ -25,7 +25,7 @@ _SECONDS = [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.25
 _ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096]
 
 # Part of the actor's name: another version of the protocol has another actor.
-_PROTOCOL = 1
+_PROTOCOL = 2
 _NAME, _NAMESPACE = f"cmcl-announcements-{_PROTOCOL}", "cmcl"
 # Each replica has one call under way: as many as there may be, and those that replace them.
 _CALLS_AT_ONCE = 2500
@@ -183,29 +183,15 @@ def _histogram(name: str, description: str, bounds: Sequence[float], *labels: st
     return Histogram(f"cmcl_serve_{name}", description, boundaries=list(bounds), tag_keys=labels)
 
 
-class Announcements:
-    """The actor. A restart loses its count, which is compared and nothing else."""
-
-    def __init__(self) -> None:
-        self._broadcaster = Broadcaster()
-
-    async def announce(self, model: str) -> None:
-        """Announce a change of this model; listeners poll everything."""
-        self._broadcaster.announce()
-
-    async def wait(self, seen: int) -> int:
-        return await self._broadcaster.wait(seen)
-
-
 class ActorChannel:
     """See the port, `Channel`."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
-    def announce(self, model: str) -> None:
+    def announce(self) -> None:
         """See the port: the answer is not waited for."""
-        self._actor.announce.remote(model)
+        self._actor.announce.remote()
 
     def wait(self, seen: int) -> int:
         try:
@@ -219,7 +205,7 @@ class ActorChannel:
 def open_channel() -> ActorChannel:
     """The cluster's channel; its actor is made if there is none. Raises ChannelLost."""
     try:
-        actor = ray.remote(Announcements).options(
+        actor = ray.remote(Broadcaster).options(
             name=_NAME,
             namespace=_NAMESPACE,
             get_if_exists=True,

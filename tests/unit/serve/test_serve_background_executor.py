@@ -2,10 +2,13 @@
 
 import asyncio
 import base64
+import contextlib
+import gc
 import json
 import math
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -117,3 +120,31 @@ def test_a_payload_is_stored_as_it_was_sent(payload: dict[str, object]) -> None:
 def test_what_cannot_be_stored_is_refused_by_the_fast_check_as_well(wrong: object) -> None:
     with pytest.raises(InvalidRequest):
         payload_text({"a": wrong}, 0, 4096)
+
+
+def test_what_failed_work_held_is_freed_without_a_garbage_collection() -> None:
+    """Bodies of 8 MB that were refused once stayed by the dozen."""
+
+    class Body:
+        """What a request has sent."""
+
+    def refuse(body: Body) -> None:
+        raise ValueError
+
+    async def ask() -> Body | None:
+        heavy, body = BackgroundExecutor(), Body()
+        sent = weakref.ref(body)
+        asked = heavy.run("a", refuse, body)
+        del body
+        with contextlib.suppress(ValueError):
+            await asked
+        del asked
+        await asyncio.sleep(0)
+        await heavy.run("a", list)
+        return sent()
+
+    gc.disable()
+    try:
+        assert asyncio.run(ask()) is None
+    finally:
+        gc.enable()

@@ -1,26 +1,20 @@
-"""The ASGI application of a replica: the one place that puts its routes together.
-
-It also has the routes that no user calls: probes, and those that the control plane calls.
-"""
+"""The ASGI application of a replica: all routes, and those that no user calls (probes, and those of the control plane)."""
 
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-import numpy as np
 from anyio import CapacityLimiter, fail_after, to_thread
 from fastapi import APIRouter, FastAPI
-from pydantic import ValidationError
-from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from cmcl.contract import DISTRIBUTION
 from cmcl.contract.api.endpoint import EndpointHealth
-from cmcl.contract.version import ANNOUNCEMENTS, PARTS, Announcement, EndpointParts
+from cmcl.contract.version import ANNOUNCEMENTS, PARTS, EndpointParts
 from workers.serve.api import (
     collections,
     embeddings,
@@ -41,16 +35,12 @@ from workers.serve.api.middleware import (
 from workers.serve.api.openapi import DescribedApp, operation, operation_id
 from workers.serve.batcher import stuck
 from workers.serve.encoders.port import EncoderUnavailable
-from workers.serve.errors import BodyTimeout, BodyTooLarge, InvalidRequest, NotReady
-from workers.serve.versions.loading import ServedVersion
+from workers.serve.errors import NotReady
 
 # Longer than any product takes: a thread that does not respond in this time is stuck.
 _MOVES_SECONDS = 5.0
 # How long an encoder and Serve's controller may take to answer, and how old the report of the parts may be.
 _PART_SECONDS, _REPORT_SECONDS = 4.0, 1.0
-# Limits of the body of an announcement, and of its arrival.
-_MOST_BYTES = 4096
-_BODY_SECONDS = 5.0
 
 _ROUTERS = (
     embeddings.router,
@@ -99,15 +89,14 @@ def describe(replica: Replica) -> FastAPI:
     install_error_handlers(app)
     for router in _ROUTERS:
         app.include_router(router(replica))
-    app.include_router(_probes_router(replica))
-    app.include_router(announcements_router(replica.announce))
-    app.include_router(_parts_router(replica))
+    app.include_router(_internal_router(replica))
     return app
 
 
-def _probes_router(replica: Replica) -> APIRouter:
+def _internal_router(replica: Replica) -> APIRouter:
+    """Return the probes, and the routes of the control plane. None needs a key: each does little, however often it is asked."""
     made = APIRouter(tags=["health"])
-    tried = _Tried(replica)
+    parts = _Parts(replica)
 
     @made.get("/healthz", **operation("check_liveness", EndpointHealth, {500, 503}))
     async def healthz() -> Response:
@@ -118,51 +107,20 @@ def _probes_router(replica: Replica) -> APIRouter:
 
     @made.get("/readyz", **operation("check_readiness", EndpointHealth, {500, 503}))
     async def readyz() -> Response:
-        """Check that the store and the keys were read, and that every live head in memory gives a vector."""
+        """Check that the store and the keys were read. Each live version has passed its self-test when it was loaded."""
         if not replica.live.readiness.ready:
             raise NotReady(replica.live.readiness.reason)
         if not replica.access.ready:
             raise NotReady("this replica has not seen the list of keys yet")
-        await tried.every_head()
         return JSONResponse({"status": "ready"})
 
-    return made
+    @made.post(ANNOUNCEMENTS, include_in_schema=False)
+    async def post_announcement() -> Response:
+        """Make all replicas poll the store now, some times a second at most. What changed they read there."""
+        replica.announce()
+        return JSONResponse({"status": "announced"}, 202)
 
-
-class _Tried:
-    """Embeds one vector of each modality by each live version, once: a probe comes every second."""
-
-    def __init__(self, replica: Replica) -> None:
-        self._replica = replica
-        self._worked: dict[str, ServedVersion] = {}
-
-    async def every_head(self) -> None:
-        """Raises NotReady."""
-        live = {name: each.version for name, each in self._replica.live.all().items()}
-        self._worked = {name: each for name, each in self._worked.items() if name in live}
-        for name, served in live.items():
-            # Versions on demand are tested when they are loaded: a probe must not evict what is in use.
-            if self._worked.get(name) != served and (pinned := served.pinned()) is not None:
-                await self._try(pinned)
-                self._worked[name] = served
-
-    async def _try(self, version: ServedVersion) -> None:
-        for modality, width in version.spec.widths.items():
-            row_BF = np.full((1, width), width**-0.5, np.float32)
-            vector_BE = await self._replica.batcher.embed(version, modality, row_BF)
-            if not np.isfinite(vector_BE).all():
-                raise NotReady(f"{version.label} gives no vector for modality {modality!r}")
-
-
-def _parts_router(replica: Replica) -> APIRouter:
-    """Return the route `GET /internal/parts`.
-
-    It needs no key: it causes a call to each encoder, once a second at most.
-    """
-    made = APIRouter(include_in_schema=False)
-    parts = _Parts(replica)
-
-    @made.get(PARTS)
+    @made.get(PARTS, include_in_schema=False)
     async def get_parts() -> Response:
         """Report which encoders answer this replica, and how many replicas there are."""
         return JSONResponse((await parts.report()).model_dump())
@@ -212,44 +170,3 @@ class _Parts:
                 )
         except TimeoutError:
             return {}
-
-
-def announcements_router(announce: Callable[[str], None]) -> APIRouter:
-    """Return the route `POST /internal/announcements`.
-
-    It needs no key: it causes a poll of the store, some times a second at most.
-    """
-    made = APIRouter(include_in_schema=False)
-
-    @made.post(ANNOUNCEMENTS)
-    async def post_announcement(request: Request) -> Response:
-        """Announce a change to all replicas, without waiting until they have polled."""
-        news = _parsed(await _body(request))
-        announce(news.model)
-        return JSONResponse({"status": "announced"}, 202)
-
-    return made
-
-
-async def _body(request: Request) -> bytes:
-    """Read the body. Raises BodyTooLarge and BodyTimeout, as any client that reaches the port can send here."""
-    body = bytearray()
-    try:
-        async with asyncio.timeout(_BODY_SECONDS):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > _MOST_BYTES:
-                    raise BodyTooLarge(f"an announcement has {_MOST_BYTES} bytes at most")
-    except TimeoutError as error:
-        raise BodyTimeout(f"the body did not arrive in {_BODY_SECONDS:g} s") from error
-    return bytes(body)
-
-
-def _parsed(body: bytes) -> Announcement:
-    try:
-        return Announcement.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"])) or "body"
-        value = repr(first["input"])[:60]
-        raise InvalidRequest(f"{field} is {value}: {first['msg']}", param=field) from error

@@ -187,8 +187,8 @@ class Replica:
     access: Access
     admission: Admission
     metrics: ServeMetrics
-    # Makes every replica poll the store for this model now. Does not wait, and never fails.
-    announce: Callable[[str], None] = lambda _: None
+    # Makes every replica poll the store now. Does not wait, and never fails.
+    announce: Callable[[], None] = lambda: None
     collections: Collections | None = None
     tracing: "OpenTelemetryTracing | None" = None
     # Number of replicas by Serve's state. May wait for Serve's controller.
