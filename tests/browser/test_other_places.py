@@ -16,10 +16,7 @@ Sample = tuple[ServedPlane, Names]
 
 PREFIX = "/teams/vision"
 HOSTILE = (
-    "<img src=x onerror=alert(1)>",
-    "\N{RIGHT-TO-LEFT OVERRIDE}gnp.eciovni",
-    "</script><script>alert(1)</script>",
-    "\N{FAMILY}\N{ZERO WIDTH JOINER}\N{PILE OF POO} {{ 7 * 7 }} ${7 * 7}",
+    "<img src=x onerror=alert(1)></script><script>alert(1)</script> \N{RIGHT-TO-LEFT OVERRIDE}gnp.eciovni \N{FAMILY}\N{ZERO WIDTH JOINER}\N{PILE OF POO} {{ 7 * 7 }} ${7 * 7}",
     "x" * 10_000,
 )
 

@@ -23,7 +23,7 @@ def test_datasets_become_versions(tmp_path: Path, database_url: str) -> None:
     plane.close()
 
 
-@pytest.mark.parametrize("dies_at", range(2, 41, 6))
+@pytest.mark.parametrize("dies_at", range(2, 41, 12))
 def test_a_death_leaves_one_version(tmp_path: Path, database_url: str, dies_at: int) -> None:
     plane = ControlPlane(tmp_path, database_url=database_url)
     plane.create_model()

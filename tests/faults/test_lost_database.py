@@ -1,4 +1,4 @@
-"""Every run loses its database after each round, and continues with a rebuilt one.
+"""Every run loses its database after each round that is its own, and continues with a rebuilt one.
 
 With records of that moment, every run ends as expected. With records that are some seconds old, later
 work is found in the store or repeated: never counted twice, and the live pointer never goes back.
@@ -58,7 +58,7 @@ def test_records_of_some_seconds_ago_lead_to_nothing_twice(
 def _worlds(template: Template, stage: Path, life: Scenario, lag: int) -> Iterator[World]:
     """Each world ended after a loss; the first one ended without. The rounds before a loss run once for all losses."""
     with closing(World(template, stage)) as world:
-        past, saved = _live(world, stage, life, _rounds_of_loss(lag))
+        past, saved = _live(world, stage, life, lag)
         _check(world)
         yield world
     assert saved, "the life has no moment of its own"
@@ -74,23 +74,26 @@ def _worlds(template: Template, stage: Path, life: Scenario, lag: int) -> Iterat
                 raise
 
 
-def _rounds_of_loss(lag: int) -> range:
-    return range(1, _MOST_ROUNDS, 1 if _EVERY_ROUND else 2 + lag)
-
-
 def _live(
-    world: World, stage: Path, life: Scenario, to_save: range
+    world: World, stage: Path, life: Scenario, lag: int
 ) -> tuple[list[Records], dict[int, SavedWorld]]:
-    """The records after each round until nothing is left to do, and the worlds after these rounds."""
+    """The records after each round until nothing is left to do, and the worlds in which the database is lost.
+
+    Those are the worlds of rounds that are as in no other scenario, or whose records would be.
+    """
     context = world.context(world.database)
     reconciler = Reconciler(context)
     life.begin(world)
     past, saved = [_recorded(context)], {}
+    own, common, stride = 0, 0, 1 if _EVERY_ROUND else 2 + lag
     for number in range(1, _MOST_ROUNDS):
         _run_round(world, life, reconciler)
         past.append(_recorded(context))
-        if number in to_save:
-            saved[number] = SavedWorld(world, stage)
+        common += life.is_common(world)
+        if _EVERY_ROUND or (life.is_distinct(world) and common <= lag):
+            if own % stride == 0:
+                saved[number] = SavedWorld(world, stage)
+            own += 1
         if is_quiet(world):
             break
     return past, saved

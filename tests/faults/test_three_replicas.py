@@ -27,7 +27,6 @@ from service.launchers.port import LaunchState
 from tests.fakes.clock import ScriptedClock
 from tests.fakes.crashes import Contact, CrashingDatabase, CrashingLauncher, CrashingStore
 from tests.fakes.memory_folder import memory_folder
-from tests.faults.convergence import serve
 from tests.faults.invariants import InvariantChecker
 from tests.faults.scenarios import is_quiet
 from tests.faults.virtual_replica import VirtualReplica
@@ -168,7 +167,7 @@ class _Story:
             for attempt in list(self.world.cluster.alive):
                 self._go_on(attempt)
         else:
-            serve(self.world)
+            self.world.serve()
         self.checker.check()
         self._is_over = not self.has_faults and is_quiet(self.world)
         self.time.after(1.0, self._second)

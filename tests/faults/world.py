@@ -218,6 +218,16 @@ class World:
         self.store.is_away = False
         prepare_all(self.store)
 
+    def serve(self) -> None:
+        """Carry out the requests to prepare, and run what is on the cluster."""
+        self.prepare()
+        for attempt in list(self.cluster.alive):
+            state = self.cluster.word(attempt)
+            if state == LaunchState.RUNNING:
+                self.complete(attempt, LaunchState.SUCCEEDED)
+            elif state == LaunchState.PENDING:
+                self.start(attempt)
+
     def start(self, attempt: str) -> None:
         """Start the attempt and report it as running."""
         self.cluster.claim(attempt, LaunchState.RUNNING)

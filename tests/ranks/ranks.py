@@ -36,7 +36,7 @@ from workers.train.loop import GlobalLoss, train_pair
 from workers.train.rows import LocalBatch, RowsInMemory, TrainingRows
 from workers.train.run import Run, UpdateDone, Watcher
 
-ROWS, BATCH = 90, 26  # a batch that neither 3 nor 4 ranks divide, and rows that it does not divide
+ROWS, BATCH = 90, 26  # a batch that 4 ranks do not divide, and rows that it does not divide
 PAIR = ModalityPair(first="image", second="text")
 PARTLY_KNOWN = ModalityPair(first="image", second="depth")
 # The seed of an earlier dataset.
