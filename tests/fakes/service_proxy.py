@@ -3,20 +3,21 @@
 import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 from starlette.types import ASGIApp
 
+from cmcl.haproxy import find_haproxy
+from cmcl.service_proxy import CONFIGURATION, variables
 from cmcl.stack_host import HOST, Ports
 from service.api.server import make_server
 from service.core.settings import Settings
-from tests.architecture.repository import ROOT
 
 SECONDS = 60.0
 
@@ -46,7 +47,7 @@ class Edge:
 
 
 @contextmanager
-def edge(app: ASGIApp, trusted: str = "") -> Iterator[Edge]:
+def edge(app: ASGIApp, trusted: str = "", configuration: Path = CONFIGURATION) -> Iterator[Edge]:
     """Serve an app behind the proxy until the block ends. `trusted`: networks of proxies before it."""
     ports = Ports.free()
     server = make_server(app, Settings(auth="off", port=ports.behind_proxy))
@@ -58,15 +59,13 @@ def edge(app: ASGIApp, trusted: str = "") -> Iterator[Edge]:
         server.force_exit = server.should_exit = True
         thread.join()
 
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
+    settings = {
         "CMCL_PROXY_LISTEN": f"{HOST}:{ports.service}",
         "CMCL_PROXY_SERVICE": f"{HOST}:{ports.behind_proxy}",
         "CMCL_PROXY_TRUSTED": trusted,
     }
-    command = [sys.executable, "-m", "cmcl.service_proxy"]
-    process = subprocess.Popen(command, env=environment)
+    command = [find_haproxy(), "-f", str(configuration)]
+    process = subprocess.Popen(command, env={**os.environ, **variables(settings)})
     try:
         deadline = time.monotonic() + SECONDS
         while not (server.started and _listens(ports.service)):

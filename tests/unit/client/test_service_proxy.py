@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import httpx
 import pytest
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from cmcl.haproxy import CONNECTIONS_PER_SOURCE, HEAD_SECONDS, ProxyError, find_haproxy
+from cmcl.haproxy import CONNECTIONS_PER_SOURCE, ProxyError, find_haproxy
 from cmcl.service_proxy import CONFIGURATION, variables
 from tests.fakes.haproxy import ADDRESS, crowd
 from tests.fakes.segments import read
@@ -144,17 +145,32 @@ def test_a_head_without_end_is_cut_off(running: Edge, start: bytes) -> None:
     assert sent < 16 * MIB
 
 
-def test_what_stalls_is_closed_in_time(app: App, running: Edge) -> None:
+# Timeouts of the configuration, and the seconds that they have in the test.
+QUICKER = {
+    "timeout http-request 10s": ("timeout http-request 2s", 2),
+    "wait-for-body time 10s": ("wait-for-body time 3s", 3),
+    "timeout client 20s": ("timeout client 5s", 5),
+}
+
+
+def test_what_stalls_is_closed_in_time(app: App, tmp_path: Path) -> None:
     """All at once, since each waits for a timeout: (what was sent, the status of the answer, seconds)."""
+    text = CONFIGURATION.read_text()
+    for line, (quicker, _) in QUICKER.items():
+        assert text.count(line) == 1
+        text = text.replace(line, quicker)
+    (tmp_path / "quicker.cfg").write_text(text)
+    head, body, idle = (seconds for _, seconds in QUICKER.values())
     stalling = {
-        "nothing": (b"", b"", HEAD_SECONDS),
-        "a head": (GET, b"408", HEAD_SECONDS),
-        "a small body": (POST % 100 + b"a", b"408", HEAD_SECONDS),
-        "a large body": ((POST % MIB).replace(b"/", b"/body", 1) + b"a", b"400", 20),
-        "its answer unread": (GET.replace(b"/", b"/large", 1) + b"\r\n", b"200", 20),
+        "nothing": (b"", b"", head),
+        "a head": (GET, b"408", head),
+        "a small body": (POST % 100 + b"a", b"408", body),
+        "a large body": ((POST % MIB).replace(b"/", b"/body", 1) + b"a", b"400", idle),
+        "its answer unread": (GET.replace(b"/", b"/large", 1) + b"\r\n", b"200", idle),
     }
     begin = time.monotonic()
     with ExitStack() as stack:
+        running = stack.enter_context(edge(app, configuration=tmp_path / "quicker.cfg"))
         clients = {name: stack.enter_context(running.connect()) for name in stalling}
         for name, client in clients.items():
             client.sendall(stalling[name][0])
