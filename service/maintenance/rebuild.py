@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
@@ -54,6 +54,7 @@ from service.maintenance.backup import DamagedRecord, Record, decode, key_of
 
 # full: check every byte of every file; manifests: check only existence and size of files.
 Verify = Literal["full", "manifests"]
+ManifestT = TypeVar("ManifestT", DatasetManifest, VersionManifest)
 
 # Exit status: restored, except for the damage reported.
 DAMAGED = 3
@@ -105,14 +106,6 @@ class Findings:
         found = Damage(what, why, so)
         if found not in self.damaged:
             self.damaged.append(found)
-
-
-@dataclass(frozen=True)
-class _Learned:
-    """The version that learned a dataset, and the line of its lineage."""
-
-    manifest: VersionManifest
-    line: LearnedDataset
 
 
 @dataclass
@@ -204,11 +197,6 @@ class Rebuild:
                 self._checked[key, entry] = str(error)
         return self._checked[key, entry]
 
-    def _problem_of_blobs(self, manifest: VersionManifest) -> str | None:
-        own = manifest.own.values()
-        problems = (self._problem(layout.blob(entry.sha256), entry) for entry in own)
-        return next(filter(None, problems), None)
-
     # Models.
 
     def _add_model(self, name: str, known: Tables) -> None:
@@ -256,7 +244,9 @@ class Rebuild:
                 manifest = self._unstored(model, row, known)
             is_swept = known.get("swept_at") is not None
             if manifest is not None and not is_swept:
-                problem = self._problem_of_blobs(manifest)
+                own = manifest.own.values()
+                problems = (self._problem(layout.blob(entry.sha256), entry) for entry in own)
+                problem = next(filter(None, problems), None)
             if problem is not None and not (row is not None and row["deleted_at"]):
                 so = "it can no longer be live"
                 if row is None or number >= row["head"]:
@@ -285,18 +275,25 @@ class Rebuild:
     ) -> tuple[VersionManifest | None, str | None]:
         """The manifest, or the reason why there is none."""
         key = layout.version_manifest(model, number)
-        try:
-            data = self.store.read(key)
-            manifest = VersionManifest.model_validate_json(data)
-        except ObjectNotFound:
-            return None, f"{key} is missing"
-        except ValidationError as error:
-            return None, f"{key} cannot be read: {error.errors(include_url=False)[0]['msg']}"
+        manifest, data, problem = self._parsed(key, VersionManifest)
+        if manifest is None:
+            return None, problem
         if sha256 not in (None, sha256_of(data)):
             return None, f"{key} is not what was recorded (SHA-256)"
         if (manifest.model, manifest.version) != (model, number):
             return None, f"{key} is of version {manifest.version} of {manifest.model!r}"
         return manifest, None
+
+    def _parsed(self, key: str, kind: type[ManifestT]) -> tuple[ManifestT | None, bytes, str]:
+        """A manifest, its bytes and an empty text; or None and why there is none."""
+        try:
+            data = self.store.read(key)
+            return kind.model_validate_json(data), data, ""
+        except ObjectNotFound:
+            return None, b"", f"{key} is missing"
+        except ValidationError as error:
+            why = error.errors(include_url=False)[0]["msg"]
+            return None, b"", f"{key} cannot be read: {why}"
 
     def _unstored(self, model: str, row: Row | None, known: Row) -> VersionManifest | None:
         """The manifest of a version that was not stored yet, from its attempt or the model that was branched."""
@@ -351,11 +348,7 @@ class Rebuild:
 
     def _add_datasets(self) -> None:
         """Add every dataset that has a record or a line in a lineage, with its jobs."""
-        learned = {
-            each.new_line.dataset: _Learned(each, each.new_line)
-            for each in self._made
-            if each.new_line is not None
-        }
+        learned = {each.new_line.dataset: each for each in self._made if each.new_line is not None}
         recorded = self._recorded("dataset")
         folders = filter(_FOLDER.match, self.store.folders("datasets/"))
         self.findings.assumed += [
@@ -366,13 +359,14 @@ class Rebuild:
         for name in sorted(recorded | learned.keys()):
             self._add_dataset(name, learned.get(name))
 
-    def _add_dataset(self, name: str, learned: _Learned | None) -> None:
-        manifest, problem = self._manifest_of_dataset(name)
+    def _add_dataset(self, name: str, learned: VersionManifest | None) -> None:
+        """`learned`: the manifest of the version that has learned it."""
+        manifest, _, problem = self._parsed(layout.dataset_manifest(name), DatasetManifest)
         record = self._record("dataset", name)
         if record is not None:
             tables = record.tables
-        elif learned is not None:
-            tables = self._as_learned(manifest, learned)
+        elif learned is not None and learned.new_line is not None:
+            tables = self._as_learned(manifest, learned, learned.new_line)
         else:
             return
         (row,) = tables["datasets"]
@@ -384,7 +378,7 @@ class Rebuild:
         if learned is not None:
             # It may have been sealed after the record was written.
             row["sealed_at"] = row["sealed_at"] or self.now
-            tables["jobs"] = tables["jobs"] or [_new_job(row, learned.manifest.job)]
+            tables["jobs"] = tables["jobs"] or [_new_job(row, learned.job)]
         jobs = list(map(self._change, tables["jobs"]))
         own = next((job for job in jobs if job["kind"] in READS_ROWS), None)
         if own is not None and manifest is None and own["state"] in _HAS_MANIFEST:
@@ -400,22 +394,14 @@ class Rebuild:
         known += [each for each in tables["uploads"] if each not in known]
         self._add_jobs(jobs, tables["attempts"])
 
-    def _manifest_of_dataset(self, name: str) -> tuple[DatasetManifest | None, str]:
-        """The manifest, or None and why there is none."""
-        key = layout.dataset_manifest(name)
-        try:
-            return DatasetManifest.model_validate_json(self.store.read(key)), ""
-        except ObjectNotFound:
-            return None, f"{key} is missing"
-        except ValidationError as error:
-            return None, f"{key} cannot be read: {error.errors(include_url=False)[0]['msg']}"
-
-    def _as_learned(self, manifest: DatasetManifest | None, learned: _Learned) -> Tables:
+    def _as_learned(
+        self, manifest: DatasetManifest | None, learned: VersionManifest, line: LearnedDataset
+    ) -> Tables:
         """A dataset without a record. Its fingerprint is unknown: posted again, it would be learned again."""
         self.findings.assumed.append(
-            f"dataset {learned.line.dataset} has no record: posted again, it would not be recognized"
+            f"dataset {line.dataset} has no record: posted again, it would not be recognized"
         )
-        model, line = learned.manifest.model, learned.line
+        model = learned.model
         files = manifest.shards if manifest is not None else ()
         request = NewDataset(
             model=model,
@@ -426,7 +412,7 @@ class Rebuild:
                 ShardRef(uri=shard.source.uri if shard.source else shard.uri) for shard in files
             ),
         )
-        at = learned.manifest.created_at
+        at = learned.created_at
         row = {
             "id": line.dataset,
             "owner": self._models[model]["owner"],
