@@ -25,12 +25,10 @@ from cmcl.contract.prepare import PrepareRequest
 from cmcl.storage import layout
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.uris import open_store
-from workers.prepare.cluster import RayCluster
+from workers.prepare.cluster import EncoderPools, PrepareSettings, RayCluster
 from workers.prepare.dataset import Preparation, prepare_dataset
-from workers.prepare.encoder_pool import EncoderPools
 from workers.prepare.progress import DatasetProgress, ProgressWriter
 from workers.prepare.server import PrepareServer
-from workers.prepare.settings import PrepareSettings
 from workers.prepare.tasks import warm_up
 from workers.train.pool import RayPool, has_room
 from workers.train.server import AttemptServer

@@ -32,8 +32,7 @@ from cmcl.storage.uris import locate
 from workers.encoders.port import EncoderMismatch, EncoderUnusable
 from workers.files.columns import float32_rows
 from workers.files.shards import FEATURES
-from workers.prepare.dataset import Preparation, prepare_dataset
-from workers.prepare.finish import PreparationFailed
+from workers.prepare.dataset import Preparation, PreparationFailed, prepare_dataset
 from workers.prepare.progress import DatasetProgress
 from workers.prepare.tasks import end_children
 from workers.prepare.units import UnitRecord

@@ -19,7 +19,7 @@ from tests.architecture.sync_client import SYNC_MODULES
 from tests.chart.readme import chart_readme
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.conftest import Replica
-from workers.prepare.settings import PrepareSettings
+from workers.prepare.cluster import PrepareSettings
 from workers.serve.api.app import describe
 from workers.serve.settings import ServeArgs, ServeSettings
 from workers.train.settings import TrainSettings
@@ -52,7 +52,7 @@ Read by the training processes from the environment of the Ray nodes (`workers/t
 ## Preparation
 
 Read by the driver and by its tasks, from the environment of the Ray nodes
-(`workers/prepare/settings.py`).
+(`workers/prepare/cluster.py`).
 
 {prepare}
 ## The endpoint's proxy

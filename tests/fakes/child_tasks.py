@@ -10,7 +10,7 @@ from pathlib import Path
 from cmcl.contract.encoder import EncoderSpec
 from cmcl.contract.errors import InvalidDataset
 from cmcl.contract.modality import Frozen
-from workers.sandbox.frames import DONE, FrameWriter, write_frame
+from workers.sandbox.child_process import DONE, FrameWriter, write_frame
 
 
 class Order(Frozen):

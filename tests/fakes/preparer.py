@@ -29,7 +29,7 @@ from cmcl.storage import layout
 from cmcl.storage.object_store import ObjectStore
 from cmcl.tracing import StageLog
 from workers.files.shards import describe_shard
-from workers.prepare.finish import as_failure
+from workers.prepare.dataset import as_failure
 
 
 def prepare_all(store: ObjectStore) -> None:

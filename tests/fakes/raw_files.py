@@ -16,8 +16,9 @@ from PIL import Image
 
 from cmcl.contract.dataset import RejectedRow, ShardRef
 from cmcl.contract.encoder import EncoderSpec
+from workers.encoders.media import Item
 from workers.prepare.plan import plan
-from workers.prepare.raw_unit import Row, UnitReader
+from workers.prepare.rows import Row, UnitReader
 from workers.prepare.units import DatasetPlan, DatasetSource, SideSpec
 from workers.sandbox.child import Child
 
@@ -98,7 +99,7 @@ class Read:
     @property
     def digests(self) -> list[tuple[str, str | None, bytes, bytes]]:
         """Id, label and digests of the items of each row."""
-        return [(row.id, row.label, row.key_a, row.key_b) for row in self.rows]
+        return [(row.id, row.label, row.keys[0], row.keys[1]) for row in self.rows]
 
     @property
     def ids(self) -> list[str]:
@@ -143,8 +144,16 @@ class Dataset:
         for unit in planned.units:
             with UnitReader(self.child, self.source, unit, **options) as reader:
                 read.rejected.extend(reader.rejected)
+                items: dict[tuple[int, bytes], Item] = {}
                 for each in reader.read():
-                    (read.rows if isinstance(each, Row) else read.rejected).append(each)  # type: ignore[arg-type]
+                    if isinstance(each, RejectedRow):
+                        read.rejected.append(each)
+                        continue
+                    for side, (key, item) in enumerate(zip(each.keys, each.items, strict=True)):
+                        if item is not None:
+                            items[side, key] = item
+                    first, second = (items[side, key] for side, key in enumerate(each.keys))
+                    read.rows.append(each._replace(items=(first, second)))
         read.rejected.sort(key=lambda row: (row.file, row.row))
         return read
 

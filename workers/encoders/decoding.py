@@ -14,7 +14,7 @@ import warnings
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from cmcl.contract.encoder import Media
+from cmcl.contract.encoder import EncoderSpec, Media
 from workers.encoders.media import Decoded, Limits, Raw
 from workers.encoders.recordings import read_audio, read_video
 
@@ -49,6 +49,13 @@ def decode(takes: Media, raw: Raw, limits: Limits) -> Decoded:
     if takes == "image":
         return read_image(raw, limits.pixels)
     return read_audio(raw, limits) if takes == "audio" else read_video(raw, limits)
+
+
+def decode_item(spec: EncoderSpec, raw: bytes) -> Decoded:
+    """Decode one raw item. Raises ValueError with a sentence for the user."""
+    if spec.takes == "numbers":
+        return decode(spec.takes, np.frombuffer(raw, "<f8").tolist(), Limits.from_spec(spec))
+    return decode(spec.takes, raw, Limits.from_spec(spec))
 
 
 def _wrong_type(takes: str) -> ValueError:

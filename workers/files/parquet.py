@@ -2,13 +2,12 @@
 
 Sizes of features that the footer declares are compared with the file's size, and declared rows with the
 rows that are read: Arrow continues if a row group ends early, and stops if it is longer than declared.
-pyarrow aborts the process when it is asked about an encrypted column chunk, so the footer is read here
-first: Thrift's compact protocol, structs as in parquet.thrift (apache/parquet-format).
+Arrow ends the process for an encrypted column behind a plain footer, and perhaps for damage: read users' files in a
+bounded child only.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -62,8 +61,10 @@ def must_be_converted(path: Path, uri: str) -> bool:
 def open_parquet(path: Path, uri: str) -> pq.ParquetFile:
     """Open the file and check its footer. Raises InvalidDataset."""
     with reading(uri, "Parquet", *_ERRORS):
-        _check_footer(path, uri)
+        with path.open("rb") as file:
+            read_footer(file, path.stat().st_size)
         parquet = pq.ParquetFile(path, **BUFFERING)
+        _check_sizes(parquet.metadata, path, uri)
         _check_declared_rows(parquet.metadata, uri)
         return parquet
 
@@ -143,18 +144,17 @@ class ColumnReader:
                 )
 
 
-def _check_footer(path: Path, uri: str) -> None:
-    """Check declared sizes before Arrow reads the file. Raises InvalidDataset."""
+def _check_sizes(metadata: pq.FileMetaData, path: Path, uri: str) -> None:
+    """Check declared sizes before Arrow reads any page. Raises InvalidDataset."""
     claimed = 0
-    with path.open("rb") as file:
-        footer = read_footer(file, path.stat().st_size)
-    for chunk in column_chunks(footer):
-        if chunk.is_encrypted:
-            raise InvalidDataset(f"{uri}: it is encrypted Parquet; write it without encryption")
-        if chunk.column in FEATURES:
-            claimed += chunk.values * _WIDEST
-        elif chunk.column in _TEXTS:
-            claimed += chunk.page_bytes
+    for group in (metadata.row_group(index) for index in range(metadata.num_row_groups)):
+        for chunk in (group.column(index) for index in range(group.num_columns)):
+            name = chunk.path_in_schema.partition(".")[0]
+            if name in FEATURES:
+                claimed += chunk.num_values * _WIDEST
+            elif name in _TEXTS:
+                # After decompression, still encoded.
+                claimed += chunk.total_uncompressed_size
     check_expansion(claimed, path, uri)
 
 
@@ -196,125 +196,17 @@ def _counts(batch: pa.RecordBatch) -> Counter[str]:
     return counts
 
 
-class BadFooter(ValueError):
-    """The footer is missing, damaged or too large. The message is the reason."""
-
-
-@dataclass(frozen=True)
-class ColumnChunk:
-    """`column`: its top-level name. `values`: number of values, counting nested ones.
-
-    `page_bytes`: size of its pages after decompression, still encoded.
-    """
-
-    column: str
-    values: int
-    page_bytes: int
-    is_encrypted: bool
-
-
 def read_footer(file: BinaryIO, size: int) -> bytes:
-    """The footer of a file of `size` bytes. Raises BadFooter."""
+    """The footer of a file of `size` bytes. Raises ValueError."""
     file.seek(max(0, size - 8))
     tail = file.read(8)
     length = int.from_bytes(tail[:4], "little")
     if tail[4:] != MAGIC or length > size - 8:
-        raise BadFooter("it does not end as Parquet does; it was perhaps cut off")
+        raise ValueError("it does not end as Parquet does; it was perhaps cut off")
     if length > LARGEST_FOOTER:
-        raise BadFooter(
+        raise ValueError(
             f"its footer has {length} bytes, at most {LARGEST_FOOTER} are read; "
             "write fewer columns or larger row groups"
         )
     file.seek(size - 8 - length)
     return file.read(length)
-
-
-def column_chunks(footer: bytes) -> Iterator[ColumnChunk]:
-    """Every column of every row group. Raises BadFooter."""
-    try:
-        # FileMetaData: row_groups (4). RowGroup: columns (1). ColumnChunk: meta_data (3), crypto_metadata (8),
-        # encrypted_column_metadata (9). ColumnMetaData: path_in_schema (3), num_values (5), total_uncompressed_size (6).
-        reader = _Thrift(footer)
-        for field, kind in reader.fields():
-            if field != 4:
-                reader.value(kind)
-                continue
-            for group in reader.elements():
-                for chunk in group.get(1, ()):
-                    metadata = chunk.get(3, {})
-                    path = metadata.get(3) or [b""]
-                    sizes = int(metadata.get(5, 0)), int(metadata.get(6, 0))
-                    yield ColumnChunk(path[0].decode(), *sizes, 8 in chunk or 9 in chunk)
-    except (LookupError, RecursionError, ValueError, TypeError, AttributeError) as error:
-        raise BadFooter("its footer is damaged") from error
-
-
-# Truth values, which are in the kind; a byte; a double; a UUID.
-_FIXED_BYTES = {1: 0, 2: 0, 3: 1, 7: 8, 13: 16}
-
-
-class _Thrift:
-    """Reads Thrift's compact protocol: structs as dicts by number of field, lists and sets as lists."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data, self._at = data, 0
-
-    def fields(self) -> Iterator[tuple[int, int]]:
-        """Number and kind of each field of a struct; the caller must read its value."""
-        number = 0
-        while head := self._byte():
-            number = number + (head >> 4) if head >> 4 else self._integer()
-            yield number, head & 15
-
-    def elements(self) -> Iterator[Any]:
-        """Values of a list or a set."""
-        head = self._byte()
-        for _ in range(self._varint() if head >> 4 == 15 else head >> 4):
-            yield self._element(head & 15)
-
-    def value(self, kind: int) -> Any:
-        """Read a value. Those that are not needed are returned as bytes, or None."""
-        if kind in _FIXED_BYTES:
-            return self._bytes(_FIXED_BYTES[kind])
-        if kind in (4, 5, 6):
-            return self._integer()
-        if kind == 8:
-            return self._bytes(self._varint())
-        if kind in (9, 10):
-            return list(self.elements())
-        if kind == 12:
-            return {field: self.value(inner) for field, inner in self.fields()}
-        if kind != 11:
-            raise ValueError(f"kind {kind}")
-        size = self._varint()
-        kinds = self._byte() if size else 0
-        for _ in range(size):
-            self._element(kinds >> 4)
-            self._element(kinds & 15)
-        return None
-
-    def _element(self, kind: int) -> Any:
-        """A value in a list. Truth values have a byte there, and none in a field."""
-        return self._byte() if kind in (1, 2) else self.value(kind)
-
-    def _integer(self) -> int:
-        number = self._varint()
-        return (number >> 1) ^ -(number & 1)
-
-    def _varint(self) -> int:
-        number = 0
-        for shift in range(0, 70, 7):
-            byte = self._byte()
-            number |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return number
-        raise ValueError("a number of more than 64 bits")
-
-    def _bytes(self, size: int) -> bytes:
-        self._at += size
-        if self._at > len(self._data):
-            raise IndexError(self._at)
-        return self._data[self._at - size : self._at]
-
-    def _byte(self) -> int:
-        return self._bytes(1)[0]

@@ -10,21 +10,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from cmcl.contract.capacity import FULL_BELOW
 from cmcl.contract.dataset import Shard
-from cmcl.contract.errors import InvalidDataset
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.prepare import DatasetReport, HeadReport, RowFindings
 from cmcl.contract.version import VersionManifest
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.versions import read_version
-from workers.files.columns import reading
 from workers.files.shards import FEATURES, download, open_in_pieces, rows_of
 from workers.methods.method import TrainingContext
 from workers.methods.preserve import protected_moments
@@ -201,19 +198,13 @@ def _new_moments(
 
 
 def sampled(paths: Sequence[Path], most_values: int = MOST_VALUES) -> Sample:
-    """A sample of at most `most_values` values over both sides, from shards that were verified.
-
-    Raises InvalidDataset if the shards do not have the same columns, and StorageUnavailable if this machine cannot
-    read them.
-    """
-    with reading("the rows", "Parquet", pa.ArrowException):
-        schemas = [file.schema_arrow for file in _opened(paths)]
-        if not all(_are_alike(schemas, column) for column in FEATURES):
-            raise InvalidDataset("the shards of the dataset do not have the same columns")
-        width = sum(schemas[0].field(column).type.list_size for column in FEATURES)
-        rows = sum(file.metadata.num_rows for file in _opened(paths))
-        every = -(-rows // max(1, most_values // width))
-        return Sample(paired_rows(rows_of(_opened(paths), every=every)), rows)
+    """A sample of at most `most_values` values over both sides, from shards that were verified."""
+    width = rows = 0
+    for file in _opened(paths):
+        width = sum(file.schema_arrow.field(column).type.list_size for column in FEATURES)
+        rows += file.metadata.num_rows
+    every = -(-rows // max(1, most_values // width))
+    return Sample(paired_rows(rows_of(_opened(paths), every=every)), rows)
 
 
 def _opened(paths: Sequence[Path]) -> Iterator[pq.ParquetFile]:
@@ -221,25 +212,6 @@ def _opened(paths: Sequence[Path]) -> Iterator[pq.ParquetFile]:
     for path in paths:
         with open_in_pieces(path) as file:
             yield file
-
-
-def _are_alike(schemas: Sequence[pa.Schema], column: str) -> bool:
-    """Whether every file has the column once, as fixed-size lists of floats of one width."""
-    if any(schema.names.count(name) > 1 for schema in schemas for name in ("label", column)):
-        return False
-    if any(column not in schema.names for schema in schemas):
-        return False
-    first, *others = (schema.field(column).type for schema in schemas)
-    if not pa.types.is_fixed_size_list(first) or any(
-        _list_type(kind) != _list_type(first) for kind in others
-    ):
-        return False
-    return bool(first.list_size > 0 and pa.types.is_floating(first.value_type))
-
-
-def _list_type(kind: pa.DataType) -> tuple[object, ...]:
-    """Value type and length of a list type, without its nullability."""
-    return (kind.value_type, kind.list_size) if pa.types.is_fixed_size_list(kind) else (kind,)
 
 
 def check_rows(raw_BF: Tensor) -> RowFindings:

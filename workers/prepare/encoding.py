@@ -24,10 +24,9 @@ from cmcl.contract.errors import ObjectNotFound
 from cmcl.storage import layout
 from cmcl.storage.object_store import ObjectStore, retry_unavailable
 from workers.encoders.decoding import is_flat
-from workers.encoders.media import Audio, Decoded, Video
+from workers.encoders.media import Audio, Decoded, Item, Video
 from workers.encoders.port import FrozenEncoder
 from workers.files.shards import wrong_values
-from workers.sandbox.items import Item
 
 # One is encoded while the next one is sent.
 BATCHES_IN_FLIGHT = 2
@@ -239,8 +238,9 @@ class GivenFeatures:
         self.rows_done = 0
 
     def add(self, key: bytes, item: Item | None) -> None:
-        """Keep a feature."""
-        self._features[key] = np.asarray(item, np.float32)
+        """Keep a feature; None if it was added before."""
+        if item is not None:
+            self._features[key] = np.asarray(item, np.float32)
         self.rows_done += 1
 
     def finish(self) -> Iterator[None]:

@@ -27,7 +27,6 @@ from cmcl.contract.dataset import FileFormat, RejectedRow, Shard, ShardRef, Sour
 from cmcl.contract.errors import InvalidDataset
 from cmcl.contract.modality import Frozen
 from cmcl.storage import layout
-from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.uris import open_store
 from cmcl.storage.versions import Digests, digests_of_file
 from workers.files.columns import FEATURES, Side, UserFile, float32_rows
@@ -44,7 +43,7 @@ from workers.files.shards import (
     wrong_rows,
 )
 from workers.prepare.units import SideSpec, UnitRecord
-from workers.sandbox.frames import FrameWriter
+from workers.sandbox.child_process import FrameWriter
 
 if TYPE_CHECKING:
     from workers.sandbox.child import Child
@@ -92,7 +91,7 @@ def take_features(file: FeatureFile, output: FrameWriter) -> None:
     """Check, convert and split a file, and send its shards. Runs in the child."""
     output.step(f"reading {file.ref.uri}")
     use_jemalloc()
-    store, path = open_store(file.store), output.folder / "shard.parquet"
+    path = output.folder / "shard.parquet"
     left_out = None if file.left_out is None else dict(file.left_out)
     ids = bytearray()
     fetch(file.ref, file.address, path, file.allowed)
@@ -105,25 +104,46 @@ def take_features(file: FeatureFile, output: FrameWriter) -> None:
                 raise InvalidDataset(f"{file.ref.uri}: {reason}")
             left_out.setdefault(row, reason)
         found = digests()
-    rejected = list(_leave_out(path, file.ref, left_out)) if left_out else []
     source = SourceFile(uri=file.ref.uri, sha256=found.sha256, bytes=size, format=format_)
-    is_theirs = not is_converted and not rejected
-    if file.is_held_out:
-        key = layout.evaluation_shard
-        copied = _stored(store, path, key, file, file.index, None if is_theirs else source)
-        shards = UnitRecord(evaluation=copied)
-    elif file.share is not None:
-        shards = _split(store, path, file, file.share, source)
-    elif is_theirs:
-        shards = UnitRecord(training=describe_shard(path, file.address, found))
-    else:
-        ours = _stored(store, path, layout.training_shard, file, file.index, source)
-        shards = UnitRecord(training=ours)
-    store.put(file.ids_key, bytes(ids))
+    shards, rejected = _shards(file, path, None if is_converted else found, source, left_out or {})
+    open_store(file.store).put(file.ids_key, bytes(ids))
     for start in range(0, len(rejected), _ROWS_IN_A_FRAME):
         rows = [row.model_dump() for row in rejected[start : start + _ROWS_IN_A_FRAME]]
         output.send({}, [json.dumps(rows).encode()])
     output.send(shards.model_dump(mode="json", exclude={"rejected"}))
+
+
+def _shards(
+    file: FeatureFile,
+    path: Path,
+    theirs: Digests | None,
+    source: SourceFile,
+    left_out: Mapping[int, str],
+) -> tuple[UnitRecord, list[RejectedRow]]:
+    """Store the shards of a checked file. `theirs`: digests of a file that was not converted, which may stay in its place."""
+    store, rejected = open_store(file.store), list[RejectedRow]()
+    held_out, share = path.with_name("evaluation"), None if file.is_held_out else file.share
+    if left_out or share is not None:
+        rejected = list(_divide(path, held_out, file.ref, left_out, share))
+        theirs = None
+
+    def stored(local: Path, key_for: Callable[[str, int, str], str], index: int) -> Shard | None:
+        if not local.exists():
+            return None
+        digests = digests_of_file(local)
+        key = key_for(file.dataset, index, digests.sha256)
+        store.upload(local, key)
+        origin = source if theirs is None else None
+        return describe_shard(local, f"{store.uri}/{key}", digests, origin)
+
+    if file.is_held_out:
+        evaluation = stored(path, layout.evaluation_shard, file.index)
+        return UnitRecord(evaluation=evaluation), rejected
+    if theirs is not None:
+        return UnitRecord(training=describe_shard(path, file.address, theirs)), rejected
+    training = stored(path, layout.training_shard, file.index)
+    evaluation = stored(held_out, layout.evaluation_shard, file.evaluation_index)
+    return UnitRecord(training=training, evaluation=evaluation), rejected
 
 
 @contextmanager
@@ -167,27 +187,13 @@ def _convert(
     return format_.name, True
 
 
-def _stored(
-    store: ObjectStore,
-    path: Path,
-    key_for: Callable[[str, int, str], str],
-    file: FeatureFile,
-    index: int,
-    source: SourceFile | None,
-) -> Shard | None:
-    if not path.exists():
-        return None
-    digests = digests_of_file(path)
-    key = key_for(file.dataset, index, digests.sha256)
-    store.upload(path, key)
-    return describe_shard(path, f"{store.uri}/{key}", digests, source)
-
-
-def _leave_out(path: Path, ref: ShardRef, reasons: Mapping[int, str]) -> Iterator[RejectedRow]:
-    """Remove rows from a shard, and yield them; a shard without rows is removed."""
+def _divide(
+    path: Path, held_out: Path, ref: ShardRef, reasons: Mapping[int, str], share: float | None
+) -> Iterator[RejectedRow]:
+    """Remove rows from a shard, and yield those that have a reason; a share is moved to another shard. None has no rows."""
     rest = path.with_name(f"{path.name}.rest")
     first_row = 0
-    with ShardWriter(rest) as writer:
+    with ShardWriter(rest) as training, ShardWriter(held_out) as evaluation:
         for batch in _plain_batches(path, ref.uri):
             kept_B = np.ones(batch.num_rows, bool)
             for row in range(first_row, first_row + batch.num_rows):
@@ -200,29 +206,17 @@ def _leave_out(path: Path, ref: ShardRef, reasons: Mapping[int, str]) -> Iterato
                         place=f"{ref.file_name} row {row + 1}",
                         reason=reasons[row],
                     )
-            writer.add(batch.filter(pa.array(kept_B)))
             first_row += batch.num_rows
+            kept = batch.filter(pa.array(kept_B))
+            if share is None:
+                training.add(kept)
+                continue
+            is_held_out_B = pa.array(held_out_rows(kept.column("feature_a"), share))
+            evaluation.add(kept.filter(is_held_out_B))
+            training.add(kept.filter(pa.compute.invert(is_held_out_B)))
     path.unlink()
-    if writer.rows:
+    if training.rows:
         rest.replace(path)
-
-
-def _split(
-    store: ObjectStore, path: Path, file: FeatureFile, share: float, source: SourceFile
-) -> UnitRecord:
-    """Split the rows of a shard into one to train on, and one that is held out."""
-    kept, held_out = (path.with_name(name) for name in ("training", "evaluation"))
-    if path.exists():
-        with ShardWriter(kept) as training, ShardWriter(held_out) as evaluation:
-            for batch in _plain_batches(path, file.ref.uri):
-                is_held_out_B = pa.array(held_out_rows(batch.column("feature_a"), share))
-                evaluation.add(batch.filter(is_held_out_B))
-                training.add(batch.filter(pa.compute.invert(is_held_out_B)))
-    index = file.evaluation_index
-    return UnitRecord(
-        training=_stored(store, kept, layout.training_shard, file, file.index, source),
-        evaluation=_stored(store, held_out, layout.evaluation_shard, file, index, source),
-    )
 
 
 def _plain_batches(path: Path, uri: str) -> Iterator[pa.RecordBatch]:

@@ -3,6 +3,7 @@
 Only what ids need is read, and all bytes where the user gave a digest. Files that rows name are not opened.
 """
 
+import codecs
 from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,14 +14,21 @@ from blake3 import blake3
 
 from cmcl.contract.dataset import Uri
 from cmcl.contract.errors import InvalidDataset
+from workers.files import formats
+from workers.files.columns import FEATURES
 from workers.files.shards import DIGEST_BYTES, MOST_ROWS, NO_ID, id_digest, repeated_ids
+from workers.prepare.forms.lines import BYTE_ORDER_MARK, CSV, JSONL
+from workers.prepare.forms.parquet import PARQUET, column_names
 from workers.prepare.forms.record import BadRow, Form, Record, id_of
-from workers.prepare.forms.registry import form_of
+from workers.prepare.forms.tar import MAGIC, MAGIC_OFFSET, TAR
 from workers.prepare.stored_file import Locator, StoredFile
 from workers.prepare.units import DatasetPlan, DatasetSource, Duplicate, RawUnit
 from workers.sandbox.child import Child
-from workers.sandbox.frames import Frame, FrameWriter
+from workers.sandbox.child_process import Frame, FrameWriter
 
+FORMS = {form.name: form for form in (JSONL, CSV, PARQUET, TAR)}
+_FIRST_BYTES = 512
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _IDS = "ids"
 _DUPLICATES_IN_A_FRAME = 1000
 # A list of more would be as large as the dataset.
@@ -179,3 +187,47 @@ def _repeated(ids: Path) -> Iterator[list[list[int]]]:
         )
     for start in range(0, len(found_K2), _DUPLICATES_IN_A_FRAME):
         yield found_K2[start : start + _DUPLICATES_IN_A_FRAME].tolist()
+
+
+def form_of(file: StoredFile) -> Form | None:
+    """Return the form of a file of raw rows; None for a file of features.
+
+    Parquet holds features if it has a column of them. Raises InvalidDataset for any other file.
+    """
+    first = file.read_range(0, _FIRST_BYTES)
+    known = formats.format_by_magic(first)
+    if known is formats.PARQUET:
+        return None if set(FEATURES).intersection(column_names(file)) else PARQUET
+    if known is not None:
+        return None
+    if first[MAGIC_OFFSET:].startswith(MAGIC):
+        return TAR
+    if (mistaken := formats.mistaken_format(first)) is not None:
+        raise file.wrong(mistaken)
+    return _text_form(first, file)
+
+
+def _text_form(first: bytes, file: StoredFile) -> Form:
+    text = first.removeprefix(BYTE_ORDER_MARK).lstrip()
+    if first.startswith(_UTF_16):
+        raise file.wrong("it is UTF-16; write it as UTF-8")
+    if text.startswith(b"{"):
+        return JSONL
+    if text.startswith(b"["):
+        raise file.wrong(
+            "it is a JSON array; write one object a line, without brackets around them"
+        )
+    if not text or not _is_text(text.partition(b"\n")[0]):
+        raise file.wrong(
+            "by its first bytes it is no file of rows (JSONL, CSV with a header, Parquet, tar), and none of "
+            "features (Parquet, Arrow IPC, npz, safetensors, HDF5)"
+        )
+    return CSV
+
+
+def _is_text(line: bytes) -> bool:
+    """Return whether a line can be a header: UTF-8, perhaps cut within a character."""
+    try:
+        return "\0" not in codecs.getincrementaldecoder("utf-8")().decode(line)
+    except UnicodeDecodeError:
+        return False

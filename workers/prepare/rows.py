@@ -1,28 +1,41 @@
-"""Rows of a unit, in the bounded child: first their raw items are copied to the local disk, then they are decoded.
+"""Raw rows of one unit: read in the bounded child, encoded, checked, and written as shards.
 
-The decoder reads these copies, so later changes of the user's files have no effect. Files that rows name are
-fetched some at a time.
+In the child, `spool_unit` first copies the raw items to the local disk, so that later changes of the user's files have no
+effect; then `decode_rows` decodes these copies. A row that crashes the child twice is rejected with the reason, and
+reading continues behind it: the machine may be the cause of a first crash.
 """
 
 import json
 import os
+import tempfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Annotated, Any, NamedTuple
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
+import pyarrow as pa
 from blake3 import blake3
 from pydantic import Field
 
-from cmcl.contract.dataset import ShardRef, Uri
-from cmcl.contract.errors import InvalidUri, ObjectNotFound
+from cmcl.contract.dataset import RejectedRow, Shard, ShardRef, Uri
+from cmcl.contract.errors import InvalidDataset, InvalidUri, ObjectNotFound
 from cmcl.contract.modality import Blake3, Frozen
-from cmcl.storage.object_store import retry_unavailable
-from workers.encoders.media import DecoderMissing
+from cmcl.storage import layout
+from cmcl.storage.object_store import ObjectStore, retry_unavailable
+from cmcl.storage.uris import open_store
+from cmcl.storage.versions import digests_of_file
+from workers.encoders.decoding import decode_item
+from workers.encoders.media import DecoderMissing, Item, packed, unpacked
+from workers.files.columns import feature_list
+from workers.files.shards import FEATURES, describe_shard, write_shard
+from workers.prepare.encoding import EncodedItems, GivenFeatures, SideEncoder
+from workers.prepare.features import is_held_out
 from workers.prepare.forms.record import (
     BadRow,
     FileName,
@@ -36,24 +49,336 @@ from workers.prepare.forms.record import (
     label_of,
     largest,
 )
-from workers.prepare.forms.registry import FORMS
+from workers.prepare.plan import FORMS
 from workers.prepare.stored_file import Locator, StoredFile
-from workers.prepare.units import RawUnit, SideSpec
-from workers.sandbox.child_process import named_function
-from workers.sandbox.frames import FrameWriter
-from workers.sandbox.items import packed
+from workers.prepare.units import (
+    FIRST_FLAT,
+    DatasetContext,
+    DatasetSource,
+    FlatPictures,
+    RawUnit,
+    SideSpec,
+    UnitRecord,
+    UnitTask,
+)
+from workers.sandbox.child import Child, ChildCrashed
+from workers.sandbox.child_process import Frame, FrameWriter, name_of, named_function
 
+ROW_SECONDS = 60.0
+_TRIES = 2
+# Longer messages are cut off: one is stored for each rejected row.
+_LONGEST_REASON = 2000
 _ITEMS, _INDEX = "items", "index.jsonl"
 _MOST_THREADS = 16
 _BYTES_UNDER_WAY = 128 << 20
 _LONGEST_URI, _LONGEST_NAME = 1024, 255
 _LONGEST_PLACE = 500
 
-# In place of an item that is the one of the previous row, and of one that need not be decoded.
-SAME: dict[str, Any] = {"kind": "same"}
-NOT_DECODED: dict[str, Any] = {"kind": "not decoded"}
-
 _Position = Annotated[int, Field(ge=0)]
+Encoder = SideEncoder | GivenFeatures
+
+
+class Row(NamedTuple):
+    """One good row. `position`: in its file.
+
+    `keys`: digests of the raw bytes of both items (32 bytes). Rows are held out by the first one; items with equal keys
+    are equal. `items`: None for an item that is known, or that an earlier row had.
+    """
+
+    position: int
+    id: str
+    label: str | None
+    keys: tuple[bytes, bytes]
+    items: tuple[Item | None, Item | None]
+
+
+# A row, and its features (F each).
+EncodedRow = tuple[Row, tuple[Any, Any]]
+
+
+def encode_unit(
+    context: DatasetContext,
+    task: UnitTask,
+    unit: RawUnit,
+    child: Child,
+    check: Callable[[], None],
+) -> Generator[int, None, UnitRecord]:
+    """Read a unit, encode the items that were not encoded before, and write its shards. Yields numbers of rows that are done.
+
+    `check` raises after a cancellation, which kills the child: rows in work must not be rejected as if
+    they had crashed it.
+    """
+    store = open_store(context.store)
+    stored = [
+        EncodedItems(store, context.owner, encoder.spec, encoder.identity) if encoder else None
+        for encoder in context.encoders
+    ]
+    rows: list[Row] = []
+    with UnitReader(child, context.source, unit) as reader:
+        check()
+        sides = _sides(context, task, unit, stored, reader.digests())
+        rejected = list(reader.rejected)
+        for row in reader.read(sides[0].known, sides[1].known):
+            check()
+            if isinstance(row, RejectedRow):
+                rejected.append(row)
+                continue
+            for side, key, item in zip(sides, row.keys, row.items, strict=True):
+                side.add(key, item)
+            rows.append(row._replace(items=(None, None)))
+            yield len(rejected) + _rows_done(sides)
+        check()
+        for side in sides:
+            for _ in side.finish():
+                yield len(rejected) + _rows_done(sides)
+    for items, side in zip(stored, sides, strict=True):
+        if items is not None and side.new:
+            items.add(side.new)
+    encoded, without = _encoded(rows, sides, reader)
+    training, held_out = _divided(encoded, context, task)
+    return UnitRecord(
+        training=_shard(training, context, task, unit, store, is_held=False),
+        evaluation=_shard(held_out, context, task, unit, store, is_held=True),
+        rejected=tuple(sorted(rejected + without, key=lambda row: row.row)),
+        encoded=sum(len(side.new) for side in sides),
+        flat=_flat(encoded, sides, context.source),
+    )
+
+
+def _sides(
+    context: DatasetContext,
+    task: UnitTask,
+    unit: RawUnit,
+    stored: Sequence[EncodedItems | None],
+    digests: tuple[set[bytes], set[bytes]],
+) -> list[Encoder]:
+    source, last = context.source, unit.first_row + unit.rows - 1
+    rows = f"rows {unit.first_row} to {last} of {source.files[task.file].uri} of dataset {context.dataset}"
+    sides: list[Encoder] = []
+    for side, encoder, items, keys in zip(
+        source.sides, context.encoders, stored, digests, strict=True
+    ):
+        if encoder is None or items is None:
+            sides.append(GivenFeatures(side.modality, side.width))
+        else:
+            port = encoder.connect(task.index, f"{side.modality} of {rows}")
+            sides.append(SideEncoder(port, encoder.spec, items.find(keys)))
+    return sides
+
+
+def _encoded(
+    rows: list[Row], sides: list[Encoder], reader: "UnitReader"
+) -> tuple[list[EncodedRow], list[RejectedRow]]:
+    """Return the rows with their features, and those of which an item has none."""
+    encoded: list[EncodedRow] = []
+    rejected: list[RejectedRow] = []
+    for row in rows:
+        features = sides[0].feature(row.keys[0]), sides[1].feature(row.keys[1])
+        if reason := next((each for each in features if isinstance(each, str)), None):
+            rejected.append(reader.reject(row.position, row.id, reason))
+        else:
+            encoded.append((row, features))
+    return encoded, rejected
+
+
+def _rows_done(sides: list[Encoder]) -> int:
+    """Return how many rows are done: the mean over the sides with an encoder, as features need no time."""
+    encoders = [side for side in sides if isinstance(side, SideEncoder)] or sides
+    return sum(side.rows_done for side in encoders) // len(encoders)
+
+
+def _divided(
+    rows: list[EncodedRow], context: DatasetContext, task: UnitTask
+) -> tuple[list[EncodedRow], list[EncodedRow]]:
+    """Return the rows to train on, and those that are held out."""
+    if task.file >= context.files_to_train:
+        return [], rows
+    if context.share is None:
+        return rows, []
+    is_held = [is_held_out(row.keys[0], context.share) for row, _ in rows]
+    return (
+        [row for row, held in zip(rows, is_held, strict=True) if not held],
+        [row for row, held in zip(rows, is_held, strict=True) if held],
+    )
+
+
+def _flat(
+    rows: list[EncodedRow], sides: list[Encoder], source: DatasetSource
+) -> dict[str, FlatPictures]:
+    found = {}
+    for at, (spec, side) in enumerate(zip(source.sides, sides, strict=True)):
+        if ids := [row.id for row, _ in rows if row.keys[at] in side.flat]:
+            found[spec.modality] = FlatPictures(rows=len(ids), first=tuple(ids[:FIRST_FLAT]))
+    return found
+
+
+def _shard(
+    rows: list[EncodedRow],
+    context: DatasetContext,
+    task: UnitTask,
+    unit: RawUnit,
+    store: ObjectStore,
+    *,
+    is_held: bool,
+) -> Shard | None:
+    """Write and upload a shard of these rows; None without rows."""
+    if not rows:
+        return None
+    columns = {"id": pa.array([row.id for row, _ in rows], pa.string())}
+    if unit.has_labels:
+        columns["label"] = pa.array([row.label for row, _ in rows], pa.string())
+    for side, name in enumerate(FEATURES):
+        columns[name] = feature_list(np.stack([features[side] for _, features in rows]))
+    with tempfile.TemporaryDirectory(prefix="cmcl-unit-") as folder:
+        path = Path(folder) / "shard"
+        write_shard(path, [pa.record_batch(columns)])
+        digests = digests_of_file(path)
+        key = layout.training_shard(context.dataset, task.index, digests.sha256)
+        if is_held:
+            # The held-out shards of all units are joined.
+            digest = task.digest(context)
+            key = layout.preparation_evaluation(context.dataset, context.request, digest)
+        retry_unavailable(partial(store.upload, path, key))
+        return describe_shard(path, f"{store.uri}/{key}", digests)
+
+
+class UnitReader:
+    """Reader of one unit, a context manager. The child must not be used for anything else until it is closed.
+
+    Entering it copies the raw items to the child's folder. `rejected`: rows that were rejected before decoding.
+    `read` yields the others. Raises InvalidDataset, InvalidUri, StorageUnavailable, TaskFailed.
+    """
+
+    def __init__(
+        self,
+        child: Child,
+        source: DatasetSource,
+        unit: RawUnit,
+        *,
+        row_seconds: float = ROW_SECONDS,
+        decoder: str = name_of(decode_item),
+    ) -> None:
+        self._child, self._source, self._unit = child, source, unit
+        self._row_seconds, self._decoder = row_seconds, decoder
+        self._uri = source.files[unit.file].uri
+        self._spooled = SpooledUnit()
+        self.rejected: list[RejectedRow] = []
+
+    def __enter__(self) -> Self:
+        source, unit = self._source, self._unit
+        request = SpoolRequest(
+            ref=source.files[unit.file],
+            unit=unit,
+            sides=source.sides,
+            allowed_prefixes=source.allowed_prefixes,
+            locations=source.locations,
+        )
+        try:
+            self._take(self._child.repeat_crash(spool_unit, request))
+        except BaseException:
+            self._child.scratch.clear()
+            raise
+        return self
+
+    def _take(self, frames: list[Frame]) -> None:
+        """Read the result of the child, which is not trusted."""
+        try:
+            (frame,) = frames
+            self._spooled = SpooledUnit.model_validate_json(bytes(frame.body))
+            first = self._unit.first_row
+            positions = range(first, first + len(self._spooled.places))
+            if any(row.position not in positions for row in self._spooled.good):
+                raise ValueError("a row has no place")  # noqa: TRY301
+            self.rejected = [self.reject(*rejected) for rejected in self._spooled.rejected]
+        except (ValueError, LookupError) as error:
+            wrong = f"{self._uri}: reading it sent no sound result: {error}"
+            raise InvalidDataset(wrong) from error
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._child.scratch.clear()
+
+    def digests(self) -> tuple[set[bytes], set[bytes]]:
+        """Return the digests of the items of both sides of the rows that `read` yields."""
+        first, second = (
+            {bytes.fromhex(row.keys[at]) for row in self._spooled.good} for at in (0, 1)
+        )
+        return first, second
+
+    def read(
+        self, known_a: Collection[bytes] = (), known_b: Collection[bytes] = ()
+    ) -> Iterator[Row | RejectedRow]:
+        """Yield the good rows in order. Items with the known digests, and those of earlier rows, are not decoded."""
+        known = {key.hex() for key in known_a}, {key.hex() for key in known_b}
+        done, tries, count = 0, 0, len(self._spooled.good)
+        end = self._child.waited + self._child.limits.seconds
+        while done < count:
+            request = DecodeRequest(
+                sides=self._source.sides,
+                first=done,
+                row_seconds=self._row_seconds,
+                decoder=self._decoder,
+                known=known,
+            )
+            left = self._time_left(end)
+            try:
+                with closing(self._child.run(decode_rows, request, left)) as frames:
+                    for frame in frames:
+                        row = self._result(frame, done)
+                        if isinstance(row, Row):
+                            for keys, key in zip(known, row.keys, strict=True):
+                                keys.add(key.hex())
+                        yield row
+                        done, tries = done + 1, 0
+                if done < count:
+                    self._child.stop()
+                    raise ChildCrashed(done, "ended before its last row", "")  # noqa: TRY301
+            except ChildCrashed as error:
+                self._time_left(end)
+                tries += 1
+                if tries == _TRIES:
+                    good = self._spooled.good[done]
+                    yield self.reject(good.position, good.id, f"the decoder {error.reason}")
+                    done, tries = done + 1, 0
+
+    def _time_left(self, end: float) -> float:
+        left = end - self._child.waited
+        if left <= 0:
+            last = self._unit.first_row + self._unit.rows - 1
+            raise InvalidDataset(
+                f"{self._uri}: rows {self._unit.first_row} to {last} were not decoded within "
+                f"{self._child.limits.seconds:g} s; send smaller items"
+            )
+        return left
+
+    def _result(self, frame: Frame, index: int) -> Row | RejectedRow:
+        """Return the row of a frame. Raises ChildCrashed if the frame is malformed."""
+        try:
+            position, id_, label, keys = self._spooled.good[index]
+            if int(frame.header["row"]) != index:
+                raise ValueError(f"row {frame.header['row']} instead of {index}")  # noqa: TRY301
+            if "reason" in frame.header:
+                return self.reject(position, id_, str(frame.header["reason"]))
+            items: list[Item | None] = []
+            start, body = 0, memoryview(frame.body)
+            for header in frame.header["items"]:
+                stop = start + (int(header["bytes"]) if header else 0)
+                items.append(unpacked(header, body[start:stop]) if header else None)
+                start = stop
+            first, second = items
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ChildCrashed(index, f"sent no results: {error}", "") from error
+        key_a, key_b = map(bytes.fromhex, keys)
+        return Row(position, id_, label, (key_a, key_b), (first, second))
+
+    def reject(self, position: int, id_: str | None, reason: str) -> RejectedRow:
+        """Return the row at a position of the file as one that is left out."""
+        return RejectedRow(
+            id=id_,
+            file=self._uri,
+            row=position,
+            place=self._spooled.places[position - self._unit.first_row],
+            reason=reason[:_LONGEST_REASON],
+        )
 
 
 class SpoolRequest(Frozen):
@@ -67,13 +392,12 @@ class SpoolRequest(Frozen):
 
 
 class SpooledRow(NamedTuple):
-    """A good row. `key_a`, `key_b`: digests of the raw bytes of both items."""
+    """A good row. `keys`: digests of the raw bytes of both items."""
 
     position: _Position
     id: str
     label: str | None
-    key_a: Blake3
-    key_b: Blake3
+    keys: tuple[Blake3, Blake3]
 
 
 class SpooledUnit(Frozen):
@@ -109,13 +433,13 @@ def spool_unit(request: SpoolRequest, output: FrameWriter) -> None:
             except BadRow as error:
                 rejected.append((row.position, row.id, str(error)))
                 continue
-            keys = [blake3(data).hexdigest() for data in both]
+            first, second = keys = tuple(blake3(data).hexdigest() for data in both)
             for key, data in zip(keys, both, strict=True):
                 if key not in written:
                     written[key] = (items.tell(), len(data), key)
                     items.write(data)
             index.write(json.dumps([written[key] for key in keys]) + "\n")
-            good.append(SpooledRow(row.position, str(row.id), row.label, *keys))
+            good.append(SpooledRow(row.position, str(row.id), row.label, (first, second)))
     spooled = SpooledUnit(good=good, rejected=rejected, places=places)
     output.send({}, [spooled.model_dump_json().encode()])
 
@@ -264,30 +588,24 @@ class DecodeRequest(Frozen):
     first: int = Field(ge=0)
     row_seconds: float
     decoder: str
-    known: tuple[frozenset[str], frozenset[str]]
+    known: tuple[set[str], set[str]]
 
 
 def decode_rows(request: DecodeRequest, output: FrameWriter) -> None:
-    """Send each row: `{"row", "items"}` and the bytes of both items, or `{"row", "reason"}`.
-
-    An item that equals that of the previous row is not sent again. Raises DecoderMissing.
-    """
+    """Send each row: `{"row", "items"}` and the bytes of both items, or `{"row", "reason"}`. Raises DecoderMissing."""
     decoder = named_function(request.decoder)
-    previous: list[str] = ["", ""]
     with (output.folder / _ITEMS).open("rb") as items, (output.folder / _INDEX).open() as index:
         for row, line in islice(enumerate(index), request.first, None):
             places = json.loads(line)
             output.step(row, request.row_seconds)
-            headers, parts = [], []
+            headers: list[dict[str, Any] | None] = []
+            parts: list[bytes | memoryview] = []
             try:
-                for at, (side, (offset, size, digest)) in enumerate(
-                    zip(request.sides, places, strict=True)
+                for side, known, (offset, size, digest) in zip(
+                    request.sides, request.known, places, strict=True
                 ):
-                    if digest in request.known[at]:
-                        headers.append(NOT_DECODED)
-                        continue
-                    if digest == previous[at]:
-                        headers.append(SAME)
+                    if digest in known:
+                        headers.append(None)
                         continue
                     raw = os.pread(items.fileno(), size, offset)
                     header, part = packed(
@@ -300,18 +618,12 @@ def decode_rows(request: DecodeRequest, output: FrameWriter) -> None:
             except (MemoryError, ImportError, DecoderMissing):
                 raise
             except Exception as error:  # noqa: BLE001 - a decoder may raise anything for damaged bytes
-                previous = ["", ""]
-                output.send({"row": row, "reason": _reason(error)})
+                text = str(error)[:1000]
+                if type(error) is not ValueError:
+                    # Others than ours come from libraries.
+                    text = f"it cannot be decoded: {type(error).__name__}: {text}"
+                output.send({"row": row, "reason": text})
                 continue
-            previous = [digest for _, _, digest in places]
             output.send({"row": row, "items": headers}, parts)
-
-
-def _reason(error: Exception) -> str:
-    """Return the sentence of a ValueError; other errors come from libraries, so their class is named as well."""
-    text = str(error)[:1000]
-    return (
-        text
-        if type(error) is ValueError
-        else f"it cannot be decoded: {type(error).__name__}: {text}"
-    )
+            for known, (_, _, digest) in zip(request.known, places, strict=True):
+                known.add(digest)

@@ -18,7 +18,7 @@ from cmcl.contract.errors import ObjectNotFound, StorageUnavailable
 from cmcl.contract.prepare import PrepareFailure, PrepareReport, PrepareRequest
 from cmcl.storage import layout
 from cmcl.storage.object_store import ObjectStore
-from workers.prepare.finish import FIRST_ROWS, PreparationFailed, forget_units, write_rejected
+from workers.prepare.dataset import FIRST_ROWS, PreparationFailed, forget_units, write_rejected
 from workers.prepare.progress import Cancelled, DatasetProgress, ProgressWriter
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,8 @@ class PrepareServer:
         Returns whether one has come, gone or ended. Raises StorageUnavailable.
         """
         before = self._states()
-        listed = list(map(_dataset_of, self.store.keys(layout.preparations())))
+        prefix = layout.preparations()
+        listed = [key.removeprefix(prefix).removesuffix(".json") for key in self.store.keys(prefix)]
         for dataset in self._known.keys() - set(listed):
             self._cancel(dataset, "its request has disappeared")
         self._unreadable = {each: at for each, at in self._unreadable.items() if each in listed}
@@ -257,7 +258,3 @@ def chosen(
         last[request.owner] = len(served) + len(found)
         left -= 1
     return found
-
-
-def _dataset_of(key: str) -> str:
-    return key.removeprefix(layout.preparations()).removesuffix(".json")

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache, partial
 from urllib.parse import quote
 
@@ -96,35 +96,29 @@ class StoredFile:
             raise self.changed()
         return data
 
-    def chunks(self) -> Iterator[bytes]:
-        """Yield all bytes in order, with a few requests in flight, and check the digest that the user gave."""
+    def check_digest(self) -> None:
+        """Check the digest that the user gave, if any; reads all bytes. Raises InvalidDataset."""
+        if self.ref.sha256 is None:
+            return
         digest, left = hashlib.sha256(), self.size
         try:
             for piece in pieces(self._store, self._key, self.size):
                 left -= len(piece)
-                if self.ref.sha256 is not None:
-                    digest.update(piece)
-                yield piece
+                digest.update(piece)
         except ObjectNotFound as error:
             raise self.changed() from error
         if left:
             raise self.changed()
-        if self.ref.sha256 is not None and digest.hexdigest() != self.ref.sha256:
+        if digest.hexdigest() != self.ref.sha256:
             raise self.wrong(f"its SHA-256 is {digest.hexdigest()}, expected {self.ref.sha256}")
-
-    def check_digest(self) -> None:
-        """Check the digest that the user gave, if any; reads all bytes. Raises InvalidDataset."""
-        if self.ref.sha256 is not None:
-            for _ in self.chunks():
-                pass
 
     def opened(self) -> "_Opened":
         """Return a file object for reading by position."""
         return _Opened(self)
 
-    def buffered(self) -> io.BufferedReader:
+    def buffered(self, size: int = _BUFFER_BYTES) -> io.BufferedReader:
         """Return a buffered file object for small reads."""
-        return io.BufferedReader(self.opened(), _BUFFER_BYTES)
+        return io.BufferedReader(self.opened(), size)
 
 
 class _Opened(io.RawIOBase):

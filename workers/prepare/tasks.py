@@ -34,7 +34,7 @@ from workers.files.shards import (
 from workers.prepare.features import FeatureFile, read_features
 from workers.prepare.plan import plan
 from workers.prepare.progress import Watch
-from workers.prepare.raw_unit import RawUnitEncoder
+from workers.prepare.rows import encode_unit
 from workers.prepare.units import DatasetContext, DatasetPlan, Prepared, UnitRecord, UnitTask
 from workers.sandbox.child import Child, ChildLimits, ChildPool
 
@@ -42,7 +42,7 @@ _SECONDS_BETWEEN_REPORTS = 0.5
 # For one file, or the rows of a unit, to be read: a read that hangs must not block others.
 _FILE_SECONDS = 3600
 # What children import before their first task: it takes longer than a small dataset.
-_PRELOADED = ("workers.prepare.features", "workers.prepare.plan", "workers.prepare.rows")
+_PRELOADED = ("workers.prepare.features", "workers.prepare.rows")
 # By the memory of their children.
 _pools: dict[int, ChildPool] = {}
 
@@ -137,8 +137,7 @@ def unit_record(
     if task.raw is None:
         record = read_features(child, _feature_file(context, task, digest))
     else:
-        encoder = RawUnitEncoder(context, task, task.raw, store)
-        record = yield from encoder.prepare(child, check)
+        record = yield from encode_unit(context, task, task.raw, child, check)
     check()
     retry_unavailable(partial(store.put, key, record.model_dump_json().encode()))
     return record

@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -37,8 +37,7 @@ from cmcl.contract.errors import (
     StorageUnavailable,
     WorkerError,
 )
-from workers.sandbox.child_process import name_of
-from workers.sandbox.frames import (
+from workers.sandbox.child_process import (
     DONE,
     ERROR,
     LARGEST_BODY,
@@ -49,6 +48,7 @@ from workers.sandbox.frames import (
     FrameReader,
     FrameWriter,
     TimedOut,
+    name_of,
     write_frame,
 )
 
@@ -63,7 +63,7 @@ RequestT = TypeVar("RequestT", bound=BaseModel)
 _OUT_OF_MEMORY = ("MemoryError", "ArrowMemoryError")
 _MIB = 1 << 20
 _ROOT = Path(__file__).parents[2]
-_PROGRAM = "workers.sandbox.child_process"
+_PROGRAM = "from workers.sandbox.child_process import main; main()"
 # Keys and addresses of the service and of Ray stay out of a process that reads files of users.
 _HIDDEN_VARIABLES = ("CMCL_", "RAY_", "OTEL_")
 _START_SECONDS = 300
@@ -192,7 +192,7 @@ class _Process:
         self._log_start = 0
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", _PROGRAM, str(os.getpid()), *preload],
+            [sys.executable, "-c", _PROGRAM, str(os.getpid()), *preload],
             cwd=_ROOT,
             env=_environment(limits.hidden),
             stdin=subprocess.PIPE,
@@ -203,7 +203,10 @@ class _Process:
             start_new_session=True,
         )
         assert self.popen.stdout is not None  # noqa: S101 - for the type checker
-        _widen(self.popen.stdout)
+        if hasattr(fcntl, "F_SETPIPE_SZ"):
+            # Images of megabytes pass with fewer switches. A user may have used up its pages for pipes.
+            with suppress(PermissionError):
+                fcntl.fcntl(self.popen.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         # The child cannot send more at once than fits into its memory.
         self.frames = FrameReader(self.popen.stdout, min(LARGEST_BODY, limits.memory))  # type: ignore[arg-type]
 
@@ -219,10 +222,9 @@ class _Process:
             "memory": self._limits.memory,
             "seconds": seconds,
         }
-        try:
+        # A process that died between two tasks is reported by the next read.
+        with suppress(BrokenPipeError):
             write_frame(self.popen.stdin, order, request.model_dump_json().encode())  # type: ignore[arg-type]
-        except BrokenPipeError:
-            pass  # The process died between two tasks; the next read reports this.
 
     def _wait_until_ready(self) -> None:
         if self._is_ready:
@@ -247,9 +249,10 @@ class _Process:
             return "closed its output"
         if status == -signal.SIGXCPU:
             return "took too much processor time"
-        return (
-            f"ended with {_signal_name(-status)}" if status < 0 else f"ended with status {status}"
-        )
+        if status >= 0:
+            return f"ended with status {status}"
+        known = -status in set(signal.Signals)
+        return f"ended with {signal.Signals(-status).name if known else f'signal {-status}'}"
 
     def log(self) -> str:
         """Return the end of the standard error of the current task."""
@@ -282,22 +285,6 @@ def _environment(hidden: tuple[str, ...]) -> dict[str, str]:
     }
     threads = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "1"}
     return threads | kept | {"HDF5_PLUGIN_PRELOAD": "::"}
-
-
-def _widen(pipe: IO[bytes]) -> None:
-    """Enlarge the buffer of a pipe where the system can: images of megabytes pass with fewer switches."""
-    if hasattr(fcntl, "F_SETPIPE_SZ"):
-        try:
-            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        except PermissionError:
-            pass  # The user has used up its pages for pipes; the default works.
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 class Child:
@@ -384,19 +371,18 @@ class Child:
         The machine may be the cause of a first crash. After a second one the file is at fault. Raises
         InvalidDataset then, and otherwise as `run`.
         """
-        self.scratch.clear()
-        try:
-            return list(self.run(task, request))
-        except ChildCrashed as error:
-            logger.warning("%s %s\n%s", error.step, error.reason, error.log)
-        self.scratch.clear()
-        try:
-            return list(self.run(task, request))
-        except ChildCrashed as error:
-            step = error.step or "reading the files"
-            raise InvalidDataset(
-                f"{step} {error.reason}, twice: the file is damaged, or too large for this service"
-            ) from error
+        for is_last in (False, True):
+            self.scratch.clear()
+            try:
+                return list(self.run(task, request))
+            except ChildCrashed as error:
+                if is_last:
+                    step = error.step or "reading the files"
+                    raise InvalidDataset(
+                        f"{step} {error.reason}, twice: the file is damaged, or too large for this service"
+                    ) from error
+                logger.warning("%s %s\n%s", error.step, error.reason, error.log)
+        raise AssertionError
 
     def kill(self) -> None:
         """Kill the process, from any thread: a task that runs raises ChildCrashed."""
@@ -438,21 +424,15 @@ class Child:
                 raise ChildCrashed(step, process.death(), process.log())
             header = frame.header
             if STEP in header:
-                step, step_seconds = _step_of(header)
+                step, given = header[STEP], header.get("seconds")
+                step = step if isinstance(step, int) else str(step)[:2000]
+                step_seconds = float(given) if isinstance(given, int | float) else None
             elif header.get(ERROR) in _OUT_OF_MEMORY:
                 raise ChildCrashed(step, process.memory_reason, process.log())
             elif DONE in header or ERROR in header:
                 return header
             else:
                 yield frame
-
-
-def _step_of(header: dict[str, Any]) -> tuple[str | int, float | None]:
-    name, seconds = header[STEP], header.get("seconds")
-    return (
-        name if isinstance(name, int) else str(name)[:2000],
-        float(seconds) if isinstance(seconds, int | float) else None,
-    )
 
 
 class ChildPool:

@@ -54,7 +54,7 @@ from cmcl.memory import release_memory
 from cmcl.storage.layout import run_prefix
 from cmcl.storage.s3 import S3Store
 from cmcl.storage.uris import open_store
-from workers.sandbox.limits import give_way_to_queries
+from workers.sandbox.child_process import give_way_to_queries
 from workers.train.queue import Assignment, Retire
 from workers.train.settings import Ranks, TrainSettings
 

@@ -6,7 +6,7 @@ import helm_python
 import pytest
 
 from tests.chart.release import BUCKET, ROOT, TWO_CLUSTERS, Object, Release, each_release, render
-from workers.prepare.settings import PrepareSettings
+from workers.prepare.cluster import PrepareSettings
 from workers.train.settings import TrainSettings
 
 ADDRESS = "redis.example.org:6379"

@@ -22,7 +22,7 @@ from tests.unit.files.user_files import (
     with_value,
 )
 from workers.files.columns import HARMLESS_BYTES, check_expansion
-from workers.files.parquet import LARGEST_FOOTER, column_chunks, must_be_converted, read_footer
+from workers.files.parquet import LARGEST_FOOTER, must_be_converted
 
 Write = Callable[[Path, pa.Table], pa.Table]
 
@@ -151,39 +151,6 @@ def test_a_footer_with_a_false_length_is_rejected(path: Path) -> None:
         rows_of(path)
 
 
-@pytest.mark.parametrize("plaintext_footer", [True, False])
-def test_encrypted_parquet_is_rejected_as_encrypted(path: Path, plaintext_footer: bool) -> None:
-    _write_encrypted(path, plaintext_footer)
-    with pytest.raises(InvalidDataset, match="encrypt"):
-        rows_of(path)
-
-
-def test_encryption_whose_signature_was_cut_off_does_not_end_the_process(path: Path) -> None:
-    _write_encrypted(path, plaintext_footer=True)
-    whole = path.read_bytes()
-    footer = int.from_bytes(whole[-8:-4], "little")
-    # Nonce and tag, 28 bytes: without them, the footer looks like any other.
-    path.write_bytes(whole[:-36] + struct.pack("<I", footer - 28) + b"PAR1")
-    with pytest.raises(InvalidDataset, match="encrypted Parquet; write it without encryption"):
-        rows_of(path)
-
-
-def test_the_footer_is_read_as_arrow_reads_it(path: Path) -> None:
-    pq.write_table(paired(rows=100), path, row_group_size=30)
-    metadata = pq.read_metadata(path)
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    expected = [
-        (column.path_in_schema.split(".")[0], column.num_values, column.total_uncompressed_size)
-        for group in groups
-        for column in (group.column(index) for index in range(group.num_columns))
-    ]
-    with path.open("rb") as file:
-        footer = read_footer(file, path.stat().st_size)
-    found = [(chunk.column, chunk.values, chunk.page_bytes) for chunk in column_chunks(footer)]
-    assert found == expected
-    assert len(found) == 16
-
-
 def test_more_than_an_honest_file_can_hold_is_a_bomb(path: Path) -> None:
     path.write_bytes(b"x" * 1000)
     check_expansion(HARMLESS_BYTES, path, URI)
@@ -310,26 +277,3 @@ def test_arrow_offsets_that_point_outside_are_refused(path: Path) -> None:
     path.write_bytes(whole.replace(offsets, np.full(11, 2**30, np.int32).tobytes()))
     with pytest.raises(InvalidDataset, match="cannot be read as Arrow IPC"):
         rows_of(path)
-
-
-def _write_encrypted(path: Path, plaintext_footer: bool) -> None:
-    import pyarrow.parquet.encryption as crypt
-
-    class Client(crypt.KmsClient):
-        def __init__(self, _config: object) -> None:
-            super().__init__()
-
-        def wrap_key(self, key_bytes: bytes, _master: str) -> bytes:
-            return key_bytes.hex().encode()
-
-        def unwrap_key(self, wrapped_key: bytes, _master: str) -> bytes:
-            return bytes.fromhex(wrapped_key.decode())
-
-    factory = crypt.CryptoFactory(Client)
-    plan = crypt.EncryptionConfiguration(
-        footer_key="master", column_keys={"master": ["id"]}, plaintext_footer=plaintext_footer
-    )
-    properties = factory.file_encryption_properties(crypt.KmsConnectionConfig(), plan)
-    table = paired()
-    with pq.ParquetWriter(path, table.schema, encryption_properties=properties) as writer:
-        writer.write_table(table)

@@ -165,3 +165,27 @@ def _number(value: int) -> bytes:
         coded.append(value & 0x7F | 0x80)
         value >>= 7
     return bytes([*coded, value])
+
+
+def write_encrypted(path: Path, plaintext_footer: bool) -> None:
+    """Parquet with an encrypted column."""
+    import pyarrow.parquet.encryption as crypt
+
+    class Client(crypt.KmsClient):
+        def __init__(self, _config: object) -> None:
+            super().__init__()
+
+        def wrap_key(self, key_bytes: bytes, _master: str) -> bytes:
+            return key_bytes.hex().encode()
+
+        def unwrap_key(self, wrapped_key: bytes, _master: str) -> bytes:
+            return bytes.fromhex(wrapped_key.decode())
+
+    factory = crypt.CryptoFactory(Client)
+    plan = crypt.EncryptionConfiguration(
+        footer_key="master", column_keys={"master": ["id"]}, plaintext_footer=plaintext_footer
+    )
+    properties = factory.file_encryption_properties(crypt.KmsConnectionConfig(), plan)
+    table = paired()
+    with pq.ParquetWriter(path, table.schema, encryption_properties=properties) as writer:
+        writer.write_table(table)

@@ -112,7 +112,7 @@ def test_features_of_a_modality_without_encoder(
     read = data.read()
     assert list(read.reasons) == ["bad"]
     assert read.reasons["bad"].startswith(reason)
-    item = read.rows[0].item_a
+    item = read.rows[0].items[0]
     assert isinstance(item, np.ndarray)
     assert np.array_equal(item, np.array([1, 2, 3], np.float32))
 
@@ -235,7 +235,7 @@ def test_pictures_and_texts_that_cannot_be_decoded(dataset: NewDataset) -> None:
     data.add("rows.jsonl", jsonl(rows))
     read = data.read()
     assert read.ids == ["good", "marked"]
-    assert read.rows[1].item_b == "ab é"
+    assert read.rows[1].items[1] == "ab é"
     assert read.reasons["latin"] == "its text is not UTF-8: byte 3 is invalid"
     assert "image" in read.reasons["cut off"]
     assert "no image that can be read" in read.reasons["none"]
@@ -253,7 +253,7 @@ def test_rows_of_csv(dataset: NewDataset) -> None:
     lines += [b"d,1 2,ab \xe9", b"e,,x", b"f,x,x", b"g,1 2,x,y"]
     data.add("rows.csv", b"\r\n".join(lines))
     read = data.read()
-    assert [(row.id, row.item_a, row.item_b) for row in read.rows] == [
+    assert [(row.id, row.items[0], row.items[1]) for row in read.rows] == [
         ("a", (1.0, 2.0), 'two\r\nlines, and a "quote"')
     ]
     assert [(row.id, row.row, row.reason) for row in read.rejected] == [

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from blake3 import blake3
 
 from cmcl.contract.errors import InvalidDataset
 from cmcl.storage.uris import open_store
@@ -20,7 +22,7 @@ from tests.fakes.raw_files import (
 from tests.fakes.s3_server import s3_server, use_bucket
 from tests.unit.prepare.conftest import NewDataset
 from workers.prepare.plan import plan
-from workers.prepare.raw_unit import Row, UnitReader
+from workers.prepare.rows import Row, UnitReader
 from workers.prepare.units import DatasetSource
 from workers.sandbox.child import Child, ChildLimits
 
@@ -66,7 +68,7 @@ def test_what_was_copied_is_decoded_whatever_happens_to_the_file(dataset: NewDat
         data.file("a.png", picture(9))
         (row,) = reader.read()
     assert isinstance(row, Row)
-    assert row.item_a.getpixel((0, 0)) == (5, 0, 7)  # type: ignore[union-attr]
+    assert row.items[0].getpixel((0, 0)) == (5, 0, 7)  # type: ignore[union-attr]
     with UnitReader(data.child, data.source, unit) as again:
         assert again.digests()[0] != reader.digests()[0]
         assert again.digests()[1] == reader.digests()[1]
@@ -81,9 +83,9 @@ def test_rows_are_known_before_they_are_decoded(dataset: NewDataset) -> None:
         assert list(map(len, reader.digests())) == [1, 1]
 
 
-def test_an_item_that_is_known_is_not_decoded(dataset: NewDataset) -> None:
+def test_an_item_that_is_known_or_was_sent_before_is_not_decoded(dataset: NewDataset) -> None:
     data = dataset(IMAGE, TEXT)
-    rows = [(0, "t"), (0, "t"), (1, "u"), (0, "u"), (0, "t")]
+    rows = [(0, "t"), (0, "t"), (1, "u"), (0, "u"), (1, "t")]
     for colour in (0, 1):
         data.file(f"{colour}.png", picture(colour))
     named = [
@@ -93,14 +95,27 @@ def test_an_item_that_is_known_is_not_decoded(dataset: NewDataset) -> None:
     data.add("rows.jsonl", jsonl(named))
     (unit,) = data.plan().units
     with UnitReader(data.child, data.source, unit) as reader:
-        whole = list(reader.read())
-        assert all(isinstance(row, Row) for row in whole)
-        known_a, known_b = whole[0].key_a, whole[2].key_b  # type: ignore[union-attr]
-        read = [(row.item_a, row.item_b) for row in reader.read({known_a}, {known_b})]  # type: ignore[union-attr]
-    expected = [
-        (None if colour == 0 else (1, 0, 7), None if text == "u" else text) for colour, text in rows
+        whole = [row.items for row in reader.read()]  # type: ignore[union-attr]
+        is_sent = [(item is not None, text is not None) for item, text in whole]
+        nothing, both = (False, False), (True, True)
+        assert is_sent == [both, nothing, both, nothing, nothing]
+        known_a, known_b = reader.digests()
+        known_b -= {blake3(b"u").digest()}
+        read = [row.items for row in reader.read(known_a, known_b)]  # type: ignore[union-attr]
+    assert read == [(None, None), (None, None), (None, "u"), (None, None), (None, None)]
+
+
+def test_an_item_of_a_row_that_was_left_out_is_decoded_for_the_next_one(
+    dataset: NewDataset,
+) -> None:
+    data = dataset(DEPTH, TEXT)
+    rows = [
+        {"id": str(at), "depth": [1, 2, 3], "text": text} for at, text in enumerate(("refuse", "a"))
     ]
-    assert [(item and item.getpixel((0, 0)), text) for item, text in read] == expected  # type: ignore[union-attr]
+    data.add("rows.jsonl", jsonl(rows))
+    read = data.read(decoder="tests.fakes.child_tasks:decode_or_crash")
+    assert read.ids == ["1"]
+    assert np.array_equal(read.rows[0].items[0], [1, 2, 3])  # type: ignore[arg-type]
 
 
 def test_a_reader_that_is_left_early_leaves_nothing_behind(dataset: NewDataset) -> None:

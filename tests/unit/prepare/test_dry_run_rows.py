@@ -1,14 +1,11 @@
 """The memory of a dry run is bounded for any number and width of rows."""
 
-import errno
-import os
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cmcl.contract.errors import StorageUnavailable
 from tests.fakes.feature_shards import numbered_rows, write_pair_shards
 from workers.files.shards import open_in_pieces, write_shard
 from workers.prepare.dry_run import Sample, advice_on_rows, check_rows, sampled
@@ -57,17 +54,6 @@ def test_one_file_at_a_time_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     sample_of(tmp_path, 800)
     assert opened
     assert all(file.closed for file in opened)
-
-
-def test_a_machine_that_cannot_read_is_no_fault_of_the_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def open_too_many(path: Path) -> pq.ParquetFile:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
-
-    monkeypatch.setattr("workers.prepare.dry_run.open_in_pieces", open_too_many)
-    with pytest.raises(StorageUnavailable, match="Too many open files"):
-        sample_of(tmp_path, 800)
 
 
 def rows_of(seed: int) -> torch.Tensor:

@@ -15,8 +15,8 @@ from tests.fakes.preparation import Ground
 from tests.fakes.ray_actors import Actors
 from tests.unit.prepare.test_prepare_server import steps_until
 from workers.encoders.port import EncoderUnusable
-from workers.prepare import encoder_pool
-from workers.prepare.encoder_pool import EncoderPools
+from workers.prepare import cluster
+from workers.prepare.cluster import EncoderPools
 from workers.prepare.progress import DatasetProgress, ProgressWriter
 from workers.prepare.server import PrepareServer
 
@@ -27,7 +27,7 @@ MODEL = ModelSpec.model_validate({"width": 8, "modalities": {"image": 4, "text":
 @pytest.fixture
 def actors(monkeypatch: pytest.MonkeyPatch) -> Iterator[Actors]:
     actors = Actors()
-    monkeypatch.setattr(encoder_pool, "ray", actors)
+    monkeypatch.setattr(cluster, "ray", actors)
     yield actors
     actors.end_silent_calls()
 

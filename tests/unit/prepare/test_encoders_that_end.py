@@ -15,11 +15,10 @@ from cmcl.storage.object_store import ObjectStore
 from tests.fakes.encoders import DEADLY, write_weights
 from tests.fakes.preparation import Ground, InlineCluster
 from tests.fakes.ray_actors import Actors
-from workers.prepare import dataset, encoder_pool
-from workers.prepare.cluster import Check
-from workers.prepare.encoder_pool import EncoderPools
+from workers.prepare import cluster, dataset
+from workers.prepare.cluster import Check, EncoderPools
+from workers.prepare.dataset import PreparationFailed
 from workers.prepare.encoding import LeasedEncoder
-from workers.prepare.finish import PreparationFailed
 from workers.prepare.tasks import end_children
 
 MODEL = ModelSpec.model_validate(
@@ -56,9 +55,9 @@ class PooledCluster(InlineCluster):
 @pytest.fixture
 def actors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Actors:
     actors = Actors()
-    monkeypatch.setattr(encoder_pool, "ray", actors)
+    monkeypatch.setattr(cluster, "ray", actors)
     monkeypatch.setattr(dataset, "_FIRST_PAUSE", 0.0)
-    monkeypatch.setattr(encoder_pool, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(cluster, "gettempdir", lambda: str(tmp_path))
     return actors
 
 

@@ -20,7 +20,7 @@ from cmcl.storage.local import LocalStore
 from tests.fakes.feature_shards import feature_table, write_shard
 from tests.fakes.preparation import FILE_MEMORY, Ground
 from workers.prepare import dataset
-from workers.prepare.finish import PreparationFailed
+from workers.prepare.dataset import PreparationFailed
 from workers.prepare.tasks import Repeated, end_children, find_repeated
 from workers.prepare.units import DatasetContext, DatasetSource, SideSpec, UnitTask
 

@@ -20,6 +20,7 @@ from tests.unit.files.user_files import (
     Arrays,
     arrays,
     paired,
+    write_encrypted,
     write_hdf5,
     write_npz,
     write_parquet,
@@ -29,7 +30,7 @@ from workers.files.shards import FEATURES, ROWS_IN_A_GROUP, write_shard
 from workers.prepare.features import FeatureFile, read_features, take_features
 from workers.prepare.units import SideSpec, UnitRecord
 from workers.sandbox.child import Child
-from workers.sandbox.frames import Frame
+from workers.sandbox.child_process import Frame
 
 
 class Output:
@@ -286,6 +287,16 @@ def test_a_damaged_hdf5_file_is_refused_by_name(
     assert read_features(reader_child, take.request("a")).training is not None
     (theirs / "a").write_bytes((theirs / "a").read_bytes()[:kept])
     with pytest.raises(InvalidDataset, match=r"/a: it cannot be read as HDF5|/a ended with SIG"):
+        read_features(reader_child, take.request("a"))
+
+
+@pytest.mark.parametrize("plaintext_footer", [True, False])
+def test_encrypted_parquet_is_refused(
+    take: Taking, theirs: Path, reader_child: Child, plaintext_footer: bool
+) -> None:
+    """Arrow ends the process for an encrypted column behind a plain footer."""
+    write_encrypted(theirs / "a", plaintext_footer)
+    with pytest.raises(InvalidDataset, match=r"/a: it is encrypted|/a ended with SIGABRT, twice"):
         read_features(reader_child, take.request("a"))
 
 

@@ -32,11 +32,11 @@ def test_a_folder_is_packed_and_read(dataset: NewDataset, tmp_path: Path) -> Non
         if step.tar is not None:
             data.add(step.tar.name, step.tar.read_bytes())
     read = data.read()
-    assert [(row.id, row.item_b) for row in read.rows] == [
+    assert [(row.id, row.items[1]) for row in read.rows] == [
         *((f"apple.png#{at}", text) for at, text in enumerate(LANGUAGES, start=1)),
         ("more/apple.png", "linked"),
     ]
-    assert len({row.key_a for row in read.rows}) == 1
+    assert len({row.keys[0] for row in read.rows}) == 1
     assert [(row.id, row.place) for row in read.rejected] == [
         ("trunc.png#1", "trunc.png"),
         ("trunc.png#2", "trunc.png"),

@@ -5,6 +5,7 @@ import io
 import json
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cmcl.contract.dataset import ShardRef
 from cmcl.contract.errors import InvalidDataset, InvalidUri
 from tests.fakes.raw_files import (
     DEPTH,
@@ -27,7 +29,9 @@ from tests.fakes.raw_files import (
     tar_bytes,
 )
 from tests.unit.prepare.conftest import NewDataset
-from workers.prepare.forms.lines import lines
+from workers.prepare.forms import lines as forms_of_lines
+from workers.prepare.forms.lines import BYTE_ORDER_MARK
+from workers.prepare.stored_file import Locator, StoredFile
 from workers.prepare.units import ROWS_IN_A_UNIT
 
 
@@ -79,7 +83,7 @@ def test_units_cover_each_row_once(dataset: NewDataset, form: str) -> None:
         assert form == "parquet" or after.start >= before.stop
     read = data.read(planned)
     assert read.ids == [str(row["id"]) for row in rows]
-    assert [row.item_b for row in read.rows] == [row["text"] for row in rows]
+    assert [row.items[1] for row in read.rows] == [row["text"] for row in rows]
     assert read.rejected == []
 
 
@@ -108,13 +112,13 @@ def test_a_list_of_texts_in_a_tar_gives_a_row_for_each_text_of_one_picture(
     files += [("b.png", picture(1)), ("b.json", b'{"text": ["three", "four"], "label": "m"}')]
     data.add("rows.tar", tar_bytes(files))
     read = data.read()
-    assert [(row.id, row.label, row.item_b) for row in read.rows] == [
+    assert [(row.id, row.label, row.items[1]) for row in read.rows] == [
         ("x", "l", "one"),
         ("y", "l", "two"),
         ("b#1", "m", "three"),
         ("b#2", "m", "four"),
     ]
-    assert [row.key_a for row in read.rows] == [read.rows[at].key_a for at in (0, 0, 2, 2)]
+    assert [row.keys[0] for row in read.rows] == [read.rows[at].keys[0] for at in (0, 0, 2, 2)]
 
 
 def test_the_rows_of_one_picture_are_never_in_two_units(dataset: NewDataset) -> None:
@@ -314,12 +318,23 @@ def test_an_id_that_is_repeated_in_any_file_is_found_with_its_first_row(
     assert found == [(0, 1500, first), (1, 0, first), (1, 1, first), (1, 2, first)]
 
 
-@given(st.binary(max_size=60).map(lambda data: data.replace(b"\xef", b"\n")), st.integers(1, 9))
-def test_lines_do_not_depend_on_chunks(data: bytes, size: int) -> None:
-    chunks = [data[at : at + size] for at in range(0, len(data), size)]
-    found = list(lines(chunks, 5))
-    assert [line.data for line in found] == data.splitlines(keepends=True) or b"".join(
-        line.data or b"" for line in found
-    ) == data
-    assert all(data[line.start - 5 : line.stop - 5] == line.data for line in found)
-    assert all((line.data or b"").count(b"\n") <= 1 for line in found)
+@given(st.binary(min_size=1, max_size=60), st.integers(1, 60), st.integers(1, 9))
+def test_lines_are_all_bytes_of_a_file_in_order(data: bytes, longest: int, size: int) -> None:
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forms_of_lines, "LONGEST_RECORD", longest)
+        patch.setattr(forms_of_lines, "_BUFFER_BYTES", size)
+        path = Path(folder) / "rows"
+        path.write_bytes(data)
+        file = StoredFile(ShardRef(uri=path.as_uri()), Locator((path.parent.as_uri(),), {}))
+        found = list(forms_of_lines.lines(file))
+        at = found[-1].start if found else len(data)
+        later = list(forms_of_lines.lines(file, at, len(data), len(found)))
+    begin = 3 if data.startswith(BYTE_ORDER_MARK) else 0
+    expected = data[begin:].split(b"\n")
+    expected = [line + b"\n" for line in expected[:-1]] + [line for line in expected[-1:] if line]
+    assert [data[line.start : line.stop] for line in found] == expected
+    assert [line.data for line in found] == [
+        None if len(line) > longest else line for line in expected
+    ]
+    assert [line.number for line in found] == list(range(1, len(found) + 1))
+    assert later == found[-1:]

@@ -18,7 +18,7 @@ from cmcl.storage.datasets import read_rejected
 from cmcl.storage.local import LocalStore
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.preparation import Ground
-from workers.prepare.finish import PreparationFailed
+from workers.prepare.dataset import PreparationFailed
 from workers.prepare.progress import DatasetProgress, ProgressWriter
 from workers.prepare.server import PrepareServer, chosen
 from workers.prepare.units import Prepared

@@ -22,7 +22,7 @@ from tests.fakes.preparation import Ground
 from workers.encoders.port import EncoderUnusable
 from workers.encoders.registry import load_encoder
 from workers.encoders.synthetic import SyntheticEncoder
-from workers.prepare.finish import PreparationFailed
+from workers.prepare.dataset import PreparationFailed
 from workers.prepare.tasks import end_children
 
 SPEC = ModelSpec.model_validate(

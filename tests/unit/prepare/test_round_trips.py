@@ -27,9 +27,8 @@ from tests.fakes.raw_files import (
     tar_bytes,
 )
 from tests.unit.prepare.conftest import NewDataset
-from workers.encoders.media import Audio, Video
+from workers.encoders.media import Audio, Video, packed, unpacked
 from workers.sandbox.child import Child
-from workers.sandbox.items import packed, unpacked
 
 ids = st.text("abcö-_7", min_size=1, max_size=8).filter(lambda text: not text.startswith("-"))
 # Keys of a tar end at the first dot, and a text that is stripped is empty.
@@ -82,7 +81,14 @@ def forms_of(rows: list[dict[str, Any]]) -> dict[str, bytes]:
 def content(read: Read) -> list[tuple[Any, ...]]:
     """All of the rows but where they were."""
     return [
-        (row.id, row.label, np.asarray(row.item_a).tolist(), row.item_b, row.key_a, row.key_b)
+        (
+            row.id,
+            row.label,
+            np.asarray(row.items[0]).tolist(),
+            row.items[1],
+            row.keys[0],
+            row.keys[1],
+        )
         for row in read.rows
     ]
 
@@ -101,7 +107,7 @@ def test_equal_rows_of_every_form_are_equal_and_have_equal_digests(
     for name, read in reads.items():
         assert read.rejected == [], name
         assert [row.id for row in read.rows] == [row["id"] for row in rows], name
-        assert [row.item_b for row in read.rows] == [row["text"] for row in rows], name
+        assert [row.items[1] for row in read.rows] == [row["text"] for row in rows], name
         assert content(read) == content(reads["jsonl"]), name
         assert read.digests == reads["jsonl"].digests, name
 
@@ -140,7 +146,7 @@ def test_pictures_of_every_form_are_equal_and_have_equal_digests(dataset: NewDat
         read = data.read()
         assert read.rejected == []
         assert read.ids == keys
-        assert [row.item_a.getpixel((0, 0)) for row in read.rows] == [  # type: ignore[union-attr]
+        assert [row.items[0].getpixel((0, 0)) for row in read.rows] == [  # type: ignore[union-attr]
             (1, 0, 7),
             (2, 0, 7),
             (2, 0, 7),
@@ -165,7 +171,7 @@ def test_whole_numbers_are_ids_in_every_form(dataset: NewDataset) -> None:
         data.refs.clear()
         data.add(name, each)
         read = data.read()
-        assert [(row.id, row.item_a) for row in read.rows] == [("3", (3, 0.5)), ("10", (10, 0.5))]
+        assert [(row.id, row.items[0]) for row in read.rows] == [("3", (3, 0.5)), ("10", (10, 0.5))]
         digests.add(tuple(read.digests))
     assert len(digests) == 1
 

@@ -18,8 +18,8 @@ from tests.fakes.encoders import write_weights
 from tests.fakes.preparation import Ground
 from workers.encoders.port import EncoderMismatch, FrozenEncoder
 from workers.encoders.registry import load_encoder
-from workers.prepare.encoder_pool import EncoderActor
-from workers.prepare.finish import PreparationFailed
+from workers.prepare.cluster import EncoderActor
+from workers.prepare.dataset import PreparationFailed
 from workers.prepare.tasks import end_children
 from workers.serve.encoders.port import Refusal
 from workers.serve.encoders.queue import IdentityCheck
@@ -113,8 +113,7 @@ def test_an_encoder_swapped_for_another_of_equal_width_is_refused_after_a_restar
     """A process that runs has its weights in memory. The swap shows when it is started again."""
     first = prepared(ground, spec, "ds-1")
     actor, replica = EncoderActor(spec, ground.store.uri), load_encoder(spec)
-    started = actor.start().identity
-    assert started == first
+    assert actor.start() == first
     write_weights(folder, seed=1, width=WIDTH)
     assert actor.encode(["a"], first.digest, "batch 1").errors == {}
     assert asked(replica, ground, first) is None

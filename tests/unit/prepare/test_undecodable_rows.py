@@ -37,7 +37,7 @@ def test_a_row_that_ends_the_decoder_is_left_out_and_the_others_are_read(
     rows = [{"id": f"{at}", "depth": [1, 2, at], "text": text} for at, text in enumerate(texts)]
     data.add("rows.jsonl", jsonl(rows))
     read = data.read(decoder=DECODER)
-    assert [row.item_b for row in read.rows] == ["a", "b", texts[7], "c"]
+    assert [row.items[1] for row in read.rows] == ["a", "b", texts[7], "c"]
     assert read.reasons == {
         "1": "the decoder ended with SIGSEGV",
         "3": "the decoder ended with status 7",
@@ -150,7 +150,7 @@ def test_damaged_sound_has_a_verdict(dataset: NewDataset) -> None:
     data.add("r.jsonl", jsonl([{"id": n, "sound_file_name": n, "text": "a"} for n in files]))
     read = data.read()
     assert read.ids == ["good"]
-    assert read.rows[0].item_a.samples_WN.shape == (1, 4000)  # type: ignore[union-attr]
+    assert read.rows[0].items[0].samples_WN.shape == (1, 4000)  # type: ignore[union-attr]
     assert "the WAV header announces 1073741824 bytes" in read.reasons["wrong"]
     assert "no audio that can be read" in read.reasons["none"]
     assert "has 2 seconds; permitted are 1" in read.reasons["long"]

@@ -241,6 +241,18 @@ def test_a_warm_child_serves_one_owner_alone(scratch: Path) -> None:
     assert children() == []
 
 
+def test_a_process_gives_way_once_however_often_it_is_asked() -> None:
+    program = (
+        "import os\n"
+        "from workers.sandbox.child_process import give_way_to_queries\n"
+        "for _ in range(2): give_way_to_queries(); print(os.nice(0))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert list(map(int, done.stdout.split())) == [max(os.nice(0), 10)] * 2
+
+
 def test_a_share_of_memory_is_bounded_on_both_sides() -> None:
     assert 512 << 20 <= share_of_memory() <= 8192 << 20
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from cmcl.contract.encoder import EncoderSpec
 from workers.encoders.synthetic import SyntheticEncoder
-from workers.sandbox.frames import FrameWriter
+from workers.sandbox.child_process import FrameWriter
 from workers.serve.encoders.decoding import DecodeFile, FileReader, decode_file
 
 IMAGES = EncoderSpec(

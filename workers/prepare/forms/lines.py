@@ -1,4 +1,4 @@
-"""Forms whose rows are lines of text, read in chunks: JSONL, and CSV with a header.
+"""Forms whose rows are lines of text: JSONL, and CSV with a header.
 
 JSONL has one object on each line. CSV has fields separated by commas, quoted as in RFC 4180.
 """
@@ -24,6 +24,7 @@ from workers.prepare.units import RawUnit
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LONGEST_HEADER = 1 << 20
+_BUFFER_BYTES = 8 << 20
 
 
 class Line(NamedTuple):
@@ -35,45 +36,26 @@ class Line(NamedTuple):
     number: int
 
 
-def lines(chunks: Iterable[bytes], start: int = 0, first: int = 1) -> Iterator[Line]:
-    """Yield the lines of a file whose chunks begin at byte `start`, with line `first`.
-
-    A byte order mark at byte 0 is left out.
-    """
-    rest: list[bytes] = []
-    size, is_long, place, number = 0, False, start, first
-    for chunk in chunks:
-        begin = 0
-        if not (rest or is_long) and place == 0 and chunk.startswith(BYTE_ORDER_MARK):
-            begin = place = len(BYTE_ORDER_MARK)
-        while (end := chunk.find(b"\n", begin) + 1) > 0:
-            data = chunk[begin:end]
-            if rest or is_long:
-                size += len(data)
-                is_long = is_long or size > LONGEST_RECORD
-                data = b"" if is_long else b"".join((*rest, data))
-            else:
-                size = len(data)
+def lines(
+    file: StoredFile, start: int = 0, stop: int | None = None, first: int = 1
+) -> Iterator[Line]:
+    """Yield the lines of a file from byte `start`, with line `first`, to `stop`. A byte order mark is left out."""
+    with file.buffered(_BUFFER_BYTES) as reader:
+        place, number = start, first
+        if place == 0 and reader.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK:
+            place = len(BYTE_ORDER_MARK)
+        reader.seek(place)
+        while (stop is None or place < stop) and (data := reader.readline(LONGEST_RECORD + 1)):
+            size, rest = len(data), data
+            is_long = size > LONGEST_RECORD
+            while is_long and not rest.endswith(b"\n") and (rest := reader.readline(_BUFFER_BYTES)):
+                size += len(rest)
             yield Line(place, place + size, None if is_long else data, number)
-            rest, place, size, is_long, begin = [], place + size, 0, False, end
-            number += 1
-        if begin < len(chunk):
-            size += len(chunk) - begin
-            is_long = is_long or size > LONGEST_RECORD
-            rest = [] if is_long else [*rest, chunk[begin:]]
-    if size:
-        yield Line(place, place + size, None if is_long else b"".join(rest), number)
+            place, number = place + size, number + 1
 
 
-def range_chunks(file: StoredFile, start: int, stop: int) -> Iterator[bytes]:
-    """Yield the bytes of a unit in chunks."""
-    step = 8 << 20
-    for place in range(start, stop, step):
-        yield file.read_range(place, min(place + step, stop))
-
-
-def _json_records(chunks: Iterable[bytes], start: int = 0, first: int = 1) -> Iterator[Record]:
-    for line in lines(chunks, start, first):
+def _json_records(found: Iterable[Line]) -> Iterator[Record]:
+    for line in found:
         if line.data is None:
             problem = (
                 f"the row has more than {LONGEST_RECORD} bytes; write large items into files, and their "
@@ -99,8 +81,9 @@ def _json_parsed(data: bytes) -> tuple[dict[str, Any], str | None]:
 
 
 def _json_scanned(file: StoredFile, sides: Sides) -> Iterator[Record]:
+    file.check_digest()
     cutter, check = UnitCutter(sides), ColumnCheck(sides, file, media_inline=False, of="column")
-    for record in _json_records(file.chunks()):
+    for record in _json_records(lines(file)):
         # Records that cannot be read are rejected one by one later.
         if record.values:
             check.add(record.values)
@@ -108,12 +91,11 @@ def _json_scanned(file: StoredFile, sides: Sides) -> Iterator[Record]:
     check.end()
 
 
-def _json_read(file: StoredFile, unit: RawUnit, _sides: Sides) -> Iterator[Record]:
-    chunks = range_chunks(file, unit.start, unit.stop)
-    return _json_records(chunks, unit.start, unit.first_line)
-
-
-JSONL = Form("jsonl", lambda file, sides: Scan(_json_scanned(file, sides)), _json_read)
+JSONL = Form(
+    "jsonl",
+    lambda file, sides: Scan(_json_scanned(file, sides)),
+    lambda file, unit, _: _json_records(lines(file, unit.start, unit.stop, unit.first_line)),
+)
 
 
 class _CsvLines:
@@ -122,8 +104,8 @@ class _CsvLines:
     Bytes that are not UTF-8 become surrogates, which the check of the values rejects.
     """
 
-    def __init__(self, chunks: Iterable[bytes], start: int, first: int, file: StoredFile) -> None:
-        self._lines, self._file = lines(chunks, start, first), file
+    def __init__(self, file: StoredFile, start: int, stop: int | None, first: int) -> None:
+        self._lines, self._file = lines(file, start, stop, first), file
         self.stop, self.next = start, first
         self.taken: list[bytes] = []
 
@@ -150,11 +132,11 @@ class _CsvRow(NamedTuple):
 
 
 def _csv_rows(
-    chunks: Iterable[bytes], start: int, first: int, file: StoredFile
+    file: StoredFile, start: int = 0, stop: int | None = None, first: int = 1
 ) -> Iterator[_CsvRow]:
     """Yield the rows. Empty lines are skipped."""
     csv.field_size_limit(LONGEST_RECORD)
-    source = _CsvLines(chunks, start, first, file)
+    source = _CsvLines(file, start, stop, first)
     reader = csv.reader(source, strict=True)
     while True:
         begin, line, source.taken = source.stop, source.next, []
@@ -180,7 +162,8 @@ def _csv_record(row: _CsvRow, columns: tuple[str, ...]) -> Record:
 
 
 def _csv_scan(file: StoredFile, sides: Sides) -> Scan:
-    rows = _csv_rows(file.chunks(), 0, 1, file)
+    file.check_digest()
+    rows = _csv_rows(file)
     header = next(rows, None)
     if header is None or len(header.data) > _LONGEST_HEADER:
         raise file.wrong("it has no header: the first line of CSV names the columns")
@@ -189,20 +172,16 @@ def _csv_scan(file: StoredFile, sides: Sides) -> Scan:
     if repeated:
         raise file.wrong(f"columns {sorted(repeated)} are there more than once")
     check_columns(columns, sides, file, media_inline=False)
-    return Scan(_csv_scanned(rows, columns, UnitCutter(sides)), columns, "label" in columns)
-
-
-def _csv_scanned(
-    rows: Iterator[_CsvRow], columns: tuple[str, ...], cutter: UnitCutter
-) -> Iterator[Record]:
-    for row in rows:
-        begins = cutter.begins(row.stop - row.start)
-        yield _csv_record(row, columns)._replace(begins_unit=begins)
+    cutter = UnitCutter(sides)
+    records = (
+        _csv_record(row, columns)._replace(begins_unit=cutter.begins(row.stop - row.start))
+        for row in rows
+    )
+    return Scan(records, columns, "label" in columns)
 
 
 def _csv_read(file: StoredFile, unit: RawUnit, _sides: Sides) -> Iterator[Record]:
-    chunks = range_chunks(file, unit.start, unit.stop)
-    for row in _csv_rows(chunks, unit.start, unit.first_line, file):
+    for row in _csv_rows(file, unit.start, unit.stop, unit.first_line):
         yield _csv_record(row, unit.columns)
 
 

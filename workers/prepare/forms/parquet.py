@@ -15,7 +15,7 @@ from blake3 import blake3
 
 from cmcl.contract.errors import WorkerError
 from workers.files.columns import is_text
-from workers.files.parquet import BUFFERING, BadFooter, column_chunks, read_footer
+from workers.files.parquet import BUFFERING, read_footer
 from workers.prepare.forms.record import (
     Form,
     Record,
@@ -50,11 +50,9 @@ class _Opened:
             footer = read_footer(buffered, file.size)
             # Else the file would be closed with its buffer.
             buffered.detach()
-            if any(chunk.is_encrypted for chunk in column_chunks(footer)):
-                raise file.wrong("it is encrypted Parquet; write it without encryption")
             self.footer = blake3(footer).digest()[:16]
             self.parquet = self._open([])
-        except (BadFooter, pa.ArrowException, ValueError, OSError) as error:
+        except (pa.ArrowException, ValueError, OSError) as error:
             raise self.damaged(error) from error
 
     def damaged(self, error: Exception) -> Exception:
@@ -164,43 +162,47 @@ def _read(file: StoredFile, unit: RawUnit, sides: Sides) -> Iterator[Record]:
                 row += batch.num_rows
                 if row <= start or not part.num_rows:
                     continue
-                plain = {name: _values(part, name, file) for name in columns}
-                for at in range(part.num_rows):
-                    yield _record(_named({name: plain[name][at] for name in columns}), opened)
+                yield from _records(part, columns, opened, file)
                 if row >= stop:
                     return
         first += group.rows
 
 
-def _named(values: dict[str, Any]) -> dict[str, Any]:
-    """Convert a struct without bytes to the name of a file."""
-    for name, value in list(values.items()):
-        if isinstance(value, _Media):
-            values[name] = value.data
-            if value.data is None and value.path is not None:
-                values[f"{name}_file_name"] = value.path
-    return values
+def _records(
+    batch: pa.RecordBatch, columns: list[str], opened: _Opened, file: StoredFile
+) -> Iterator[Record]:
+    found: dict[str, list[Any]] = {}
+    # Names of files first: those in structs are added to them.
+    for name in sorted(columns, key=lambda name: not name.endswith("_file_name")):
+        _add_values(found, batch, name, file)
+    for at in range(batch.num_rows):
+        yield _record({name: values[at] for name, values in found.items()}, opened)
 
 
-@dataclass(frozen=True)
-class _Media:
-    data: bytes | None
-    path: bytes | None
-
-
-def _values(batch: pa.RecordBatch, name: str, file: StoredFile) -> list[Any]:
-    """Return the values of a column, row by row."""
+def _add_values(
+    found: dict[str, list[Any]], batch: pa.RecordBatch, name: str, file: StoredFile
+) -> None:
+    """Add the values of a column, row by row. A struct without bytes is the name of a file."""
     column = batch.column(name)
     if pa.types.is_struct(column.type):
-        fields = {field.name: index for index, field in enumerate(column.type)}
-        flat = column.flatten()
-        data = _plain(flat[fields["bytes"]], file)
-        path = _plain(flat[fields["path"]], file) if "path" in fields else [None] * len(data)
-        return [_Media(*pair) for pair in zip(data, path, strict=True)]
-    if _is_list(column.type):
+        fields = {
+            field.name: flat for field, flat in zip(column.type, column.flatten(), strict=True)
+        }
+        found[name] = _plain(fields["bytes"], file)
+        if "path" in fields:
+            named = f"{name}_file_name"
+            others = found.get(named) or [None] * batch.num_rows
+            found[named] = [
+                other if data is not None or path is None else path
+                for data, path, other in zip(
+                    found[name], _plain(fields["path"], file), others, strict=True
+                )
+            ]
+    elif _is_list(column.type):
         column.validate(full=True)
-        return [_numbers(value) for value in column]
-    return _plain(column, file)
+        found[name] = [_numbers(value) for value in column]
+    else:
+        found[name] = _plain(column, file)
 
 
 def _numbers(value: Any) -> np.ndarray | None:

@@ -11,10 +11,11 @@ import numpy as np
 
 from cmcl.contract.encoder import EncoderSpec
 from cmcl.contract.modality import Frozen
+from workers.encoders.decoding import decode_item
+from workers.encoders.media import packed, unpacked
 from workers.encoders.port import FrozenEncoder, ItemT
 from workers.sandbox.child import Child, ChildCrashed, ChildLimits, share_of_memory
-from workers.sandbox.frames import FrameWriter
-from workers.sandbox.items import decode_item, packed, unpacked
+from workers.sandbox.child_process import FrameWriter
 from workers.serve.encoders.port import Raw
 
 _ITEM = "item"

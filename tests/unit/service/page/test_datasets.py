@@ -10,7 +10,7 @@ from service.database.tables import jobs
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.preparer import fail, requests_in
 from tests.unit.service.page.browser import Browser, rows_of, text_of
-from workers.prepare.finish import write_rejected
+from workers.prepare.dataset import write_rejected
 
 WITHOUT_A_VERSION = (JobState.FAILED, JobState.CANCELLED, JobState.REJECTED)
 
