@@ -22,6 +22,17 @@ def count(text: str) -> int:
     return int(text)
 
 
+def share(text: str) -> float:
+    """Parse a number from 0 to 1, without 1."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1, without 1")
+    return found
+
+
 def counts(text: str) -> tuple[int, ...]:
     """Parse comma-separated counts. Return them without duplicates, in rising order."""
     return tuple(sorted({count(part.strip()) for part in text.split(",")}))

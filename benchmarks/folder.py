@@ -9,22 +9,29 @@ float64, one width per modality) and perhaps `label`.
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
+from torch import Tensor
 
 from benchmarks.chain import Dataset
 from cmcl.contract.modality import ModalityPair
 from workers.files.shards import FEATURES, Rows
+from workers.model.heads import PairedRows, unit_rows
 from workers.train.dataset import paired_rows
 from workers.train.evaluation import held_out
 
 _NAME = re.compile(r"(?P<name>.+_(?P<first>[a-z])(?P<second>[a-z]))\.(?P<part>train|test)\.parquet")
 _PARTS = ("train", "test")
+
+Source = tuple[Path, str, float, int | None]
+"""Arguments of `read_stream`."""
 # The product's own bounds (workers/files/shards.py): outside, float32 loses a row's direction.
 _SHORTEST, _LONGEST = 1e-12, 1e18
 
@@ -49,8 +56,13 @@ class Stream:
         return min(len(dataset.training) for dataset in self.datasets)
 
 
-def read_stream(folder: Path, order: str = "forward") -> Stream:
-    """Read all datasets of the folder. Raises InvalidStream instead of repairing data silently."""
+def read_stream(
+    folder: Path, order: str = "forward", cone: float = 0.0, pairs: int | None = None
+) -> Stream:
+    """Read all datasets of the folder. Raises InvalidStream instead of repairing data silently.
+
+    `cone`: see `with_constant`. `pairs`: training rows of each dataset at most, drawn at random.
+    """
     names = _dataset_names(folder)
     datasets, notes, widths = list[Dataset](), list[str](), _Widths()
     for name in arranged(names, order):
@@ -58,9 +70,37 @@ def read_stream(folder: Path, order: str = "forward") -> Stream:
         if len(train.rows) < 2:
             raise InvalidStream(f"{train.path}: it has 1 row, at least 2 are needed to train")
         pair = ModalityPair(first=name[-2], second=name[-1])
-        datasets.append(Dataset(name, pair, paired_rows(train.rows), held_out(test.rows)))
+        training, held = paired_rows(train.rows), held_out(test.rows)
+        if pairs is not None:
+            random_N = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))
+            training = training.at(random_N[:pairs])
+        if cone:
+            training = with_constant(training, pair, cone)
+            held = replace(held, rows=with_constant(held.rows, pair, cone))
+        datasets.append(Dataset(name, pair, training, held))
         notes += test.notes
-    return Stream(folder.resolve().name, tuple(datasets), widths.by_modality, tuple(notes))
+    name = folder.resolve().name + (f"-cone-{cone:g}" if cone else "")
+    name += "" if pairs is None else f"-{pairs}-pairs"
+    return Stream(name, tuple(datasets), widths.by_modality, tuple(notes))
+
+
+def with_constant(rows: PairedRows, pair: ModalityPair, cone: float) -> PairedRows:
+    """Rows of encoders that add a constant, which has this share of a row's squared length.
+
+    x ← unit(x) + √(c / (1 − c)) u, with one random unit vector u for each modality.
+    """
+
+    def added(modality: str, side_NF: Tensor) -> Tensor:
+        random = torch.Generator().manual_seed(crc32(modality.encode()))
+        constant_1F = unit_rows(torch.randn(1, side_NF.shape[1], generator=random))
+        coned_NF: Tensor = unit_rows(side_NF) + (cone / (1 - cone)) ** 0.5 * constant_1F
+        return coned_NF
+
+    return replace(
+        rows,
+        first_NI=added(pair.first, rows.first_NI),
+        second_NJ=added(pair.second, rows.second_NJ),
+    )
 
 
 def arranged(names: Sequence[str], order: str) -> list[str]:

@@ -11,14 +11,13 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any, get_args
 
 import torch
 
 from benchmarks.baselines import BASELINES
 from benchmarks.chain import Outcome, run_chain
-from benchmarks.folder import Stream, read_stream
+from benchmarks.folder import Source, Stream, read_stream
 from benchmarks.joint import JointOutcome, JointSetting, learn_alone, train_jointly
 from cmcl.contract.methods import BUILT_IN_METHODS, installed_methods
 from cmcl.contract.model import ModelSpec, Policy
@@ -99,10 +98,9 @@ def perform(stream: Stream, run: Run) -> Result:
 
 
 def perform_all(
-    stream: Stream, source: tuple[Path, str], runs: Sequence[Run], jobs: int
+    stream: Stream, source: Source, runs: Sequence[Run], jobs: int
 ) -> Iterator[tuple[Run, Result]]:
-    """Yield results as they complete. Other processes read the stream from `source` (folder,
-    order)."""
+    """Yield results as they complete. Other processes read the stream from `source`."""
     if jobs == 1:
         # As in the other processes, so that results are bit-equal.
         with one_thread():
@@ -121,7 +119,7 @@ def perform_all(
 
 
 def _in_processes(
-    source: tuple[Path, str], runs: Sequence[Run], jobs: int
+    source: Source, runs: Sequence[Run], jobs: int
 ) -> Iterator[tuple[Run, "Future[Result]"]]:
     """Run in spawned processes, because a fork inherits torch's threads in an undefined state."""
     pool = ProcessPoolExecutor(
@@ -153,11 +151,11 @@ def warm_up() -> None:
     torch.optim.AdamW([weight], fused=True).step()
 
 
-def _perform_from(source: tuple[Path, str], run: Run) -> Result:
+def _perform_from(source: Source, run: Run) -> Result:
     return perform(_read_once(source), run)
 
 
 @cache
-def _read_once(source: tuple[Path, str]) -> Stream:
+def _read_once(source: Source) -> Stream:
     """Read the stream once per process."""
     return read_stream(*source)

@@ -18,9 +18,9 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from benchmarks.chain import Outcome
-from benchmarks.command_line import RESULTS, OneLineParser, count, counts, log_progress
+from benchmarks.command_line import RESULTS, OneLineParser, count, counts, log_progress, share
 from benchmarks.figures import Figures, chain_figures, joint_figures
-from benchmarks.folder import InvalidStream, Stream, read_stream
+from benchmarks.folder import InvalidStream, Source, Stream, read_stream
 from benchmarks.joint import JointOutcome
 from benchmarks.report import Failure, Report, document, markdown, print_tables
 from benchmarks.runs import Failed, Result, Run, known_methods, perform_all, spec_of
@@ -79,6 +79,15 @@ def _parser() -> argparse.ArgumentParser:
         help="epochs at which joint training is evaluated (default: 5,12,20,40)",
     )
     parser.add_argument("--order", default="forward", help="forward, reversed or shuffled:K")
+    parser.add_argument(
+        "--cone",
+        type=share,
+        default=0.0,
+        help="add a constant to the features of each encoder, with this share of their squared length",
+    )
+    parser.add_argument(
+        "--pairs", type=count, help="training rows of each dataset at most, drawn at random"
+    )
     parser.add_argument("--name", help="of the stream in the results (default: the folder's)")
     parser.add_argument("--out", type=Path, help=f"for the results (default: {RESULTS}/NAME)")
     parser.add_argument("--json", action="store_true", help="last line of stdout: one document")
@@ -107,8 +116,12 @@ def _check_place(place: str) -> None:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def _source(options: argparse.Namespace) -> Source:
+    return options.folder, options.order, options.cone, options.pairs
+
+
 def _stream(options: argparse.Namespace) -> Stream:
-    stream = read_stream(options.folder, options.order)
+    stream = read_stream(*_source(options))
     for note in stream.notes:
         log_progress(note)
     if options.name is None:
@@ -122,13 +135,15 @@ def _stream(options: argparse.Namespace) -> Stream:
 
 def _runs(options: argparse.Namespace, stream: Stream) -> list[Run]:
     """Return runs ordered by seed, so that intermediate results cover all methods."""
-    model: dict[str, Any] = {
-        "width": options.width,
-        "modalities": stream.widths,
-        "training": _training(options, stream),
-    }
+    model: dict[str, Any] = {"width": options.width, "modalities": stream.widths}
+    # Not of improve, whose polish draws rows from moments.
+    training = {"training": _training(options, stream)}
     return [
-        Run(method, spec_of(method, {**model, "seed": seed}), options.joint_epochs)
+        Run(
+            method,
+            spec_of(method, {**model, **(training if method != "improve" else {}), "seed": seed}),
+            options.joint_epochs,
+        )
         for seed in range(options.seeds)
         for method in options.methods
     ]
@@ -150,7 +165,7 @@ def _perform(
     results: dict[tuple[str, int], Result] = {}
     jobs = min(options.jobs, len(runs))
     log_progress(f"{len(runs)} runs over {len(stream.datasets)} datasets, {jobs} at a time")
-    for run, result in perform_all(stream, (options.folder, options.order), runs, jobs):
+    for run, result in perform_all(stream, _source(options), runs, jobs):
         results[run.method, run.spec.seed] = result
         log_progress(f"[{len(results)}/{len(runs)}] {run}: {_ended(result)}")
     return results

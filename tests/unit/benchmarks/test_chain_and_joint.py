@@ -117,7 +117,7 @@ def test_joint_learns_and_repeats_itself_exactly(stream: Stream) -> None:
 def test_a_run_that_fails_loses_no_other(stream: Stream, tmp_path: Path) -> None:
     cold = Run("vanilla", spec(stream, temperature=1e-45), (1,))
     runs = [cold, Run("joint", spec(stream, "joint"), (1,))]
-    ended = list(perform_all(stream, (tmp_path, "forward"), runs, jobs=1))
+    ended = list(perform_all(stream, (tmp_path, "forward", 0.0, None), runs, jobs=1))
     assert [run for run, _ in ended] == runs
     failed, joint = (result for _, result in ended)
     assert isinstance(failed, Failed)

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.folder import InvalidStream, arranged, read_stream
 from tests.unit.benchmarks.tiny_stream import NAMES, WIDTHS, features, write_part, write_stream
+from workers.model.heads import unit_rows
 
 
 @pytest.fixture
@@ -136,3 +137,28 @@ def _with_plain_lists(path: Path) -> None:
 def _plain(lists: pa.FixedSizeListArray) -> pa.ListArray:
     width = lists.type.list_size
     return pa.ListArray.from_arrays(np.arange(len(lists) + 1) * width, lists.flatten())
+
+
+def test_a_constant_has_its_share_of_every_row(tmp_path: Path) -> None:
+    folder = write_stream(tmp_path / "s")
+    plain, coned = read_stream(folder), read_stream(folder, cone=0.9)
+    assert coned.name == "s-cone-0.9"
+    for one, other in zip(plain.datasets, coned.datasets, strict=True):
+        added = other.training.first_NI - unit_rows(one.training.first_NI)
+        torch.testing.assert_close(added, added[:1].expand_as(added))
+        assert float(added[0].norm()) ** 2 == pytest.approx(9, rel=1e-4)
+        held_out = other.held_out.rows.first_NI - unit_rows(one.held_out.rows.first_NI)
+        torch.testing.assert_close(held_out, added[: len(held_out)][:1].expand_as(held_out))
+        assert torch.equal(one.training.first_keys_N, other.training.first_keys_N)
+
+
+def test_a_number_of_pairs_is_drawn_from_the_training_rows_of_each_dataset(tmp_path: Path) -> None:
+    folder = write_stream(tmp_path / "s")
+    plain, few = read_stream(folder), read_stream(folder, pairs=5)
+    assert few.name == "s-5-pairs"
+    for one, other in zip(plain.datasets, few.datasets, strict=True):
+        assert len(other.training) == 5
+        assert set(map(tuple, other.training.first_NI.tolist())) <= set(
+            map(tuple, one.training.first_NI.tolist())
+        )
+        assert len(other.held_out) == len(one.held_out)
