@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from benchmarks.mixed import mixed_recall
 from cmcl.contract.errors import TrainingDiverged
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
@@ -37,13 +38,15 @@ class Outcome:
     The diagonal has the dataset just learned; entries to the right of it are forward transfer.
     `untrained[s]`: dataset s with the initial heads. `drifts[s]`: drift of dataset s at the end
     relative to the version that learned it, for all but the last. `seconds`: CPU time of
-    training, without evaluation.
+    training, without evaluation. `mixed`: R@1 and R@10 at the end among the items of all other
+    modalities (benchmarks/mixed.py).
     """
 
     untrained: list[Recall]
     matrix: list[list[Recall]]
     drifts: list[float]
     seconds: float
+    mixed: tuple[float, float]
 
 
 def run_chain(stream: Sequence[Dataset], spec: ModelSpec, method: Method | None = None) -> Outcome:
@@ -65,7 +68,8 @@ def run_chain(stream: Sequence[Dataset], spec: ModelSpec, method: Method | None 
         model_state, earlier = learned.model_state, (*earlier, remember(dataset, learned))
         matrix.append(_measure_all(model_state, stream))
     drifts = [one.drift(model_state.heads) for one in earlier[:-1]]
-    return Outcome(untrained, matrix, drifts, seconds)
+    mixed = mixed_recall(model_state.heads, [(one.pair, one.held_out) for one in stream])
+    return Outcome(untrained, matrix, drifts, seconds, mixed)
 
 
 def learn_one(

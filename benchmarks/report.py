@@ -26,6 +26,8 @@ FINAL: Mapping[str, str] = {
     "R@1": "recall_at_1",
     "R@5": "recall_at_5",
     "R@10": "recall_at_10",
+    "mixed R@1": "mixed_recall_at_1",
+    "mixed R@10": "mixed_recall_at_10",
     "accuracy": "accuracy",
     "BWT R@1": "bwt_recall_at_1",
     "BWT R@10": "bwt_recall_at_10",
@@ -197,7 +199,8 @@ def _described(report: Report) -> dict[str, Any]:
 
 def _result(report: Report) -> str:
     explained = (
-        "In percentage points, with equal weight for all datasets; except drift (relative; at the "
+        "In percentage points, with equal weight for all datasets. Mixed: among the items of all other "
+        "modalities of all datasets together. Not in points: drift (relative; at the "
         "end, compared with the version that learned a dataset) and seconds (CPU time of learning)."
     )
     tables = _table(report, FINAL), _table(report, LEARNING)

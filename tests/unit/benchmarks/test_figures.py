@@ -25,7 +25,11 @@ def recall(at_1: float, accuracy: float | None = None) -> Recall:
 
 def outcome(matrix: Sequence[Sequence[Recall]], drifts: list[float]) -> Outcome:
     return Outcome(
-        [recall(x) for x in UNTRAINED[: len(matrix)]], list(map(list, matrix)), drifts, 2
+        [recall(x) for x in UNTRAINED[: len(matrix)]],
+        list(map(list, matrix)),
+        drifts,
+        2,
+        (0.1, 0.4),
     )
 
 
