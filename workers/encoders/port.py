@@ -71,7 +71,7 @@ class FrozenEncoder(ABC, Generic[ItemT]):
         """The items of its fingerprint. Override it where the generated ones do not suit, such as for
         lists of numbers of another length than 2.
         """
-        from workers.encoders.identity import generated_items
+        from workers.encoders.probes import generated_items
 
         return generated_items(self.spec)
 

@@ -17,7 +17,6 @@ from workers.encoders.identity import (
     check_or_record,
     check_record,
     find_model,
-    generated_items,
     identity_of,
     parse_record,
     probe_features,
@@ -25,6 +24,7 @@ from workers.encoders.identity import (
 )
 from workers.encoders.media import Audio, Decoded, Video
 from workers.encoders.port import EncoderMismatch, EncoderUnusable, Float32Array, FrozenEncoder
+from workers.encoders.probes import generated_items
 from workers.encoders.registry import load_encoder
 from workers.encoders.synthetic import SyntheticEncoder
 
