@@ -274,13 +274,13 @@ async def _page(client: httpx.AsyncClient, path: str, address: str, repeats: int
 
 
 async def _seconds(client: httpx.AsyncClient, address: str, repeats: int) -> list[float]:
-    found = []
-    for _ in range(_WARM_UP + repeats):
+    found, warm_up = [], min(_WARM_UP, repeats - 1)
+    for _ in range(warm_up + repeats):
         began = time.perf_counter()
         response = await client.get(address)
         found.append(time.perf_counter() - began)
         response.raise_for_status()
-    return found[_WARM_UP:]
+    return found[warm_up:]
 
 
 def document(pages: list[Page]) -> dict[str, Any]:

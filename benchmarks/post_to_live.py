@@ -2,7 +2,7 @@
 
 `python -m benchmarks.post_to_live` starts its own stack, as `cmcl up` does, and posts the datasets of a stream, under
 both policies, while nothing else runs. Beside each, the same dataset is learned in this process with all cores. Then raw
-pairs whose rows are encoded already, the bytes of the store, and what one more version costs with a long history.
+pairs whose rows are encoded already, and the bytes of the store.
 """
 
 import argparse
@@ -30,7 +30,6 @@ from benchmarks.command_line import (
 )
 from benchmarks.folder import InvalidStream
 from benchmarks.folder import read_stream as read_datasets
-from benchmarks.live.growth import Growth, measure_growth
 from benchmarks.live.memory import memory_of
 from benchmarks.live.stack import Ask, BareLearning, Learner, Live, learn_stream, stored_bytes
 from benchmarks.report import machine
@@ -49,9 +48,6 @@ _RAW = _EXAMPLES / "raw/emoji.tar"
 _RAW_PAIR = ModalityPair(first="image", second="text")
 _RAW_ENCODERS = {"image": "efficientnet-lite0", "text": "minilm"}
 _ASK: Ask = ("text", ["a red fruit"])
-# Datasets behind one more version: few, and many.
-_HISTORIES, _SHORT_HISTORIES = (15, 1000), (1, 2)
-_NARROW = dict.fromkeys(("audio", "image", "text"), 16)
 # After the last dataset.
 _REST_SECONDS = 10.0
 
@@ -91,11 +87,6 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
             raw = None if options.quick else _encoded_again(store, client, preparing)
             time.sleep(_REST_SECONDS)
             memory = memory_of(stack)
-    growth = (
-        measure_growth(_SHORT_HISTORIES, _NARROW)
-        if options.quick
-        else measure_growth(options.histories)
-    )
     about = {
         "ready_s": round(ready, 2),
         "store_bytes": stored,
@@ -103,7 +94,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         "memory": memory,
         "machine": machine(),
     }
-    return document_of(policies, raw, growth) | about | {"before": _before(options.before)}
+    return document_of(policies, raw) | about | {"before": _before(options.before)}
 
 
 def _before(path: Path | None) -> dict[str, Any] | None:
@@ -115,11 +106,10 @@ def _before(path: Path | None) -> dict[str, Any] | None:
 
 
 def document_of(
-    policies: Mapping[str, Mapping[str, Any]], raw: Mapping[str, Any] | None, growth: Growth
+    policies: Mapping[str, Mapping[str, Any]], raw: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Put together what was measured. The first dataset of the first policy was the first one of the stack."""
     first, *_ = policies.values()
-    few, *_, many = (each["datasets"] for each in growth["versions"])
     return {
         "policies": dict(policies),
         "cold_first_s": first["datasets"][0]["seconds"],
@@ -128,9 +118,7 @@ def document_of(
             policy: [each["written_bytes"] for each in found["datasets"]]
             for policy, found in policies.items()
         },
-        f"growth_{many}_over_{few}": round(growth["growth"], 2),
         "raw": raw,
-        "growth": growth,
     }
 
 
@@ -265,9 +253,6 @@ def markdown(document: Mapping[str, Any]) -> str:
                 for name, each in document["memory"].items()
             ],
         ),
-        "## One more version",
-        f"In process, with simulated moments of {len(document['growth']['widths'])} modalities.",
-        *(_growth(run["growth"], when) for when, run in runs.items()),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -286,39 +271,14 @@ def _written(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
-def _growth(growth: Growth, when: str) -> str:
-    first, *_, last = growth["versions"]
-    words = (
-        f"{when}: with {last['datasets']:,} datasets behind it, a version costs {growth['growth']:.1f} times as much as "
-        f"with {first['datasets']:,}."
-    )
-    rows = [
-        (
-            each["datasets"],
-            *(f"{part:.1f}" for part in (each["seconds"], each["learn_s"], each["certificates_s"])),
-        )
-        for each in growth["versions"]
-    ]
-    heads = ["datasets behind it", "seconds", "learning", "certificates"]
-    return "\n\n".join([words.removeprefix(": ").capitalize(), table(heads, rows)])
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="python -m benchmarks.post_to_live", description=__doc__)
     parser.add_argument("--stream", type=Path, default=_EXAMPLES / "stream", metavar="DIR")
     parser.add_argument("--ranks", type=count, default=2, help="(default: 2)")
     parser.add_argument(
-        "--histories",
-        type=count,
-        nargs=2,
-        default=list(_HISTORIES),
-        metavar=("FEW", "MANY"),
-        help="datasets behind one more version (default: 15 1000)",
-    )
-    parser.add_argument(
         "--before", type=Path, metavar="FILE", help="document of an earlier run, for the page"
     )
-    parser.add_argument("--quick", action="store_true", help="no raw pairs, and short histories")
+    parser.add_argument("--quick", action="store_true", help="no raw pairs")
     add_out(parser)
     return parser
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from benchmarks.command_line import listed, table
 from benchmarks.figures import Figures, Spread
 from benchmarks.folder import Stream
 from benchmarks.runs import ALONE
@@ -139,12 +140,12 @@ def print_tables(report: Report, console: Console) -> None:
     console.width = max(console.width, _NARROWEST)
     title = f"{report.stream.name}, width {report.example.width}, seeds: {report.seeds}"
     for columns in (FINAL, LEARNING):
-        table = Table("method", title=escape(title), box=None, title_justify="left")
+        shown = Table("method", title=escape(title), box=None, title_justify="left")
         for heading in columns:
-            table.add_column(heading, justify="right", no_wrap=True)
+            shown.add_column(heading, justify="right", no_wrap=True)
         for name, row in rows(report, columns):
-            table.add_row(name, *row)
-        console.print(table)
+            shown.add_row(name, *row)
+        console.print(shown)
         title = ""
     for remark in _remarks(report):
         console.print(remark, soft_wrap=True, markup=False, highlight=False)
@@ -180,8 +181,8 @@ def markdown(report: Report, pictures: Sequence[Path]) -> str:
     )
     sections = [
         f"{title}\n\n## Question\n{question}",
-        "## Machine\n" + _listed(machine()),
-        "## Configuration\n" + _listed(_described(report)),
+        "## Machine\n" + listed(machine()),
+        "## Configuration\n" + listed(_described(report)),
         "## Result\n" + _result(report),
         "## Pictures\n" + "\n\n".join(f"![{path.stem}]({path.name})" for path in pictures),
     ]
@@ -219,10 +220,4 @@ def _remarks(report: Report) -> list[str]:
 
 
 def _table(report: Report, columns: Mapping[str, str]) -> str:
-    lines = ["| method | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    lines += [f"| {name} | " + " | ".join(row) + " |" for name, row in rows(report, columns)]
-    return "\n".join(lines)
-
-
-def _listed(facts: Mapping[str, Any]) -> str:
-    return "\n".join(f"- {name}: {value}" for name, value in facts.items())
+    return table(["method", *columns], [[name, *row] for name, row in rows(report, columns)])

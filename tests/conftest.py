@@ -97,7 +97,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByGroup:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Versions of Python differ in what each module meets, and not from case to case: see `make test-fast`."""
-    parser.addoption("--of-each-file", type=int, metavar="N", help="run the first N tests of a file")
+    parser.addoption(
+        "--of-each-file", type=int, metavar="N", help="run the first N tests of a file"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

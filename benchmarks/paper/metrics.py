@@ -11,6 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from benchmarks.figures import mean_of
 from benchmarks.paper.features import EvaluationRows, StepData
 from benchmarks.paper.protocol import DRAWS, ROWS_OF_A_DRAW
 
@@ -88,7 +89,7 @@ def _recalls(scores_DD: Tensor) -> tuple[float, float, float]:
 
 def summary(matrix: Matrix) -> dict[str, float | None]:
     """Return the published figures of one run: means at the end, and backward transfer of Acc and R@10."""
-    found = {name: _mean([getattr(one, name) for one in matrix[-1]]) for name in FIGURES}
+    found = {name: mean_of([getattr(one, name) for one in matrix[-1]]) for name in FIGURES}
     if len(matrix) > 1:
         for name in ("accuracy", "recall_at_10"):
             found[f"bwt_{name}"] = backward_transfer(matrix, name)
@@ -102,12 +103,7 @@ def backward_transfer(matrix: Matrix, name: str) -> float | None:
         now, then = getattr(matrix[-1][place], name), getattr(matrix[place][place], name)
         if now is not None:
             changes.append(now - then)
-    return _mean(changes)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return fmean(there) if there else None
+    return mean_of(changes)
 
 
 def stored(matrix: Matrix) -> list[list[dict[str, float | None]]]:

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from cmcl.stack_host import Ports
+
 _READY_SECONDS = 120.0
 _STOP_SECONDS = 10.0
 INFINITY_MODEL = "measured"
@@ -34,7 +36,7 @@ class PeerError(Exception):
 @contextmanager
 def bare(folder: Path, width: int) -> Iterator[str]:
     """Yield the address of bare FastAPI and uvicorn with the same heads."""
-    port = _free_port()
+    port = Ports.free().service
     command = [
         *(sys.executable, "-m", "benchmarks.peers.bare"),
         *("--port", str(port), "--width", str(width)),
@@ -46,7 +48,7 @@ def bare(folder: Path, width: int) -> Iterator[str]:
 @contextmanager
 def infinity(folder: Path, programs: Path, model: Path) -> Iterator[str]:
     """Yield the address of Infinity serving `model`; `programs` has its interpreter."""
-    port = _free_port()
+    port = Ports.free().service
     command = [
         *(str(programs / "infinity_emb"), "v2", "--model-id", str(model)),
         *("--served-model-name", INFINITY_MODEL, *_INFINITY_OPTIONS),
@@ -91,9 +93,3 @@ def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
         except OSError:
             time.sleep(0.2)
     raise PeerError(f"a peer did not start; see {log}")
-
-
-def _free_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])

@@ -23,7 +23,8 @@ def test_a_job_that_loses_a_node_continues_with_fewer_ranks(tmp_path: Path) -> N
     for job in (elastic, alone):
         job.prepare(tmp_path)
     train_dataset(store.uri, "alone", 1, torch.device("cpu"))
-    often = {"CMCL_CHECKPOINT_SECONDS": "1"}
+    # A node counts as lost when five checks have failed, by default one in 3 s.
+    often = {"CMCL_CHECKPOINT_SECONDS": "1", "RAY_health_check_period_ms": "500"}
     with Nodes(tmp_path / "ray", often, cpus_of_head=1, others=("127.0.0.2",)) as nodes:
         trial = Trial(nodes, elastic, (2, 1), None, SECONDS)
         trial.train_until(0.3)
