@@ -39,8 +39,9 @@ class BackgroundExecutor:
         clock: Callable[[], float] = time.monotonic,
         executor: ThreadPoolExecutor | None = None,
     ) -> None:
-        # One, as torch has one thread: more would only take turns.
+        # One, as torch has one thread: more would only take turns. Started now: later, the system may be out of threads.
         self._executor = executor or ThreadPoolExecutor(1, thread_name_prefix="heavy")
+        self._executor.submit(int)
         self._clock = clock
         self._began: float | None = None
         self._waiting: FairQueue[_Piece] = FairQueue()
@@ -57,8 +58,7 @@ class BackgroundExecutor:
     ) -> T:
         """Run a function and return its result. Cancelled work is not begun; what has begun runs to its end.
 
-        `owner`: owners are served in turns; or BACKGROUND. Raises RuntimeError where no thread can be started, or this
-        is closed.
+        `owner`: owners are served in turns; or BACKGROUND. Raises RuntimeError where this is closed.
         """
         loop = asyncio.get_running_loop()
         piece = _Piece(partial(function, *args, **kwargs), loop.create_future())
@@ -114,8 +114,6 @@ class BackgroundExecutor:
         self._start_next(loop)
 
     def _timed(self, piece: _Piece) -> Any:
-        if piece.answer.done():
-            return None  # It stayed in the executor's queue when no thread could be started for it.
         work = piece.work
         del piece  # As in `run`.
         self._began = self._clock()

@@ -1,4 +1,4 @@
-"""Errors of requests, with their HTTP status.
+"""Errors of requests, with their HTTP status. The tree says what the names do not.
 
 ApiError
 ├── InvalidRequest       400   the message names field, value and what is permitted
@@ -34,10 +34,10 @@ _RETRY_SOON = MappingProxyType({"retry-after": "1"})
 
 
 class ApiError(Exception):
-    """An error with an HTTP answer: `message` for people, `code` and `param` for programs."""
+    """An error with an HTTP answer: `message` for people, `code` and `param` for programs, `kind` as OpenAI's `type`."""
 
     status: ClassVar[int] = 500
-    kind: ClassVar[str] = "server_error"
+    kind: ClassVar[str] = "invalid_request_error"
     default_code: ClassVar[str] = "internal_error"
     headers: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
@@ -48,10 +48,7 @@ class ApiError(Exception):
 
 
 class InvalidRequest(ApiError):
-    """The request is invalid; sending it again cannot help."""
-
     status = 400
-    kind = "invalid_request_error"
     default_code = "invalid_value"
 
 
@@ -86,71 +83,47 @@ class Unauthorized(ApiError):
 
 
 class Forbidden(ApiError):
-    """The key does not permit the request; the message says which one would."""
-
     status = 403
     kind = "permission_error"
     default_code = "forbidden"
 
 
 class NotFound(ApiError):
-    """No such model or version."""
-
     status = 404
-    kind = "invalid_request_error"
     default_code = "model_not_found"
 
 
 class BodyTimeout(ApiError):
-    """The client sends too slowly, or has stopped."""
-
     status = 408
-    kind = "invalid_request_error"
     default_code = "body_timeout"
     headers = MappingProxyType({"connection": "close"})
 
 
 class Conflict(ApiError):
-    """The name is taken by something with other properties, or an encoder is not the one that is needed."""
-
     status = 409
-    kind = "invalid_request_error"
     default_code = "name_taken"
 
 
 class ModalityNotLearned(Conflict):
-    """The version has learned no dataset with this modality: embeddings of its initial head would be noise."""
-
     default_code = "modality_not_learned"
 
 
 class BodyTooLarge(ApiError):
-    """More bytes than one request may have."""
-
     status = 413
-    kind = "invalid_request_error"
     default_code = "body_too_large"
 
 
 class UnsupportedMedia(ApiError):
-    """The header Content-Type or Accept names a format that is not read or written here."""
-
     status = 415
-    kind = "invalid_request_error"
     default_code = "unsupported_media_type"
 
 
 class Unprocessable(ApiError):
-    """These versions cannot do what the request asks for."""
-
     status = 422
-    kind = "invalid_request_error"
     default_code = "unprocessable"
 
 
 class Overloaded(ApiError):
-    """Too many rows at once; the same request can succeed in a moment."""
-
     status = 429
     kind = "rate_limit_error"
     default_code = "too_many_rows_in_flight"
@@ -163,37 +136,27 @@ class Overloaded(ApiError):
 
 
 class HeadersTooLarge(ApiError):
-    """The headers are larger than permitted."""
-
     status = 431
-    kind = "invalid_request_error"
     default_code = "headers_too_large"
 
 
 class Full(ApiError):
-    """The storage limit is reached: remove something before adding more."""
-
     status = 507
-    kind = "invalid_request_error"
     default_code = "storage_full"
 
 
 class VersionDamaged(ApiError):
-    """The version is stored but cannot be used."""
-
+    kind = "server_error"
     default_code = "version_damaged"
 
 
 class NotInstalled(ApiError):
-    """An optional part is not installed; the operator can install it."""
-
     status = 501
+    kind = "server_error"
     default_code = "not_installed"
 
 
 class NotReady(ApiError):
-    """Not ready yet; the same request can succeed in a moment."""
-
     status = 503
     kind = "service_unavailable_error"
     default_code = "not_ready"
@@ -201,8 +164,6 @@ class NotReady(ApiError):
 
 
 class DeadlineExceeded(ApiError):
-    """The request took longer than it may."""
-
     status = 504
     kind = "timeout_error"
     default_code = "deadline_exceeded"

@@ -1,50 +1,42 @@
-"""Caches of bounded size, from which the least recently used entry leaves first."""
+"""A cache of bounded size, from which the least recently used entry leaves first."""
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Coroutine, Hashable
+from typing import Any, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
-
-
-class LRU(OrderedDict[K, V]):
-    """A dict of at most `most` entries. Writing an entry counts as a use, reading it does not."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self._most = most
-
-    def __setitem__(self, key: K, value: V) -> None:
-        super().__setitem__(key, value)
-        self.move_to_end(key)
-        if len(self) > self._most:
-            self.popitem(last=False)
 
 
 class AsyncLRUCache(Generic[K, V]):
     """Async LRU cache that coalesces concurrent loads. Used from one event loop."""
 
     def __init__(self, most: int) -> None:
-        self._results: LRU[K, V] = LRU(most)
-        self._loading: dict[K, asyncio.Task[V]] = {}
+        self._most = most
+        self._tasks: OrderedDict[K, asyncio.Task[V]] = OrderedDict()
 
-    async def get(self, key: K, load: Callable[[], Awaitable[V]]) -> V:
+    async def get(self, key: K, load: Callable[[], Coroutine[Any, Any, V]]) -> V:
         """Return the cached result, or load it. A failure is raised to all who wait and not cached."""
-        if key in self._results:
-            self._results.move_to_end(key)
-            return self._results[key]
-        task = self._loading.get(key)
-        if task is None:
-            task = self._loading[key] = asyncio.create_task(self._load(key, load))
         # Shielded: a client that disconnects must not cancel the load of the others.
-        return await asyncio.shield(task)
+        return await asyncio.shield(self._task(key, load))
 
-    async def _load(self, key: K, load: Callable[[], Awaitable[V]]) -> V:
-        try:
-            result = await load()
-        finally:
-            del self._loading[key]
-        self._results[key] = result
-        return result
+    def peek(self, key: K, load: Callable[[], Coroutine[Any, Any, V]]) -> V | None:
+        """Return the cached result; None while it is being loaded, which this begins. A failure is not cached."""
+        task = self._task(key, load)
+        return task.result() if task.done() and not task.exception() else None
+
+    def _task(self, key: K, load: Callable[[], Coroutine[Any, Any, V]]) -> asyncio.Task[V]:
+        task = self._tasks.get(key)
+        if task is None:
+            task = self._tasks[key] = asyncio.create_task(load(), name=f"load {key}")
+            task.add_done_callback(lambda done: self._drop_failed(key, done))
+            if len(self._tasks) > self._most:
+                self._tasks.popitem(last=False)
+        else:
+            self._tasks.move_to_end(key)
+        return task
+
+    def _drop_failed(self, key: K, done: asyncio.Task[V]) -> None:
+        if (done.cancelled() or done.exception()) and self._tasks.get(key) is done:
+            del self._tasks[key]

@@ -31,7 +31,7 @@ from workers.model.migration import (
 from workers.nullspace.certificate import PairWeights, stored_change
 from workers.nullspace.migrate import Migration
 from workers.serve.background import BACKGROUND, BackgroundExecutor
-from workers.serve.lru import LRU, AsyncLRUCache
+from workers.serve.lru import AsyncLRUCache
 from workers.serve.versions.loading import ServedVersion
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,6 @@ _MOST_MAPS = 16
 _Key = tuple[tuple[str, float], tuple[str, float], str]
 # Each is a number for each pair.
 _MOST_KEPT = 1024
-_MOST_WANTED = 64
 _Pair = tuple[tuple[str, float], tuple[str, float]]
 Changes = Mapping[str, float | None]
 
@@ -118,9 +117,9 @@ class Compatibilities:
     def __init__(self, store: ObjectStore, background: BackgroundExecutor) -> None:
         self._store = store
         self._background = background
-        self._found: LRU[_Pair, Changes] = LRU(_MOST_KEPT)
-        self._wanted: dict[_Pair, tuple[ServedVersion, ServedVersion]] = {}
-        self._worker: asyncio.Task[None] | None = None
+        self._found: AsyncLRUCache[_Pair, Changes] = AsyncLRUCache(_MOST_KEPT)
+        # The moments of one version are in memory at a time.
+        self._turn = asyncio.Semaphore(1)
 
     def known(self, old: ServedVersion, new: ServedVersion) -> Changes | None:
         """Return by key of each pair that the old version has learned: the relative change (root mean
@@ -129,27 +128,17 @@ class Compatibilities:
         said from moments. None altogether while it is being computed.
         """
         key = (identity_of(old), identity_of(new))
-        found = self._found.get(key)
-        if found is None and len(self._wanted) < _MOST_WANTED:
-            self._wanted[key] = (old, new)
-            if self._worker is None or self._worker.done():
-                self._worker = asyncio.create_task(self._work(), name="compatibilities")
-        return found
+        return self._found.peek(key, lambda: self._find(old, new))
 
-    async def _work(self) -> None:
-        while self._wanted:
-            key, (old, new) = next(iter(self._wanted.items()))
+    async def _find(self, old: ServedVersion, new: ServedVersion) -> Changes:
+        async with self._turn:
             try:
-                self._found[key] = await self._find(old, new)
+                memory = await asyncio.to_thread(read_memory, self._store, old)
+                return await self._background.run(BACKGROUND, _changes, memory, old, new)
             except WorkerError as error:
                 # The next listing of models requests it again.
                 logger.warning("%s and %s cannot be compared: %s", old.label, new.label, error)
-            finally:
-                del self._wanted[key]
-
-    async def _find(self, old: ServedVersion, new: ServedVersion) -> Changes:
-        memory = await asyncio.to_thread(read_memory, self._store, old)
-        return await self._background.run(BACKGROUND, _changes, memory, old, new)
+                raise
 
 
 @torch.inference_mode()

@@ -11,7 +11,6 @@ from cmcl.contract import DISTRIBUTION
 from cmcl.contract.dataset import Uri
 from cmcl.contract.encoder import EncoderSpec
 from cmcl.contract.modality import Frozen
-from cmcl.fairness import share_of_one
 from workers.serve.auth import read_public_keys
 
 _LOCAL_POLL_SECONDS = 0.1
@@ -147,29 +146,6 @@ class ServeSettings(ServeArgs):
                     f"max_queued of encoder {encoder.name!r} is {encoder.max_queued}, less than max_rows "
                     f"({self.max_rows}): the largest request could never be admitted"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _one_request_fits(self) -> Self:
-        if self.max_rows > self.max_rows_in_flight:
-            raise ValueError(
-                f"max_rows is {self.max_rows}, more than max_rows_in_flight "
-                f"({self.max_rows_in_flight}): the largest request could never be admitted"
-            )
-        if self.max_body_bytes > (most := share_of_one(self.max_bytes_in_flight)):
-            raise ValueError(
-                f"max_body_bytes is {self.max_body_bytes}, more than one owner may hold of "
-                f"max_bytes_in_flight (4/5 of it, {most}): the largest body could never be admitted"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _one_collection_fits(self) -> Self:
-        if self.max_collection_rows > self.max_searched_rows:
-            raise ValueError(
-                f"max_collection_rows is {self.max_collection_rows}, more than max_searched_rows "
-                f"({self.max_searched_rows}): the largest collection could never be filled"
-            )
         return self
 
     @property

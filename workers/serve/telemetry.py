@@ -19,62 +19,29 @@ Attributes = Mapping[str, str | int]
 
 
 class ServeMetrics(Protocol):
-    """Counts events, from any thread."""
+    """Counts events, from any thread. The series are in `ray_adapters.py`, and explained in docs/serving.md."""
 
-    def answered(self, model: str, rows: int, seconds: float) -> None:
-        """A request got its embeddings, so many seconds after its first byte."""
-        ...
-
-    def finished(self, status: int) -> None:
-        """A request ended with this status."""
-        ...
-
-    def batch(self, requests: int, rows: int) -> None:
-        """One product computed so many rows of so many requests."""
-        ...
-
-    def stage(self, name: str, seconds: float) -> None:
-        """A request spent so long in one stage: read, look_up, encode, embed, write."""
-        ...
-
-    def swapped(self, model: str, version: int, seconds: float) -> None:
-        """A version became live, so many seconds after its pointer was read."""
-        ...
-
-    def refused(self, model: str, kind: str) -> None:
-        """A version could not be used, or not yet; the one before keeps answering.
-
-        `kind`: unavailable, missing, damaged, too_large or error.
-        """
-        ...
-
-    def lag(self, model: str, generations: int) -> None:
-        """How many generations the live version is behind the pointer."""
-        ...
-
-    def gone(self, model: str) -> None:
-        """The model was deleted."""
-        ...
-
-    def evicted(self, model: str) -> None:
-        """A version's heads were evicted because the budget for heads was full."""
-        ...
-
-    def key_list_refused(self) -> None:
-        """A list of keys was not valid; the one before stays in force."""
-        ...
-
-    def connected(self, announcements: bool) -> None:
-        """Whether this replica receives announcements, or only polls."""
-        ...
+    def answered(self, model: str, rows: int, seconds: float) -> None: ...
+    def finished(self, status: int) -> None: ...
+    def batch(self, requests: int, rows: int) -> None: ...
+    def stage(self, name: str, seconds: float) -> None: ...
+    def swapped(self, model: str, version: int, seconds: float) -> None: ...
+    def refused(self, model: str, kind: str) -> None: ...
+    def lag(self, model: str, generations: int) -> None: ...
+    def gone(self, model: str) -> None: ...
+    def evicted(self, model: str) -> None: ...
+    def key_list_refused(self) -> None: ...
+    def connected(self, announcements: bool) -> None: ...
 
 
 class StageTimer:
-    """Times the stages of one request in eight, since observing costs time as well. Starts with the request."""
+    """Times the stages of a request: of one request in eight, since observing costs time as well, and of a traced one."""
 
-    def __init__(self, metrics: ServeMetrics) -> None:
+    def __init__(self, metrics: ServeMetrics, trace: "RequestTrace | None" = None) -> None:
         self._metrics = metrics
+        self._trace = trace
         self._begun = self._last = perf_counter()
+        self._traced_last = time_ns() if trace is not None else 0
         self._is_observed = next(_requests) % _OBSERVED == 0
 
     def stage(self, stage: str) -> None:
@@ -83,6 +50,10 @@ class StageTimer:
             now = perf_counter()
             self._metrics.stage(stage, now - self._last)
             self._last = now
+        if self._trace is not None:
+            traced_now = time_ns()
+            self._trace.stages.append((stage, self._traced_last, traced_now))
+            self._traced_last = traced_now
 
     @property
     def seconds(self) -> float:
@@ -114,22 +85,6 @@ class RequestTrace:
             "cmcl.version": version,
             "cmcl.rows": before + rows,
         }
-
-
-class TracedTimer(StageTimer):
-    """Times the stages of a traced request, each of them."""
-
-    def __init__(self, metrics: ServeMetrics, trace: RequestTrace) -> None:
-        super().__init__(metrics)
-        self._trace = trace
-        self._stage_began = time_ns()
-
-    def stage(self, stage: str) -> None:
-        """End this stage."""
-        super().stage(stage)
-        now = time_ns()
-        self._trace.stages.append((stage, self._stage_began, now))
-        self._stage_began = now
 
 
 class LogOnce:

@@ -78,7 +78,7 @@ class Replica:
         self.stored = StoredVersions(self.store)
         self.cache = VersionCache(
             *(self.stored, self.args.recent_versions, self.args.max_heads_bytes),
-            *(self.metrics, self.clock),
+            self.metrics,
             owner_of=self.owner_of,
         )
         swapper = Swapper(self.live, self.cache, self.metrics, self.clock, self.tracing)

@@ -64,20 +64,6 @@ def test_a_large_request_is_sent_in_parts_and_returned_in_order() -> None:
     assert hops.expected == [IDENTITY] * 3
 
 
-def test_no_items_have_no_features() -> None:
-    encoding = clients(RecordedHops()).encode("words", [], KEY, None)
-    assert asyncio.run(encoding).shape == (0, 2)
-
-
-def test_encoders_are_listed_by_name() -> None:
-    assert clients(RecordedHops()).specs == {"words": SPEC}
-
-
-def test_a_name_without_an_encoder_is_a_key_error() -> None:
-    with pytest.raises(KeyError):
-        asyncio.run(clients(RecordedHops()).encode("images", [b"x"], KEY, None))
-
-
 def test_an_unreadable_item_is_named_by_its_place_in_the_request() -> None:
     class SecondPartIsBad(RecordedHops):
         async def __call__(self, raw: Sequence[Raw], expected: EncoderIdentity | None) -> Encoded:

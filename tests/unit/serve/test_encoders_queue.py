@@ -263,11 +263,6 @@ def test_another_identity_is_refused_with_field_and_both_values(
     assert repr(value) in str(refusal)
 
 
-def test_other_versions_of_libraries_are_no_other_identity(store: FlakyStore) -> None:
-    expected = IDENTITY.model_copy(update={"versions": {"torch": "1.0"}})
-    assert Process(store, LengthEncoder()).ask(expected) == [None]
-
-
 def test_the_record_is_compared_once_for_many_requests(store: FlakyStore) -> None:
     process = Process(store, LengthEncoder())
     assert process.ask(*[IDENTITY] * 5) == [None] * 5
@@ -319,18 +314,6 @@ def test_an_encoder_that_computes_other_features_is_refused_also_after_a_restart
         (refusal,) = Process(store, LengthEncoder(LENGTHS, wrong=0.1)).ask(IDENTITY)
         assert isinstance(refusal, EncoderMismatch)
         assert "probe item 0" in str(refusal)
-
-
-def test_while_the_store_is_away_nothing_is_encoded_and_afterwards_everything_is(
-    store: FlakyStore,
-) -> None:
-    Process(store, LengthEncoder()).ask(IDENTITY)
-    process = Process(store, LengthEncoder())
-    store.broken = "encoders/"
-    (refusal,) = process.ask(IDENTITY)
-    assert isinstance(refusal, EncoderUnavailable)
-    store.broken = None
-    assert process.ask(IDENTITY) == [None]
 
 
 def test_a_damaged_record_is_refused(store: FlakyStore) -> None:

@@ -7,8 +7,7 @@ import numpy as np
 import pyarrow
 import pytest
 
-from tests.unit.serve.conftest import Replica
-from tests.unit.serve.test_serve_forms import ARROW, ROWS, arrow_rows, post
+from tests.unit.serve.test_serve_forms import ROWS, arrow_rows
 from workers.serve.api.wire.vectors import from_arrow
 from workers.serve.errors import InvalidRequest
 
@@ -126,10 +125,3 @@ def test_damaged_bodies_are_refused_or_read_and_nothing_else() -> None:
 def test_a_name_that_is_no_text_is_refused() -> None:
     data = arrow_rows(ROWS).replace(b"feature", b"featu\xff\xfe")
     assert message_of(data).startswith("the body is no stream of Arrow")
-
-
-def test_compressed_arrow_is_rejected_by_the_route(serving: Replica) -> None:
-    body = stream({"feature": lists_of(ROWS)}, (), "zstd")
-    response = post(serving, body, ARROW)
-    assert response.status_code == 400
-    assert response.json()["error"]["code"] == "compressed_body"

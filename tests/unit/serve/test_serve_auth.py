@@ -193,16 +193,6 @@ def test_an_unsigned_key_list_is_not_accepted(
     assert not [line for line in caplog.messages if forged.secret in line]
 
 
-def test_a_rejected_list_is_counted_and_logged_once(
-    scene: AuthScene, caplog: pytest.LogCaptureFixture
-) -> None:
-    scene.show([])
-    for _ in range(3):
-        scene.put(b"noise")
-    assert scene.refused == 1
-    assert len([line for line in caplog.messages if "not believed" in line]) == 1
-
-
 def test_an_old_list_that_is_put_back_revives_no_key(scene: AuthScene) -> None:
     key = mint()
     before = token([entry(key)], serial=5)

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from tests.fakes.executor import ScarceThreads
 from workers.serve.api.wire.collection_bodies import payload_text
 from workers.serve.api.wire.requests import Encoding
 from workers.serve.api.wire.vectors import json_embeddings
@@ -22,22 +21,6 @@ from workers.serve.background import BackgroundExecutor, Steps, run_to_end
 from workers.serve.errors import InvalidRequest
 
 TIMEOUT = 60.0
-
-
-def test_work_that_gets_no_thread_fails_and_delays_nothing() -> None:
-    threads, done = ScarceThreads(1), list[str]()
-    heavy = BackgroundExecutor(executor=threads)
-
-    async def ask() -> None:
-        threads.are_gone = True
-        with pytest.raises(RuntimeError, match="can't start new thread"):
-            await heavy.run("a", lambda: done.append("refused"))
-        threads.are_gone = False
-        await heavy.run("a", lambda: done.append("later"))
-
-    asyncio.run(asyncio.wait_for(ask(), TIMEOUT))
-    assert done == ["later"]
-    assert heavy.busy_seconds == 0
 
 
 def test_after_the_end_what_runs_is_answered_and_what_waits_fails() -> None:

@@ -30,7 +30,7 @@ from tests.unit.serve.exported import (
     run_without_cmcl,
     unpacked,
 )
-from tests.unit.serve.test_serve_auth_of_routes import LAB, OPERATOR, SHOP, bearer, guarded
+from tests.unit.serve.test_serve_auth_of_routes import LAB, OPERATOR, bearer, guarded
 from workers.model.heads import ModalityHeads
 from workers.nullspace.conditioning import Conditioning
 from workers.serve.api.app import create_api
@@ -222,15 +222,6 @@ def test_a_format_that_does_not_exist_is_400_with_those_that_do(exporting: Repli
     assert message == f'format is "pickle"; permitted are {", ".join(FORMATS)}'
 
 
-def test_a_version_that_was_never_published_or_is_retired_is_404(exporting: Replica) -> None:
-    exporting.publish(version=2, generation=2, spec=SPEC)
-    exporting.point(generation=3, version=2, retired=(1,))
-    exporting.poll()
-    assert error(export(exporting, f"{MODEL}@1"))[:2] == (404, "version_retired")
-    assert error(export(exporting, f"{MODEL}@9"))[:2] == (404, "version_not_found")
-    assert error(export(exporting, "missing"))[:2] == (404, "model_not_found")
-
-
 @pytest.mark.parametrize("name", [layout.HEADS, layout.MANIFEST, layout.SELFTEST])
 def test_a_damaged_version_is_500_and_named(exporting: Replica, name: str) -> None:
     exporting.publish(version=2, generation=2, spec=SPEC)
@@ -249,16 +240,6 @@ def test_a_manifest_damaged_after_it_was_loaded_is_500(exporting: Replica) -> No
     status, code, message = error(export(exporting, MODEL))
     assert (status, code) == (500, "version_damaged")
     assert "its manifest fails its checks" in message
-
-
-def test_another_owners_version_is_404(exporting: Replica) -> None:
-    exporting.point(generation=2, version=1, owner="lab")
-    exporting.poll()
-    client = AppClient(create_api(guarded(exporting)))
-    path = f"/v1/models/{MODEL}@1/export?format=safetensors"
-    assert client.get(path, headers=bearer(LAB)).status_code == 200
-    refused = client.get(path, headers=bearer(SHOP))
-    assert error(refused)[:2] == (404, "model_not_found")
 
 
 def test_an_encoder_that_is_not_declared_is_said_in_the_card(

@@ -182,14 +182,6 @@ def test_a_look_without_news_reads_one_small_object(serving: Replica) -> None:
     assert sorted(serving.store.calls) == ["models/", "models/scenes/live.json"]
 
 
-def test_the_first_version_arrives_in_an_empty_store(replica: Replica) -> None:
-    replica.poll()
-    assert replica.embed().status_code == 404
-    replica.publish(version=1)
-    replica.poll()
-    assert replica.embed().headers["x-model-version"] == "1"
-
-
 def test_a_model_without_a_live_version_is_503(replica: Replica) -> None:
     store_version(replica.store, MODEL, 1, SPEC, random_heads(SPEC, seed=1))
     replica.poll()
@@ -232,26 +224,6 @@ def test_an_unavailable_store_makes_one_line_of_log(
     for _ in range(50):
         serving.poll()
     assert caplog.text.count("cannot be read") == 1
-
-
-def test_a_replica_is_not_ready_without_a_listable_store(
-    replica: Replica, caplog: pytest.LogCaptureFixture
-) -> None:
-    replica.store.broken = "models/"
-    replica.poll()
-    assert not replica.live.readiness.ready
-    assert "the store cannot be read" in caplog.text
-
-
-def test_the_thread_outlives_an_unavailable_store(replica: Replica) -> None:
-    replica.store.broken = ""
-    replica.follower.start()
-    assert not replica.live.readiness.wait(0.1)
-    assert replica.follower.alive
-    replica.store.broken = None
-    assert replica.live.readiness.wait(5)
-    replica.follower.stop()
-    assert not replica.follower.alive
 
 
 class BuggyStore(FlakyStore):

@@ -1,6 +1,5 @@
 """Formats of requests and responses: JSON, base64, raw floats, Arrow, items."""
 
-import asyncio
 import base64
 from collections.abc import Callable, Sequence
 
@@ -8,7 +7,6 @@ import httpx
 import numpy as np
 import pyarrow
 import pytest
-from starlette.types import Message
 
 from tests.unit.serve.conftest import Replica
 from tests.unit.serve.served_versions import SPEC
@@ -252,36 +250,3 @@ def test_heads_that_order_no_numbers_have_their_width_only(replica: Replica) -> 
     response = replica.embed(dimensions=4)
     assert response.status_code == 400
     assert "only heads of the policy improve" in response.json()["error"]["message"]
-
-
-def test_a_client_that_hangs_up_ends_its_request(serving: Replica) -> None:
-    """On a raw ASGI call: the body, then the disconnect."""
-    received: list[str] = []
-    long_wait = serving.args.model_copy(update={"min_version_wait_seconds": 30})
-    body = b'{"model": "scenes", "modality": "image", "input": [1, 2, 3, 4, 5]}'
-
-    async def ask_and_hang_up() -> None:
-        messages = [
-            {"type": "http.request", "body": body[:9], "more_body": True},
-            {"type": "http.request", "body": body[9:], "more_body": False},
-        ]
-
-        async def receive() -> Message:
-            return messages.pop(0) if messages else {"type": "http.disconnect"}
-
-        async def answer(message: Message) -> None:
-            received.append(str(message.get("status", message["type"])))
-
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": "/v1/embeddings",
-            "raw_path": b"/v1/embeddings",
-            "query_string": b"",
-            "headers": [(b"x-min-model-version", b"9")],
-            "http_version": "1.1",
-        }
-        await asyncio.wait_for(serving.app_of(long_wait)(scope, receive, answer), 5)
-
-    asyncio.run(ask_and_hang_up())
-    assert received[0] == "499"

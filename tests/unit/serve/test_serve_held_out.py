@@ -23,7 +23,7 @@ from tests.unit.serve.served_versions import load_version
 from tests.unit.serve.test_serve_auth_of_routes import LAB, SHOP, bearer, guarded
 from workers.files.shards import describe_shard
 from workers.serve.api.app import create_api
-from workers.serve.held_out import HeldOutSets
+from workers.serve.api.held_out import HeldOutSets
 from workers.serve.settings import ServeSettings
 
 DATASET = f"{MODEL}-data-1"

@@ -10,7 +10,6 @@ from cmcl.storage.local import LocalStore
 from cmcl.storage.versions import read_version
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.versions import random_heads, store_version
-from tests.unit.serve.background import finished
 from tests.unit.serve.served_versions import load_version
 from tests.unit.serve.test_serve_migrate_route import SPEC, heads
 from workers.nullspace.certificate import PairWeights, stored_change
@@ -30,13 +29,19 @@ def store(tmp_path: Path) -> FlakyStore:
     return store
 
 
+async def finished() -> None:
+    """Wait until nothing is being compared."""
+    while tasks := [task for task in asyncio.all_tasks() if task.get_name().startswith("load ")]:
+        await asyncio.wait(tasks)
+
+
 def compared(store: FlakyStore, old: ServedVersion, new: ServedVersion) -> list[Changes | None]:
     """The result for the first request, and for the next one."""
 
     async def ask() -> list[Changes | None]:
         found = Compatibilities(store, BackgroundExecutor())
         first = found.known(old, new)
-        await finished("compatibilities")
+        await finished()
         return [first, found.known(old, new)]
 
     return asyncio.run(ask())
@@ -73,10 +78,10 @@ def test_what_could_not_be_read_is_tried_again(store: FlakyStore) -> None:
         found = Compatibilities(store, BackgroundExecutor())
         store.broken = "blobs/"
         assert found.known(old, new) is None
-        await finished("compatibilities")
+        await finished()
         store.broken = None
         assert found.known(old, new) is None
-        await finished("compatibilities")
+        await finished()
         return found.known(old, new)
 
     assert asyncio.run(ask())

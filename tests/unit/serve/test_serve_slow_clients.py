@@ -193,24 +193,6 @@ def test_a_body_that_drips_is_given_up(address: tuple[str, int]) -> None:
     assert_others_are_answered(address)
 
 
-def test_a_half_closed_client_does_not_affect_others(serving: Replica) -> None:
-    """uvicorn treats it as disconnected and drops its request; HAProxy answers 400 (tests/ray).
-
-    It asks for a version that does not come, so that it is not answered before it is gone.
-    """
-    parts = serving.parts(serving.args.model_copy(update={"min_version_wait_seconds": 60}))
-    with served(create_api(parts)) as url:
-        address = (httpx.URL(url).host, httpx.URL(url).port or 0)
-        with connected(address) as client:
-            client.sendall(head(len(SENT), "x-min-model-version: 99") + SENT)
-            until(lambda: parts.admission.requests.total == 1)
-            client.shutdown(socket.SHUT_WR)
-            assert client.recv(65536) == b""
-        until(lambda: parts.admission.requests.total == 0)
-        assert_others_are_answered(address)
-    assert list(serving.metrics.errors) == [499]
-
-
 def test_a_client_that_is_gone_in_the_middle_costs_nothing(serving: Replica) -> None:
     """It is gone long before its body would be given up."""
     args = serving.args.model_copy(update={"body_seconds": SECONDS})
@@ -229,16 +211,6 @@ def test_huge_headers_are_refused(address: tuple[str, int]) -> None:
         client.sendall(head(len(SENT), "x-much: " + "x" * 40_000) + SENT)
         assert status_of(client) == 431
     assert_others_are_answered(address)
-
-
-def test_a_million_rows_are_refused_before_they_are_embedded(serving: Replica) -> None:
-    args = serving.args.model_copy(update={"max_body_bytes": 16 << 20})
-    serving.app = serving.app_of(args)
-    serving.metrics.batches.clear()
-    response = serving.embed(input=[[1]] * 1_000_000)
-    assert response.status_code == 400
-    assert response.json()["error"]["message"] == "input has 1000000 rows; permitted are 1 to 50"
-    assert serving.metrics.batches == []
 
 
 def test_a_body_in_chunks_may_not_be_longer_than_others(address: tuple[str, int]) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from cmcl.contract.errors import ObjectNotFound
 from cmcl.contract.version import VersionManifest
 from cmcl.storage import layout
 from tests.fakes.executor import ScarceThreads
@@ -138,58 +137,6 @@ def test_a_named_version_that_goes_live_is_not_loaded_again(serving: Replica) ->
     assert in_memory(serving) == [1, 2]
 
 
-def test_an_unknown_version_is_looked_up_once_a_second(serving: Replica) -> None:
-    serving.store.calls.clear()
-    for _ in range(50):
-        response = serving.embed(model="scenes@7")
-        assert (response.status_code, response.json()["error"]["code"]) == (
-            404,
-            "version_not_found",
-        )
-    assert serving.store.calls == [layout.version_manifest(MODEL, 7)]
-    serving.clock.now += 1
-    serving.embed(model="scenes@7")
-    assert len(serving.store.calls) == 2
-
-
-def test_a_swap_does_not_use_a_cached_absence(serving: Replica) -> None:
-    assert serving.embed(model="scenes@2").status_code == 404
-    serving.publish(version=2)
-    serving.poll()
-    assert serving.embed(model="scenes@2").headers["x-model-version"] == "2"
-
-
-def test_a_store_error_is_not_cached_as_missing(serving: Replica) -> None:
-    store_version(serving.store, MODEL, 2, SPEC, random_heads(SPEC, seed=2))
-    serving.store.broken = "versions/2"
-    assert serving.embed(model="scenes@2").status_code == 503
-    serving.store.broken = None
-    assert serving.embed(model="scenes@2").status_code == 200
-
-
-def test_cached_absences_are_bounded(serving: Replica) -> None:
-    asked: list[int] = []
-
-    class Nothing(StoredVersions):
-        def manifest(self, model: str, number: int) -> VersionManifest:
-            asked.append(number)
-            raise ObjectNotFound(f"no {model}@{number}")
-
-    stored = Nothing(serving.store)
-    cache = VersionCache(stored, 2, BUDGET, serving.metrics, serving.clock)
-
-    async def ask(number: int) -> None:
-        with pytest.raises(ObjectNotFound):
-            await cache.find(MODEL, number)
-
-    async def ask_for_many() -> None:
-        for number in [*range(1, 1502), 1501, 1]:
-            await ask(number)
-
-    asyncio.run(ask_for_many())
-    assert asked == [*range(1, 1502), 1]
-
-
 def test_a_version_retired_while_it_loads_is_not_kept(serving: Replica) -> None:
     store_version(serving.store, MODEL, 2, SPEC, random_heads(SPEC, seed=2))
 
@@ -199,7 +146,7 @@ def test_a_version_retired_while_it_loads_is_not_kept(serving: Replica) -> None:
             return super().manifest(model, number)
 
     stored = Retiring(serving.store)
-    cache = VersionCache(stored, 2, BUDGET, serving.metrics, serving.clock)
+    cache = VersionCache(stored, 2, BUDGET, serving.metrics)
     assert asyncio.run(cache.find(MODEL, 2)).number == 2
     assert cache.get(MODEL, 2) is None
 
@@ -214,7 +161,7 @@ def test_a_version_retired_while_a_request_loads_it_does_not_answer(serving: Rep
             return super().manifest(model, number)
 
     stored = Retiring(serving.store)
-    serving.cache = VersionCache(stored, 2, BUDGET, serving.metrics, serving.clock)
+    serving.cache = VersionCache(stored, 2, BUDGET, serving.metrics)
     serving.app = serving.app_of(serving.args)
     assert serving.embed(model="scenes@2").json()["error"]["code"] == "version_retired"
 
@@ -294,4 +241,4 @@ def test_a_swap_does_not_wait_for_the_versions_that_requests_name(serving: Repli
         assert versions[2] == await swapped
 
     run_with_stored(serving, 4, ask_and_swap())
-    assert sorted(loads.begun) == [2, 3, 4]
+    assert set(loads.begun) == {2, 3, 4}

@@ -34,10 +34,10 @@ from workers.serve.api.context import (
     ASKED_VERSION,
     TIMEOUT,
     Replica,
-    cancel_on_disconnect,
     held_body,
     read_context,
     run_if_large,
+    within_deadline,
 )
 from workers.serve.api.inputs import features_of
 from workers.serve.api.openapi import BODY, WAIT, json_body, operation
@@ -126,7 +126,7 @@ class _Collections:
         collections = collections_of(replica)
         body = await held_body(request, replica, context.owner)
         owner, most = context.owner, replica.args.max_rows
-        async with cancel_on_disconnect(request, context):
+        async with within_deadline(context):
             wanted = await run_if_large(
                 replica, owner, len(body), parse, CollectionRequest, body, most
             )
@@ -141,7 +141,7 @@ class _Collections:
         context = read_context(request, self._replica)
         collections = collections_of(self._replica)
         with self._replica.admission.requests.held(context.owner, 1):
-            async with cancel_on_disconnect(request, context):
+            async with within_deadline(context):
                 revisions = await in_store(collections.all, listed_for(context.caller))
         data = [_described(each, collections.snapshot(each.name)) for each in revisions]
         # The owner of a collection that cannot be read is unknown.
@@ -153,7 +153,7 @@ class _Collections:
         """Show one collection: what is stored, and what this replica searches."""
         context = read_context(request, self._replica)
         with self._replica.admission.requests.held(context.owner, 1):
-            async with cancel_on_disconnect(request, context):
+            async with within_deadline(context):
                 return self._answer(await find(self._replica, name, context.caller))
 
     async def delete(self, name: str, request: Request) -> Response:
@@ -185,7 +185,7 @@ class _Items:
         collections_of(replica)
         body = await held_body(request, replica, context.owner)
         owner, most = context.owner, replica.args.max_rows
-        async with cancel_on_disconnect(request, context):
+        async with within_deadline(context):
             limits = (most, replica.args.max_payload_bytes)
             read = await run_if_large(replica, owner, len(body), parse_items, body, *limits)
             items = read.items
@@ -213,7 +213,7 @@ class _Items:
         collections_of(replica)
         body = await held_body(request, replica, context.owner)
         owner, most = context.owner, replica.args.max_rows
-        async with cancel_on_disconnect(request, context):
+        async with within_deadline(context):
             read = await run_if_large(replica, owner, len(body), parse_removal, body, most)
             ids = read.ids
             target = await find(replica, name, context.caller)

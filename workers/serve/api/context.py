@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from types import TracebackType
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.types import Scope
 
 from cmcl.fairness import Quota
@@ -40,8 +41,6 @@ from workers.serve.telemetry import (
     TRACE,
     RequestTrace,
     ServeMetrics,
-    StageTimer,
-    TracedTimer,
 )
 from workers.serve.versions.live import LiveVersions, VersionLookup, parse_version
 
@@ -71,8 +70,6 @@ ANSWERED_VERSION = {
     "x-model-version": answered_header({"type": "integer"}, "number of the version that answered")
 }
 _HOLDING = "cmcl.holding"
-# Almost all requests are answered before; the others get a task that listens to their socket.
-_BEFORE_WATCHING_SECONDS = 0.05
 # A proxy in front has its own limit; uvicorn has none.
 _MOST_HEADER_BYTES = 32 << 10
 # Of proxies, which are few.
@@ -239,12 +236,6 @@ def trace_of(request: Request, replica: Replica) -> RequestTrace | None:
     return None if replica.tracing is None else request.scope.get(TRACE)
 
 
-def stage_timer(request: Request, replica: Replica) -> StageTimer:
-    """Time the stages of the request from now on."""
-    trace = trace_of(request, replica)
-    return StageTimer(replica.metrics) if trace is None else TracedTimer(replica.metrics, trace)
-
-
 def owner_of(caller: Caller, request: Request, proxies: Proxies = ()) -> str:
     """What quotas and queues count by: the owner, whose keys share everything.
 
@@ -299,53 +290,33 @@ def _seconds(text: str | None, replica: Replica) -> float:
     return int(text) / 1000
 
 
-class cancel_on_disconnect:  # noqa: N801 - a context manager
-    """Cancel the block when the client disconnects or the deadline passes.
+class within_deadline:  # noqa: N801 - a context manager
+    """Cancel the block when the deadline passes. Raises DeadlineExceeded then.
 
-    It then raises ClientDisconnect or DeadlineExceeded. Work in a thread runs to its end without a waiter. Do not use
-    it around a write: whether it was done must not be left open. A class and not a generator, because every request
-    passes here.
+    Ray Serve cancels a request whose client has disconnected. Work in a thread runs to its end without a waiter. Do not use
+    it around a write: whether it was done must not be left open. A class and not a generator, because every request passes
+    here.
     """
 
-    def __init__(self, request: Request, context: RequestContext) -> None:
-        self._request = request
-        self._deadline = context.ticket.deadline
+    def __init__(self, context: RequestContext) -> None:
         self._seconds = context.seconds
-        self._watching: asyncio.Task[None] | None = None
-        self._reason: Exception | None = None
+        self._timeout = asyncio.timeout_at(context.ticket.deadline)
 
     async def __aenter__(self) -> None:
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("a request must be answered inside a task")
-        self._task = task
-        loop = asyncio.get_running_loop()
-        begin = min(self._deadline, loop.time() + _BEFORE_WATCHING_SECONDS)
+        await self._timeout.__aenter__()
 
-        def begin_watching() -> None:
-            self._watching = asyncio.create_task(self._watch())
-
-        self._later = loop.call_at(begin, begin_watching)
-
-    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._later.cancel()
-        if self._watching is not None:
-            self._watching.cancel()
-        reason = self._reason
-        if kind is asyncio.CancelledError and reason is not None and not self._task.uncancel():
-            raise reason from None
-
-    async def _watch(self) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         try:
-            async with asyncio.timeout_at(self._deadline):
-                while (await self._request.receive())["type"] != "http.disconnect":
-                    pass
-            self._reason = ClientDisconnect()
+            await self._timeout.__aexit__(kind, error, traceback)
         except TimeoutError:
-            self._reason = DeadlineExceeded(
+            raise DeadlineExceeded(
                 f"the request was not done within its deadline of {self._seconds:g} s"
-            )
-        self._task.cancel()
+            ) from None
 
 
 async def held_body(request: Request, replica: Replica, owner: str) -> bytes:

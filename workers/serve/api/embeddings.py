@@ -19,14 +19,14 @@ from workers.serve.api.context import (
     ASKED_VERSION,
     Replica,
     RequestContext,
-    cancel_on_disconnect,
     held_body,
     hold_answer,
     hold_until_sent,
     read_context,
     run_if_large,
     run_steps_if_large,
-    stage_timer,
+    trace_of,
+    within_deadline,
 )
 from workers.serve.api.inputs import (
     checked_items,
@@ -40,7 +40,6 @@ from workers.serve.api.wire.requests import (
     EmbeddingRequest,
     ModalityRows,
     PlainRequest,
-    bounds_of,
     check_bounds,
     parse_parameters,
     read_plain,
@@ -135,10 +134,10 @@ class _Embeddings:
         these forms.
         """
         replica = self._replica
-        timer = stage_timer(request, replica)
+        timer = StageTimer(replica.metrics, trace_of(request, replica))
         context = read_context(request, replica)
         body = await held_body(request, replica, context.owner)
-        async with cancel_on_disconnect(request, context):
+        async with within_deadline(context):
             most = replica.args.max_rows
             query = await run_if_large(
                 replica, context.owner, len(body), _read, request, body, most
@@ -274,18 +273,16 @@ def _read(request: Request, body: bytes, most: int) -> _Query:
     if form != JSON:
         return _read_binary(request, body, form, most)
     scanned = scan(body)
-    plain = read_plain(scanned, EmbeddingOptions)
+    plain = read_plain(scanned)
     if plain is not None:
         return _Query(plain.options, len(body), lambda version: _plain_parts(plain, version))
-    check_bounds(body, bounds_of(EmbeddingRequest, most), scanned)
+    check_bounds(EmbeddingRequest, body, most, scanned=scanned)
     del scanned  # Its document may take more memory than the body.
     read = validated(EmbeddingRequest, body)
     return _Query(read, len(body), read)
 
 
-def _plain_parts(
-    plain: PlainRequest[EmbeddingOptions], version: ServedVersion
-) -> list[ModalityRows]:
+def _plain_parts(plain: PlainRequest, version: ServedVersion) -> list[ModalityRows]:
     if isinstance(plain.features, list):
         return checked_items(plain.features, version)
     modality = _stated(plain.options.modality, plain.features)

@@ -14,9 +14,9 @@ from workers.serve.api.context import (
     TIMEOUT,
     Replica,
     RequestContext,
-    cancel_on_disconnect,
     hold_until_sent,
     read_context,
+    within_deadline,
 )
 from workers.serve.api.openapi import BYTES, WAIT, operation
 from workers.serve.errors import (
@@ -101,7 +101,7 @@ class _Export:
         with_moments = _asks_for_moments(request, format_, context)
         wanted = parse_reference(model)
         hold_until_sent(request, replica.admission.exports, context.owner, 1)
-        async with cancel_on_disconnect(request, context):
+        async with within_deadline(context):
             version = await replica.lookup.find(wanted, 0, context.caller)
             check_format(format_, version.heads)
             measured = await asyncio.to_thread(self._measured, version)

@@ -1,29 +1,46 @@
 """`/v1/models/{model}/held-out/{dataset}`: held-out rows of a dataset, and a search among them by any version.
 
-What a version gives for an item can be seen this way without a collection, and two versions can be compared.
+What a version gives for an item can be seen this way without a collection, and two versions can be compared. Rows are read
+from the store when they are requested.
 
 Shapes: N rows, F width of the raw feature, E width of the embeddings, K best.
 """
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import orjson
+import pyarrow as pa
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from cmcl.contract.api.endpoint import HeldOutList, HeldOutResults
+from cmcl.contract.dataset import Shard
+from cmcl.contract.errors import (
+    InvalidDataset,
+    InvalidVersion,
+    ObjectNotFound,
+    StorageUnavailable,
+)
+from cmcl.contract.modality import ModalityPair
+from cmcl.storage.datasets import read_dataset_manifest
+from cmcl.storage.object_store import ObjectStore
+from workers.files.columns import FEATURES, float32_rows
+from workers.files.scratch import Scratch, open_verified
+from workers.files.shards import open_in_pieces, rows_at_once
 from workers.serve.api.context import (
     ANSWERED_VERSION,
     TIMEOUT,
     Replica,
     RequestContext,
-    cancel_on_disconnect,
     held_body,
     read_context,
     run_if_large,
+    within_deadline,
 )
 from workers.serve.api.inputs import embed_parts, features_of
 from workers.serve.api.openapi import BODY, WAIT, json_body, operation
@@ -36,10 +53,128 @@ from workers.serve.api.wire.requests import (
     parse_number,
 )
 from workers.serve.api.wire.vectors import JSON
-from workers.serve.errors import InvalidRequest, shortened
-from workers.serve.held_out import MOST_ROWS, HeldOutRows, HeldOutSets
+from workers.serve.errors import (
+    InvalidRequest,
+    NotFound,
+    NotReady,
+    Unprocessable,
+    VersionDamaged,
+    shortened,
+)
+from workers.serve.lru import AsyncLRUCache
 from workers.serve.versions.live import parse_reference
-from workers.serve.versions.loading import Float32Array, ServedVersion
+from workers.serve.versions.loading import Float32Array, ServedVersion, StoredVersions
+
+# Rows that are searched, the first ones: with two sides 1,000 wide, 16 MiB for each dataset in memory.
+MOST_ROWS = 2048
+_IN_MEMORY = 4
+# A shard is read whole, to verify it.
+_LARGEST_SHARD = 256 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutRows:
+    """The first held-out rows of a dataset. `stored`: how many there are. `labels`: None without that column."""
+
+    pair: ModalityPair
+    stored: int
+    ids: tuple[str, ...]
+    labels: tuple[str, ...] | None
+    features: Mapping[str, Float32Array]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def label(self, row: int) -> str | None:
+        return None if self.labels is None else self.labels[row]
+
+
+class HeldOutSets:
+    """Reads held-out rows. The last few sets stay in memory. For use on one event loop."""
+
+    def __init__(self, store: ObjectStore, most_rows: int = MOST_ROWS) -> None:
+        """`most_rows`: of each set."""
+        self._store = store
+        self._most_rows = most_rows
+        self._versions = StoredVersions(store)
+        self._sets: AsyncLRUCache[str, HeldOutRows] = AsyncLRUCache(_IN_MEMORY)
+
+    async def of(self, model: str, version: int, dataset: str) -> HeldOutRows:
+        """The held-out rows of a dataset that this version has learned.
+
+        Raises NotFound, NotReady, Unprocessable, VersionDamaged.
+        """
+        try:
+            pair = await asyncio.to_thread(self._pair, model, version, dataset)
+            return await self._sets.get(
+                dataset,
+                lambda: asyncio.to_thread(_read, self._store, dataset, pair, self._most_rows),
+            )
+        except StorageUnavailable as error:
+            raise NotReady(
+                "object storage is unavailable; try again", code="store_unavailable"
+            ) from error
+        except (InvalidDataset, InvalidVersion) as error:
+            raise VersionDamaged(
+                f"the held-out rows of dataset {dataset!r} fail their checks", "dataset"
+            ) from error
+
+    def _pair(self, model: str, version: int, dataset: str) -> ModalityPair:
+        """The pair of a dataset. What the version has not learned is not there, also if another model has it."""
+        try:
+            learned = self._versions.manifest(model, version).learned
+        except ObjectNotFound as error:
+            raise NotFound(f"model {model!r} has no version {version}", "model") from error
+        for line in learned:
+            if line.dataset == dataset:
+                return line.pair
+        raise NotFound(f"{model}@{version} has learned no dataset {dataset!r}", "dataset")
+
+
+def _read(store: ObjectStore, dataset: str, pair: ModalityPair, most_rows: int) -> HeldOutRows:
+    """Raises NotFound, Unprocessable, InvalidDataset, InvalidVersion, StorageUnavailable."""
+    manifest = read_dataset_manifest(store, dataset)
+    shards = manifest.evaluation_shards if manifest else ()
+    if not shards:
+        raise NotFound(f"dataset {dataset!r} has no held-out rows", "dataset")
+    tables: list[pa.Table] = []
+    left = most_rows
+    for shard in shards:
+        if left:
+            tables.append(_first_rows(shard, left))
+            left -= tables[-1].num_rows
+    has_labels = all("label" in table.column_names for table in tables)
+    return HeldOutRows(
+        pair,
+        sum(shard.rows for shard in shards),
+        _texts(tables, "id"),
+        _texts(tables, "label") if has_labels else None,
+        {
+            modality: np.concatenate([float32_rows(table.column(column)) for table in tables])
+            for modality, column in zip(pair.modalities, FEATURES, strict=True)
+        },
+    )
+
+
+def _first_rows(shard: Shard, most: int) -> pa.Table:
+    if shard.bytes > _LARGEST_SHARD:
+        raise Unprocessable(
+            f"the held-out rows are in a file of {shard.bytes} bytes; permitted here are {_LARGEST_SHARD}"
+        )
+    with open_verified(shard, Scratch(_LARGEST_SHARD)).reading() as source:
+        file = open_in_pieces(source)
+        wanted = [name for name in ("id", "label", *FEATURES) if name in file.schema_arrow.names]
+        batches: list[pa.RecordBatch] = []
+        for batch in file.iter_batches(min(most, rows_at_once(file.schema_arrow)), columns=wanted):
+            batches.append(batch.slice(0, most))
+            most -= batches[-1].num_rows
+            if not most:
+                break
+    return pa.Table.from_batches(batches)
+
+
+def _texts(tables: list[pa.Table], column: str) -> tuple[str, ...]:
+    return tuple(str(text) for table in tables for text in table.column(column).to_pylist())
 
 
 class HeldOutSearch(BaseModel):
@@ -106,7 +241,7 @@ class _HeldOut:
         offset = parse_number(parameters.get("offset", "0"), "offset", 0, LARGEST_OFFSET)
         limit = parse_number(parameters.get("limit", "50"), "limit", 1, MOST_LISTED)
         with self._replica.admission.requests.held(context.owner, 1):
-            async with cancel_on_disconnect(request, context):
+            async with within_deadline(context):
                 version, found = await self._find(model, dataset, context)
         shown = range(len(found))[offset : offset + limit]
         answer = {
@@ -128,7 +263,7 @@ class _HeldOut:
         replica = self._replica
         context = read_context(request, replica)
         body = await held_body(request, replica, context.owner)
-        async with cancel_on_disconnect(request, context):
+        async with within_deadline(context):
             most = replica.args.max_rows
             wanted = await run_if_large(
                 replica, context.owner, len(body), parse, HeldOutSearch, body, most

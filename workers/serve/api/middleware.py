@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
@@ -89,7 +89,7 @@ def answer_to(error: Exception) -> Response:
             error.status, error.kind, str(error), error.param, error.code, error.headers
         )
     message = "internal server error"
-    return _response(500, ApiError.kind, message, None, ApiError.default_code, {})
+    return _response(500, "server_error", message, None, ApiError.default_code, {})
 
 
 def _response(
@@ -158,7 +158,7 @@ class AllowedHosts:
             return
         asked = [_name_in(f"//{host}") for host in _headers(scope, b"host")]
         for name in asked:
-            if not self._is_known(name) and not _is_in_numbers(name):
+            if not self._is_known(name) and _address(name) is None:
                 raise Forbidden(
                     f"the Host is {name[:60]!r}; without keys, permitted are numeric "
                     "addresses, localhost and the names in allowed_hosts. The operator can "
@@ -175,7 +175,9 @@ class AllowedHosts:
                 )
 
     def _is_known(self, name: str) -> bool:
-        return name == _HERE or name in self._named or _is_loopback(name)
+        address = _address(name)
+        is_loopback = address is not None and address.is_loopback
+        return name == _HERE or name in self._named or is_loopback
 
 
 def _headers(scope: Scope, wanted: bytes) -> Iterator[str]:
@@ -192,17 +194,12 @@ def _name_in(address: str) -> str:
 
 
 @lru_cache(_NAMES)
-def _is_in_numbers(name: str) -> bool:
+def _address(name: str) -> IPv4Address | IPv6Address | None:
+    """The address that a name is in numbers."""
     try:
-        ip_address(name)
+        return ip_address(name)
     except ValueError:
-        return False
-    return True
-
-
-@lru_cache(_NAMES)
-def _is_loopback(name: str) -> bool:
-    return _is_in_numbers(name) and ip_address(name).is_loopback
+        return None
 
 
 class TokenBucket:

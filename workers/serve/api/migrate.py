@@ -29,13 +29,13 @@ from workers.serve.api.context import (
     ASKED_VERSION,
     Replica,
     RequestContext,
-    cancel_on_disconnect,
     held_body,
     hold_answer,
     hold_until_sent,
     read_context,
     run_if_large,
     run_steps_if_large,
+    within_deadline,
 )
 from workers.serve.api.openapi import BODY, BYTES, json_body, operation, query_parameters
 from workers.serve.api.wire.requests import STRICT, Encoding, Feature, parse, parse_parameters
@@ -155,7 +155,7 @@ class _Migrate:
         replica, timer = self._replica, StageTimer(self._replica.metrics)
         context = read_context(request, replica)
         body = await held_body(request, replica, context.owner)
-        async with cancel_on_disconnect(request, context):
+        async with within_deadline(context):
             most = replica.args.max_rows
             query = await run_if_large(
                 replica, context.owner, len(body), _read, request, body, most

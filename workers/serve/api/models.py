@@ -14,9 +14,9 @@ from workers.serve.api.context import (
     TIMEOUT,
     Replica,
     authorization_of,
-    cancel_on_disconnect,
     owner_of,
     read_context,
+    within_deadline,
 )
 from workers.serve.api.inputs import check_encoder
 from workers.serve.api.openapi import KEY, WAIT, operation
@@ -67,7 +67,7 @@ class _Models:
         context = read_context(request, self._replica)
         caller, wanted = context.caller, parse_reference(model)
         with self._replica.admission.requests.held(context.owner, 1):
-            async with cancel_on_disconnect(request, context):
+            async with within_deadline(context):
                 body = await self._shown(model, wanted, caller)
         return _json(body)
 

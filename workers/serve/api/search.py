@@ -26,11 +26,11 @@ from workers.serve.api.context import (
     ASKED_VERSION,
     Replica,
     RequestContext,
-    cancel_on_disconnect,
     held_body,
     hold_until_sent,
     read_context,
     run_if_large,
+    within_deadline,
 )
 from workers.serve.api.inputs import embed_parts, features_of
 from workers.serve.api.openapi import BODY, BYTES, WAIT, json_body, operation
@@ -130,7 +130,7 @@ class _Search:
         context = read_context(request, replica)
         collections_of(replica)
         body = await held_body(request, replica, context.owner)
-        async with cancel_on_disconnect(request, context):
+        async with within_deadline(context):
             most = replica.args.max_rows
             query = await run_if_large(
                 replica, context.owner, len(body), parse, SearchRequest, body, most
@@ -156,7 +156,7 @@ class _Search:
         limit = parse_number(parameters.get("limit", "50"), "limit", 1, MOST_LISTED)
         modality = parameters.get("modality")
         with self._replica.admission.requests.held(context.owner, 1):
-            async with cancel_on_disconnect(request, context):
+            async with within_deadline(context):
                 index = await self._index(name, request, context)
                 if modality is not None:
                     width_of(modality, index.version, "modality")
@@ -197,7 +197,7 @@ class _Search:
                 "table",
             )
         with self._replica.admission.requests.held(context.owner, 1):
-            async with cancel_on_disconnect(request, context):
+            async with within_deadline(context):
                 index = await self._index(name, request, context)
         export, kind = FORMATS.get(format_) or (pgvector_table(table), _DDL_KIND)
         # The index stays in memory until then, even if it is replaced or deleted.

@@ -23,7 +23,6 @@ from cmcl.contract.errors import WorkerError
 from cmcl.contract.version import VersionManifest
 from cmcl.storage.versions import heads_bytes
 from workers.serve.errors import Overloaded
-from workers.serve.lru import LRU
 from workers.serve.telemetry import ServeMetrics
 from workers.serve.versions.loading import (
     LoadedHeads,
@@ -81,18 +80,7 @@ def _mib(size: int) -> str:
 
 # Of each model, besides the live version.
 KEPT_FOR_ROLLING_BACK = 4
-_FAILURE_SECONDS = 1.0
-_MOST_FAILURES = 1024
 _LOADING_THREADS = 2
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """A remembered failure. Text only: an exception would keep the bytes of what could not be read."""
-
-    kind: type[WorkerError]
-    words: str
-    until: float
 
 
 class VersionCache:
@@ -101,13 +89,12 @@ class VersionCache:
     Used from the follower's threads and the event loop; the lock is only held briefly.
     """
 
-    def __init__(  # noqa: PLR0913 - also what tests replace
+    def __init__(
         self,
         stored: StoredVersions,
         recent: int,
         budget: int,
         metrics: ServeMetrics,
-        clock: Callable[[], float] = time.monotonic,
         *,
         owner_of: OwnerOf = lambda _: None,
         threads: ThreadPoolExecutor | None = None,
@@ -118,7 +105,6 @@ class VersionCache:
         """
         self._stored = stored
         self._recent = recent
-        self._clock = clock
         self._owner_of = owner_of
         self._budget = budget
         self._metrics = metrics
@@ -128,9 +114,11 @@ class VersionCache:
         self._answered: dict[str, OrderedDict[int, None]] = {}
         # The live version, by model.
         self._live: dict[str, int] = {}
+        # For requests; a swap loads in its own thread, and waits for none of them.
         self._loading: dict[Key, Future[CachedVersion]] = {}
-        self._loading_for_requests: dict[Future[CachedVersion], str | None] = {}
-        self._failed: LRU[Key, _Failure] = LRU(_MOST_FAILURES)
+        self._retired: dict[str, frozenset[int]] = {}
+        # How often a model of this name was deleted.
+        self._deletions: Counter[str] = Counter()
         self._lock = threading.Lock()
         # Separate threads: requests for many versions must not delay a swap.
         self._threads = threads or ThreadPoolExecutor(_LOADING_THREADS, "version-on-demand")
@@ -165,15 +153,13 @@ class VersionCache:
         """Return the version for a request, pinned; concurrent requests share one load.
 
         Raises what loading raises, Overloaded where too many are loading, and RuntimeError where no thread can
-        be started. A failure that a retry cannot help is remembered for a second: a client that asks for a
-        missing version must not keep the store busy.
+        be started. A client that asks for a missing version again and again has a few loads at a time.
         """
         key = (model, number)
         with self._lock:
             entry = self._use(key)
             if entry is not None:
                 return entry.pinned()
-            self._raise_if_failed(key)
             future = self._loading.get(key) or self._begin_on_demand(key)
         # Shielded: a client that disconnects must not cancel the load of the others.
         return (await asyncio.shield(asyncio.wrap_future(future))).pinned()
@@ -214,22 +200,23 @@ class VersionCache:
             self._live[live.model] = live.number
 
     def retire(self, model: str, numbers: Collection[int]) -> None:
-        """Remove these versions; the result of a running load is not kept."""
+        """Remove these versions of a model, all that are retired; the result of a running load is not kept."""
         with self._lock:
+            self._retired[model] = frozenset(numbers)
             answered = self._answered.get(model, OrderedDict())
             for number in numbers:
                 answered.pop(number, None)
                 self._entries.pop((model, number), None)
-                self._loading.pop((model, number), None)
 
     def forget(self, model: str) -> None:
         """Remove all versions of a deleted model."""
         with self._lock:
             self._answered.pop(model, None)
             self._live.pop(model, None)
-            for kept in (self._entries, self._loading, self._failed):
-                for key in [key for key in kept if key[0] == model]:
-                    del kept[key]
+            self._retired.pop(model, None)
+            self._deletions[model] += 1
+            for key in [key for key in self._entries if key[0] == model]:
+                del self._entries[key]
 
     def _is_live(self, key: Key) -> bool:
         return key[1] == self._live.get(key[0])
@@ -245,20 +232,9 @@ class VersionCache:
         """All keys in the order in which those of one owner would be evicted."""
         return sorted(self._entries, key=self._order)
 
-    def _load(self, key: Key, *, evict: bool, beside_live: bool) -> CachedVersion:
-        with self._lock:
-            entry = self._use(key)
-            if entry is not None:
-                return entry
-            future = self._loading.setdefault(key, Future())
-            mine = _claimed(future)
-        if mine:
-            self._fill(future, key, evict=evict, beside_live=beside_live)
-        return future.result()
-
     def _begin_on_demand(self, key: Key) -> Future[CachedVersion]:
         owner = self._owner_of(key[0])
-        under_way = Counter(self._loading_for_requests.values())[owner]
+        under_way = Counter(map(self._owner_of, (model for model, _ in self._loading)))[owner]
         if under_way >= self._recent:
             model, number = key
             raise Overloaded(
@@ -267,45 +243,33 @@ class VersionCache:
                 "model",
                 "too_many_loads",
             )
-        future = self._loading[key] = Future()
-        self._loading_for_requests[future] = owner
-        try:
-            self._threads.submit(self._load_on_demand, future, key)
-        except RuntimeError:
-            # Otherwise this version would count as loading permanently.
-            del self._loading[key]
-            del self._loading_for_requests[future]
-            future.cancel()
-            raise
+        self._loading[key] = future = self._threads.submit(self._load_on_demand, key)
         return future
 
-    def _load_on_demand(self, future: Future[CachedVersion], key: Key) -> None:
-        with self._lock:
-            mine = _claimed(future)
-        if mine:
-            self._fill(future, key, evict=True, beside_live=False)
-
-    def _fill(
-        self, future: Future[CachedVersion], key: Key, *, evict: bool, beside_live: bool
-    ) -> None:
+    def _load_on_demand(self, key: Key) -> CachedVersion:
         try:
-            entry = self._read(key, evict=evict, beside_live=beside_live)
-        except Exception as error:  # noqa: BLE001 - all who wait get the error
+            entry = self._load(key, evict=True, beside_live=False)
             with self._lock:
-                self._loading_for_requests.pop(future, None)
-                if self._ended(future, key):
-                    self._remember(key, error)
-            future.set_exception(error)
-        else:
+                self._drop_named(keep=key)
+            return entry
+        finally:
             with self._lock:
-                is_on_demand = future in self._loading_for_requests
-                self._loading_for_requests.pop(future, None)
-                if self._ended(future, key):
-                    entry.used = next(self._uses)
-                    self._entries[key] = entry
-                    if is_on_demand:
-                        self._drop_named(keep=key)
-            future.set_result(entry)
+                self._loading.pop(key, None)
+
+    def _load(self, key: Key, *, evict: bool, beside_live: bool) -> CachedVersion:
+        """Two loads of one version at a time share its tensors, and the later entry stays."""
+        if (present := self._use(key)) is not None:
+            return present
+        model, number = key
+        deletions = self._deletions[model]
+        entry = self._read(key, evict=evict, beside_live=beside_live)
+        with self._lock:
+            entry.used = next(self._uses)
+            # Not what was retired, or whose model was deleted, while it loaded.
+            is_retired = number in self._retired.get(model, ()) and not self._is_live(key)
+            if deletions == self._deletions[model] and not is_retired:
+                self._entries[key] = entry
+        return entry
 
     def _read(self, key: Key, *, evict: bool, beside_live: bool) -> CachedVersion:
         manifest = self._stored.manifest(*key)
@@ -316,13 +280,6 @@ class VersionCache:
         self._stored.check(manifest, loaded)
         version = described(manifest, _OnDemand(self, *key, manifest.created_at))
         return CachedVersion(version, loaded)
-
-    def _ended(self, future: Future[CachedVersion], key: Key) -> bool:
-        """End a load. False where the version was retired, or its model deleted, while it loaded."""
-        if self._loading.get(key) is not future:
-            return False
-        del self._loading[key]
-        return True
 
     def _check_size(self, manifest: VersionManifest) -> None:
         """Raises TooLarge."""
@@ -423,16 +380,6 @@ class VersionCache:
             if key != keep:
                 del self._entries[key]
 
-    def _remember(self, key: Key, error: Exception) -> None:
-        if isinstance(error, WorkerError) and not error.retry_can_help:
-            until = self._clock() + _FAILURE_SECONDS
-            self._failed[key] = _Failure(type(error), str(error), until)
-
-    def _raise_if_failed(self, key: Key) -> None:
-        failure = self._failed.get(key)
-        if failure is not None and self._clock() < failure.until:
-            raise failure.kind(failure.words)
-
 
 @dataclass(frozen=True)
 class _OnDemand:
@@ -449,13 +396,3 @@ class _OnDemand:
 
     def load(self) -> LoadedHeads:
         return self.in_memory or self.cache.load_heads(self.model, self.number)
-
-
-def _claimed(future: Future[CachedVersion]) -> bool:
-    """Whether the caller is the one to run this load. Called with the lock.
-
-    A swap takes over a load that is only queued in the threads for requests.
-    """
-    if future.running() or future.done():
-        return False
-    return future.set_running_or_notify_cancel()

@@ -221,22 +221,21 @@ class KeyedExecutor:
     end of the queue, however often that happens. A task that raises is logged.
     """
 
-    def __init__(self, threads: ThreadPoolExecutor) -> None:
-        self._threads = threads
-        # By a token: an executor that cannot start a thread raises and keeps the task, which must not run
-        # beside the one that is submitted in its place.
-        self._waiting: dict[str, object] = {}
+    def __init__(self, threads: int, name: str) -> None:
+        self._threads = ThreadPoolExecutor(threads, name)
+        self._waiting: set[str] = set()
         self._running: set[str] = set()
         self._again: dict[str, Callable[[], None]] = {}
         self._closed = False
         self._changed = threading.Condition()
         self._log = LogOnce(logger, "%s cannot be read, what is loaded keeps answering: %s")
+        # All start now: later, the system may be out of threads.
+        all_started = threading.Barrier(threads)
+        for _ in range(threads):
+            self._threads.submit(all_started.wait)
 
     def submit(self, name: str, task: Callable[[], None]) -> None:
-        """Run the task soon; if one of this name is running now, after it.
-
-        Raises RuntimeError where no thread can be started.
-        """
+        """Run the task soon; if one of this name is running now, after it."""
         with self._changed:
             if self._closed:
                 return
@@ -257,19 +256,12 @@ class KeyedExecutor:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _enqueue(self, name: str, task: Callable[[], None]) -> None:
-        turn = self._waiting[name] = object()
-        try:
-            self._threads.submit(self._run, name, turn, task)
-        except RuntimeError:
-            # Otherwise this name would count as queued permanently.
-            del self._waiting[name]
-            raise
+        self._waiting.add(name)
+        self._threads.submit(self._run, name, task)
 
-    def _run(self, name: str, turn: object, task: Callable[[], None]) -> None:
+    def _run(self, name: str, task: Callable[[], None]) -> None:
         with self._changed:
-            if self._waiting.get(name) is not turn:
-                return
-            del self._waiting[name]
+            self._waiting.discard(name)
             self._running.add(name)
         self._attempt(name, task)
         with self._changed:
@@ -311,8 +303,8 @@ class Follower:
         self._tasks = tasks
         self._clock = clock
         self._missed: dict[str, _Missed] = {}
-        self._reading = KeyedExecutor(ThreadPoolExecutor(_READING_THREADS, "follower-read"))
-        self._loading = KeyedExecutor(ThreadPoolExecutor(_LOADING_THREADS, "follower-load"))
+        self._reading = KeyedExecutor(_READING_THREADS, "follower-read")
+        self._loading = KeyedExecutor(_LOADING_THREADS, "follower-load")
         self._stopping = threading.Event()
         self._woken = threading.Event()
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
@@ -346,11 +338,7 @@ class Follower:
         while not self._stopping.is_set():
             # Before the poll: a wake-up during it may be for something newer.
             self._woken.clear()
-            try:
-                self._start_poll()
-            except RuntimeError:
-                # No thread could be started; later ones may.
-                logger.exception("a poll could not be started")
+            self._start_poll()
             self._stopping.wait(_SHORTEST_PAUSE_SECONDS)
             self._woken.wait(max(0.0, self._poll_seconds - _SHORTEST_PAUSE_SECONDS))
 

@@ -4,8 +4,7 @@ import asyncio
 import logging
 import re
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import MappingProxyType
@@ -160,7 +159,6 @@ class LiveVersions:
         # Deleted models of which the store still has files: they are not new models.
         self._gone: frozenset[str] = frozenset()
         self.readiness = StoreReadiness()
-        self._watchers: set[_Watcher] = set()
         self._writing = threading.Lock()
 
     def get(self, model: str) -> LiveModel | None:
@@ -198,7 +196,6 @@ class LiveVersions:
             live = self._live.get(model)
             if live is not None:
                 self._live = _with(self._live, model, live.updated(pointer))
-            self._notify()
             return True
 
     def swap(self, model: str, pointer: LivePointer, version: ServedVersion) -> bool:
@@ -212,7 +209,6 @@ class LiveVersions:
             swapped = LiveModel(*pointer.order, version).updated(newest)
             self._live = _with(self._live, model, swapped)
             self._refusals = _without(self._refusals, model)
-            self._notify()
             return True
 
     def refuse(self, model: str, refusal: Refusal) -> bool:
@@ -231,7 +227,6 @@ class LiveVersions:
             self._pointers = _without(self._pointers, model)
             self._refusals = _without(self._refusals, model)
             self._gone |= {model}
-            self._notify()
 
     def listed(self, models: Collection[str]) -> None:
         """Note the models of a new listing of the store."""
@@ -239,43 +234,6 @@ class LiveVersions:
             self._listed = frozenset(models)
             self._gone &= self._listed
         self.readiness.listed(models)
-
-    async def wait_for(self, ask: Callable[[], T | None], seconds: float) -> T | None:
-        """Call `ask` now and after each change, until it returns something; None after `seconds`."""
-        with self._watching() as watcher:
-            try:
-                async with asyncio.timeout(seconds):
-                    while (answer := ask()) is None:
-                        await watcher.changed.wait()
-                        watcher.changed.clear()
-                    return answer
-            except TimeoutError:
-                # A last time: in a busy loop, the change and the timeout can coincide.
-                return ask()
-
-    @contextmanager
-    def _watching(self) -> Iterator["_Watcher"]:
-        watcher = _Watcher(asyncio.get_running_loop(), asyncio.Event())
-        with self._writing:
-            self._watchers.add(watcher)
-        try:
-            yield watcher
-        finally:
-            with self._writing:
-                self._watchers.remove(watcher)
-
-    def _notify(self) -> None:
-        # Under the lock: the loop of a watcher in the set is not closed yet.
-        for watcher in self._watchers:
-            watcher.loop.call_soon_threadsafe(watcher.changed.set)
-
-
-@dataclass(frozen=True, eq=False)
-class _Watcher:
-    """A request that waits for a change, in its event loop."""
-
-    loop: asyncio.AbstractEventLoop
-    changed: asyncio.Event
 
 
 def _with(mapping: Mapping[str, T], key: str, value: T) -> Mapping[str, T]:
@@ -286,6 +244,8 @@ def _without(mapping: Mapping[str, T], key: str) -> Mapping[str, T]:
     return MappingProxyType({name: each for name, each in mapping.items() if name != key})
 
 
+# Between two looks for a version that a request waits for.
+_LOOK_SECONDS = 0.02
 _VERSION_PATTERN = r"[1-9][0-9]{0,8}"
 # Kept parsed.
 _REFERENCES = 256
@@ -374,7 +334,10 @@ class VersionLookup:
 
         version = find()
         if version is None and min_version:
-            version = await self._live.wait_for(find, self._wait_seconds)
+            loop = asyncio.get_running_loop()
+            until = loop.time() + self._wait_seconds
+            while (version := find()) is None and loop.time() < until:
+                await asyncio.sleep(_LOOK_SECONDS)
         if version is None:
             raise self._unanswered(name, min_version, caller)
         return await self.pinned(version)

@@ -31,7 +31,7 @@ from workers.serve.collections.quota import (
 )
 from workers.serve.collections.revision_log import Revision
 from workers.serve.collections.segments import rows_bytes
-from workers.serve.settings import CollectionLimits, ServeSettings
+from workers.serve.settings import CollectionLimits
 
 LIMITS = CollectionLimits(collections=3, rows=60, all_rows=80, all_bytes=1 << 20)
 
@@ -314,8 +314,3 @@ def test_too_many_bytes_are_refused_before_anything_is_written(searching: Search
     assert "max_collections_bytes" in response.json()["error"]["message"]
     assert revision_log.newest_number(searching.store, "things") == revision
     assert searching.ask("POST", "/things/items/delete", {"ids": ["i1"]}).status_code == 200
-
-
-def test_the_largest_collection_must_fit() -> None:
-    with pytest.raises(ValueError, match="could never be filled"):
-        ServeSettings(store="file:///x", max_collection_rows=11, max_searched_rows=10)

@@ -9,10 +9,10 @@ Shapes: B rows, F width of the raw feature.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar, cast
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 import numpy as np
 import pybase64
@@ -198,29 +198,27 @@ class ModalityRows:
 
 
 @dataclass(frozen=True)
-class PlainRequest(Generic[M]):
+class PlainRequest:
     """A request whose input is features alone: one list of numbers, lists of equal length, or items with base64.
 
     `features`: the lists as an array (B × F), or the items by modality.
     """
 
-    options: M
+    options: EmbeddingOptions
     features: NDArray[np.float64] | list[ModalityRows]
 
 
-def read_plain(scanned: ScannedBody, options_model: type[M]) -> PlainRequest[M] | None:
+def read_plain(scanned: ScannedBody) -> PlainRequest | None:
     """Return None where the input is anything else, or has an error; `validated` reports it."""
     if not isinstance(scanned.document, simdjson.Object):
         return None
     try:
-        return _plain(scanned.body, scanned.document, options_model)
+        return _plain(scanned.body, scanned.document)
     except _NOT_PLAIN:
         return None
 
 
-def _plain(
-    body: bytes, document: simdjson.Object, options_model: type[M]
-) -> PlainRequest[M] | None:
+def _plain(body: bytes, document: simdjson.Object) -> PlainRequest | None:
     if len(document) > _MOST_FIELDS:
         return None
     names, given = list(document.keys()), document["input"]
@@ -236,7 +234,7 @@ def _plain(
     if features is None:
         return None
     options = {name: document[name] for name in names if name != "input"}
-    return PlainRequest(options_model.model_validate(options), features)
+    return PlainRequest(EmbeddingOptions.model_validate(options), features)
 
 
 def _lists(given: simdjson.Array, body: bytes) -> NDArray[np.float64] | None:
@@ -281,33 +279,22 @@ def _items(given: simdjson.Array) -> list[ModalityRows] | None:
 
 def parse(model: type[M], body: bytes, most: int, payload_bytes: int = _MOST_BYTES) -> M:
     """Parse a JSON body; `most`: entries in a list. Raises InvalidRequest."""
-    check_bounds(body, bounds_of(model, most, payload_bytes))
+    check_bounds(model, body, most, payload_bytes)
     return validated(model, body)
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """Fields of a body and of its items, entries of a list, and bytes of a payload."""
-
-    fields: Sequence[str]
-    item_fields: Sequence[str]
-    rows: int
-    payload_bytes: int
-
-
-def bounds_of(model: type[BaseModel], most: int, payload_bytes: int = _MOST_BYTES) -> Bounds:
-    """Return what a body may contain before it is parsed."""
-    return Bounds(
-        tuple(model.model_fields), tuple(_inside(model).model_fields), most, payload_bytes
-    )
-
-
-def check_bounds(body: bytes, bounds: Bounds, scanned: ScannedBody | None = None) -> None:
-    """Raises InvalidRequest where the body has an unknown field, or more than `bounds` permits.
+def check_bounds(
+    model: type[BaseModel],
+    body: bytes,
+    most: int,
+    payload_bytes: int = _MOST_BYTES,
+    scanned: ScannedBody | None = None,
+) -> None:
+    """Raises InvalidRequest where a body has an unknown field, more entries in a list than `most`, or a larger payload.
 
     `scanned`: the body, where it was scanned before. Other errors are left to the parser.
     """
-    if len(body) <= 2 * min(bounds.rows, WIDEST_FEATURE):
+    if len(body) <= 2 * min(most, WIDEST_FEATURE):
         return None  # An entry takes two bytes at least.
     scanned = scanned or scan(body)
     document = scanned.document
@@ -318,11 +305,11 @@ def check_bounds(body: bytes, bounds: Bounds, scanned: ScannedBody | None = None
     _check_few("the body", len(document))
     names = list(document.keys())
     for name in names:
-        if name not in bounds.fields:
-            raise InvalidRequest(_no_field(name, bounds.fields), name)
+        if name not in model.model_fields:
+            raise InvalidRequest(_no_field(name, model.model_fields), name)
     if len(names) != len(set(names)):  # Of two the parser takes the last, and simdjson the first.
         return _defer_to_parser(body, "the body has a field more than once; permitted is once")
-    check = _Check(body, bounds)
+    check = _Check(body, _inside(model).model_fields, most, payload_bytes)
     for name in names:
         check.field(name, document[name])
     # Both brackets at once, and those in texts.
@@ -349,9 +336,13 @@ def _check_few(where: str, fields: int) -> None:
 class _Check:
     """Collects what may nest further in `nested`, by field."""
 
-    def __init__(self, body: bytes, bounds: Bounds) -> None:
+    def __init__(
+        self, body: bytes, item_fields: Collection[str], most: int, payload_bytes: int
+    ) -> None:
         self._body = body
-        self._bounds = bounds
+        self._item_fields = item_fields
+        self._most = most
+        self._payload_bytes = payload_bytes
         self.nested: dict[str, list[Nested]] = defaultdict(list)
 
     def field(self, field: str, value: object) -> None:
@@ -367,9 +358,9 @@ class _Check:
         if len(entries) and isinstance(entries[0], int | float):
             self._feature(field, field, entries)
             return
-        if len(entries) > self._bounds.rows:
+        if len(entries) > self._most:
             raise InvalidRequest(
-                f"{field} has {len(entries)} rows; permitted are 1 to {self._bounds.rows}", field
+                f"{field} has {len(entries)} rows; permitted are 1 to {self._most}", field
             )
         for index, entry in enumerate(entries):
             where = f"{field}[{index}]"
@@ -385,13 +376,13 @@ class _Check:
             problem = f"{where} has a field more than once; permitted is once"
             _defer_to_parser(self._body, problem, field)
         for name in names:
-            if name not in self._bounds.item_fields:
-                raise InvalidRequest(_no_field(f"{where}.{name}", self._bounds.item_fields), field)
+            if name not in self._item_fields:
+                raise InvalidRequest(_no_field(f"{where}.{name}", self._item_fields), field)
             value = item[name]
             if name in _FEATURES and isinstance(value, simdjson.Array):
                 self._feature(field, where, value)
             elif isinstance(value, Nested):
-                _check_size(field, f"{where}.{name}", value, self._bounds.payload_bytes)
+                _check_size(field, f"{where}.{name}", value, self._payload_bytes)
                 self.nested[field].append(value)
 
     def _feature(self, field: str, where: str, numbers: simdjson.Array) -> None:
