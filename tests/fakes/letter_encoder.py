@@ -6,7 +6,7 @@ import numpy as np
 
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from workers.encoders.port import EncoderMismatch
-from workers.serve.encoders.client import EncoderClients
+from workers.serve.encoders.client import EncoderClient
 from workers.serve.encoders.port import Encoded, EncoderUnavailable, Raw
 from workers.serve.versions.loading import Float32Array
 
@@ -14,14 +14,14 @@ LETTERS = EncoderSpec(name="letters", kind="synthetic", takes="text", width=4)
 IDENTITY = EncoderIdentity(kind="synthetic", adapter=1, model=None, takes="text", width=4)
 
 
-class LetterEncoders(EncoderClients):
+class LetterEncoders(dict[str, EncoderClient]):
     """The encoder `letters`, of width 4. An empty text cannot be read.
 
     `asked`: how many items each time. `during` is awaited while items are encoded.
     """
 
     def __init__(self, spec: EncoderSpec = LETTERS) -> None:
-        super().__init__([spec], {spec.name: self._answer})
+        super().__init__({spec.name: EncoderClient(spec, self._answer)})
         self.is_down = False
         self.asked: list[int] = []
         self.during: Callable[[], Awaitable[None]] | None = None

@@ -29,7 +29,7 @@ from workers.serve.api.context import Replica as Parts
 from workers.serve.auth import AllowAll
 from workers.serve.background import BackgroundExecutor
 from workers.serve.batcher import Batcher
-from workers.serve.encoders.client import EncoderClients
+from workers.serve.encoders.client import EncoderClient
 from workers.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Replica:
     clock: Clock = field(default_factory=Clock)
     live: LiveVersions = field(default_factory=LiveVersions)
     metrics: RecordedMetrics = field(default_factory=RecordedMetrics)
-    encoders: EncoderClients = field(default_factory=EncoderClients)
+    encoders: Mapping[str, EncoderClient] = field(default_factory=dict)
     tracing: "OpenTelemetryTracing | None" = None
 
     def __post_init__(self) -> None:

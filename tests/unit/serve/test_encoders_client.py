@@ -14,7 +14,7 @@ from tests.fakes.letter_encoder import IDENTITY, LETTERS, LetterEncoders
 from tests.unit.serve.conftest import Replica
 from workers.encoders.port import EncoderMismatch
 from workers.serve.api.app import create_api
-from workers.serve.encoders.client import PASSES_AHEAD, EncoderClients
+from workers.serve.encoders.client import PASSES_AHEAD, EncoderClient
 from workers.serve.encoders.deployment import Handle, encoders_behind
 from workers.serve.encoders.port import (
     Encoded,
@@ -41,8 +41,8 @@ OTHER = IDENTITY.model_copy(update={"model": "another"})
 KEY = "anna"
 
 
-def clients(hops: RecordedHops, spec: EncoderSpec = SPEC) -> EncoderClients:
-    return EncoderClients([spec], {spec.name: hops})
+def client(hops: RecordedHops, spec: EncoderSpec = SPEC) -> EncoderClient:
+    return EncoderClient(spec, hops)
 
 
 def encode(
@@ -51,7 +51,7 @@ def encode(
     spec: EncoderSpec = SPEC,
     expected: EncoderIdentity | None = None,
 ) -> list[list[float]]:
-    encoding = clients(hops, spec).encode("words", raw, KEY, expected)
+    encoding = client(hops, spec).encode(raw, KEY, expected)
     rows: list[list[float]] = asyncio.run(encoding).tolist()
     return rows
 
@@ -123,7 +123,7 @@ def test_an_encoder_that_does_not_answer_in_time_is_unavailable() -> None:
     with pytest.raises(EncoderTimeout, match=r"'words' gave no result within 0\.1 s"):
         encode(Silent(), ["a"])
     with pytest.raises(EncoderTimeout, match=r"'words' gave no result within 0\.1 s"):
-        asyncio.run(clients(Silent()).check("words", IDENTITY))
+        asyncio.run(client(Silent()).check(IDENTITY))
 
 
 def test_a_mismatch_is_raised_with_its_reason_and_logged_once(
@@ -131,11 +131,11 @@ def test_a_mismatch_is_raised_with_its_reason_and_logged_once(
 ) -> None:
     """Also where a version of another model, which the encoder is right for, is asked in between."""
     hops = RecordedHops()
-    encoders = clients(hops)
+    encoder = client(hops)
 
     async def ask(expected: EncoderIdentity) -> None:
         hops.answer = EncoderMismatch("model is 'a', expected 'b'") if expected == OTHER else None
-        await encoders.encode("words", ["a"], KEY, expected)
+        await encoder.encode(["a"], KEY, expected)
 
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
@@ -149,10 +149,10 @@ def test_a_mismatch_is_raised_with_its_reason_and_logged_once(
 
 def test_a_check_sends_no_items() -> None:
     hops = RecordedHops()
-    asyncio.run(clients(hops).check("words", IDENTITY))
+    asyncio.run(client(hops).check(IDENTITY))
     assert (hops.sent, hops.expected) == ([[]], [IDENTITY])
     with pytest.raises(EncoderMismatch, match="width"):
-        asyncio.run(clients(RecordedHops(EncoderMismatch("width"))).check("words", IDENTITY))
+        asyncio.run(client(RecordedHops(EncoderMismatch("width"))).check(IDENTITY))
 
 
 class Held(RecordedHops):
@@ -176,10 +176,10 @@ def test_keys_take_turns_at_an_encoder() -> None:
 
     async def main() -> list[list[Raw]]:
         hops = Held()
-        encoders = clients(hops, LONG_TIMEOUT)
+        encoder = client(hops, LONG_TIMEOUT)
 
         def ask(raw: list[str], key: str) -> "asyncio.Future[np.ndarray]":
-            return asyncio.ensure_future(encoders.encode("words", raw, key, None))
+            return asyncio.ensure_future(encoder.encode(raw, key, None))
 
         greedy = [ask(["g"] * 3, "greedy") for _ in range(8)]
         await asyncio.sleep(0)
@@ -197,10 +197,9 @@ def test_keys_take_turns_at_an_encoder() -> None:
 def test_a_cancelled_wait_holds_no_slot() -> None:
     async def main() -> list[Raw]:
         hops = Held()
-        encoders = clients(hops, LONG_TIMEOUT)
+        encoder = client(hops, LONG_TIMEOUT)
         asked = [
-            asyncio.ensure_future(encoders.encode("words", [name] * 3, KEY, None))
-            for name in "abcdefgh"
+            asyncio.ensure_future(encoder.encode([name] * 3, KEY, None)) for name in "abcdefgh"
         ]
         while len(hops.sent) < PASSES_AHEAD:
             await asyncio.sleep(0)
@@ -236,8 +235,8 @@ class UnansweredResponse:
 def test_the_process_is_told_that_a_wait_for_it_was_cancelled() -> None:
     async def main() -> None:
         response = UnansweredResponse()
-        encoders = encoders_behind([LONG_TIMEOUT], {"words": cast("Handle", response)})
-        asked = asyncio.ensure_future(encoders.encode("words", ["a"], KEY, None))
+        encoder = encoders_behind([LONG_TIMEOUT], {"words": cast("Handle", response)})["words"]
+        asked = asyncio.ensure_future(encoder.encode(["a"], KEY, None))
         await response.waits.wait()
         asked.cancel()
         await asyncio.wait([asked])

@@ -91,13 +91,3 @@ def test_ready_after_the_first_poll_and_not_before(replica: Replica) -> None:
 def test_rows_are_counted(serving: Replica) -> None:
     serving.embed(input=random_rows(3, 5))
     assert serving.metrics.answers == [("scenes", 3)]
-
-
-def test_the_request_is_documented(serving: Replica) -> None:
-    document = serving.get("/openapi.json").json()
-    post = document["paths"]["/v1/embeddings"]["post"]
-    schemas = document["components"]["schemas"]
-    reference = post["requestBody"]["content"]["application/json"]["schema"]["$ref"]
-    properties = schemas[reference.rpartition("/")[2]]["properties"]
-    expected = {"model", "modality", "input", "encoding_format", "normalize", "dimensions", "user"}
-    assert set(properties) == expected

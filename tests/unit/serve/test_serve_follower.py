@@ -191,14 +191,6 @@ def test_a_model_without_a_live_version_is_503(replica: Replica) -> None:
     assert response.json()["error"]["message"] == "model 'scenes' has no live version yet"
 
 
-def test_a_damaged_pointer_leaves_other_models_alone(serving: Replica) -> None:
-    serving.store.put("models/broken/live.json", b"{")
-    serving.publish(version=1, model="later")
-    serving.poll()
-    assert serving.live_number("later") == 1
-    assert serving.live_number() == 1
-
-
 def test_folders_with_odd_names_are_no_models(serving: Replica) -> None:
     serving.store.put("models/Not A Model/live.json", b"{}")
     serving.poll()

@@ -58,13 +58,6 @@ def test_a_damaged_exact_version_is_500_and_the_live_one_answers(serving: Replic
     assert serving.embed().status_code == 200
 
 
-def test_an_exact_version_while_the_store_is_unavailable_is_503(serving: Replica) -> None:
-    serving.store.broken = ""
-    response = serving.embed(model="scenes@2")
-    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
-    assert serving.embed().status_code == 200
-
-
 def test_requests_for_one_version_share_one_load(serving: Replica) -> None:
     entered, release = threading.Event(), threading.Event()
     loads: list[int] = []

@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import httpx
@@ -15,8 +14,6 @@ from tests.unit.serve.conftest import MODEL, Replica
 from tests.unit.serve.test_serve_migrate_route import publish as publish_conditioned
 from workers.serve.api.app import create_api
 from workers.serve.auth import Caller
-from workers.serve.versions.cache import VersionCache
-from workers.serve.versions.loading import ServedVersion
 
 
 def models(replica: Replica) -> list[dict[str, Any]]:
@@ -55,24 +52,6 @@ def test_a_model_is_listed_with_all_its_fields(serving: Replica) -> None:
         "compatibility": {},
         "refusal": None,
     }
-
-
-def test_a_list_of_many_models_orders_the_versions_in_memory_once(
-    serving: Replica, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for number in range(3):
-        serving.publish(version=1, model=f"another-{number}")
-    serving.poll()
-    calls: list[VersionCache] = []
-    by_model = VersionCache.by_model
-
-    def counted(cache: VersionCache) -> Mapping[str, list[ServedVersion]]:
-        calls.append(cache)
-        return by_model(cache)
-
-    monkeypatch.setattr(VersionCache, "by_model", counted)
-    assert [each["versions"]["loaded"] for each in models(serving)] == [[1]] * 4
-    assert len(calls) == 1
 
 
 def test_one_model_is_found_by_its_name(serving: Replica) -> None:

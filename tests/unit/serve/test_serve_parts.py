@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 
 from cmcl.contract.encoder import EncoderIdentity
@@ -9,13 +10,15 @@ from cmcl.contract.version import PARTS
 from tests.fakes.letter_encoder import LetterEncoders
 from tests.unit.serve.conftest import Replica
 from workers.serve.api.app import create_api
+from workers.serve.encoders.port import Encoded, Raw
 
 
 class SilentEncoders(LetterEncoders):
     """An encoder that does not answer."""
 
-    async def check(self, name: str, expected: EncoderIdentity | None) -> None:
+    async def _answer(self, raw: Sequence[Raw], expected: EncoderIdentity | None) -> Encoded:
         await asyncio.Event().wait()
+        raise AssertionError
 
 
 def test_an_encoder_that_is_unavailable_is_reported_and_the_replica_stays_ready(

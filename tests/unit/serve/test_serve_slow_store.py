@@ -259,3 +259,23 @@ def test_what_is_queued_is_begun_once() -> None:
     executor.wait()
     assert runs == ["second"]
     executor.close()
+
+
+def test_what_is_begun_while_it_runs_runs_once_more() -> None:
+    runs: list[int] = []
+    go_on, has_begun = threading.Event(), threading.Event()
+    executor = KeyedExecutor(1, "one")
+
+    def hold() -> None:
+        runs.append(1)
+        has_begun.set()
+        assert go_on.wait(TIMEOUT)
+
+    executor.submit("one", hold)
+    assert has_begun.wait(TIMEOUT)
+    for _ in range(5):
+        executor.submit("one", hold)
+    go_on.set()
+    executor.wait()
+    executor.close()
+    assert len(runs) == 2

@@ -144,14 +144,14 @@ class _Parts:
         return await asyncio.shield(self._asking)
 
     async def _ask(self) -> EndpointParts:
-        names = self._replica.encoders.specs
+        names = self._replica.encoders
         replicas, *states = await asyncio.gather(self._replicas(), *map(self._encoder, names))
         return EndpointParts(encoders=dict(zip(names, states, strict=True)), replicas=replicas)
 
     async def _encoder(self, name: str) -> str:
         try:
             async with asyncio.timeout(_PART_SECONDS):
-                await self._replica.encoders.check(name, None)
+                await self._replica.encoders[name].check(None)
         except EncoderUnavailable as error:
             return str(error)
         except TimeoutError:

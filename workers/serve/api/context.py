@@ -28,7 +28,7 @@ from workers.serve.auth import Access, Caller
 from workers.serve.background import BackgroundExecutor, Steps, run_to_end
 from workers.serve.batcher import Batcher, Ticket
 from workers.serve.collections.collections import Collections
-from workers.serve.encoders.client import EncoderClients
+from workers.serve.encoders.client import EncoderClient
 from workers.serve.errors import (
     BodyTimeout,
     BodyTooLarge,
@@ -180,7 +180,8 @@ class Replica:
     lookup: VersionLookup
     batcher: Batcher
     background: BackgroundExecutor
-    encoders: EncoderClients
+    # By name.
+    encoders: Mapping[str, EncoderClient]
     access: Access
     admission: Admission
     metrics: ServeMetrics

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pybase64
 
-from cmcl.contract.encoder import EncoderSpec
 from workers.encoders.port import EncoderMismatch
 from workers.serve.api.context import Replica
 from workers.serve.api.wire.collection_bodies import CollectionItem
@@ -27,7 +26,7 @@ from workers.serve.api.wire.vectors import (
     width_of,
 )
 from workers.serve.batcher import NO_TICKET, Ticket
-from workers.serve.encoders.client import is_taken, kind_of, takes
+from workers.serve.encoders.client import EncoderClient, is_taken, kind_of, takes
 from workers.serve.encoders.port import (
     EncoderTimeout,
     EncoderUnavailable,
@@ -57,7 +56,8 @@ async def encoded(
     Raises InvalidRequest, Conflict, NotReady, Overloaded.
     """
     width_of(modality, version)
-    spec = _encoder(replica, version, modality, field)
+    encoder = _encoder(replica, version, modality, field)
+    spec = encoder.spec
     if not is_taken(spec, raw[0]):
         reason = (
             f"is {kind_of(raw[0])}; {_named(version, modality)} takes {takes(spec)} or features"
@@ -66,7 +66,7 @@ async def encoded(
     expected = version.encoders.get(modality)
     try:
         with replica.admission.at_encoder(spec.name, owner, len(raw)):
-            return checked(await replica.encoders.encode(spec.name, raw, owner, expected))
+            return checked(await encoder.encode(raw, owner, expected))
     except UnreadableItem as error:
         reason = f"cannot be encoded: {error.reason}"
         name = f"{field}[{error.index}]"
@@ -89,12 +89,12 @@ async def check_encoder(replica: Replica, version: ServedVersion, modality: str)
 
     Raises InvalidRequest, Conflict, EncoderMismatch, EncoderUnavailable.
     """
-    spec = _encoder(replica, version, modality, "modality")
+    encoder = _encoder(replica, version, modality, "modality")
     if (expected := version.encoders.get(modality)) is not None:
-        await replica.encoders.check(spec.name, expected)
+        await encoder.check(expected)
 
 
-def _encoder(replica: Replica, version: ServedVersion, modality: str, field: str) -> EncoderSpec:
+def _encoder(replica: Replica, version: ServedVersion, modality: str, field: str) -> EncoderClient:
     """The encoder that the modality is bound to. Raises InvalidRequest, Conflict."""
     bound = version.spec.modalities[modality].encoder
     if bound is None:
@@ -103,9 +103,9 @@ def _encoder(replica: Replica, version: ServedVersion, modality: str, field: str
             field,
             "no_encoder",
         )
-    spec = replica.encoders.specs.get(bound)
+    encoder = replica.encoders.get(bound)
     # 409, not 503: only an operator can change it, so clients should not try again.
-    if spec is None:
+    if encoder is None:
         raise Conflict(
             f"{_named(version, modality)} is bound to encoder {bound!r}, which is not configured at this endpoint: send "
             "features, or ask the operator to configure it",
@@ -113,10 +113,10 @@ def _encoder(replica: Replica, version: ServedVersion, modality: str, field: str
             "encoder_not_configured",
         )
     width = version.spec.widths[modality]
-    if spec.width != width:
-        reason = f"width is {spec.width}, expected {width}"
+    if encoder.spec.width != width:
+        reason = f"width is {encoder.spec.width}, expected {width}"
         raise _mismatch(version, modality, reason, field)
-    return spec
+    return encoder
 
 
 def _mismatch(version: ServedVersion, modality: str, reason: str, field: str) -> Conflict:

@@ -115,7 +115,8 @@ class _Models:
         for modality, bound in version.spec.modalities.items():
             if bound.encoder is None:
                 continue
-            spec = self._replica.encoders.specs.get(bound.encoder)
+            client = self._replica.encoders.get(bound.encoder)
+            spec = client and client.spec
             found[modality] = {
                 "name": bound.encoder,
                 "title": spec and spec.title,

@@ -9,7 +9,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from types import MappingProxyType
 
 import numpy as np
 
@@ -48,39 +47,15 @@ _ARTICLES: Mapping[Media, str] = {
 Call = Callable[[Sequence[Raw], EncoderIdentity | None], Awaitable[Encoded]]
 
 
-class EncoderClients:
-    """The configured encoders, each in its own processes; none by default: clients of the endpoint send features then.
+class EncoderClient:
+    """One configured encoder, in its own processes.
 
     `expected`: the identity whose features a version has learned; None: any is accepted. The process that encodes
     compares it, so a process that was replaced a moment ago is checked as well.
     """
 
-    def __init__(
-        self, specs: Sequence[EncoderSpec] = (), calls: Mapping[str, Call] = MappingProxyType({})
-    ) -> None:
-        """`calls`: the call to each encoder, by its name."""
-        self.specs = {spec.name: spec for spec in specs}
-        self._clients = {spec.name: _Client(spec, calls[spec.name]) for spec in specs}
-
-    async def encode(
-        self, name: str, raw: Sequence[Raw], owner: str, expected: EncoderIdentity | None
-    ) -> Float32Array:
-        """Features (B × F). `owner`: owners are served in turns.
-
-        Raises KeyError, UnreadableItem, EncoderMismatch, EncoderUnavailable.
-        """
-        return await self._clients[name].encode(raw, owner, expected)
-
-    async def check(self, name: str, expected: EncoderIdentity | None) -> None:
-        """Raises KeyError, EncoderMismatch, EncoderUnavailable."""
-        await self._clients[name].check(expected)
-
-
-class _Client:
-    """One encoder."""
-
     def __init__(self, spec: EncoderSpec, call: Call) -> None:
-        self._spec = spec
+        self.spec = spec
         self._call = call
         # The encoder's process does not distinguish owners, and answers in order of arrival.
         self._semaphore = FairSemaphore(PASSES_AHEAD * spec.max_batch * spec.replicas)
@@ -89,21 +64,25 @@ class _Client:
     async def encode(
         self, raw: Sequence[Raw], owner: str, expected: EncoderIdentity | None
     ) -> Float32Array:
+        """Features (B × F) of one item or more; owners are served in turns.
+
+        Raises UnreadableItem, EncoderMismatch, EncoderUnavailable.
+        """
         for index, item in enumerate(raw):
-            _check(index, item, self._spec)
-        parts = await self._in_parts(raw, owner, expected)
-        return np.concatenate([np.empty((0, self._spec.width), np.float32), *parts])
+            _check(index, item, self.spec)
+        return np.concatenate(await self._in_parts(raw, owner, expected))
 
     async def check(self, expected: EncoderIdentity | None) -> None:
-        async with _in_time(self._spec):
+        """Raises EncoderMismatch, EncoderUnavailable."""
+        async with _in_time(self.spec):
             self._features(await self._call((), expected), 0, expected)
 
     async def _in_parts(
         self, raw: Sequence[Raw], owner: str, expected: EncoderIdentity | None
     ) -> list[Float32Array]:
         """Encode in parts of one pass. Few at a time, so that smaller requests come between."""
-        size = self._spec.max_batch
-        turns = asyncio.Semaphore(_PARTS_AT_ONCE * self._spec.replicas)
+        size = self.spec.max_batch
+        turns = asyncio.Semaphore(_PARTS_AT_ONCE * self.spec.replicas)
 
         async def part(start: int) -> Float32Array:
             items = raw[start : start + size]
@@ -113,7 +92,7 @@ class _Client:
 
         calls = [asyncio.ensure_future(part(start)) for start in range(0, len(raw), size)]
         try:
-            async with _in_time(self._spec):
+            async with _in_time(self.spec):
                 return await asyncio.gather(*calls)
         finally:
             # Where one part failed, the others are not needed.
@@ -129,7 +108,7 @@ class _Client:
         if isinstance(encoded, EncoderUnavailable):
             raise encoded
         # Logged once for each identity: versions of several models share the encoder, and some may match.
-        what = f"encoder {self._spec.name!r}" + (f" for {expected.digest[:12]}" if expected else "")
+        what = f"encoder {self.spec.name!r}" + (f" for {expected.digest[:12]}" if expected else "")
         if isinstance(encoded, EncoderMismatch):
             self._log.failed(what, encoded)
             raise encoded

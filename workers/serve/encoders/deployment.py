@@ -20,7 +20,7 @@ from ray.util.metrics import Histogram
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.memory import release_memory_every
 from cmcl.storage.uris import open_store
-from workers.serve.encoders.client import PASSES_AHEAD, EncoderClients
+from workers.serve.encoders.client import PASSES_AHEAD, EncoderClient
 from workers.serve.encoders.port import Encoded, EncoderUnavailable, Raw
 from workers.serve.ray_adapters import ENCODER, at_most_per_node
 
@@ -79,11 +79,13 @@ def encoder_applications(
     return {spec.name: _application(spec, store, own_nodes=own_nodes) for spec in specs}
 
 
-def encoders_behind(specs: Sequence[EncoderSpec], handles: Mapping[str, Handle]) -> EncoderClients:
-    """Return the encoders as a replica of the endpoint calls them."""
-    return EncoderClients(
-        specs, {name: _ServeCall(name, handle) for name, handle in handles.items()}
-    )
+def encoders_behind(
+    specs: Sequence[EncoderSpec], handles: Mapping[str, Handle]
+) -> dict[str, EncoderClient]:
+    """Return the encoders as a replica of the endpoint calls them, by name."""
+    return {
+        spec.name: EncoderClient(spec, _ServeCall(spec.name, handles[spec.name])) for spec in specs
+    }
 
 
 class _ServeCall:
