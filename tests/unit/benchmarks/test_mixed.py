@@ -34,11 +34,18 @@ def test_an_item_of_another_dataset_comes_between() -> None:
     assert mixed_recall(HEADS, [one, other]) == (0.25, 1.0)
 
 
-def test_an_item_that_is_paired_twice_is_found_with_either_and_is_in_the_gallery_once() -> None:
+def test_an_item_that_is_paired_twice_is_found_with_either() -> None:
     # The image at 0 belongs to the texts at 50 and 10, and the text at 10 to the images at 0 and 80.
     found = mixed_recall(HEADS, [(IMAGE_TEXT, rows((0, 50), (0, 10), (80, 10), (70, 50)))])
-    # Queries: images 0, 0, 80 (nearest text 50, not its own), 70; texts 50 (70), 10 (0), 10 (0), 50 (70).
+    # Each finds one of its own first, but for the image at 80: the text at 50 is nearer, and there twice.
     assert found == (7 / 8, 1.0)
+
+
+def test_copies_of_a_wrong_item_stand_before_the_right_one() -> None:
+    copies = [(90.0, 81.0)] * 10
+    at_1, at_10 = mixed_recall(HEADS, [(IMAGE_TEXT, rows((70.0, 40.0), *copies))])
+    # The text at 81 is nearer to the image at 70 than its own, ten times; all else finds its own first.
+    assert (at_1, at_10) == (21 / 22, 21 / 22)
 
 
 def test_items_that_score_the_same_come_before_a_hit() -> None:
