@@ -4,13 +4,13 @@ Shapes: E width of the embeddings, I width of what a head reads, K directions.
 
 No row of any dataset is read: the new one's moments are all that learning it needs. The heads are a
 function of the sum of all moments, and of the parent only by a common rotation, so the order of
-datasets changes no score. Four steps:
+datasets changes no score, given the features (a narrow cone is centred by its first dataset, decision 57). Four steps:
 
     choose   ridges and the number of significant directions, by the two halves of the new dataset
              (workers/nullspace/two_folds.py)
     solve    canonical directions of all pairs together (workers/nullspace/closed_form.py)
     polish   InfoNCE on rows drawn from moments, within the directions that are kept (polish.py)
-    align    one rotation of all heads, onto the parent's (workers/nullspace/alignment.py)
+    align    one rotation of all heads that datasets connect, onto the parent's (workers/nullspace/alignment.py)
 """
 
 import math
@@ -53,7 +53,7 @@ _DIRECTIONS = 256
 _UPDATES, _LEARNING_RATE = 94, 6e-4
 # To choose E of K directions takes (K / E)² times as many updates, but no more than this (docs/decisions/0046).
 _MOST_UPDATES = 4 * _UPDATES
-# All datasets together have the updates of five at most, so that a version costs the same after a thousand datasets.
+# All datasets together have the updates of five at most, so that the polish costs the same after a thousand datasets.
 _MOST_DATASETS = 5
 # Rows of a head that are this much shorter than its longest one are zero, but for the rounding of a rotation.
 _ROUNDING = 1e-5

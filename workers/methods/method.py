@@ -3,7 +3,7 @@
 Shapes: B rows of the global batch, N rows of the dataset, L rows of this process, E width of the
 embeddings, I and J widths of what the two heads read.
 
-The training loop (workers/train/loop.py) calls a method in this order:
+workers/train/learn.py calls a method in this order, and its loop (loop.py) the update rule:
 
     start            where the heads of new modalities start, or what they are without an update
     update_spaces    where the heads may move

@@ -7,8 +7,8 @@ Shapes: E width of the embeddings, I width of what a head reads.
 
 A head is trained as W = W₀ + V M Uᵀ (workers/nullspace/mask.py), where V holds the output
 directions that earlier datasets use and U their input directions. This file decides
-three things: which V and U (from the moments), which entries of M are free (the mask), and what
-the loss of the free ones is (the update rule).
+four things: where the two heads start, which V and U (from the moments), which entries of M are
+free (the mask), and what the loss of the free ones is (the update rule).
 """
 
 from collections.abc import Mapping

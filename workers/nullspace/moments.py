@@ -1,4 +1,4 @@
-"""Uncentred second moments: the only thing that is kept of a dataset.
+"""Uncentred second moments: under `preserve` the only thing that is kept of a dataset to train the next one.
 
 Shapes: B rows, I width of the first features, J of the second, E of the embeddings.
 
