@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from cmcl import Client, CmclError
 from cmcl.client import Candidate, Job
 
-# The policy of the model asks for approval (docs/apply.md), so that a candidate waits for `judge`.
+# The gate of the model asks for approval (docs/apply.md), so that a candidate waits for `judge`.
 HELD = "held"
 CONFLICT, PRECONDITION_FAILED = 409, 412
 
@@ -59,7 +59,7 @@ def wait(job: str, seconds: float = 6 * 3600, pause: float = 10) -> None:
 
 
 def judge(job: str, most_lost: float = 0.02) -> str:
-    """Approve a candidate that meets the policy and by which no dataset loses more than `most_lost` of R@1.
+    """Approve a candidate that meets the gate and by which no dataset loses more than `most_lost` of R@1.
 
     Returns the decision. A job that is not held was decided already.
     """
