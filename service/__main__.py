@@ -68,8 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(settings: Settings, _: argparse.Namespace) -> int:
     # They take seconds to import: wrong settings, and keys, need not wait for them.
-    from service.api.server import make_server
-    from service.app import create_app
+    from service.app import create_app, make_server
     from service.database.stale import check_at_start
 
     # With Python's own 5 ms, each thread that computes delays each step of the event loop by so long.

@@ -22,7 +22,6 @@ from service.api.limits import Budgets, OwnerLimits
 from service.api.openapi import DescribedApp
 from service.api.problems import add_problem_handlers
 from service.api.request_log import RequestLog
-from service.api.routes import api_routes
 from service.auth.authenticator import Authenticator
 from service.auth.sessions import Sessions
 from service.context import Announce, Context
@@ -34,11 +33,10 @@ from service.core.settings import Settings
 from service.core.tuning import Tuning
 from service.database.engine import Database, has_notifications, open_database
 from service.database.migrations import upgrade
-from service.database.queries import drivers
+from service.database.queries import instances
 from service.events.feed import Feed
-from service.events.webhook_delivery import Deliverer
+from service.events.webhook_delivery import Deliverer, Sender
 from service.events.webhook_secrets import SecretCipher, encrypt_stored
-from service.events.webhook_sender import Sender
 from service.jobs.driver import DriverLoop, driver_id
 from service.jobs.reconciler import Notifications, Reconciler, Workers
 from service.jobs.scheduler import Scheduler
@@ -59,6 +57,26 @@ from service.telemetry.spans import NoSpans, Spans
 
 if TYPE_CHECKING:
     from service.auth.oidc import OidcLogin, OidcTokens
+import resource
+from functools import cache
+from typing import Any
+
+import uvicorn
+from fastapi import APIRouter, Depends
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
+
+from service.api import (
+    datasets,
+    jobs,
+    keys,
+    models,
+    uploads,
+    versions,
+    webhooks,
+)
+from service.api.dependencies import require_body_type
+from service.api.openapi import PROBLEMS, operation_id
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +168,7 @@ def _context(
 
     def newest_driver() -> str:
         with database.read() as connection:
-            return driver_id(store.uri, drivers.newest(connection).number)
+            return driver_id(store.uri, instances.newest_driver(connection).number)
 
     driver_launcher = cached(parts.launcher or _launcher(settings, parts.tuning))
     launcher = driver_launcher
@@ -322,3 +340,64 @@ def open_spans(environment: Mapping[str, str] = os.environ) -> Spans:
     from service.telemetry.otel import OpenTelemetrySpans
 
     return OpenTelemetrySpans(exporter)
+
+
+# Connections of the proxy, and files of the database, object storage and child processes.
+_DESCRIPTORS = 8192
+# The proxy keeps connections for 30 s after a response, and is the one to close them.
+_KEEP_ALIVE_SECONDS = 75
+# A client that stops reading would keep the process from exiting.
+_GRACEFUL_SECONDS = 10
+
+
+def make_server(
+    app: ASGIApp, settings: Settings, log_config: dict[str, Any] | None = None
+) -> uvicorn.Server:
+    """Create the server for `app`; its `run()` serves until a signal stops it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < _DESCRIPTORS:
+        wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            ws="none",
+            # Overrides uvicorn's own environment variable: settings have one source.
+            forwarded_allow_ips=list(settings.trusted_proxies),
+            log_config=log_config,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=_GRACEFUL_SECONDS,
+        )
+    )
+
+
+# In the order of the API description.
+_MODULES = (
+    models,
+    versions,
+    uploads,
+    datasets,
+    jobs,
+    events,
+    webhooks,
+    keys,
+    operations,
+    openapi,
+)
+
+
+@cache
+def api_routes() -> list[BaseRoute]:
+    """Return the routes. All apps of a process share them: FastAPI describes each on first use, which takes long."""
+    router = APIRouter(
+        dependencies=[Depends(require_body_type)],
+        responses=PROBLEMS,
+        generate_unique_id_function=operation_id,
+    )
+    for module in _MODULES:
+        router.include_router(module.router)
+    return router.routes

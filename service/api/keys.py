@@ -1,17 +1,21 @@
-"""API keys: create, list, revoke; the identity of the caller."""
+"""API keys: create, list, revoke; the identity of the caller, and quotas of an owner."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Query
 from fastapi.responses import JSONResponse
 from sqlalchemy import Connection
 
-from cmcl.contract.api.access import ApiKey, CreatedKey, Whoami
-from service.api.dependencies import Admin, AnyPrincipal, ContextDep, IdempotencyKeyDep
+from cmcl.contract.api.access import ApiKey, CreatedKey, Quota, QuotaName, Quotas, Whoami
+from service.api.dependencies import Admin, AnyPrincipal, ContextDep, IdempotencyKeyDep, Reader
 from service.api.idempotency import response_row, run_once
 from service.api.pagination import Page, TextSeek, page
 from service.auth.keys import NewKey, create_key, get_key, mint, revoke_key
-from service.database.queries import keys
+from service.auth.ownership import COUNTED_AFTER_DELETION
+from service.context import Context
+from service.core.errors import NotFound
+from service.database.queries import job_queue, keys, models, uploads
 from service.database.queries.keys import KeyRow
 from service.database.rows import ResponseRow
 
@@ -79,3 +83,39 @@ def delete_key(key: KeyPath, principal: Admin, context: ContextDep) -> None:
         revoke_key(connection, key, principal, context.clock())
     context.authenticator.forget(key)
     context.sessions.forget_all()
+
+
+@router.get("/v1/quotas")
+def read_quotas(
+    principal: Reader,
+    context: ContextDep,
+    owner: Annotated[
+        str | None,
+        Query(
+            max_length=64,
+            pattern=r"^[^\x00]*$",
+            description="for the operator; by default the caller's",
+        ),
+    ] = None,
+) -> Quotas:
+    """Read what an owner uses of its quotas."""
+    asked = owner or principal.owns_as
+    if not principal.sees(asked):
+        raise NotFound(f"there is no owner {asked!r}")
+    with context.database.read() as connection:
+        used = _used(connection, context, asked)
+    return Quotas(
+        owner=asked,
+        quotas={
+            quota: Quota(used=number, limit=context.settings.limit(asked, quota))
+            for quota, number in used.items()
+        },
+    )
+
+
+def _used(connection: Connection, context: Context, owner: str) -> Mapping[QuotaName, int]:
+    return {
+        "running_jobs": job_queue.running(connection, job_queue.TRAINING).get(owner, 0),
+        "models": models.count(connection, owner, context.clock() - COUNTED_AFTER_DELETION),
+        "upload_bytes": uploads.used(connection, owner)[1],
+    }

@@ -5,12 +5,13 @@ connections that stall. `OwnerLimits` reads a body when its route is known, and 
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cmcl.fairness import FairSemaphore, OverLimit, Quota
@@ -194,3 +195,34 @@ def _scopes(dependant: Dependant) -> Iterator[str]:
         if each.call is get_principal:
             yield from each.own_oauth_scopes or ()
         yield from _scopes(each)
+
+
+# A client that is slower over a whole body would hold its place for hours. The proxy disconnects one that sends nothing.
+LEAST_BYTES_PER_SECOND = 64 << 10
+GRACE_SECONDS = 20.0
+
+
+async def pieces_of(request: Request) -> AsyncIterator[bytes]:
+    """Yield the pieces of a body. Raises IncompleteBody if it ends early, or arrives too slowly.
+
+    Only the time spent waiting for a piece counts, not the time that the caller spends with it.
+    """
+    waited, arrived = 0.0, 0
+    now = asyncio.get_running_loop().time
+    before = now()
+    try:
+        async for piece in request.stream():
+            waited += now() - before
+            arrived += len(piece)
+            if waited > GRACE_SECONDS + arrived / LEAST_BYTES_PER_SECOND:
+                raise IncompleteBody(
+                    f"{arrived} bytes of the body arrived in {waited:.1f} s: permitted are {GRACE_SECONDS:g} s more "
+                    f"than {LEAST_BYTES_PER_SECOND} bytes/s take; send it again"
+                )
+            yield piece
+            before = now()
+    except ClientDisconnect as error:
+        raise IncompleteBody("the connection ended before the body did") from error
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) != arrived:
+        raise IncompleteBody(f"{arrived} bytes arrived, the Content-Length is {declared}")

@@ -1,4 +1,4 @@
-"""Models: create, branch, delete, and the gate for candidates."""
+"""Models: create, branch, merge, delete; their summaries and gates; declared encoders."""
 
 from typing import Annotated
 
@@ -7,8 +7,8 @@ from fastapi.responses import JSONResponse
 from pydantic import ConfigDict, Field
 from sqlalchemy import Connection
 
-from cmcl.contract.api.jobs import Job
-from cmcl.contract.api.models import BranchOrigin, Model
+from cmcl.contract.api.jobs import Job, JobState
+from cmcl.contract.api.models import BranchOrigin, Encoder, JobCounts, Model, ModelSummary
 from cmcl.contract.gate import Gate
 from cmcl.contract.job import VersionRef
 from cmcl.contract.modality import NAME_PATTERN, Frozen, ModelName
@@ -29,7 +29,8 @@ from service.api.jobs import accepted_record
 from service.api.pagination import LARGEST_NUMBER, Page, TextSeek, page
 from service.auth.ownership import get_model
 from service.core.principal import Principal
-from service.database.queries import models
+from service.database.queries import models, overviews
+from service.database.queries.overviews import Summaries
 from service.database.rows import (
     BranchPoint,
     ModelRow,
@@ -51,7 +52,7 @@ from service.registry.models import (
     set_gate,
 )
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1", tags=["models"])
 
 # `model@version`, with a version that every database can hold.
 VERSION_PATTERN = NAME_PATTERN.removesuffix("$") + "@[1-9][0-9]{0,8}$"
@@ -108,7 +109,7 @@ def _limits(context: ContextDep, principal: Principal) -> Limits:
 
 
 @router.post(
-    "",
+    "/models",
     status_code=201,
     response_model=Model,
     responses={200: {"model": Model, "description": "The model exists already"}},
@@ -134,7 +135,7 @@ def post_model(
     return respond(context, key, effect)
 
 
-@router.get("")
+@router.get("/models")
 def list_models(
     principal: Reader,
     context: ContextDep,
@@ -150,14 +151,14 @@ def list_models(
     return page(found, seek, to_model, lambda model: model.name)
 
 
-@router.get("/{model}")
+@router.get("/models/{model}")
 def read_model(model: ModelPath, principal: Reader, context: ContextDep) -> Model:
     """Read a model."""
     with context.database.read() as connection:
         return to_model(get_model(connection, model, principal))
 
 
-@router.delete("/{model}", status_code=204)
+@router.delete("/models/{model}", status_code=204)
 def delete_model(model: ModelPath, principal: Admin, context: ContextDep) -> None:
     """Delete a model with all its versions. 409 while a job of it has not ended.
 
@@ -168,7 +169,7 @@ def delete_model(model: ModelPath, principal: Admin, context: ContextDep) -> Non
         registry.delete_model(connection, model, principal, context.clock())
 
 
-@router.post("/{model}/branch", status_code=201, response_model=Model)
+@router.post("/models/{model}/branch", status_code=201, response_model=Model)
 def post_branch(
     model: ModelPath,
     body: NewBranch,
@@ -190,7 +191,7 @@ def post_branch(
     return respond(context, key, effect)
 
 
-@router.put("/{model}/modalities/{modality}")
+@router.put("/models/{model}/modalities/{modality}")
 def put_modality(
     model: ModelPath,
     modality: ModalityPath,
@@ -212,7 +213,7 @@ def put_modality(
 
 
 @router.post(
-    "/{model}/merge",
+    "/models/{model}/merge",
     status_code=202,
     response_model=Job,
     responses={200: {"model": Job, "description": "The job was started before"}},
@@ -240,7 +241,7 @@ def post_merge(
     return respond(context, key, effect)
 
 
-@router.get("/{model}/gate")
+@router.get("/models/{model}/gate")
 def read_gate(model: ModelPath, principal: Reader, context: ContextDep, response: Response) -> Gate:
     """Read the gate that a candidate must meet to be published."""
     with context.database.read() as connection:
@@ -249,7 +250,7 @@ def read_gate(model: ModelPath, principal: Reader, context: ContextDep, response
     return found.gate
 
 
-@router.put("/{model}/gate")
+@router.put("/models/{model}/gate")
 def put_gate(
     model: ModelPath,
     body: Gate,
@@ -263,3 +264,58 @@ def put_gate(
         changed = set_gate(connection, model, body, principal, context.clock(), seen)
     response.headers.update(etag(changed.gate_revision))
     return changed.gate
+
+
+@router.get("/encoders")
+def list_encoders(_: Reader, context: ContextDep) -> Page[Encoder]:
+    """List the declared encoders by name. All are on one page."""
+    declared = sorted(context.settings.encoders, key=lambda encoder: encoder.name)
+    return Page(items=[Encoder.model_validate(each, from_attributes=True) for each in declared])
+
+
+_WAITING = (JobState.QUEUED, JobState.PREPARING, JobState.PREPARED)
+_RUNNING = (JobState.SUBMITTING, JobState.RUNNING, JobState.GATING)
+
+
+def to_model_summary(model: ModelRow, found: Summaries) -> ModelSummary:
+    """Convert a row, and the summaries of a page."""
+    name, gate_bound = model.name, model.gate.max_drift
+    counts = found.jobs.get(name, {})
+    return ModelSummary(
+        name=name,
+        owner=model.owner,
+        policy=model.spec.policy,
+        method=model.spec.method,
+        created_at=model.created_at,
+        branched_from=to_origin(model.branched_from),
+        live_version=model.live_version,
+        live_generation=model.live_generation,
+        newest=found.newest.get(name),
+        drift_bound=model.spec.drift_bound if gate_bound is None else gate_bound,
+        jobs=JobCounts(
+            waiting=sum(counts.get(state, 0) for state in _WAITING),
+            running=sum(counts.get(state, 0) for state in _RUNNING),
+            held=counts.get(JobState.HELD, 0),
+        ),
+        current=found.current.get(name),
+        last_ended=found.last_ended.get(name),
+    )
+
+
+@router.get("/overview")
+def list_summaries(principal: Reader, context: ContextDep, seek: TextSeek) -> Page[ModelSummary]:
+    """List summaries of models by name: what is live, learned, held and failed."""
+    with context.database.read() as connection:
+        found = models.page(connection, principal.owner, seek.peek())
+        of_each = overviews.read_summaries(connection, [model.name for model in found])
+    return page(
+        found, seek, lambda model: to_model_summary(model, of_each), lambda model: model.name
+    )
+
+
+@router.get("/models/{model}/summary")
+def read_summary(model: ModelPath, principal: Reader, context: ContextDep) -> ModelSummary:
+    """Read the summary of a model."""
+    with context.database.read() as connection:
+        found = get_model(connection, model, principal)
+        return to_model_summary(found, overviews.read_summaries(connection, [model]))

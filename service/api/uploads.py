@@ -19,8 +19,7 @@ from service.api.dependencies import (
     Writer,
 )
 from service.api.idempotency import respond, response_row
-from service.api.limits import BudgetsDep
-from service.api.streamed import pieces_of
+from service.api.limits import BudgetsDep, pieces_of
 from service.database.rows import ResponseRow, UploadRow, random_id
 from service.datasets import uploads
 from service.datasets.intake import uri_of

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import PurePath
 from typing import Annotated, Self, TypeVar
 
 from pydantic import BeforeValidator, ConfigDict, FailFast, Field
@@ -31,7 +32,6 @@ from service.core.principal import Principal
 from service.core.settings import Settings
 from service.database.queries import datasets, jobs, models, uploads, versions
 from service.database.rows import DatasetRow, Fingerprints, JobRow, ModelRow, UploadRow
-from service.datasets.encoders import Declarations, bound_encoders, changed_field, mismatch
 
 MOST_SHARDS = 10_000
 SCHEME = "upload:"
@@ -505,7 +505,9 @@ def _same_file(uri: str, before: str) -> str:
     return f"{uri!r} is the same file as {before!r} (SHA-256)"
 
 
-def _check_encoders(model: ModelRow, posted: NewDataset, declarations: Declarations) -> None:
+def _check_encoders(
+    model: ModelRow, posted: NewDataset, declarations: Mapping[str, EncoderSpec]
+) -> None:
     """Check the encoders that a dataset declares for its features, and the declarations for raw rows.
 
     Raises Unprocessable; Conflict if an encoder differs from that of the model's features.
@@ -547,3 +549,52 @@ def _misnamed(spec: ModelSpec, posted: NewDataset) -> list[FieldProblem]:
             )
             problems.append(FieldProblem(f"{field}.width", message, identity.width))
     return problems
+
+
+def bound_encoders(
+    spec: ModelSpec, pair: ModalityPair, declarations: Mapping[str, EncoderSpec]
+) -> dict[str, EncoderSpec]:
+    """Return the declarations by modality of the pair, for modalities that are bound to a declared encoder."""
+    names = {modality: spec.modalities[modality].encoder for modality in pair.modalities}
+    return {
+        modality: declarations[name]
+        for modality, name in names.items()
+        if name is not None and name in declarations
+    }
+
+
+def mismatch(
+    fixed: Mapping[str, EncoderIdentity], found: Mapping[str, EncoderIdentity]
+) -> str | None:
+    """Return which encoder differs from that of the model's features, and how; None if none does."""
+    for modality, identity in found.items():
+        difference = identity.difference(fixed[modality]) if modality in fixed else None
+        if difference is not None:
+            return (
+                f"the encoder of {modality!r} is not the one of the model's earlier features: "
+                f"{difference}"
+            )
+    return None
+
+
+def changed_field(declaration: EncoderSpec, fixed: EncoderIdentity) -> str | None:
+    """Return the first field of the declaration that contradicts the identity, in words; None if none does.
+
+    A field without a value takes that of the model or the kind, so it contradicts nothing.
+    """
+    declared = declaration.model_dump()
+    expected = {
+        "kind": fixed.kind,
+        "takes": fixed.takes,
+        "width": fixed.width,
+        "revision": fixed.revision,
+        **{name: value for name, value in fixed.settings.items() if name in declared},
+    }
+    if fixed.model is not None and declaration.model is not None:
+        names = (declaration.model, PurePath(declaration.model).name)
+        if fixed.model not in names:
+            return f"model is {names[1]!r}, expected {fixed.model!r}"
+    for field, value in expected.items():
+        if declared[field] is not None and declared[field] != value:
+            return f"{field} is {declared[field]!r}, expected {value!r}"
+    return None

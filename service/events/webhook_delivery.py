@@ -1,4 +1,7 @@
-"""Delivery of webhook messages.
+"""Delivery of webhook messages: signed, to a checked address, within a time limit; and when to try again.
+
+The response body is never stored or shown: if the address were inside our network, it could leak internal data. Only the
+status and an error message of our own are kept.
 
 At least once: a delivery is recorded after its receiver accepted it, so one that was accepted just before the
 process died is sent again, under the same `webhook-id`. Not concurrently: a webhook's lease is held while messages
@@ -9,16 +12,27 @@ A failed message is retried at the intervals that the Standard Webhooks specific
 """
 
 import asyncio
+import ipaddress
+import json
 import logging
 import os
 import random
+import re
+import socket
+import ssl
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from datetime import datetime, timedelta
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from functools import partial
 
+import httpx
 from sqlalchemy import Connection
+from standardwebhooks.webhooks import Webhook
 
 from service.core.clock import Clock
 from service.core.loops import Loop
@@ -27,14 +41,292 @@ from service.database.queries import deliveries, webhooks
 from service.database.queries.deliveries import Attempt, DeliveryRow
 from service.database.queries.webhooks import WebhookRow
 from service.events.feed import number_events
-from service.events.webhook_sender import (
-    ANSWER_SECONDS,
-    LONGEST_RETRY_AFTER_SECONDS,
-    Answer,
-    Sender,
-)
+from service.events.webhook_secrets import SecretCipher, SecretUnreadable
 
 logger = logging.getLogger(__name__)
+
+# The specification recommends 15 to 30 seconds, in total: name lookup, connection, response.
+ANSWER_SECONDS = 15.0
+# A receiver may request a pause of at most a day.
+LONGEST_RETRY_AFTER_SECONDS = 24 * 3600.0
+
+# A name lookup cannot be interrupted, so a hanging one must not occupy shared threads.
+_LOOKUPS = ThreadPoolExecutor(32, thread_name_prefix="webhook lookup")
+
+Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+
+
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+LONGEST_URL = 1024
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+_LARGEST_PORT = 65535
+
+# A name in ASCII, as it is looked up, or a number.
+_HOST = re.compile(rb"^[A-Za-z0-9._:-]+$")
+
+# IPv6 addresses that a gateway turns into the IPv4 address in their last four bytes (RFC 6052).
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+# All public addresses are in this range. Others are local or reserved, or embed an IPv4 address to
+# which a stack or gateway may forward: ::/96, ::ffff:0:0:0/96,
+# 64:ff9b:1::/48.
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+
+# From the IANA registries of special-purpose addresses, those that `ipaddress` calls global in one of the
+# Python versions that this runs on. Of 192.0.0.0/24 and 2001::/23 some addresses are reachable, and
+# all of them lead to protocol machinery: relays, port control, Teredo's embedded IPv4 addresses.
+_SPECIAL = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "192.0.0.0/24",
+        "192.88.99.0/24",
+        "2001::/23",
+        "2001:db8::/32",
+        "3fff::/20",
+    )
+)
+
+# Encoded like this, a path could leave a prefix after the check.
+_HIDDEN_STEPS = ("%2e", "%2f", "%5c", "\\")
+
+
+class AddressRefused(Exception):
+    """The address is not permitted; the message has the reason for its author."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The result: a status, or an error message for the webhook's owner."""
+
+    status: int | None = None
+    error: str | None = None
+    retry_after: float | None = None
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether the status is 2xx."""
+        return self.status is not None and httpx.codes.is_success(self.status)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the receiver wants no more messages."""
+        return self.status == httpx.codes.GONE
+
+
+async def resolve_host(host: str, port: int) -> Sequence[str]:
+    """The addresses of a host from the system's resolver. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = await loop.run_in_executor(_LOOKUPS, look_up)
+    return list(dict.fromkeys(str(address[0]) for _, _, _, _, address in found))
+
+
+class Sender:
+    """Sends messages, without following redirects or using a proxy from the environment."""
+
+    def __init__(
+        self,
+        prefixes: Sequence[str],
+        seconds: float = ANSWER_SECONDS,
+        resolve: Resolve = resolve_host,
+        tls: ssl.SSLContext | None = None,
+        cipher: SecretCipher | None = None,
+    ) -> None:
+        self._prefixes = prefixes
+        self._seconds = seconds
+        self._resolve = resolve
+        self._cipher = cipher or SecretCipher()
+        # Created once: loading the certificates takes longer than a request.
+        self._tls = tls or httpx.create_ssl_context()
+
+    async def send(self, webhook: WebhookRow, delivery: DeliveryRow, now: datetime) -> Answer:
+        """Send one message. Failures of the receiver are returned, not raised."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await self._send(webhook, delivery, now)
+        except AddressRefused as error:
+            return Answer(error=f"the address is not permitted: {error}")
+        except SecretUnreadable as error:
+            return Answer(error=f"its secret cannot be decrypted: {error}; inform the operator")
+        except TimeoutError:
+            return Answer(error=f"no response within {self._seconds:g} s")
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
+            # Details are logged for the operator only: they may reveal our network.
+            fields = {"webhook": webhook.id, "delivery": delivery.id}
+            logger.info("a webhook could not be reached: %r", error, extra=fields)
+            return Answer(error=_message(error))
+
+    async def _send(self, webhook: WebhookRow, delivery: DeliveryRow, now: datetime) -> Answer:
+        url = check_url(webhook.url, self._prefixes)
+        addresses = await self._resolve(url.host, port_of(url))
+        if not addresses:
+            return Answer(error="its host has no address")
+        if not self._prefixes:
+            check_public(addresses)
+        secret = self._cipher.decrypt(webhook.secret, webhook.id)
+        request = _request(url, addresses[0], secret, delivery, now)
+        # A client per message: a connection is never shared between two names of one address.
+        client = httpx.AsyncClient(verify=self._tls, trust_env=False, timeout=self._seconds)
+        async with client:
+            # The response body is not read.
+            response = await client.send(request, stream=True)
+            await response.aclose()
+        return _answer(response, now)
+
+
+def _request(
+    url: httpx.URL, address: str, secret: str, delivery: DeliveryRow, now: datetime
+) -> httpx.Request:
+    """A request to the resolved address, with Host header and certificate check for the host name."""
+    body = json.dumps(delivery.payload, sort_keys=True, separators=(",", ":"))
+    headers = {
+        "Host": url.netloc.decode("ascii"),
+        "Content-Type": "application/json",
+        "User-Agent": "cmcl-webhooks",
+        "webhook-id": delivery.id,
+        "webhook-timestamp": str(int(now.timestamp())),
+        "webhook-signature": Webhook(secret).sign(delivery.id, now, body),
+    }
+    return httpx.Request(
+        "POST",
+        url.copy_with(host=address),
+        headers=headers,
+        content=body,
+        extensions={"sni_hostname": url.host, "timeout": httpx.Timeout(ANSWER_SECONDS).as_dict()},
+    )
+
+
+def _answer(response: httpx.Response, now: datetime) -> Answer:
+    status = response.status_code
+    if httpx.codes.is_success(status):
+        return Answer(status)
+    error = f"the response status was {status}"
+    if httpx.codes.is_redirect(status):
+        error += "; redirects are not followed"
+    return Answer(status, error, parse_retry_after(response.headers.get("retry-after"), now))
+
+
+def _message(error: Exception) -> str:
+    # UnicodeError: a label of more than 63 characters cannot even be looked up.
+    if isinstance(error, socket.gaierror | UnicodeError):
+        return "its host name was not found"
+    if isinstance(_cause(error), ssl.SSLError):
+        return "no trusted connection could be made"
+    if isinstance(error, httpx.ConnectError | OSError):
+        return "no connection could be made"
+    return "the connection broke, or the response was not HTTP"
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The root cause of the HTTP library's error."""
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
+    return error
+
+
+def check_url(text: str, prefixes: Sequence[str]) -> httpx.URL:
+    """The address, normalized. Raises AddressRefused.
+
+    Without prefixes, any https address is permitted. With prefixes, only addresses under one of
+    them, for which the operator permits plain http and private addresses.
+    """
+    url = _parsed(text)
+    if url.userinfo or url.fragment:
+        raise AddressRefused("an address with a user name, a password or a # part is not permitted")
+    if prefixes:
+        if not any(is_under(url, httpx.URL(prefix)) for prefix in prefixes):
+            raise AddressRefused(f"permitted are addresses under: {', '.join(prefixes)}")
+    elif url.scheme != "https":
+        raise AddressRefused("permitted are https addresses")
+    else:
+        _check_literal(url.host)
+    return url
+
+
+def is_under(url: httpx.URL, prefix: httpx.URL) -> bool:
+    """Whether scheme, host and port are equal and the path is at or below the prefix's."""
+    path, root = url.raw_path.decode("ascii").lower(), prefix.path.rstrip("/").lower()
+    if any(step in path.partition("?")[0] for step in _HIDDEN_STEPS):
+        return False
+    is_same_server = (url.scheme, url.host, port_of(url)) == (
+        prefix.scheme,
+        prefix.host,
+        port_of(prefix),
+    )
+    return is_same_server and (url.path.lower() == root or url.path.lower().startswith(f"{root}/"))
+
+
+def port_of(url: httpx.URL) -> int:
+    """The port to connect to."""
+    return url.port or _DEFAULT_PORTS.get(url.scheme, 0)
+
+
+def check_public(addresses: Sequence[str]) -> None:
+    """Raises AddressRefused unless all of them are public.
+
+    All of them: the owner of a name may give it a public address besides a private one.
+    """
+    if not all(is_public(ipaddress.ip_address(address)) for address in addresses):
+        raise AddressRefused("its host does not lead to the public internet")
+
+
+def is_public(address: IpAddress) -> bool:
+    """Whether the address is public; an embedded IPv4 address decides for an IPv6 one."""
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour
+        if inner is None and address in _NAT64:
+            inner = ipaddress.IPv4Address(address.packed[-4:])
+        if inner is not None:
+            return is_public(inner)
+        if address not in _GLOBAL_UNICAST:
+            return False
+    if any(address in network for network in _SPECIAL):
+        return False
+    return address.is_global and not address.is_multicast
+
+
+def _parsed(text: str) -> httpx.URL:
+    if len(text) > LONGEST_URL:
+        raise AddressRefused(f"it has {len(text)} characters, permitted are {LONGEST_URL}")
+    try:
+        url = httpx.URL(text)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise AddressRefused("it is not an address such as https://example.com/hook") from error
+    is_host = _HOST.match(url.raw_host) is not None
+    if url.scheme not in _DEFAULT_PORTS or not is_host or not 0 < port_of(url) <= _LARGEST_PORT:
+        raise AddressRefused("it is not an address such as https://example.com/hook")
+    if len(str(url)) > LONGEST_URL:
+        raise AddressRefused(f"encoded, it has more than {LONGEST_URL} characters")
+    return url
+
+
+def _check_literal(host: str) -> None:
+    """Check a literal IP address, which needs no lookup."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return
+    if not is_public(address):
+        raise AddressRefused(f"{host} is not an address of the public internet")
+
+
+def parse_retry_after(value: str | None, now: datetime) -> float | None:
+    """Seconds that a Retry-After header asks for (RFC 9110: a number or a date)."""
+    if value is None:
+        return None
+    if value.isascii() and value.isdigit():
+        return min(float(value[:9]), LONGEST_RETRY_AFTER_SECONDS)
+    try:
+        moment = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max((moment - now) / timedelta(seconds=1), 0.0)
+
 
 # Webhooks that are sent to at the same time.
 MAX_RUNNING = 16

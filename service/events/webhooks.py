@@ -18,8 +18,8 @@ from service.database.queries import deliveries, webhooks
 from service.database.queries.deliveries import DeliveryRow
 from service.database.queries.webhooks import WebhookRow
 from service.database.rows import Event, random_id
+from service.events.webhook_delivery import LONGEST_URL, AddressRefused, check_url
 from service.events.webhook_secrets import SecretCipher
-from service.events.webhook_sender import LONGEST_URL, AddressRefused, check_url
 
 _SECRET_BYTES = 32
 

@@ -17,8 +17,8 @@ from service.context import Context
 from service.core.errors import DatabaseUnavailable, WriteConflict
 from service.core.loops import OutageLog, PeriodicLoop
 from service.core.principal import DEFAULT_OWNER
-from service.database.queries import drivers
-from service.database.queries.drivers import DriverRow
+from service.database.queries import instances
+from service.database.queries.instances import DriverRow
 from service.jobs.attempts import labels, rank_options
 from service.launchers.port import (
     LauncherError,
@@ -84,8 +84,10 @@ class DriverLoop(PeriodicLoop):
         Raises LauncherError, after the reason was stored as the message of the waiting jobs.
         """
         with self._context.database.read() as connection:
-            seen = drivers.newest(connection)
-            is_needed = drivers.is_needed(connection, _SHARED if self._is_shared else _ALONE)
+            seen = instances.newest_driver(connection)
+            is_needed = instances.is_driver_needed(
+                connection, _SHARED if self._is_shared else _ALONE
+            )
         is_wanted = is_needed or self._is_shared
         if seen.number == 0 or seen.ended_at is not None:
             if is_wanted and self._may_begin(seen):
@@ -103,8 +105,8 @@ class DriverLoop(PeriodicLoop):
     def _number(self, seen: DriverRow) -> DriverRow:
         """Assign the next number, and return the newest record: that of another instance, if it was faster."""
         with self._context.database.write() as connection:
-            drivers.begin(connection, seen, self._context.clock())
-            return drivers.newest(connection)
+            instances.begin_driver(connection, seen, self._context.clock())
+            return instances.newest_driver(connection)
 
     def _submit(self, seen: DriverRow) -> None:
         try:
@@ -116,7 +118,7 @@ class DriverLoop(PeriodicLoop):
             self._set_unavailable(seen, f"waiting: {error}")
             raise
         with self._context.database.read() as connection:
-            is_newest = drivers.newest(connection).number == seen.number
+            is_newest = instances.newest_driver(connection).number == seen.number
         if not is_newest:
             # This instance was delayed, and another one has submitted the next driver since.
             self._context.driver_launcher.stop(self._id(seen.number))
@@ -165,7 +167,7 @@ class DriverLoop(PeriodicLoop):
         if all(getattr(seen, name) == value for name, value in changes.items()):
             return
         with self._context.database.write() as connection:
-            drivers.change(connection, seen, changes)
+            instances.change_driver(connection, seen, changes)
         # Jobs show the message, and their deadlines follow it.
         self._wake()
 

@@ -28,10 +28,9 @@ from cmcl.storage.datasets import read_dataset_manifest
 from service.context import Context
 from service.core.clock import Seconds
 from service.database.queries import datasets, job_queue, jobs, models
-from service.database.queries.drivers import DriverRow
+from service.database.queries.instances import DriverRow
 from service.database.rows import DatasetRow, JobRow, ModelRow, PreparedRows
-from service.datasets.encoders import bound_encoders, mismatch
-from service.datasets.intake import SCHEME, NewDataset
+from service.datasets.intake import SCHEME, NewDataset, bound_encoders, mismatch
 from service.datasets.uploads import resolve
 from service.jobs import scheduler
 from service.jobs.attempts import dataset_of, trace_stages

@@ -23,7 +23,7 @@ from service.core.clock import steady
 from service.core.errors import DatabaseUnavailable, StaleDatabase
 from service.core.loops import HUNG_SECONDS, Loop, OutageLog, PeriodicLoop
 from service.database.engine import Database, Listener
-from service.database.queries import drivers, job_queue, models, versions
+from service.database.queries import instances, job_queue, models, versions
 from service.database.rows import JobRow, ModelRow, VersionRow
 from service.jobs import attempts, publish
 from service.jobs.leases import ModelLeases, new_name
@@ -197,7 +197,7 @@ class Reconciler(PeriodicLoop):
             # Every instance receives every event: those of another one's models must cost little.
             is_ours = model is not None and not self.leases.is_of_another(connection, model)
             listed = job_queue.to_prepare(connection, name) if is_ours else []
-            driver = drivers.newest(connection) if listed else None
+            driver = instances.newest_driver(connection) if listed else None
         self._preparations.keep(name, listed)
         if driver is None or model is None or model.deleted_at or not self.leases.holds(model):
             return None

@@ -31,12 +31,9 @@ from service.api.problems import (
 )
 from service.context import Context
 from service.page import (
-    capacity,
     collections,
     datasets,
     events,
-    graph,
-    job_actions,
     jobs,
     keys,
     login,
@@ -57,11 +54,8 @@ logger = logging.getLogger(__name__)
 _ROUTES = (
     models,
     memory,
-    capacity,
-    graph,
     versions,
     jobs,
-    job_actions,
     datasets,
     try_it,
     collections,
@@ -129,7 +123,7 @@ def create_page(api: FastAPI, context: Context, budgets: Budgets) -> FastAPI:
 
 @cache
 def _routes() -> list[BaseRoute]:
-    """The routes of the page, which all apps of a process share (see `service.api.routes`)."""
+    """The routes of the page, which all apps of a process share (see `service.app`)."""
     router = APIRouter()
     for module in _ROUTES:
         router.include_router(module.router)

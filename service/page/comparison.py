@@ -22,9 +22,8 @@ from cmcl.pictures import (
     job_phases,
     optimality_bars,
 )
-from service.api.history import list_history
 from service.api.pagination import LARGEST_NUMBER
-from service.api.versions import read_version
+from service.api.versions import list_history, read_version
 from service.context import Context
 from service.core.errors import NotFound
 from service.core.principal import Principal

@@ -1,39 +1,49 @@
 """Jobs: the list, and one job with what it does, waits for, or failed of.
 
 Its attempts have their outcomes, the curve of the loss, where the time went, and the end of a log. A candidate that
-waits for a decision is shown beside its parent, with what approving it changes.
+waits for a decision is shown beside its parent, with what approving it changes. Cancelling, retrying, approving, rejecting, and
+sealing a dataset have a confirmation page each.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
 
 from cmcl.contract.api.events import Event
-from cmcl.contract.api.jobs import Attempt, Job, JobPhase, JobState
+from cmcl.contract.api.jobs import Attempt, Candidate, Job, JobPhase, JobState
 from cmcl.contract.api.models import ModelSummary
 from cmcl.pictures import LossCurve, LossPoint, Phase, job_phases, loss_curve
 from service.api import jobs
-from service.api.attempts import AttemptQuery, list_attempts, read_log, read_progress
-from service.api.candidates import read_candidate
-from service.api.dependencies import ContextDep, JobPath, Reader
+from service.api.datasets import post_seal, read_dataset
+from service.api.dependencies import ContextDep, DatasetPath, JobPath, Reader, Reason
 from service.api.events import read_page
-from service.api.jobs import read_job
-from service.api.models import read_model
+from service.api.models import read_model, read_summary
 from service.api.pagination import CursorQuery, get_number_seek
-from service.api.phases import read_phases
-from service.api.summaries import read_summary
 from service.context import Context
+from service.core.errors import Conflict, NotFound, Refused
 from service.core.principal import Principal
-from service.core.states import IN_FLIGHT
+from service.core.states import CANCELLABLE, IN_FLIGHT
 from service.database.engine import Seek
 from service.database.queries.events import EventFilter
 from service.page.comparison import WantedDep, comparison_values
 from service.page.explanations import PHASES, REASONS
-from service.page.forms import ModelFilter, StateFilter, address, see_other
+from service.page.forms import (
+    ActionRequest,
+    DecisionForm,
+    ModelFilter,
+    ReadingTrainer,
+    ReadingWriter,
+    SeenForm,
+    StateFilter,
+    address,
+    confirmed,
+    posted,
+    see_other,
+)
 from service.page.rendering import (
     PREFIX,
     TWO_THIRDS,
@@ -114,7 +124,7 @@ def job_page(request: Request, job: JobPath, principal: Reader, context: Context
     found = jobs.read_job(job, principal, context)
     events = _events(found, principal, context)
     attempts = attempts_of(found, principal, context)
-    phases = read_phases(job, principal, context).phases
+    phases = jobs.read_phases(job, principal, context).phases
     return pages_of(request).render(
         request,
         "job.html",
@@ -181,14 +191,14 @@ def log_page(
     job: JobPath,
     principal: Reader,
     context: ContextDep,
-    attempt: AttemptQuery = None,
+    attempt: jobs.AttemptQuery = None,
 ) -> Response:
     """The end of what an attempt has printed."""
     return pages_of(request).render(
         request,
         "log.html",
-        job=read_job(job, principal, context),
-        log=read_log(job, principal, context, attempt),
+        job=jobs.read_job(job, principal, context),
+        log=jobs.read_log(job, principal, context, attempt),
     )
 
 
@@ -196,7 +206,9 @@ def attempts_of(job: Job, principal: Principal, context: Context) -> list[Attemp
     """The newest attempts, the newest first."""
     if not job.attempt:
         return []
-    return list_attempts(job.id, principal, context, Seek(None, "desc", _LISTED_ATTEMPTS)).items
+    return jobs.list_attempts(
+        job.id, principal, context, Seek(None, "desc", _LISTED_ATTEMPTS)
+    ).items
 
 
 def loss_of(
@@ -205,7 +217,7 @@ def loss_of(
     """The loss of the newest attempts over their updates; None before one has trained."""
     curves = []
     for attempt in reversed(attempts[:_DRAWN_ATTEMPTS]):
-        points = read_progress(job.id, principal, context, attempt.attempt).points
+        points = jobs.read_progress(job.id, principal, context, attempt.attempt).points
         trained = [
             LossPoint(point.updates_done, point.loss, point.removed_share)
             for point in points
@@ -254,14 +266,14 @@ def candidate_page(
     request: Request, job: JobPath, principal: Reader, context: ContextDep, wanted: WantedDep
 ) -> Response:
     """The candidate of a job beside its parent."""
-    of_job = read_job(job, principal, context)
+    of_job = jobs.read_job(job, principal, context)
     if of_job.state == JobState.PUBLISHED and not is_fragment(request):
         return see_other(request, f"models/{of_job.model}/versions/{of_job.version}")
     summary = read_summary(of_job.model, principal, context)
     values: dict[str, Any] = {"candidate": None}
     # It may be published while the page is open.
     if of_job.state != JobState.PUBLISHED:
-        candidate = read_candidate(job, principal, context)
+        candidate = jobs.read_candidate(job, principal, context)
         bound = next(each.permitted for each in candidate.bounds if each.name == "max_drift")
         values = {
             "candidate": candidate,
@@ -288,4 +300,134 @@ def decision_of(job: Job, model: ModelSummary) -> Decision:
         newest=model.newest.version if model.newest else None,
         live=model.live_version,
         waiting=model.jobs.waiting,
+    )
+
+
+# What the next page confirms, in DONE of explanations.py.
+_DONE = {"cancel": "cancelled", "retry": "retried", "approve": "approved", "reject": "rejected"}
+
+
+@router.get("/jobs/{job}/cancel")
+@router.get("/jobs/{job}/retry")
+@router.get("/jobs/{job}/approve")
+@router.get("/jobs/{job}/reject")
+def confirm_job(
+    request: Request, job: JobPath, principal: ReadingTrainer, context: ContextDep
+) -> Response:
+    """Say what the action will do to the job."""
+    return _job_page(ActionRequest(request, principal, context), job)
+
+
+@router.post("/jobs/{job}/cancel")
+@router.post("/jobs/{job}/retry")
+def act_on_job(
+    request: Request,
+    job: JobPath,
+    form: Annotated[SeenForm, posted(SeenForm)],
+    principal: ReadingTrainer,
+    context: ContextDep,
+) -> Response:
+    """Cancel or retry the job."""
+    act = jobs.cancel_job if _action(request) == "cancel" else jobs.retry_job
+    return confirmed(
+        lambda: act(job, principal, context, None, form.seen),
+        lambda: see_other(request, f"jobs/{job}", _DONE[_action(request)]),
+        lambda error: _job_page(ActionRequest(request, principal, context), job, error),
+    )
+
+
+@router.post("/jobs/{job}/approve")
+@router.post("/jobs/{job}/reject")
+def decide(
+    request: Request,
+    job: JobPath,
+    form: Annotated[DecisionForm, posted(DecisionForm)],
+    principal: ReadingTrainer,
+    context: ContextDep,
+) -> Response:
+    """Approve or reject the candidate of the job."""
+    act = jobs.approve_job if _action(request) == "approve" else jobs.reject_job
+    return confirmed(
+        lambda: act(job, Reason(reason=form.reason), principal, context, None, form.seen),
+        lambda: see_other(request, f"jobs/{job}", _DONE[_action(request)]),
+        lambda error: _job_page(ActionRequest(request, principal, context), job, error),
+    )
+
+
+@router.get("/datasets/{dataset}/seal")
+def confirm_seal(
+    request: Request, dataset: DatasetPath, principal: ReadingWriter, context: ContextDep
+) -> Response:
+    """Say what sealing will do."""
+    return _seal_page(ActionRequest(request, principal, context), dataset)
+
+
+@router.post("/datasets/{dataset}/seal")
+def seal(
+    request: Request,
+    dataset: DatasetPath,
+    form: Annotated[SeenForm, posted(SeenForm)],
+    principal: ReadingWriter,
+    context: ContextDep,
+) -> Response:
+    """Seal the dataset; its job is queued."""
+    return confirmed(
+        lambda: post_seal(dataset, principal, context, None, form.seen),
+        lambda: see_other(request, f"datasets/{dataset}", "sealed"),
+        lambda error: _seal_page(ActionRequest(request, principal, context), dataset, error),
+    )
+
+
+def _action(request: Request) -> str:
+    return request.url.path.rpartition("/")[2]
+
+
+def _job_page(
+    asked: ActionRequest,
+    job: str,
+    changed: Refused | None = None,
+) -> Response:
+    principal, context = asked.principal, asked.context
+    found, action = jobs.read_job(job, principal, context), _action(asked.http)
+    model = read_summary(found.model, principal, context)
+    is_decision = action in ("approve", "reject")
+    is_possible = {
+        "cancel": found.state in CANCELLABLE and not found.cancel_requested,
+        "retry": found.state in (JobState.FAILED, JobState.REJECTED),
+        "approve": found.state == JobState.HELD,
+        "reject": found.state == JobState.HELD,
+    }
+    return asked.page(
+        "confirm_job.html",
+        changed,
+        action=action,
+        job=found,
+        model=model,
+        decision=decision_of(found, model),
+        candidate=_candidate(found, principal, context) if is_decision else None,
+        attempts=context.settings.max_attempts,
+        is_possible=is_possible[action],
+    )
+
+
+def _candidate(job: Job, principal: Principal, context: Context) -> Candidate | None:
+    """The candidate; None if there is none, or it cannot be read."""
+    try:
+        return jobs.read_candidate(job.id, principal, context)
+    except (NotFound, Conflict):
+        return None
+
+
+def _seal_page(
+    asked: ActionRequest,
+    dataset: str,
+    changed: Refused | None = None,
+) -> Response:
+    found = read_dataset(dataset, asked.principal, asked.context)
+    return asked.page(
+        "confirm_seal.html",
+        changed,
+        dataset=found,
+        model=read_model(found.model, asked.principal, asked.context),
+        is_possible=found.sealed_at is None and bool(found.shards),
     )

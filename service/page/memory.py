@@ -1,4 +1,5 @@
-"""The memory of a model: what each version retrieves of each dataset, how far scores moved, how near they are to the best.
+"""The memory of a model: what each version retrieves of each dataset, how far scores moved, how near they are to the best;
+and the room that is left: free shares with a forecast or, where heads are solved from moments, rank and optimality.
 
 A long history is shown in evenly spaced versions, or in a range of versions that follow each other.
 """
@@ -12,24 +13,28 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
-from cmcl.contract.api.versions import VersionFigures
-from cmcl.contract.version import LearnedDataset, Recall
+from cmcl.contract.api.models import Model
+from cmcl.contract.api.versions import ModalityCapacity, ModelCapacity, Version, VersionFigures
+from cmcl.contract.version import LearnedDataset, Recall, Solution
 from cmcl.pictures import (
+    CapacityCurve,
     Learned,
     Memory,
     MemoryRow,
+    Optimality,
+    capacity_curves,
     drift_curve,
     forgetting_matrix,
+    optimality_bars,
     optimality_curve,
     retention_curves,
 )
 from cmcl.pictures.memory import recall_table
 from cmcl.pictures.picture import Table
 from service.api.dependencies import ContextDep, ModelPath, Reader
-from service.api.history import list_history
+from service.api.models import read_model, read_summary
 from service.api.pagination import LARGEST_NUMBER
-from service.api.summaries import read_summary
-from service.api.versions import read_version
+from service.api.versions import list_history, read_capacity, read_version
 from service.context import Context
 from service.core.principal import Principal
 from service.database.engine import Seek
@@ -300,3 +305,114 @@ def mean(values: Iterable[float | None]) -> float | None:
     """The mean of those that are known; None: there is none."""
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
+
+
+# How many more datasets the forecast is made for.
+AHEAD = (1, 2, 3, 5, 10)
+_NEWEST = 200
+# Modalities of which a sentence says whether three more datasets fit; the table has all.
+_SAID = 12
+
+
+@dataclass(frozen=True)
+class Room:
+    """The free share of a head now, and after more datasets of its modality; None: no forecast."""
+
+    modality: str
+    found: ModalityCapacity
+    after: Mapping[int, float | None]
+    full_below: float
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next dataset is learned badly."""
+        return self.found.now.free_share < self.full_below
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What limits a model whose heads are solved from moments."""
+
+    solution: Solution | None
+    gap: float | None
+    over_versions: Figure | None
+    by_dataset: Figure | None
+
+
+@router.get("/models/{model}/capacity")
+def capacity_page(
+    request: Request, model: ModelPath, principal: Reader, context: ContextDep
+) -> Response:
+    """How many more datasets a model can learn."""
+    found = read_capacity(model, principal, context, limit=_NEWEST)
+    spec = read_model(model, principal, context)
+    rooms = [_room(modality, each, found) for modality, each in found.modalities.items()]
+    return pages_of(request).render(
+        request,
+        "capacity.html",
+        capacity=found,
+        model=read_summary(model, principal, context),
+        width=spec.width,
+        rooms=sorted(rooms, key=lambda room: room.found.now.free_share),
+        ahead=AHEAD,
+        newest=_NEWEST,
+        most_said=_SAID,
+        curves=_curves(found) if rooms else None,
+        solved=None if rooms or not found.version else _solved(found, principal, context),
+        wider=_wider(spec),
+    )
+
+
+def _wider(model: Model) -> str:
+    """Options of the command line for a model of twice the width with the same modalities."""
+    modalities = [
+        f"--modality {name}={f'@{each.encoder}' if each.encoder else each.width}"
+        for name, each in model.modalities.items()
+    ]
+    return " ".join((f"--width {2 * model.width}", *modalities))
+
+
+def _room(modality: str, found: ModalityCapacity, capacity: ModelCapacity) -> Room:
+    taken, now = found.taken_per_dataset, found.now.free_share
+    after = {more: None if taken is None else now * (1 - taken) ** more for more in AHEAD}
+    return Room(modality, found, after, capacity.full_below)
+
+
+def _curves(capacity: ModelCapacity) -> Figure:
+    curves = [
+        CapacityCurve(
+            modality,
+            {point.version: point.free_share for point in each.history},
+            each.datasets_left,
+            each.taken_per_dataset,
+        )
+        for modality, each in capacity.modalities.items()
+    ]
+    return figure(
+        lambda width: capacity_curves(curves, full_below=capacity.full_below, width=width), WHOLE
+    )
+
+
+def _solved(capacity: ModelCapacity, principal: Principal, context: Context) -> Solved:
+    newest = capacity.version or 0
+    version = read_version(capacity.model, newest, principal, context, matrix=False)
+    versions = spaced_versions(capacity.model, newest, principal, context)
+    losses = mean_losses(versions[-1])
+    return Solved(
+        solution=version.manifest.report.solution,
+        gap=losses[0] - losses[1] if losses else None,
+        over_versions=optimality_over_versions(versions),
+        by_dataset=_by_dataset(version, versions[-1]),
+    )
+
+
+def _by_dataset(version: Version, figures: VersionFigures) -> Figure | None:
+    found = figures.by_dataset
+    if found is None or not found.best:
+        return None
+    names = {line.dataset: line.name for line in version.lineage}
+    rows = [
+        Optimality(names.get(dataset, dataset), found.quality.get(dataset), best)
+        for dataset, best in found.best.items()
+    ]
+    return figure(lambda width: optimality_bars(rows, width=width))

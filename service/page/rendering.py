@@ -35,7 +35,6 @@ from service.page.explanations import (
     REASONS,
     STATES,
 )
-from service.page.measures import MEASURES
 
 PREFIX = "/ui"
 FRAGMENT = "fragment"
@@ -260,7 +259,7 @@ def _environment() -> Environment:
         NOTHING=formats.NOTHING,
         NAVIGATION=NAVIGATION,
         MODEL_NAVIGATION=MODEL_NAVIGATION,
-        EXPLANATIONS={**EXPLANATIONS, **MEASURES},
+        EXPLANATIONS=EXPLANATIONS,
         STATES=STATES,
         KINDS=KINDS,
         REASONS=REASONS,

@@ -23,10 +23,9 @@ from cmcl.contract.api.versions import Version, VersionSummary
 from cmcl.contract.encoder import Media
 from cmcl.contract.modality import NAME_PATTERN
 from service.api.dependencies import BYTES, ContextDep, Reader, get_principal
-from service.api.limits import BudgetsDep
+from service.api.limits import BudgetsDep, pieces_of
 from service.api.models import list_models, read_model
 from service.api.pagination import LARGEST_NUMBER
-from service.api.streamed import pieces_of
 from service.api.versions import list_versions, read_version
 from service.context import Context
 from service.core.errors import BodyTooLarge, FieldProblem, NotFound, Unprocessable

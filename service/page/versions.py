@@ -15,10 +15,9 @@ from cmcl.contract.api.models import ModelSummary
 from cmcl.contract.api.versions import Promotion, Version
 from cmcl.contract.version import LearnedDataset, VersionManifest
 from cmcl.storage import layout
-from service.api.candidates import to_candidate_dataset
 from service.api.dependencies import ContextDep, ModelPath, Reader, Reason, VersionPath
-from service.api.models import read_model
-from service.api.summaries import read_summary
+from service.api.jobs import to_candidate_dataset
+from service.api.models import read_model, read_summary
 from service.api.versions import (
     LiveChoice,
     list_promotions,

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.server import make_server
+from service.app import make_server
 from tests.fakes.control_plane import ControlPlane
 
 # Not a secret: of control planes that exist for seconds.

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from cmcl.haproxy import find_haproxy
 from cmcl.service_proxy import CONFIGURATION, variables
 from cmcl.stack_host import HOST, Ports
-from service.api.server import make_server
+from service.app import make_server
 from service.core.settings import Settings
 
 SECONDS = 60.0

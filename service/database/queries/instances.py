@@ -2,9 +2,12 @@
 
 An instance that is alive has one row in the table of leases, which it renews. A model names the instance that leases it; the
 lease lasts as long as the row of that instance. So a thousand leases are renewed by one row.
+
+The driver on the cluster, which prepares datasets and trains attempts, is one row as well.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import (
@@ -20,9 +23,10 @@ from sqlalchemy import (
     update,
 )
 
+from cmcl.contract.api.jobs import JobState
 from service.database.engine import in_chunks
 from service.database.queries.models import is_pointer_unwritten
-from service.database.tables import jobs, leases, models, versions
+from service.database.tables import drivers, jobs, leases, models, versions
 
 _PREFIX = "instance/"
 _IS_INSTANCE = leases.c.name.startswith(_PREFIX, autoescape=True)
@@ -145,3 +149,65 @@ _SHARES = (
 def _name(instance: str) -> str:
     """The last part of the name is random, and short enough for the column."""
     return f"{_PREFIX}{instance.rpartition('-')[2]}"
+
+
+_DRIVER_ID = 1
+_NEWEST_DRIVER = select(*(column for column in drivers.columns if column.name != "id"))
+
+
+def is_driver_needed(connection: Connection, states: Collection[JobState]) -> bool:
+    """Return whether a job is in one of the states."""
+    query = select(jobs.c.id).where(jobs.c.finished_at.is_(None), jobs.c.state.in_(states))
+    return connection.execute(query.limit(1)).first() is not None
+
+
+@dataclass(frozen=True)
+class DriverRow:
+    """The newest driver; `number` is 0 before the first one.
+
+    `failures`: number of drivers in a row that ended early. `unavailable_since`: since when the launcher does not
+    respond, or a queue of the cluster does not start it. `message`: why none runs.
+    """
+
+    number: int = 0
+    began_at: datetime | None = None
+    launched_at: datetime | None = None
+    ended_at: datetime | None = None
+    failures: int = 0
+    unavailable_since: datetime | None = None
+    message: str | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether the launcher has reported it as running, and not its end."""
+        return self.launched_at is not None and self.ended_at is None
+
+
+def newest_driver(connection: Connection) -> DriverRow:
+    """Return the newest driver."""
+    row = connection.execute(_NEWEST_DRIVER).mappings().one_or_none()
+    return DriverRow() if row is None else DriverRow(**row)
+
+
+def begin_driver(connection: Connection, seen: DriverRow, now: datetime) -> bool:
+    """Assign the next number, before the driver is submitted. False if another instance did.
+
+    Raises WriteConflict if another instance concurrently assigned the first one.
+    """
+    values = {
+        "number": seen.number + 1,
+        "began_at": now,
+        "launched_at": None,
+        "ended_at": None,
+        "failures": seen.failures,
+    }
+    if seen.number == 0:
+        connection.execute(insert(drivers).values(id=_DRIVER_ID, **values))
+        return True
+    return change_driver(connection, seen, values)
+
+
+def change_driver(connection: Connection, seen: DriverRow, changes: Mapping[str, object]) -> bool:
+    """Change the record of the driver, unless it has another number by now. Returns whether it was changed."""
+    statement = update(drivers).where(drivers.c.number == seen.number)
+    return connection.execute(statement.values(**changes)).rowcount == 1

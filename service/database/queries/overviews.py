@@ -17,7 +17,7 @@ from cmcl.contract.api.models import NewestVersion, SummaryJob
 from cmcl.contract.job import Progress
 from cmcl.contract.prepare import PrepareProgress
 from service.core.states import IN_FLIGHT
-from service.database.queries import drivers
+from service.database.queries import instances
 from service.database.queries.models import is_pointer_unwritten
 from service.database.tables import jobs, models, versions
 
@@ -97,7 +97,7 @@ def _unwritten_since(connection: Connection) -> datetime | None:
 
 def _driverless_since(connection: Connection) -> datetime | None:
     """Since when jobs are to be prepared and no driver runs that does it."""
-    found = drivers.newest(connection)
+    found = instances.newest_driver(connection)
     since: datetime | None = connection.execute(
         select(func.min(jobs.c.state_changed_at)).where(
             jobs.c.finished_at.is_(None), jobs.c.state == JobState.PREPARING

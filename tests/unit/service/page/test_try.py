@@ -6,8 +6,6 @@ from base64 import b64encode
 import pytest
 
 from cmcl.contract.api.endpoint import ItemsResponse, SearchResults
-from service.page.explanations import EXPLANATIONS
-from service.page.measures import MEASURES
 from service.page.try_it import MOST_FILE_BYTES
 from tests.fakes.endpoint import FakeEndpoint, found
 from tests.fakes.responses import body as new_body
@@ -49,10 +47,6 @@ def test_a_text_is_searched_for_in_a_collection(trier: Browser, endpoint: FakeEn
     (body,) = endpoint.bodies("/v1/collections/pictures/search")
     assert body["query"] == {"modality": "text", "text": "a red <chair>"}
     assert body["modalities"] == ["image"]
-
-
-def test_no_explanation_replaces_another_one() -> None:
-    assert not EXPLANATIONS.keys() & MEASURES.keys()
 
 
 def test_two_versions_are_shown_side_by_side(trier: Browser, endpoint: FakeEndpoint) -> None:

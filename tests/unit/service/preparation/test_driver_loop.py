@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from cmcl.contract.api.jobs import FailureReason, JobState
-from service.database.queries import drivers
-from service.database.queries.drivers import DriverRow
+from service.database.queries import instances
+from service.database.queries.instances import DriverRow
 from service.jobs.driver import DriverLoop
 from service.launchers.port import LauncherError, LaunchState, status_of
 from tests.fakes.launcher import FakeLauncher
@@ -35,7 +35,7 @@ class Driven(Unattended):
 
     def driver(self) -> DriverRow:
         with self.context.database.read() as connection:
-            return drivers.newest(connection)
+            return instances.newest_driver(connection)
 
     def submitted(self) -> list[str]:
         return list(self.launcher.commands)
@@ -203,7 +203,7 @@ def test_a_refusal_is_repeated_later(plane: Driven) -> None:
 
 def test_a_process_that_died_before_the_submission_loses_nothing(plane: Driven) -> None:
     with plane.context.database.write() as connection:
-        drivers.begin(connection, DriverRow(), plane.clock())
+        instances.begin_driver(connection, DriverRow(), plane.clock())
     plane.rounds(2)
     assert [name[-2:] for name in plane.submitted()] == ["-1"]
     assert plane.driver().runs

@@ -8,8 +8,8 @@ import httpx
 import pytest
 from fastapi import Request
 
-from service.api import streamed
-from service.api.streamed import pieces_of
+from service.api import limits
+from service.api.limits import pieces_of
 from service.core.errors import IncompleteBody
 from service.core.principal import LOCAL
 from tests.fakes.control_plane import ControlPlane
@@ -73,7 +73,7 @@ def test_places_are_left_for_other_owners_and_given_back(tmp_path: Path) -> None
 
 def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """One byte just before each timeout of the proxy would hold a place without end."""
-    monkeypatch.setattr(streamed, "GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(limits, "GRACE_SECONDS", 0.1)
 
     async def receive() -> dict[str, object]:
         await asyncio.sleep(0.001)

@@ -4,8 +4,7 @@ import asyncio
 from typing import Any
 
 from service.database.engine import Database
-from service.events.webhook_delivery import Deliverer
-from service.events.webhook_sender import Sender
+from service.events.webhook_delivery import Deliverer, Sender
 from tests.fakes.control_plane import ControlPlane
 
 

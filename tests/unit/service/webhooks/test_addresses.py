@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from service.database.queries.deliveries import DeliveryRow
 from service.database.queries.webhooks import WebhookRow
-from service.events.webhook_sender import (
+from service.events.webhook_delivery import (
     AddressRefused,
     Answer,
     Sender,

@@ -14,14 +14,8 @@ from standardwebhooks.webhooks import Webhook
 from service.core.settings import Settings
 from service.database.engine import Seek
 from service.database.queries import webhooks
-from service.events.webhook_delivery import Deliverer
-from service.events.webhook_secrets import (
-    SecretCipher,
-    SecretUnreadable,
-    encrypt_stored,
-    new_key,
-)
-from service.events.webhook_sender import Sender
+from service.events.webhook_delivery import Deliverer, Sender
+from service.events.webhook_secrets import SecretCipher, SecretUnreadable, encrypt_stored, new_key
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.receiver import Receiver
 

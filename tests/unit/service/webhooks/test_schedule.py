@@ -7,10 +7,10 @@ import pytest
 from service.events.webhook_delivery import (
     MAX_ATTEMPTS,
     STEPS,
+    parse_retry_after,
     seconds_to_next,
     seconds_to_rest,
 )
-from service.events.webhook_sender import parse_retry_after
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
