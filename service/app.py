@@ -272,7 +272,6 @@ def _lifespan(context: Context, reconciler: Reconciler, announcer: Announcer) ->
 
 
 def _loops(context: Context, reconciler: Reconciler, announcer: Announcer) -> list[Loop]:
-    """All loops of this process."""
     loops: list[Loop] = [
         reconciler,
         reconciler.monitor,

@@ -47,7 +47,6 @@ class Context:
     clock: Clock
 
     def close(self) -> None:
-        """Close the database's connections."""
         self.database.close()
 
     def is_past(self, since: datetime, seconds: float) -> bool:

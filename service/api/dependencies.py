@@ -112,7 +112,6 @@ class IdempotencyKey:
 
 
 def get_context(request: Request) -> Context:
-    """The context that `create_app` wired."""
     context: Context = request.app.state.context
     return context
 
@@ -149,7 +148,6 @@ async def get_request_key(
         ),
     ] = None,
 ) -> IdempotencyKey | None:
-    """The idempotency key of the request, if it has one."""
     if key is None:
         return None
     fingerprint = hashlib.sha256(await request.body()).hexdigest()
@@ -160,7 +158,6 @@ async def get_request_key(
 
 
 def permitted_type(route: object) -> str:
-    """The media type of a route's body."""
     extra = getattr(route, "openapi_extra", None) or {}
     return BYTES if BYTES in extra.get("requestBody", {}).get("content", {}) else _JSON
 
@@ -217,7 +214,6 @@ IdempotencyKeyDep = Annotated[IdempotencyKey | None, Depends(get_request_key)]
 
 
 def etag(revision: int) -> dict[str, str]:
-    """The ETag header of a revision."""
     return {"ETag": f'"{revision}"'}
 
 

@@ -53,7 +53,6 @@ _ENDED: dict[int | str, dict[str, object]] = {
 
 
 def to_event(event: EventRow) -> Event:
-    """Convert a row."""
     return Event.model_validate(vars(event) | {"id": event.sequence, "details": dict(event.data)})
 
 
@@ -61,7 +60,6 @@ class Stream(EventSourceResponse):
     """Server-sent events. A client that takes nothing is disconnected and logged."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
         try:
             await super().__call__(scope, receive, send)
         except SendTimeoutError:
@@ -76,7 +74,6 @@ def is_server_stopping() -> bool:
 
 
 def get_feed(request: Request) -> Feed:
-    """The feed of this process."""
     feed: Feed = request.app.state.feed
     return feed
 
@@ -105,7 +102,6 @@ def get_filter(
     job: JobQuery = None,
     kind: Annotated[list[EventKind] | None, Query(description="can be repeated")] = None,
 ) -> EventFilter:
-    """The filter of the request."""
     return EventFilter(owner=principal.owner, model=model, job=job, kinds=frozenset(kind or ()))
 
 

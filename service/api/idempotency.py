@@ -30,7 +30,6 @@ class Outcome:
         return replace(self, row=replace(self.row, body={**self.row.body, **more}))
 
     def response(self) -> JSONResponse:
-        """The HTTP response."""
         headers = {"Location": self.row.location} if self.row.location else {}
         if self.is_replay:
             headers["Idempotency-Replayed"] = "true"

@@ -63,7 +63,6 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 
 def to_job(job: JobRow) -> Job:
-    """Convert a row."""
     made = ("preparation", "rejected", "warnings", "encoders")
     prepared = job.prepared
     encoders = prepared.encoders if prepared else {}

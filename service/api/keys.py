@@ -25,7 +25,6 @@ KeyPath = Annotated[str, Path(alias="key", pattern=r"^key-[0-9a-f]{12}$")]
 
 
 def to_key(key: KeyRow) -> ApiKey:
-    """Convert a row."""
     return ApiKey.model_validate(vars(key) | {"scopes": sorted(key.scopes)})
 
 

@@ -48,7 +48,6 @@ class Budgets:
 
 
 def get_budgets(request: Request) -> Budgets:
-    """The budgets of this process."""
     budgets: Budgets = request.app.state.budgets
     return budgets
 

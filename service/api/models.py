@@ -78,7 +78,6 @@ class NewMerge(Frozen):
 
     @property
     def ref(self) -> VersionRef:
-        """The version."""
         name, _, version = self.source.rpartition("@")
         return VersionRef(model=name, version=int(version))
 
@@ -89,7 +88,6 @@ def to_origin(branched_from: BranchPoint | None) -> BranchOrigin | None:
 
 
 def to_model(model: ModelRow) -> Model:
-    """Convert a row."""
     return Model(
         name=model.name,
         owner=model.owner,
@@ -278,7 +276,6 @@ _RUNNING = (JobState.SUBMITTING, JobState.RUNNING, JobState.GATING)
 
 
 def to_model_summary(model: ModelRow, found: Summaries) -> ModelSummary:
-    """Convert a row, and the summaries of a page."""
     name, gate_bound = model.name, model.gate.max_drift
     counts = found.jobs.get(name, {})
     return ModelSummary(

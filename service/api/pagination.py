@@ -50,7 +50,6 @@ def page(
 def get_text_seek(
     cursor: CursorQuery = None, order: OrderQuery = "asc", limit: Limit = 50
 ) -> Seek[str]:
-    """The page of a list that is ordered by name."""
     after = None if cursor is None else _decoded(cursor, order)
     return Seek(after, order, limit)
 

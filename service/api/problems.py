@@ -139,7 +139,6 @@ class ProblemResponse(JSONResponse):
     media_type = "application/problem+json"
 
     def render(self, content: object) -> bytes:
-        """The body."""
         return json.dumps(content, allow_nan=False).encode("ascii")
 
 

@@ -40,7 +40,6 @@ _RAW_BODY = {
 
 
 def to_upload(found: UploadRow) -> Upload:
-    """Convert a row."""
     more = {"uri": uri_of(found), "expires_at": uploads.expires_at(found)}
     return Upload.model_validate(vars(found) | more)
 

@@ -59,7 +59,6 @@ router = APIRouter(prefix="/v1/models/{model}", tags=["versions"])
 
 
 def to_summary(version: VersionOutline) -> VersionSummary:
-    """Convert a row."""
     return VersionSummary.model_validate(vars(version) | {"version": version.number})
 
 
@@ -103,7 +102,6 @@ class LiveChoice(Reason):
 
 
 def to_promotion(promotion: PromotionRow) -> Promotion:
-    """Convert a row."""
     return Promotion.model_validate(vars(promotion))
 
 

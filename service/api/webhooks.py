@@ -33,12 +33,10 @@ WebhookPath = Annotated[str, Path(alias="webhook", pattern=r"^wh-[0-9a-f]{12}$")
 
 
 def to_webhook(webhook: WebhookRow) -> Webhook:
-    """Convert a row."""
     return Webhook.model_validate(webhook, from_attributes=True)
 
 
 def to_delivery(delivery: DeliveryRow) -> Delivery:
-    """Convert a row."""
     is_over = delivery.delivered_at is not None or delivery.failed_at is not None
     return Delivery.model_validate(
         vars(delivery) | {"next_at": None if is_over else delivery.next_at}

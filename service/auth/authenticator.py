@@ -115,7 +115,6 @@ class KeyCache(Generic[Row]):
             self._seen.pop(name, None)
 
     def clear(self) -> None:
-        """Remove all rows."""
         with self._lock:
             self._seen.clear()
 

@@ -61,7 +61,6 @@ class PemPair:
 
 
 def make_pair() -> PemPair:
-    """Generate a signing key pair."""
     key = Ed25519PrivateKey.generate()
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -110,7 +109,6 @@ class SnapshotWriter(PeriodicLoop):
         self._outage = OutageLog(logger, "the list of keys for the endpoint is not up to date")
 
     def step(self, stop: threading.Event) -> float:
-        """See PeriodicLoop."""
         self.round()
         return self.pause_seconds
 

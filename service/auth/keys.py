@@ -45,12 +45,10 @@ class KeyText:
 
     @property
     def text(self) -> str:
-        """The complete key."""
         return f"cmcl_{self.id.removeprefix('key-')}_{self.secret}"
 
     @property
     def digest(self) -> str:
-        """The stored digest of the secret."""
         return sha256(self.secret)
 
 
@@ -98,7 +96,6 @@ class NewKey(Frozen):
 
 
 def mint() -> KeyText:
-    """Generate a new key."""
     return KeyText(key_id(secrets.token_hex(6)), secrets.token_urlsafe(_SECRET_BYTES))
 
 
@@ -109,7 +106,6 @@ def parse(text: str) -> KeyText | None:
 
 
 def sha256(secret: str) -> str:
-    """Hexadecimal digest of a secret."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 

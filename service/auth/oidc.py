@@ -129,7 +129,6 @@ class OidcTokens:
         return claims
 
     def _key(self, name: str) -> jwt.PyJWK:
-        """The signing key."""
         with self._asking():
             return self._discovered().keys.get_signing_key(name)
 

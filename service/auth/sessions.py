@@ -77,7 +77,6 @@ class SessionText:
 
     @property
     def text(self) -> str:
-        """The cookie's value."""
         return f"{self.id}.{self.secret}"
 
 
@@ -205,7 +204,6 @@ class Sessions:
 
 
 def principal_of(session: SessionRow) -> Principal:
-    """The principal of requests with that session."""
     return Principal(session.name, session.owner, session.scopes)
 
 

@@ -34,14 +34,12 @@ class Loop(ABC):
         """Work until `stop` is set. No exception may end it: its work would stop for the life of the process."""
 
     def beat(self) -> None:
-        """Record progress."""
         self._beat_at = self._seconds()
 
     def release(self) -> None:  # noqa: B027
         """Release what other instances wait for, when the process stops. Raises DatabaseError."""
 
     def age(self) -> float:
-        """Seconds since the last heartbeat."""
         return self._seconds() - self._beat_at
 
     def problem(self) -> str | None:
@@ -65,7 +63,6 @@ class PeriodicLoop(Loop):
     starts_at_once: ClassVar[bool] = False
 
     def run(self, stop: threading.Event) -> None:
-        """See Loop."""
         self.beat()
         pause = 0.0 if self.starts_at_once else self.pause_seconds
         while not stop.wait(pause):
@@ -98,7 +95,6 @@ class MemoryReleaser(PeriodicLoop):
     pause_seconds = 20.0
 
     def step(self, stop: threading.Event) -> float:
-        """See PeriodicLoop."""
         trim_heap()
         return self.pause_seconds
 

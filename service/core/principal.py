@@ -20,7 +20,6 @@ class Principal:
 
     @property
     def owns_as(self) -> str:
-        """The owner of what this principal creates."""
         return self.owner or DEFAULT_OWNER
 
     def sees(self, owner: str) -> bool:

@@ -338,7 +338,6 @@ class Settings(BaseSettings):
 
     @property
     def encoders_by_name(self) -> dict[str, EncoderSpec]:
-        """The declared encoders."""
         return {encoder.name: encoder for encoder in self.encoders}
 
     @model_validator(mode="after")
@@ -391,11 +390,9 @@ class Settings(BaseSettings):
         return self
 
     def grant(self, owner: str) -> OwnerGrant:
-        """The grant to an owner; without one, nothing."""
         return self.owners.get(owner, OwnerGrant())
 
     def limit(self, owner: str, quota: QuotaName) -> int | None:
-        """The limit of an owner; None: unlimited."""
         granted: int | None = getattr(self.grant(owner), quota, None)
         if granted is not None:
             return granted

@@ -78,7 +78,6 @@ class IllegalMove(Exception):
 
 
 def check_move(source: JobState, target: JobState) -> None:
-    """Raises IllegalMove unless the table lists the move."""
     if target not in LEGAL_MOVES[source]:
         permitted = ", ".join(sorted(LEGAL_MOVES[source])) or "none, it is final"
         raise IllegalMove(f"{source} -> {target}; permitted from {source}: {permitted}")

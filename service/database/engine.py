@@ -160,7 +160,6 @@ class Database:
             return work(connection)
 
     def close(self) -> None:
-        """Close all connections."""
         self.engine.dispose()
 
 
@@ -242,7 +241,6 @@ def in_chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """Translate the errors of drivers."""
     try:
         yield
     except IntegrityError as error:
@@ -270,7 +268,6 @@ _CHANNEL = "cmcl_events"
 
 
 def has_notifications(database: Database) -> bool:
-    """Return whether this database has notifications."""
     return database.engine.dialect.name == "postgresql"
 
 

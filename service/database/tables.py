@@ -68,7 +68,6 @@ class SanitizedText(TypeDecorator[str]):
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        """Convert for the database."""
         return value if value is None else value.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 

@@ -66,7 +66,6 @@ class NewShards(Frozen):
 
     @property
     def uris(self) -> list[str]:
-        """The addresses of both lists."""
         return [ref.uri for ref in (*self.shards, *self.evaluation_shards)]
 
 

@@ -134,7 +134,6 @@ class Feed:
 
     @property
     def is_polling(self) -> bool:
-        """Whether the database is being polled."""
         return self._task is not None and not self._task.done()
 
     def check_room(self, owner: str | None) -> None:

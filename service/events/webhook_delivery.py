@@ -260,7 +260,6 @@ def is_under(url: httpx.URL, prefix: httpx.URL) -> bool:
 
 
 def port_of(url: httpx.URL) -> int:
-    """The port to connect to."""
     return url.port or _DEFAULT_PORTS.get(url.scheme, 0)
 
 

@@ -42,7 +42,6 @@ class SecretCipher:
 
     @property
     def has_keys(self) -> bool:
-        """Whether secrets are encrypted."""
         return bool(self._keys)
 
     def encrypt(self, secret: str, webhook: str) -> str:
@@ -80,12 +79,10 @@ class SecretCipher:
 
 
 def is_encrypted(stored: str) -> bool:
-    """Whether a stored secret is encrypted."""
     return stored.startswith(_PREFIX)
 
 
 def new_key() -> str:
-    """Generate a key."""
     return base64.b64encode(os.urandom(ENCRYPTION_KEY_BYTES)).decode()
 
 

@@ -137,7 +137,6 @@ def try_webhook(connection: Connection, webhook: str, registrar: Registrar) -> D
 
 
 def _owner(connection: Connection, request: NewWebhook, principal: Principal) -> str:
-    """The owner whose events it receives."""
     if request.every_owner:
         _check_every_owner(request, principal)
         return EVERY_OWNER

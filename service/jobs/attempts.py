@@ -433,7 +433,6 @@ def _measured_only(context: Context, job: JobRow) -> tuple[EvaluationDataset, ..
 
 
 def dataset_of(context: Context, job: JobRow) -> DatasetRow:
-    """The dataset of a job that reads its rows."""
     with context.database.read() as connection:
         dataset = None if job.dataset is None else datasets.find(connection, job.dataset)
     if dataset is None:

@@ -66,13 +66,11 @@ class DriverLoop(PeriodicLoop):
         self._outage = OutageLog(logger, f"{_WHAT} is not watched; will retry")
 
     def step(self, stop: threading.Event) -> float:
-        """See PeriodicLoop."""
         is_needed = self.tick()
         self._outage.recovered()
         return self.pause_seconds if is_needed else _IDLE_SECONDS
 
     def report(self, error: Exception) -> None:
-        """See PeriodicLoop."""
         if isinstance(error, _OUTAGES):
             self._outage.failed(error)
         else:

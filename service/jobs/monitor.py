@@ -66,13 +66,11 @@ class AttemptMonitor(PeriodicLoop):
         self._looked_at = self._seconds()
 
     def step(self, stop: threading.Event) -> float:
-        """See PeriodicLoop. The pace is even, but a look that takes long is followed by a pause of half the interval."""
         began, tuning = self._now(), self._context.tuning
         interval = tuning.watch_seconds if self.look() else tuning.launcher_seconds
         return max(interval / 2, interval - (self._now() - began))
 
     def report(self, error: Exception) -> None:
-        """See PeriodicLoop."""
         if isinstance(error, DatabaseUnavailable):
             self._outage.failed(error)
         else:

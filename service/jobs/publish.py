@@ -114,7 +114,6 @@ def _rescue(context: Context, candidate: VersionManifest) -> None:
 
 
 def _lineage(context: Context, job: JobRow) -> tuple[LearnedDataset, ...]:
-    """The parent's lineage."""
     if job.parent_version is None:
         return ()
     with context.database.read() as connection:

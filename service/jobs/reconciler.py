@@ -71,7 +71,6 @@ class _Tasks:
 
     @property
     def is_any(self) -> bool:
-        """Whether there is anything to do."""
         waits = self.job is not None or self.unstored is not None
         return waits or not self.model.is_pointer_written
 
@@ -116,7 +115,6 @@ class Reconciler(PeriodicLoop):
         return self.leases.round_seconds
 
     def report(self, error: Exception) -> None:
-        """See PeriodicLoop."""
         self._report(error, "a round of the reconciler failed", {})
 
     def release(self) -> None:
@@ -129,7 +127,6 @@ class Reconciler(PeriodicLoop):
         return None if seconds < _HEALTHY_SECONDS else f"no round has succeeded for {seconds:.0f} s"
 
     def seconds_since_round(self) -> float:
-        """Seconds since the last round that succeeded."""
         return (self._context.clock() - self._last_round).total_seconds()
 
     def wake(self, model: str) -> None:
@@ -302,7 +299,6 @@ class Workers(Loop):
         self._number = number
 
     def run(self, stop: threading.Event) -> None:
-        """See Loop."""
         # Daemons: a call that hangs must not keep the process from exiting.
         threads = [
             threading.Thread(target=self._work, args=[stop], name=f"worker-{i}", daemon=True)
@@ -360,7 +356,6 @@ class Notifications(PeriodicLoop):
         self._outage = OutageLog(logger, "events of other instances are not received; will retry")
 
     def step(self, stop: threading.Event) -> float:
-        """See PeriodicLoop."""
         if self._listener.connect():
             # Events before this moment were missed.
             self._resync()
@@ -370,7 +365,6 @@ class Notifications(PeriodicLoop):
         return 0.0
 
     def report(self, error: Exception) -> None:
-        """See PeriodicLoop."""
         self._listener.close()
         if isinstance(error, DatabaseUnavailable):
             self._outage.failed(error)

@@ -60,7 +60,6 @@ class Scheduler(PeriodicLoop):
         self._outage = OutageLog(logger, "waiting jobs are not admitted; will retry")
 
     def step(self, stop: threading.Event) -> float:
-        """See PeriodicLoop."""
         self._job_changed.wait(_SECONDS_BETWEEN_ROUNDS)
         self._job_changed.clear()
         self.tick()
@@ -72,7 +71,6 @@ class Scheduler(PeriodicLoop):
             self._job_changed.set()
 
     def report(self, error: Exception) -> None:
-        """See PeriodicLoop."""
         if isinstance(error, (DatabaseUnavailable, WriteConflict)):
             self._outage.failed(error)
         else:

@@ -64,7 +64,6 @@ class RateLimiter:
         return float("-inf") if pause is None else pause[0]
 
     def forget(self, name: str) -> None:
-        """Forget the failures."""
         self._pauses.pop(name, None)
 
 
@@ -141,7 +140,6 @@ class WorkQueue:
             return key
 
     def done(self, key: Key) -> None:
-        """Record that the key was processed."""
         with self._changed:
             del self._started[key]
             self._low_started.discard(key)

@@ -289,7 +289,6 @@ class KubeRayLauncher:
         self._api: Any = None
 
     def submit(self, submission: Submission) -> None:
-        """See the port. An existing name is this attempt, submitted before."""
         _check_queue(submission)
         with self._translated():
             job = ray_job(submission, self._site, self._owner_uid())
@@ -303,14 +302,12 @@ class KubeRayLauncher:
                     raise
 
     def statuses(self, submission_ids: Iterable[str]) -> dict[str, LaunchStatus]:
-        """See the port."""
         with self._translated():
             known = {job["metadata"]["name"]: job for job in self._listed()}
         found = {name: known.get(resource_name(name)) for name in submission_ids}
         return {name: _port_status(job) for name, job in found.items()}
 
     def stop(self, submission_id: str) -> None:
-        """See the port."""
         with self._translated():
             for _ in range(_LOOKS):
                 job = self._find(submission_id)
@@ -329,7 +326,6 @@ class KubeRayLauncher:
         """See the port. What Kubernetes has is no measure: it may add nodes, and other users take some."""
 
     def forget(self, submission_id: str) -> None:
-        """See the port. Kubernetes also deletes what the RayJob owns."""
         with self._translated():
             job = self._find(submission_id)
             if job is not None and launch_status(job).has_ended:
@@ -426,7 +422,6 @@ class KubeRayLauncher:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Translate the client's errors to the port's."""
         try:
             yield
         except ApiException as error:
@@ -472,7 +467,6 @@ def _port_status(job: Mapping[str, Any] | None) -> LaunchStatus:
 
 
 def launch_status(job: Mapping[str, Any]) -> LaunchStatus:
-    """The status as the port's type."""
     status = job.get("status", {})
     deployment, of_the_job = status.get("jobDeploymentStatus", ""), status.get("jobStatus", "")
     if _was_stopped(job, deployment):

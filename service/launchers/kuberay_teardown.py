@@ -52,7 +52,6 @@ class Teardown:
             _ignore_missing(delete, **self._kind(plural))
 
     def left_of_service(self) -> list[str]:
-        """Pods of the control plane."""
         return self._pods(_SERVICE)
 
     def left_of_rays(self) -> list[str]:
@@ -88,7 +87,6 @@ def main(
     connect: Callable[[], Any] = connected,
     pause: Callable[[float], object] = time.sleep,
 ) -> int:
-    """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, prog="teardown")
     parser.add_argument("--namespace", required=True)
     parser.add_argument("--release", required=True, help="of Helm")

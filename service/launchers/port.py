@@ -141,7 +141,6 @@ class Launcher(Protocol):
 
 
 def status_of(launcher: Launcher, submission_id: str) -> LaunchStatus:
-    """Return the state of one submission."""
     return launcher.statuses([submission_id])[submission_id]
 
 
@@ -184,22 +183,18 @@ class CircuitBreaker:
         self._resources_until = float("-inf")
 
     def submit(self, submission: Submission) -> None:
-        """See the port."""
         with self._watched():
             self._launcher.submit(submission)
 
     def statuses(self, submission_ids: Iterable[str]) -> dict[str, LaunchStatus]:
-        """See the port."""
         with self._watched():
             return self._launcher.statuses(submission_ids)
 
     def stop(self, submission_id: str) -> None:
-        """See the port."""
         with self._watched():
             self._launcher.stop(submission_id)
 
     def forget(self, submission_id: str) -> None:
-        """See the port."""
         with self._watched():
             self._launcher.forget(submission_id)
 
@@ -256,12 +251,10 @@ class StatusCache(CircuitBreaker):
         self._asked_at: dict[str, float] = {}
 
     def submit(self, submission: Submission) -> None:
-        """See the port."""
         super().submit(submission)
         self._known.pop(submission.id, None)
 
     def statuses(self, submission_ids: Iterable[str]) -> dict[str, LaunchStatus]:
-        """See the port. Raises LauncherUnavailable as well while another call hangs."""
         wanted, now = list(submission_ids), self._seconds()
         self._asked_at.update(dict.fromkeys(wanted, now))
         found = self._found(wanted)
@@ -275,12 +268,10 @@ class StatusCache(CircuitBreaker):
             self._listing.release()
 
     def stop(self, submission_id: str) -> None:
-        """See the port."""
         super().stop(submission_id)
         self._known.pop(submission_id, None)
 
     def forget(self, submission_id: str) -> None:
-        """See the port."""
         super().forget(submission_id)
         self._known.pop(submission_id, None)
 

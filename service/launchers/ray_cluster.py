@@ -55,7 +55,6 @@ class RayToken(httpx.Auth):
         self._environment = environment
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """See httpx."""
         if token := self._token():
             request.headers["Authorization"] = f"Bearer {token}"
         yield request
@@ -86,7 +85,6 @@ class RayJob(BaseModel):
 
     @property
     def launch_status(self) -> LaunchStatus:
-        """The same as the port's type."""
         return LaunchStatus(LaunchState(self.status.lower()), shortened(self.message or ""))
 
 
@@ -115,7 +113,6 @@ class _Nodes(BaseModel):
 
     @property
     def alive(self) -> list[_Node]:
-        """The nodes that are there."""
         return [node for node in self.data.result.result if node.state == "ALIVE"]
 
 
@@ -139,7 +136,6 @@ class RayJobLauncher:
         )
 
     def submit(self, submission: Submission) -> None:
-        """See the port."""
         body = {
             "submission_id": submission.id,
             "entrypoint": shlex.join(submission.command),
@@ -158,7 +154,6 @@ class RayJobLauncher:
                 raise LauncherRefused(message)
 
     def statuses(self, submission_ids: Iterable[str]) -> dict[str, LaunchStatus]:
-        """See the port."""
         with self._translated():
             known = {job.submission_id: job for job in self._listed()}
         unknown = LaunchStatus(LaunchState.UNKNOWN, "Ray does not know this job")
@@ -167,21 +162,18 @@ class RayJobLauncher:
         }
 
     def stop(self, submission_id: str) -> None:
-        """See the port."""
         with self._translated():
             answer = self._http.post(f"{_JOBS}{submission_id}/stop")
             if not answer.is_success and self._find(submission_id) is not None:
                 self._check_success(answer)
 
     def forget(self, submission_id: str) -> None:
-        """See the port."""
         with self._translated():
             job = self._find(submission_id)
             if job is not None and job.launch_status.has_ended:
                 self._check_success(self._http.delete(f"{_JOBS}{submission_id}"))
 
     def log(self, submission_id: str) -> str:
-        """See the port. Ray has no log of a job before its driver starts, and after its node is gone."""
         with self._translated():
             job = self._find(submission_id)
             if job is None or job.driver_node_id is None:
@@ -197,7 +189,6 @@ class RayJobLauncher:
                 return end_of_log(answer.iter_bytes()) if answer.is_success else ""
 
     def resources(self) -> ClusterResources:
-        """See the port. Nodes that an autoscaler may add are not there yet."""
         with self._translated():
             answer = self._http.get(_NODES, params={"limit": _MOST_NODES}, timeout=LOG_SECONDS)
             found = _Nodes.model_validate_json(self._check_success(answer).content)
@@ -227,7 +218,6 @@ class RayJobLauncher:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Translate transport errors to the port's."""
         try:
             yield
         except (httpx.HTTPError, ValueError) as error:
@@ -258,7 +248,6 @@ class DriverLauncher:
         self._outcomes: dict[str, AttemptOutcome] = {}
 
     def submit(self, submission: Submission) -> None:
-        """See the port."""
         if submission.attempt is None:
             raise ValueError(f"{submission.id} is no attempt: the driver trains nothing else")
         with _translated():
@@ -267,7 +256,6 @@ class DriverLauncher:
                 self._store.put(layout.attempt_request(submission.id), text)
 
     def statuses(self, submission_ids: Iterable[str]) -> dict[str, LaunchStatus]:
-        """See the port."""
         with _translated():
             requested = set(self._store.keys(layout.attempts()))
             names = {name: layout.attempt_request(name) in requested for name in submission_ids}
@@ -278,7 +266,6 @@ class DriverLauncher:
         return {name: waiting if names[name] else _status(found[name]) for name in names}
 
     def stop(self, submission_id: str) -> None:
-        """See the port."""
         with _translated():
             if not self._is_requested(submission_id):
                 return
@@ -290,7 +277,6 @@ class DriverLauncher:
             self._store.delete(layout.attempt_request(submission_id))
 
     def forget(self, submission_id: str) -> None:
-        """See the port."""
         with _translated():
             if not self._is_requested(submission_id):
                 self._store.delete(layout.attempt_outcome(submission_id))
@@ -307,7 +293,6 @@ class DriverLauncher:
         return end_of_log(line.encode() for line in lines[-LOG_LINES:])
 
     def resources(self) -> ClusterResources | None:
-        """See the port."""
         return self._processes.resources()
 
     def _requested(self) -> LaunchStatus:
@@ -342,7 +327,6 @@ def _status(outcome: AttemptOutcome | None) -> LaunchStatus:
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """Translate errors of the store to the port's."""
     try:
         yield
     except StorageUnavailable as error:

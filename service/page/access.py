@@ -157,7 +157,6 @@ def check_same_origin(scope: Scope, origin: str | None) -> None:
 
 
 def shown_session(request: Request) -> str | None:
-    """The value of the session's cookie."""
     return request.cookies.get(cookie_name(request))
 
 

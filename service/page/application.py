@@ -150,7 +150,6 @@ class PageBesideApi:
 
 def _static(files: StaticFiles) -> Callable[..., Awaitable[Response]]:
     async def static(digest: str, name: str, request: Request) -> Response:
-        """A style sheet, script or icon."""
         return files.response(digest, name, request.headers.get("accept-encoding", ""))
 
     return static
@@ -224,11 +223,9 @@ class _Answer:
 
     @property
     def problem_headers(self) -> MutableHeaders:
-        """Headers of the problem."""
         return MutableHeaders(scope=self.problem or {"headers": []})
 
     async def send(self, message: Message) -> None:
-        """See ASGI."""
         if message["type"] == "http.response.start":
             kind = MutableHeaders(scope=message).get("content-type", "")
             if kind.startswith(ProblemResponse.media_type) and not self._is_of_script:
@@ -240,7 +237,6 @@ class _Answer:
         await self.pass_on(message)
 
     async def pass_on(self, message: Message) -> None:
-        """Send a message of the response."""
         if message["type"] == "http.response.start":
             self.has_started = True
             headers = MutableHeaders(scope=message)

@@ -56,7 +56,6 @@ def get_wanted(
     order: Annotated[Order, Query()] = "lost",
     cursor: Annotated[int, Query(ge=0, le=LARGEST_NUMBER)] = 0,
 ) -> Wanted:
-    """The part that the address names."""
     return Wanted(order, cursor)
 
 
@@ -118,7 +117,6 @@ class Comparison:
 
 
 def compare(datasets: Sequence[CandidateDataset], wanted: Wanted) -> Comparison:
-    """Order the datasets of a version."""
     added = [each for each in datasets if each.is_new]
     earlier = [each for each in datasets if not each.is_new]
     # Sorting keeps the order of learning where values are equal or missing.
@@ -147,7 +145,6 @@ def comparison_values(
     bound: float | None,
     seconds: Mapping[str, float],
 ) -> dict[str, object]:
-    """What `comparison.html` needs to show the datasets."""
     comparison = compare(datasets, wanted)
     return {
         "comparison": comparison,
@@ -184,7 +181,6 @@ _KEYS: Mapping[str, Callable[[CandidateDataset], float]] = {
 
 
 def drift_figure(comparison: Comparison, bound: float | None) -> Figure:
-    """Drift of each earlier dataset against the bound."""
     rows = [
         DriftRow(each.name, each.drift_after, each.drift_against_parent)
         for each in comparison.earlier
@@ -204,7 +200,6 @@ def optimality_figure(comparison: Comparison) -> Figure | None:
 
 
 def time_figure(seconds: Mapping[str, float]) -> Figure | None:
-    """Time spent in each part of the job."""
     phases = [Phase(name, spent) for name, spent in seconds.items()]
     return figure(lambda width: job_phases(phases, width=width)) if phases else None
 
@@ -308,7 +303,6 @@ def _learned_by(model: str, version: int, principal: Principal, context: Context
 def _measured(
     version: VersionFigures | None,
 ) -> tuple[Mapping[str, float], Mapping[str, float]]:
-    """Recall and drift by dataset."""
     found = version.by_dataset if version else None
     return (found.recall, found.drift) if found else ({}, {})
 

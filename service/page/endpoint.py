@@ -211,7 +211,6 @@ def _checks_of(parts: EndpointParts) -> dict[str, str]:
 
 
 def _parsed(view: type[View], status: int, content: bytes) -> View:
-    """Raises EndpointProblem."""
     if status == 200:
         try:
             return view.model_validate_json(content)

@@ -60,7 +60,6 @@ def is_lost(change: float) -> bool:
 
 
 def size(number_of_bytes: float | None) -> str | Markup:
-    """A number of bytes."""
     if number_of_bytes is None:
         return NOTHING
     value, unit = float(number_of_bytes), 0
@@ -112,7 +111,6 @@ def when(moment: datetime | None, now: datetime) -> Markup:
 
 
 def plural(count: int, singular: str, several: str = "") -> str:
-    """A count with its noun."""
     return f"{number(count)} {singular if count == 1 else several or singular + 's'}"
 
 

@@ -180,7 +180,6 @@ def _steps(job: Job, events: list[Event]) -> list[Step]:
 
 
 def _events(job: Job, principal: Principal, context: Context) -> list[Event]:
-    """Its newest events, the newest first."""
     wanted = EventFilter(owner=principal.owner, job=job.id)
     return read_page(context, wanted, Seek(None, "desc", _MOST_EVENTS)).items
 

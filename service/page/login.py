@@ -66,7 +66,6 @@ class SessionView(BaseModel):
 
     @classmethod
     def of(cls, session: SessionRow, current: SessionRow | None) -> Self:
-        """Create it from a row."""
         values = {field: getattr(session, field, None) for field in cls.model_fields}
         is_this = current is not None and current.id == session.id
         return cls.model_validate({**values, "scopes": sorted(session.scopes), "is_this": is_this})

@@ -77,7 +77,6 @@ def get_wanted(
     rows: Annotated[int, Query(ge=0, le=LARGEST_NUMBER)] = 0,
     columns: Annotated[int | None, Query(ge=0, le=LARGEST_NUMBER)] = None,
 ) -> Wanted:
-    """The part that the address names."""
     return Wanted(to, at, rows, columns)
 
 

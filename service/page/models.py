@@ -259,23 +259,19 @@ class LearnedPair:
 
     @property
     def rows(self) -> int:
-        """Rows of all of them."""
         return sum(line.rows for line in self.datasets)
 
     @property
     def mean(self) -> float | None:
-        """Mean R@1 of those that are measured."""
         return fmean(self.recalls.values()) if self.recalls else None
 
     @property
     def lowest(self) -> LearnedDataset | None:
-        """The dataset with the lowest R@1."""
         known = [line for line in self.datasets if line.dataset in self.recalls]
         return min(known, key=lambda line: self.recalls[line.dataset], default=None)
 
     @property
     def newest(self) -> LearnedDataset:
-        """The dataset that was learned last."""
         return self.datasets[-1]
 
 

@@ -86,7 +86,6 @@ class StaticFile:
 
     @classmethod
     def of(cls, name: str, content: bytes) -> "StaticFile":
-        """Compress a file."""
         compressed = gzip.compress(content, mtime=0)
         return cls(_TYPES[PurePath(name).suffix], content, compressed)
 
@@ -116,7 +115,6 @@ class StaticFiles:
 
     @property
     def names(self) -> frozenset[str]:
-        """Names of the files."""
         return frozenset(self._files)
 
     def response(self, digest: str, name: str, encodings: str) -> Response:
@@ -220,13 +218,11 @@ class Pages:
 
 
 def pages_of(request: Request) -> Pages:
-    """The pages of this app."""
     pages: Pages = request.app.state.pages
     return pages
 
 
 def visitor_of(request: Request) -> Visitor:
-    """Who sent the request."""
     visitor: Visitor = request.scope["state"]["visitor"]
     return visitor
 

@@ -158,7 +158,6 @@ class Announcer(PeriodicLoop):
             self._signal.set()
 
     def step(self, stop: threading.Event) -> float:
-        """See PeriodicLoop."""
         if self._signal.wait(_WAIT_SECONDS):
             # Proxies of the environment are for the internet, and this address is internal.
             with httpx.Client(timeout=_TIMEOUT_SECONDS, trust_env=False) as client:
@@ -166,7 +165,6 @@ class Announcer(PeriodicLoop):
         return self.pause_seconds
 
     def send(self, client: httpx.Client) -> None:
-        """Send what is queued."""
         with self._lock:
             self._signal.clear()
             waiting, self._waiting = self._waiting, {}

@@ -56,32 +56,26 @@ class InstrumentedLauncher:
         self._metrics = metrics
 
     def submit(self, submission: Submission) -> None:
-        """See the port."""
         with self._call("submit", submission.id):
             self._launcher.submit(submission)
 
     def statuses(self, submission_ids: Iterable[str]) -> dict[str, LaunchStatus]:
-        """See the port."""
         with timed(self._metrics.launcher_calls, "statuses", _LAUNCHER_OUTCOMES, _OTHER):
             return self._launcher.statuses(submission_ids)
 
     def stop(self, submission_id: str) -> None:
-        """See the port."""
         with self._call("stop", submission_id):
             self._launcher.stop(submission_id)
 
     def log(self, submission_id: str) -> str:
-        """See the port."""
         with self._call("log", submission_id):
             return self._launcher.log(submission_id)
 
     def forget(self, submission_id: str) -> None:
-        """See the port."""
         with self._call("forget", submission_id):
             self._launcher.forget(submission_id)
 
     def resources(self) -> ClusterResources | None:
-        """See the port."""
         with self._call("resources", ""):
             return self._launcher.resources()
 
@@ -102,7 +96,6 @@ class InstrumentedStore:
         self._metrics = metrics
 
     def read(self, key: str) -> bytes:
-        """See the port."""
         with self._call("read", key):
             return self._store.read(key)
 
@@ -113,38 +106,31 @@ class InstrumentedStore:
         return self._waited("stream", chunks)
 
     def read_range(self, key: str, start: int, stop: int) -> bytes:
-        """See the port."""
         with self._call("read_range", key):
             return self._store.read_range(key, start, stop)
 
     def download(self, key: str, path: Path) -> None:
-        """See the port."""
         with self._call("download", key):
             self._store.download(key, path)
 
     def size(self, key: str) -> int:
-        """See the port."""
         with self._call("size", key):
             return self._store.size(key)
 
     def put(self, key: str, data: bytes) -> None:
-        """See the port."""
         with self._call("put", key):
             self._store.put(key, data)
 
     def create(self, key: str, data: bytes) -> None:
-        """See the port."""
         with self._call("create", key):
             self._store.create(key, data)
 
     def upload(self, path: Path, key: str) -> None:
-        """See the port."""
         with self._call("upload", key):
             self._store.upload(path, key)
 
     @contextmanager
     def writer(self, key: str, size: int) -> Iterator[Writer]:
-        """See the port. Measures its end, which makes the object durable, and not the time of the sender."""
         with ExitStack() as stack:
             yield stack.enter_context(self._store.writer(key, size))
             with self._call("writer", key):
@@ -155,12 +141,10 @@ class InstrumentedStore:
         return self._waited("keys", self._store.keys(prefix))
 
     def folders(self, prefix: str) -> list[str]:
-        """See the port."""
         with self._call("folders", prefix):
             return self._store.folders(prefix)
 
     def delete(self, key: str) -> None:
-        """See the port."""
         with self._call("delete", key):
             self._store.delete(key)
 
@@ -200,7 +184,6 @@ class InstrumentedDatabase(Database):
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """See Database."""
         measured = timed(self._metrics.transactions, "write", _OUTCOMES, _ROLLED_BACK)
         span = self._metrics.spans.inside("database write", {})
         with span, measured, super().write() as connection:
@@ -208,7 +191,6 @@ class InstrumentedDatabase(Database):
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """See Database."""
         measured = timed(self._metrics.transactions, "read", _OUTCOMES, _ROLLED_BACK)
         with measured, super().read() as connection:
             yield connection

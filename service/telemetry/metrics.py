@@ -177,7 +177,6 @@ class Metrics:
 
     @contextmanager
     def key_processed(self, work: str) -> Iterator[None]:
-        """Time the processing of a key."""
         started = time.perf_counter()
         try:
             yield

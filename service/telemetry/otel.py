@@ -37,7 +37,6 @@ class OpenTelemetrySpans:
         self._tracer = self.provider.get_tracer("cmcl.service")
 
     def of_requests(self) -> TelemetryConfig:
-        """See Spans."""
         return {
             "tracer_provider": self.provider,
             "metrics": False,
@@ -47,14 +46,12 @@ class OpenTelemetrySpans:
         }
 
     def traceparent(self) -> str | None:
-        """See Spans."""
         carrier: dict[str, str] = {}
         _W3C.inject(carrier)
         return carrier.get("traceparent")
 
     @contextmanager
     def inside(self, name: str, attributes: Attributes) -> Iterator[None]:
-        """See Spans."""
         if not trace.get_current_span().is_recording():
             # Otherwise polling an attempt would create thousands of single-call traces.
             yield
@@ -64,7 +61,6 @@ class OpenTelemetrySpans:
 
     @contextmanager
     def step(self, parent: str | None, name: str, attributes: Attributes) -> Iterator[None]:
-        """See Spans."""
         if parent is None:
             yield
             return
@@ -91,7 +87,6 @@ class OpenTelemetrySpans:
                 raise
 
     def add(self, span: PastSpan) -> None:
-        """See Spans."""
         parent = None if span.parent is None else _context(span.parent)
         if parent is None or not _of(parent).is_valid:
             return
@@ -112,7 +107,6 @@ class OpenTelemetrySpans:
         made.end(begin + duration)
 
     def close(self) -> None:
-        """See Spans."""
         close_provider(self.provider)
 
 
@@ -134,7 +128,6 @@ class _WithoutClientText(SpanProcessor):
     """Redacts what clients wrote: path, query, host and unknown methods. Routes and ports stay."""
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        """See SpanProcessor."""
         for name in _FROM_CLIENT:
             if span.attributes and name in span.attributes:
                 span.set_attribute(name, "REDACTED")
@@ -156,6 +149,5 @@ class _Ids(RandomIdGenerator):
             self._fixed.reset(token)
 
     def generate_span_id(self) -> int:
-        """See IdGenerator."""
         fixed = self._fixed.get()
         return super().generate_span_id() if fixed is None else fixed

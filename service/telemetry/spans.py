@@ -62,9 +62,7 @@ class Spans(Protocol):
         """A span of one step of the reconciler, in the trace of its parent."""
         ...
 
-    def add(self, span: PastSpan) -> None:
-        """Add a span that has ended."""
-        ...
+    def add(self, span: PastSpan) -> None: ...
 
     def close(self) -> None:
         """Export what is left, for two seconds at most."""
@@ -75,21 +73,17 @@ class NoSpans:
     """Traces nothing."""
 
     def of_requests(self) -> TelemetryConfig:
-        """See Spans."""
         return {"tracing": False, "metrics": False, "logs": False}
 
     def traceparent(self) -> str | None:
-        """See Spans."""
         return None
 
     def inside(self, name: str, attributes: Attributes) -> AbstractContextManager[None]:
-        """See Spans."""
         return nullcontext()
 
     def step(
         self, parent: str | None, name: str, attributes: Attributes
     ) -> AbstractContextManager[None]:
-        """See Spans."""
         return nullcontext()
 
     def add(self, span: PastSpan) -> None:

@@ -74,7 +74,6 @@ class ProgressPoint:
 
 
 def begin(connection: Connection, job: str, number: int, parent: int | None, now: datetime) -> None:
-    """Insert an attempt."""
     values = {"job": job, "number": number, "parent_version": parent, "created_at": now}
     connection.execute(insert(attempts).values(values))
 
@@ -96,13 +95,11 @@ def end(
 
 
 def page(connection: Connection, job: str, seek: Seek[int]) -> list[AttemptRow]:
-    """Attempts of a job by number."""
     query = seek.restrict(select(attempts).where(attempts.c.job == job), attempts.c.number)
     return [AttemptRow(**row) for row in connection.execute(query).mappings()]
 
 
 def find(connection: Connection, job: str, number: int) -> AttemptRow | None:
-    """One attempt."""
     row = connection.execute(select(attempts).where(*_is(job, number))).mappings().one_or_none()
     return None if row is None else AttemptRow(**row)
 
@@ -171,7 +168,6 @@ def _interval(connection: Connection, job: str, number: int, clock: _Clock, now:
 
 
 def forget_progress(connection: Connection, job: str) -> None:
-    """Remove the progress of all attempts of a job."""
     connection.execute(delete(progress_points).where(progress_points.c.job == job))
 
 

@@ -88,7 +88,6 @@ def enqueue(connection: Connection, kind: Kind, *names: str) -> None:
 
 
 def enqueue_all(connection: Connection) -> None:
-    """Enqueue all records."""
     enqueue(connection, "model", *connection.scalars(select(models.c.name)))
     enqueue(connection, "dataset", *connection.scalars(select(datasets.c.id)))
 

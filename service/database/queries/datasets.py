@@ -77,7 +77,6 @@ def set_deleted(connection: Connection, seen: DatasetRow, actor: str, now: datet
 
 
 def find(connection: Connection, dataset: str) -> DatasetRow | None:
-    """The dataset of that id."""
     row = (
         connection.execute(select(datasets).where(datasets.c.id == dataset))
         .mappings()
@@ -210,7 +209,6 @@ def release(connection: Connection, dataset: str) -> None:
 
 
 def quarantine(connection: Connection, dataset: str, reason: str) -> None:
-    """Record why its rows cannot be used."""
     connection.execute(
         update(datasets).where(datasets.c.id == dataset).values(quarantine_reason=reason)
     )

@@ -67,7 +67,6 @@ def count_room(connection: Connection, owner: str) -> int:
 
 
 def find(connection: Connection, delivery: str) -> DeliveryRow | None:
-    """The delivery of that id."""
     query = select(deliveries).where(deliveries.c.id == delivery)
     row = connection.execute(query).mappings().one_or_none()
     return None if row is None else DeliveryRow(**row)
@@ -122,7 +121,6 @@ def record_failure(connection: Connection, seen: DeliveryRow, attempt: Attempt) 
 
 
 def abandon(connection: Connection, webhook: str, reason: str, now: datetime) -> None:
-    """Abandon all pending deliveries of the webhook."""
     connection.execute(
         update(deliveries)
         .where(deliveries.c.webhook == webhook, is_open())

@@ -42,7 +42,6 @@ class EventFilter:
     kinds: frozenset[str] = frozenset()
 
     def covers(self, event: EventRow) -> bool:
-        """Return whether the event matches."""
         return (
             self.owner in (None, event.owner)
             and self.model in (None, event.model)
@@ -51,7 +50,6 @@ class EventFilter:
         )
 
     def restrict(self, query: Select[Any]) -> Select[Any]:
-        """Restrict a query to these events."""
         for column in ("owner", "model", "job"):
             value = getattr(self, column)
             if value is not None:

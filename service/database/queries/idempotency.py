@@ -12,7 +12,6 @@ ScopedKey = tuple[str, str, str]
 
 
 def find(connection: Connection, key: ScopedKey) -> ResponseRow | None:
-    """Return the stored response, or None."""
     query = select(responses).where(*(responses.c[name] == value for name, value in _columns(key)))
     row = connection.execute(query).mappings().one_or_none()
     if row is None:

@@ -156,7 +156,6 @@ _NEWEST_DRIVER = select(*(column for column in drivers.columns if column.name !=
 
 
 def is_driver_needed(connection: Connection, states: Collection[JobState]) -> bool:
-    """Return whether a job is in one of the states."""
     query = select(jobs.c.id).where(jobs.c.finished_at.is_(None), jobs.c.state.in_(states))
     return connection.execute(query.limit(1)).first() is not None
 
@@ -184,7 +183,6 @@ class DriverRow:
 
 
 def newest_driver(connection: Connection) -> DriverRow:
-    """Return the newest driver."""
     row = connection.execute(_NEWEST_DRIVER).mappings().one_or_none()
     return DriverRow() if row is None else DriverRow(**row)
 

@@ -157,13 +157,11 @@ def _is_earlier_open(connection: Connection, seen: JobRow) -> bool:
 
 
 def has_open(connection: Connection, model: str) -> bool:
-    """Return whether any job of the model has not ended."""
     query = select(jobs.c.id).where(jobs.c.model == model, jobs.c.finished_at.is_(None)).limit(1)
     return connection.execute(query).first() is not None
 
 
 def is_any_in_flight(connection: Connection, model: str) -> bool:
-    """Return whether a job of the model is in flight."""
     return _is_any_in(connection, model, IN_FLIGHT)
 
 

@@ -117,7 +117,6 @@ def _insert_queued(
 
 
 def find(connection: Connection, job: str) -> JobRow | None:
-    """The job of that id."""
     row = connection.execute(_BY_ID, {"id": job}).mappings().one_or_none()
     return None if row is None else from_row(row)
 
@@ -231,7 +230,6 @@ def set_waiting(connection: Connection, seen: JobRow, message: str, now: datetim
 
 
 def set_ended(connection: Connection, seen: JobRow, now: datetime) -> None:
-    """Record that the attempt has ended."""
     connection.execute(as_seen(seen).values(ended_at=now))
 
 
@@ -428,7 +426,6 @@ def _to_column(value: object) -> object:
 
 
 def from_row(row: RowMapping) -> JobRow:
-    """Return the job of a row."""
     values = dict(row)
     values["state"] = JobState(values["state"])
     if values["reason"] is not None:

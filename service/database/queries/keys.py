@@ -26,7 +26,6 @@ class KeyRow:
     last_used_at: datetime | None = None
 
     def is_valid(self, now: datetime) -> bool:
-        """Neither revoked nor expired."""
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
 
 
@@ -70,7 +69,6 @@ def count(connection: Connection, owner: str, now: datetime, made_after: datetim
 
 
 def has_any(connection: Connection) -> bool:
-    """Return whether a key was ever created."""
     return connection.execute(select(api_keys.c.id).limit(1)).first() is not None
 
 

@@ -53,7 +53,6 @@ class Backlog:
 
 
 def read_backlog(connection: Connection) -> Backlog:
-    """Read the backlog."""
     return Backlog(
         jobs=_open_jobs(connection),
         prepared_rows=_prepared_rows(connection),
@@ -151,7 +150,6 @@ class Summaries:
 
 
 def read_summaries(connection: Connection, names: Sequence[str]) -> Summaries:
-    """Read the summaries of these models."""
     current = _in_flight(connection, names)
     waiting = _first_waiting(connection, [name for name in names if name not in current])
     return Summaries(

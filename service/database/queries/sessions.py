@@ -38,7 +38,6 @@ class SessionRow:
 
 
 def create(connection: Connection, session: SessionRow) -> None:
-    """Insert a session."""
     values = {column.name: getattr(session, column.name) for column in sessions.columns}
     values["scopes"] = sorted(session.scopes)
     connection.execute(insert(sessions).values(**values))

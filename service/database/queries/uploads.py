@@ -27,7 +27,6 @@ _ABORTED: UploadState = "aborted"
 
 
 def create(connection: Connection, upload: UploadRow) -> None:
-    """Insert an upload."""
     connection.execute(insert(uploads).values(**vars(upload)))
 
 
@@ -77,7 +76,6 @@ def digests(connection: Connection, named: Iterable[str], owner: str | None) -> 
 
 
 def filenames(connection: Connection, named: Iterable[str]) -> dict[str, str]:
-    """File names by id."""
     query = select(uploads.c.id, uploads.c.filename).where(uploads.c.id.in_(named))
     return {row.id: row.filename for row in connection.execute(query)}
 

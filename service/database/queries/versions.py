@@ -116,7 +116,6 @@ def _rounded(number: float) -> float:
 
 
 def find(connection: Connection, model: str, number: int) -> VersionRow | None:
-    """One version."""
     query = select(*_RECORD).where(versions.c.model == model, versions.c.number == number)
     row = connection.execute(query).mappings().one_or_none()
     return None if row is None else _from_row(row)
@@ -169,7 +168,6 @@ class Capacities:
 
     @classmethod
     def of(cls, row: Row[Any]) -> Self:
-        """Create it from a row of number, pair and capacity."""
         return cls(row.number, (row.pair_first, row.pair_second), row.capacity)
 
 
@@ -224,7 +222,6 @@ def set_stored(connection: Connection, model: str, number: int, now: datetime) -
 def retire(
     connection: Connection, version: VersionOutline, owner: str, actor: str, now: datetime
 ) -> None:
-    """Mark a version retired, and emit the event."""
     connection.execute(
         update(versions)
         .where(versions.c.model == version.model, versions.c.number == version.number)
@@ -241,7 +238,6 @@ def retire(
 
 
 def retired(connection: Connection, model: str) -> tuple[int, ...]:
-    """Numbers of retired versions."""
     query = select(versions.c.number).where(
         versions.c.model == model, versions.c.retired_at.is_not(None)
     )
@@ -270,7 +266,6 @@ def evaluations(
 
 
 def promotion(connection: Connection, model: str, generation: int) -> PromotionRow | None:
-    """The promotion of that generation."""
     query = select(promotions).where(
         promotions.c.model == model, promotions.c.generation == generation
     )
@@ -302,7 +297,6 @@ def add_promotion(
 
 
 def promotion_page(connection: Connection, model: str, seek: Seek[int]) -> list[PromotionRow]:
-    """Promotions of a model in their order."""
     query = select(promotions).where(promotions.c.model == model)
     rows = connection.execute(seek.restrict(query, promotions.c.generation)).mappings()
     return [PromotionRow(**row) for row in rows]

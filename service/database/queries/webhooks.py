@@ -59,18 +59,15 @@ class WebhookRow:
 
 
 def create(connection: Connection, webhook: WebhookRow) -> None:
-    """Insert a webhook."""
     connection.execute(insert(webhooks).values(**vars(webhook) | {"kinds": list(webhook.kinds)}))
 
 
 def find(connection: Connection, webhook: str) -> WebhookRow | None:
-    """The webhook of that id."""
     found = _read(connection, select(webhooks).where(webhooks.c.id == webhook))
     return found[0] if found else None
 
 
 def page(connection: Connection, owner: str | None, seek: Seek[str]) -> list[WebhookRow]:
-    """Webhooks by id."""
     query = select(webhooks)
     if owner is not None:
         query = query.where(webhooks.c.owner == owner)
@@ -87,7 +84,6 @@ def set_secret(connection: Connection, webhook: str, seen: str, secret: str) -> 
 
 
 def count(connection: Connection, owner: str) -> int:
-    """Count the webhooks of the owner."""
     query = select(func.count()).select_from(webhooks).where(webhooks.c.owner == owner)
     return connection.execute(query).scalar_one()
 
