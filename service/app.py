@@ -41,7 +41,7 @@ from service.jobs.driver import DriverLoop, driver_id
 from service.jobs.reconciler import Notifications, Reconciler, Workers
 from service.jobs.scheduler import Scheduler
 from service.jobs.workqueue import Work
-from service.launchers.port import Launcher, StatusCache
+from service.launchers.port import Launcher, WatchedLauncher
 from service.launchers.ray_cluster import DriverLauncher, RayJobLauncher
 from service.maintenance.backup import BackupWriter
 from service.maintenance.gc import GarbageCollector
@@ -49,7 +49,6 @@ from service.page.application import PageBesideApi, create_page
 from service.registry.live_pointer import Announcer
 from service.telemetry.instrumented import (
     InstrumentedDatabase,
-    InstrumentedLauncher,
     InstrumentedStore,
 )
 from service.telemetry.metrics import BacklogCollector, Metrics
@@ -162,18 +161,18 @@ def _context(
     tokens = _tokens(settings)
     store = InstrumentedStore(parts.store or open_store(settings.store_uri), metrics)
 
-    def cached(launcher: Launcher) -> Launcher:
+    def watched(launcher: Launcher) -> Launcher:
         seconds = _seconds_between_lists(settings, parts.tuning)
-        return StatusCache(InstrumentedLauncher(launcher, metrics), seconds, steady(parts.clock))
+        return WatchedLauncher(launcher, seconds, steady(parts.clock), metrics.launcher_call)
 
     def newest_driver() -> str:
         with database.read() as connection:
             return driver_id(store.uri, instances.newest_driver(connection).number)
 
-    driver_launcher = cached(parts.launcher or _launcher(settings, parts.tuning))
+    driver_launcher = watched(parts.launcher or _launcher(settings, parts.tuning))
     launcher = driver_launcher
     if parts.launcher is None and settings.launcher == "ray":
-        launcher = cached(DriverLauncher(store, driver_launcher, newest_driver))
+        launcher = watched(DriverLauncher(store, driver_launcher, newest_driver))
     return Context(
         settings=settings,
         tuning=parts.tuning,

@@ -141,8 +141,9 @@ async def metrics(request: Request) -> Response:
 
 
 def cached_metrics(context: Context) -> TTLCache[bytes]:
-    """Cache the metrics: rendering them reads the database, and takes longer with more models."""
-    return TTLCache(in_thread(partial(generate_latest, context.metrics.registry)), _TTL_SECONDS)
+    return TTLCache(
+        in_thread(partial(generate_latest, context.metrics.registry)), _METRICS_TTL_SECONDS
+    )
 
 
 def _ask_database(context: Context) -> None:

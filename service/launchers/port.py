@@ -1,4 +1,4 @@
-"""The port for launchers, which run a command under an id outside this process, and the circuit breaker around one.
+"""The port for launchers, which run a command under an id outside this process, and what watches one.
 
 LauncherError
 ├── LauncherUnavailable     it did not respond; a retry can help
@@ -8,7 +8,7 @@ LauncherError
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -29,6 +29,9 @@ _PAUSE_SECONDS = 15.0
 _RESOURCES_SECONDS = 30.0
 # A submission that was not requested for so long has ended, or another instance watches it.
 _ASKED_SECONDS = 60.0
+
+# Times a call: its name, and the id of the submission or an empty text.
+Measure = Callable[[str, str], AbstractContextManager[None]]
 
 
 class LauncherError(Exception):
@@ -166,95 +169,46 @@ def end_of_log(pieces: Iterable[bytes]) -> str:
     return end.decode(errors="ignore").replace("\0", "")
 
 
-class CircuitBreaker:
-    """A launcher that wraps another one, and fails calls fast while that one hangs, except for one from time to time.
+class WatchedLauncher:
+    """A launcher around another one: calls are measured, fail fast while that one hangs, and share its lists.
 
     A few workers serve all models. If a cluster is down, a call fails at once; but if it hangs, each call takes
     half a minute, and a hundred running jobs would delay everything else, such as storing and promoting complete
-    versions, by minutes. `seconds` is a monotonic clock.
+    versions, by minutes. So after a call that hung, others fail at once for a while (a circuit breaker).
+
+    `statuses` is answered from the last list for `ttl` seconds, for all callers together. A list names all submissions
+    that were asked about within the last minute, so that those who ask about different ones share it. What this process
+    submits or stops is listed again. A submission that was not asked about before is listed at once: the last list may be
+    older than it. `seconds` is a monotonic clock; `measure` gets the name of a call and the id of a submission.
     """
 
-    def __init__(self, launcher: Launcher, seconds: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        launcher: Launcher,
+        ttl: float,
+        seconds: Callable[[], float] = time.monotonic,
+        measure: Measure = lambda _call, _id: nullcontext(),
+    ) -> None:
         self._launcher = launcher
+        self._ttl = ttl
         self._seconds = seconds
+        self._measure = measure
         self._open_until = float("-inf")
         self._why = ""
         self._resources: ClusterResources | None = None
         self._resources_until = float("-inf")
-
-    def submit(self, submission: Submission) -> None:
-        with self._watched():
-            self._launcher.submit(submission)
-
-    def statuses(self, submission_ids: Iterable[str]) -> dict[str, LaunchStatus]:
-        with self._watched():
-            return self._launcher.statuses(submission_ids)
-
-    def stop(self, submission_id: str) -> None:
-        with self._watched():
-            self._launcher.stop(submission_id)
-
-    def forget(self, submission_id: str) -> None:
-        with self._watched():
-            self._launcher.forget(submission_id)
-
-    def log(self, submission_id: str) -> str:
-        """See the port. Its failures do not fail other calls: a log may be out of reach while the rest responds."""
-        self._check_closed()
-        return self._launcher.log(submission_id)
-
-    def resources(self) -> ClusterResources | None:
-        """See the port. Cached: nodes come and go slowly. While the cluster does not respond, what it had before counts."""
-        if self._seconds() >= self._resources_until:
-            try:
-                with self._watched():
-                    self._resources = self._launcher.resources()
-            except LauncherUnavailable:
-                if self._resources is None:
-                    raise
-            self._resources_until = self._seconds() + _RESOURCES_SECONDS
-        return self._resources
-
-    def _check_closed(self) -> None:
-        if self._seconds() < self._open_until:
-            raise LauncherUnavailable(self._why)
-
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        self._check_closed()
-        began = self._seconds()
-        try:
-            yield
-        except LauncherUnavailable as error:
-            now = self._seconds()
-            if now - began >= _SLOW_SECONDS:
-                self._open_until, self._why = now + _PAUSE_SECONDS, str(error)
-            raise
-
-
-class StatusCache(CircuitBreaker):
-    """A circuit breaker that answers `statuses` from its last list for `ttl` seconds, for all callers together.
-
-    A list names all submissions that were asked about within the last minute, so that those who ask about different
-    ones share it. What this process submits or stops is listed again. A submission that was not asked about before is
-    listed at once: the last list may be older than it.
-    """
-
-    def __init__(
-        self, launcher: Launcher, ttl: float, seconds: Callable[[], float] = time.monotonic
-    ) -> None:
-        super().__init__(launcher, seconds)
-        self._ttl = ttl
         self._listing = threading.Lock()
         self._known: dict[str, LaunchStatus] = {}
         self._listed_at = float("-inf")
         self._asked_at: dict[str, float] = {}
 
     def submit(self, submission: Submission) -> None:
-        super().submit(submission)
+        with self._watched("submit", submission.id):
+            self._launcher.submit(submission)
         self._known.pop(submission.id, None)
 
     def statuses(self, submission_ids: Iterable[str]) -> dict[str, LaunchStatus]:
+        """See the port. Raises LauncherUnavailable as well while another call hangs."""
         wanted, now = list(submission_ids), self._seconds()
         self._asked_at.update(dict.fromkeys(wanted, now))
         found = self._found(wanted)
@@ -268,12 +222,32 @@ class StatusCache(CircuitBreaker):
             self._listing.release()
 
     def stop(self, submission_id: str) -> None:
-        super().stop(submission_id)
+        with self._watched("stop", submission_id):
+            self._launcher.stop(submission_id)
         self._known.pop(submission_id, None)
 
     def forget(self, submission_id: str) -> None:
-        super().forget(submission_id)
+        with self._watched("forget", submission_id):
+            self._launcher.forget(submission_id)
         self._known.pop(submission_id, None)
+
+    def log(self, submission_id: str) -> str:
+        """See the port. Its failures do not fail other calls: a log may be out of reach while the rest responds."""
+        self._check_closed()
+        with self._measure("log", submission_id):
+            return self._launcher.log(submission_id)
+
+    def resources(self) -> ClusterResources | None:
+        """See the port. Cached: nodes come and go slowly. While the cluster does not respond, what it had before counts."""
+        if self._seconds() >= self._resources_until:
+            try:
+                with self._watched("resources"):
+                    self._resources = self._launcher.resources()
+            except LauncherUnavailable:
+                if self._resources is None:
+                    raise
+            self._resources_until = self._seconds() + _RESOURCES_SECONDS
+        return self._resources
 
     def _found(self, wanted: list[str]) -> dict[str, LaunchStatus] | None:
         """What the last list says; None if it is too old, or does not name all of them."""
@@ -288,6 +262,24 @@ class StatusCache(CircuitBreaker):
         asked = self._asked_at.copy()
         names = {name for name, at in asked.items() if began - at < _ASKED_SECONDS} | set(wanted)
         self._asked_at = {name: at for name, at in asked.items() if name in names}
-        self._known = super().statuses(names)
+        with self._watched("statuses"):
+            self._known = self._launcher.statuses(names)
         self._listed_at = began
         return {name: self._known[name] for name in wanted}
+
+    def _check_closed(self) -> None:
+        if self._seconds() < self._open_until:
+            raise LauncherUnavailable(self._why)
+
+    @contextmanager
+    def _watched(self, call: str, submission_id: str = "") -> Iterator[None]:
+        self._check_closed()
+        began = self._seconds()
+        try:
+            with self._measure(call, submission_id):
+                yield
+        except LauncherUnavailable as error:
+            now = self._seconds()
+            if now - began >= _SLOW_SECONDS:
+                self._open_until, self._why = now + _PAUSE_SECONDS, str(error)
+            raise

@@ -1,10 +1,10 @@
-"""Measuring wrappers of store, launcher and database, with the same interfaces and behaviour.
+"""Measuring wrappers of store and database, with the same interfaces and behaviour.
 
 A call is also a span if it is part of a trace.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -15,14 +15,6 @@ from cmcl.contract.errors import ObjectExists, ObjectNotFound, StorageUnavailabl
 from cmcl.storage.object_store import ObjectStore, Writer
 from service.core.errors import DatabaseUnavailable, WriteConflict
 from service.database.engine import Database
-from service.launchers.port import (
-    ClusterResources,
-    Launcher,
-    LauncherRefused,
-    LauncherUnavailable,
-    LaunchStatus,
-    Submission,
-)
 from service.telemetry.metrics import Metrics, outcome_of, timed
 
 T = TypeVar("T")
@@ -31,10 +23,6 @@ _STORE_OUTCOMES: dict[type[Exception], str] = {
     ObjectNotFound: "not_found",
     ObjectExists: "exists",
     StorageUnavailable: "unavailable",
-}
-_LAUNCHER_OUTCOMES: dict[type[Exception], str] = {
-    LauncherUnavailable: "unavailable",
-    LauncherRefused: "refused",
 }
 _OTHER = "error"
 
@@ -46,45 +34,6 @@ _OUTCOMES: dict[type[Exception], str] = {
 
 # Something inside the transaction was rejected; not a database failure.
 _ROLLED_BACK = "rolled_back"
-
-
-class InstrumentedLauncher:
-    """See the port, `service.launchers.port.Launcher`."""
-
-    def __init__(self, launcher: Launcher, metrics: Metrics) -> None:
-        self._launcher = launcher
-        self._metrics = metrics
-
-    def submit(self, submission: Submission) -> None:
-        with self._call("submit", submission.id):
-            self._launcher.submit(submission)
-
-    def statuses(self, submission_ids: Iterable[str]) -> dict[str, LaunchStatus]:
-        with timed(self._metrics.launcher_calls, "statuses", _LAUNCHER_OUTCOMES, _OTHER):
-            return self._launcher.statuses(submission_ids)
-
-    def stop(self, submission_id: str) -> None:
-        with self._call("stop", submission_id):
-            self._launcher.stop(submission_id)
-
-    def log(self, submission_id: str) -> str:
-        with self._call("log", submission_id):
-            return self._launcher.log(submission_id)
-
-    def forget(self, submission_id: str) -> None:
-        with self._call("forget", submission_id):
-            self._launcher.forget(submission_id)
-
-    def resources(self) -> ClusterResources | None:
-        with self._call("resources", ""):
-            return self._launcher.resources()
-
-    @contextmanager
-    def _call(self, call: str, submission_id: str) -> Iterator[None]:
-        span = self._metrics.spans.inside(f"launcher {call}", {"cmcl.attempt": submission_id})
-        histogram = self._metrics.launcher_calls
-        with span, timed(histogram, call, _LAUNCHER_OUTCOMES, _OTHER):
-            yield
 
 
 class InstrumentedStore:

@@ -9,13 +9,11 @@ one place where events are counted, logged and traced, after the commit: nothing
 """
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from importlib.metadata import version
-from typing import Generic, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -38,6 +36,7 @@ from service.database.queries import overviews
 from service.database.queries.events import SKIPPED
 from service.database.queries.overviews import Backlog
 from service.database.rows import Event, JobRow
+from service.launchers.port import LauncherRefused, LauncherUnavailable
 from service.telemetry.logs import current_request
 from service.telemetry.spans import NoSpans, Spans, move_span, trace_id
 
@@ -59,6 +58,10 @@ _REJECTIONS = (
     FailureReason.NOT_MEASURED,
     FailureReason.REJECTED_BY_HAND,
 )
+_LAUNCHER_OUTCOMES: dict[type[Exception], str] = {
+    LauncherUnavailable: "unavailable",
+    LauncherRefused: "refused",
+}
 _STATES = {f"job.{state}": state for state in JobState}
 
 
@@ -196,6 +199,15 @@ class Metrics:
         finally:
             self.steps.labels(name).observe(time.perf_counter() - started)
 
+    @contextmanager
+    def launcher_call(self, call: str, submission_id: str) -> Iterator[None]:
+        """Time a call of the launcher; one about a submission is a span as well, if it is part of a trace."""
+        span: AbstractContextManager[None] = nullcontext()
+        if submission_id:
+            span = self.spans.inside(f"launcher {call}", {"cmcl.attempt": submission_id})
+        with span, timed(self.launcher_calls, call, _LAUNCHER_OUTCOMES, "error"):
+            yield
+
     def observe_event(self, event: Event) -> None:
         """Log, count and trace an event after its commit."""
         _log(event)
@@ -269,51 +281,12 @@ def _number(event: Event, name: str = "number") -> float:
     return float(number) if isinstance(number, int | float) else 0.0
 
 
-T = TypeVar("T")
-
-_TTL_SECONDS = 5.0
-
-
-class ScrapeCache(Generic[T]):
-    """Caches a value for some seconds; None if it could not be read."""
-
-    def __init__(self, read: Callable[[], T], seconds: float, clock: Clock) -> None:
-        self._read = read
-        self._seconds = seconds
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._read_at: datetime | None = None
-        self._value: T | None = None
-
-    def value(self) -> T | None:
-        """The value, read again if it is old. A failure is cached as well."""
-        with self._lock:
-            if not self._is_fresh():
-                self._value = self._try_read()
-                self._read_at = self._clock()
-            return self._value
-
-    def _is_fresh(self) -> bool:
-        if self._read_at is None:
-            return False
-        return 0 <= (self._clock() - self._read_at).total_seconds() < self._seconds
-
-    def _try_read(self) -> T | None:
-        try:
-            return self._read()
-        except (DatabaseError, ValueError):
-            # The database does not respond, or a row cannot be read: keep the other metrics available.
-            logger.exception("metrics could not be read from the database")
-            return None
-
-
 class BacklogCollector(Collector):
     """How much is waiting, and for how long."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
-        self._cache = ScrapeCache(self._read, _TTL_SECONDS, clock)
 
     def describe(self) -> Iterable[Metric]:
         """Names only: registration must not need the database."""
@@ -321,7 +294,7 @@ class BacklogCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """The families, without samples if the database does not respond."""
-        found = self._cache.value()
+        found = self._read()
         up = GaugeMetricFamily(
             "cmcl_service_backlog_up",
             "1 if the backlog could be read from the database, else 0",
@@ -329,9 +302,14 @@ class BacklogCollector(Collector):
         )
         return [up, *self._families(found)]
 
-    def _read(self) -> Backlog:
-        with self._database.read() as connection:
-            return overviews.read_backlog(connection)
+    def _read(self) -> Backlog | None:
+        try:
+            with self._database.read() as connection:
+                return overviews.read_backlog(connection)
+        except (DatabaseError, ValueError):
+            # The database does not respond, or a row cannot be read: keep the other metrics available.
+            logger.exception("metrics could not be read from the database")
+            return None
 
     def _families(self, found: Backlog | None) -> list[Metric]:
         return [

@@ -5,13 +5,12 @@ from collections.abc import Iterable
 import pytest
 
 from service.launchers.port import (
-    CircuitBreaker,
     ClusterResources,
     LauncherUnavailable,
     LaunchState,
     LaunchStatus,
-    StatusCache,
     Submission,
+    WatchedLauncher,
     status_of,
 )
 from tests.fakes.launcher import FakeLauncher
@@ -38,12 +37,12 @@ def hanging() -> _Hanging:
 
 
 @pytest.fixture
-def breaker(hanging: _Hanging) -> CircuitBreaker:
-    return CircuitBreaker(hanging, lambda: hanging.now)
+def breaker(hanging: _Hanging) -> WatchedLauncher:
+    return WatchedLauncher(hanging, 0.0, lambda: hanging.now)
 
 
 def test_of_many_calls_one_waits_for_a_cluster_that_hangs(
-    hanging: _Hanging, breaker: CircuitBreaker
+    hanging: _Hanging, breaker: WatchedLauncher
 ) -> None:
     hanging.is_down = True
     for call in range(100):
@@ -53,7 +52,9 @@ def test_of_many_calls_one_waits_for_a_cluster_that_hangs(
     assert hanging.now == 30
 
 
-def test_a_log_out_of_reach_fails_no_other_call(hanging: _Hanging, breaker: CircuitBreaker) -> None:
+def test_a_log_out_of_reach_fails_no_other_call(
+    hanging: _Hanging, breaker: WatchedLauncher
+) -> None:
     hanging.is_down = True
     with pytest.raises(LauncherUnavailable):
         breaker.log("job-a1")
@@ -62,7 +63,7 @@ def test_a_log_out_of_reach_fails_no_other_call(hanging: _Hanging, breaker: Circ
 
 
 def test_no_log_is_asked_of_a_cluster_that_hangs(
-    hanging: _Hanging, breaker: CircuitBreaker
+    hanging: _Hanging, breaker: WatchedLauncher
 ) -> None:
     hanging.is_down = True
     with pytest.raises(LauncherUnavailable):
@@ -72,7 +73,7 @@ def test_no_log_is_asked_of_a_cluster_that_hangs(
     assert hanging.asked == 1
 
 
-def test_a_cluster_that_hung_is_retried_later(hanging: _Hanging, breaker: CircuitBreaker) -> None:
+def test_a_cluster_that_hung_is_retried_later(hanging: _Hanging, breaker: WatchedLauncher) -> None:
     hanging.is_down = True
     with pytest.raises(LauncherUnavailable):
         breaker.stop("job-a1")
@@ -83,7 +84,7 @@ def test_a_cluster_that_hung_is_retried_later(hanging: _Hanging, breaker: Circui
 
 
 def test_a_quick_rejection_does_not_open_the_breaker(
-    hanging: _Hanging, breaker: CircuitBreaker
+    hanging: _Hanging, breaker: WatchedLauncher
 ) -> None:
     hanging.is_down, hanging.takes = True, 0.01
     for _ in range(5):
@@ -93,7 +94,7 @@ def test_a_quick_rejection_does_not_open_the_breaker(
 
 
 def test_a_slow_response_does_not_open_the_breaker(
-    hanging: _Hanging, breaker: CircuitBreaker
+    hanging: _Hanging, breaker: WatchedLauncher
 ) -> None:
     for _ in range(5):
         assert status_of(breaker, "job-a1").state == LaunchState.UNKNOWN
@@ -101,7 +102,7 @@ def test_a_slow_response_does_not_open_the_breaker(
 
 
 def test_resources_are_asked_for_from_time_to_time_and_outlive_an_outage(
-    hanging: _Hanging, breaker: CircuitBreaker
+    hanging: _Hanging, breaker: WatchedLauncher
 ) -> None:
     hanging.takes, hanging.cluster = 0.0, ClusterResources(8, 0, 1e9)
     assert [breaker.resources() for _ in range(3)] == [hanging.cluster] * 3
@@ -113,7 +114,7 @@ def test_resources_are_asked_for_from_time_to_time_and_outlive_an_outage(
 
 
 def test_a_cluster_that_has_never_responded_has_no_known_resources(
-    hanging: _Hanging, breaker: CircuitBreaker
+    hanging: _Hanging, breaker: WatchedLauncher
 ) -> None:
     hanging.is_down = True
     with pytest.raises(LauncherUnavailable):
@@ -143,11 +144,13 @@ def listing() -> _Listing:
 
 
 @pytest.fixture
-def cache(listing: _Listing) -> StatusCache:
-    return StatusCache(listing, 2.0, lambda: listing.now)
+def cache(listing: _Listing) -> WatchedLauncher:
+    return WatchedLauncher(listing, 2.0, lambda: listing.now)
 
 
-def test_one_list_serves_all_who_ask_within_its_time(listing: _Listing, cache: StatusCache) -> None:
+def test_one_list_serves_all_who_ask_within_its_time(
+    listing: _Listing, cache: WatchedLauncher
+) -> None:
     cache.statuses("ab")
     for name in "abab":
         assert status_of(cache, name).state == LaunchState.RUNNING
@@ -158,7 +161,7 @@ def test_one_list_serves_all_who_ask_within_its_time(listing: _Listing, cache: S
 
 
 def test_those_who_ask_about_different_submissions_share_the_next_list(
-    listing: _Listing, cache: StatusCache
+    listing: _Listing, cache: WatchedLauncher
 ) -> None:
     cache.statuses("ab")
     status_of(cache, "c")
@@ -170,7 +173,7 @@ def test_those_who_ask_about_different_submissions_share_the_next_list(
 
 
 def test_an_unknown_submission_is_looked_for_in_a_new_list(
-    listing: _Listing, cache: StatusCache
+    listing: _Listing, cache: WatchedLauncher
 ) -> None:
     """The last list may be older than its submission by another replica."""
     cache.statuses("ab")
@@ -178,13 +181,13 @@ def test_an_unknown_submission_is_looked_for_in_a_new_list(
     assert status_of(cache, "d").state == LaunchState.RUNNING
 
 
-def test_a_stop_is_seen_at_once(listing: _Listing, cache: StatusCache) -> None:
+def test_a_stop_is_seen_at_once(listing: _Listing, cache: WatchedLauncher) -> None:
     status_of(cache, "a")
     cache.stop("a")
     assert status_of(cache, "a").state == LaunchState.STOPPED
 
 
-def test_what_nobody_asks_about_is_not_kept(listing: _Listing, cache: StatusCache) -> None:
+def test_what_nobody_asks_about_is_not_kept(listing: _Listing, cache: WatchedLauncher) -> None:
     status_of(cache, "a")
     listing.now += 100
     status_of(cache, "b")

@@ -1,8 +1,5 @@
 """Metrics from the database: cheap to query, and never an obstacle for the other metrics."""
 
-import itertools
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -11,10 +8,7 @@ from prometheus_client import generate_latest
 from cmcl.contract.api.jobs import JobState
 from cmcl.contract.job import Phase
 from cmcl.contract.prepare import PreparationPhase
-from service.core.errors import DatabaseUnavailable
 from service.launchers.port import LaunchState
-from service.telemetry.metrics import ScrapeCache
-from tests.fakes.clock import ScriptedClock
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.database_outage import outage
 from tests.fakes.trainer import FIGURES, report_progress, train
@@ -34,44 +28,6 @@ def test_jobs_and_their_ages_are_shown_by_state(plane: ControlPlane) -> None:
     assert shown(plane, "oldest_job_seconds", state="queued") == 100
     assert shown(plane, "oldest_job_seconds", state="gating") == 0
     assert shown(plane, "backlog_up") == 1
-
-
-def test_the_database_is_queried_once_in_some_seconds() -> None:
-    clock, calls = ScriptedClock(), itertools.count(1)
-    kept = ScrapeCache(lambda: next(calls), 5, clock)
-    assert [kept.value() for _ in range(3)] == [1, 1, 1]
-    clock.advance(4.9)
-    assert kept.value() == 1
-    clock.advance(0.1)
-    assert kept.value() == 2
-
-
-def test_a_database_that_does_not_respond_is_not_queried_more_often() -> None:
-    clock, asked = ScriptedClock(), []
-
-    def fail() -> int:
-        asked.append(1)
-        raise DatabaseUnavailable("on purpose")
-
-    kept = ScrapeCache(fail, 5, clock)
-    assert [kept.value() for _ in range(3)] == [None] * 3
-    assert len(asked) == 1
-
-
-def test_many_scrapes_at_once_ask_the_database_once() -> None:
-    asked, is_reading = [], threading.Event()
-
-    def read() -> int:
-        asked.append(1)
-        is_reading.wait(60)
-        return 7
-
-    kept = ScrapeCache(read, 5, ScriptedClock())
-    with ThreadPoolExecutor(8) as threads:
-        values = [threads.submit(kept.value) for _ in range(8)]
-        is_reading.set()
-        assert [value.result() for value in values] == [7] * 8
-    assert len(asked) == 1
 
 
 def test_a_clock_that_goes_back_does_not_freeze_the_figures(plane: ControlPlane) -> None:

@@ -15,9 +15,10 @@ from service.launchers.port import (
     LauncherUnavailable,
     LaunchState,
     Submission,
+    WatchedLauncher,
     status_of,
 )
-from service.telemetry.instrumented import InstrumentedLauncher, InstrumentedStore
+from service.telemetry.instrumented import InstrumentedStore
 from service.telemetry.metrics import Metrics
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.launcher import FakeLauncher
@@ -32,7 +33,7 @@ class MeteredParts:
         self.flaky = FlakyStore(LocalStore(folder))
         self.store = InstrumentedStore(self.flaky, self.metrics)
         self.fake = FakeLauncher()
-        self.launcher = InstrumentedLauncher(self.fake, self.metrics)
+        self.launcher = WatchedLauncher(self.fake, 0.0, measure=self.metrics.launcher_call)
 
     def store_calls(self, operation: str, outcome: str = "ok") -> float:
         labels = {"operation": operation, "outcome": outcome}
