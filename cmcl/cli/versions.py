@@ -42,7 +42,7 @@ from cmcl.cli.options import (
     model_version,
     save_pictures,
 )
-from cmcl.client import Client, EvaluationRow, Promotion, Version, VersionFigures, VersionSummary
+from cmcl.client import Client, EvaluationRow, Promotion, Version, VersionSummary
 from cmcl.contract.version import HeadCapacity, LearnedDataset, MeasuredDataset, Recall
 
 app = typer.Typer(
@@ -56,7 +56,7 @@ _MOMENTS = (
     "may have this information."
 )
 _NO_VERSION = "model {0!r} has no version yet; post a dataset to make one: cmcl dataset add"
-_COLUMNS: Columns[VersionFigures] = {
+_COLUMNS: Columns[VersionSummary] = {
     "version": lambda version: version.version,
     "dataset": lambda version: version.dataset_name,
     "kind": lambda version: version.kind,
@@ -91,7 +91,7 @@ def list_versions(
     """List versions with drift, recall and free shares, oldest first. JSON has them for each dataset."""
     with Client(url) as client:
         by_dataset = as_json or picture is not None
-        found = list(islice(client.history(model, order, by_dataset=by_dataset), limit))
+        found = list(islice(client.versions(model, order, by_dataset=by_dataset), limit))
         show_all(found, as_json, _COLUMNS, _NO_VERSION.format(model))
         if picture is not None:
             from cmcl.pictures import history_pictures

@@ -74,7 +74,6 @@ from cmcl.contract.api.versions import (
     ModelCapacity,
     Promotion,
     Version,
-    VersionFigures,
     VersionSummary,
 )
 from cmcl.contract.job import Progress
@@ -149,7 +148,6 @@ __all__ = [
     "Upload",
     "UploadProgress",
     "Version",
-    "VersionFigures",
     "VersionSummary",
     "WaitTimeout",
     "Webhook",

@@ -31,8 +31,8 @@ class _Figures(Protocol):
     def best(self) -> Mapping[str, float]: ...
 
 
-class VersionFiguresLike(Protocol):
-    """An item of `GET /v1/models/{model}/history`, with its figures by dataset."""
+class VersionLike(Protocol):
+    """An item of `GET /v1/models/{model}/versions`, with its figures by dataset."""
 
     @property
     def version(self) -> int: ...
@@ -58,7 +58,7 @@ class HistoryPictures(NamedTuple):
 
 
 def history_pictures(
-    versions: Iterable[VersionFiguresLike],
+    versions: Iterable[VersionLike],
     drift_bound: float | None = None,
     names: Mapping[str, str] | None = None,
 ) -> HistoryPictures:
@@ -78,7 +78,7 @@ def history_pictures(
     )
 
 
-def _memory(versions: Sequence[VersionFiguresLike], names: Mapping[str, str]) -> Memory:
+def _memory(versions: Sequence[VersionLike], names: Mapping[str, str]) -> Memory:
     learned = {each.dataset: each.dataset_name for each in versions if each.dataset is not None}
     names = {**names, **learned}
     recalls = [each.by_dataset.recall if each.by_dataset else {} for each in versions]

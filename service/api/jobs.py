@@ -53,6 +53,7 @@ from service.database.engine import Seek
 from service.database.queries import attempts, jobs, versions
 from service.database.queries.attempts import FIRST_INTERVAL, AttemptRow
 from service.database.queries.events import EventFilter
+from service.database.queries.versions import Part
 from service.database.rows import JobRow, PreparedRows, ResponseRow
 from service.jobs import gate, transitions
 from service.jobs.scheduler import why_it_waits
@@ -400,7 +401,7 @@ def read_phases(job: JobPath, principal: Reader, context: ContextDep) -> JobPhas
         found = get_job(connection, job, principal)
         made = found.version if found.state == JobState.PUBLISHED else None
         beyond = None if made is None else Seek(made - 1, "asc", 1)
-        version = versions.outlines(connection, found.model, beyond)[0] if beyond else None
+        version = versions.outlines(connection, found.model, Part(beyond))[0] if beyond else None
     newest = read_page(context, EventFilter(job=job), Seek(None, "desc", _MOST_EVENTS)).items
     entered = [(event.kind, event.created_at) for event in reversed(newest)]
     stays = _stays(entered, found.state)

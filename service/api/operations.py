@@ -141,9 +141,7 @@ async def metrics(request: Request) -> Response:
 
 
 def cached_metrics(context: Context) -> TTLCache[bytes]:
-    return TTLCache(
-        in_thread(partial(generate_latest, context.metrics.registry)), _METRICS_TTL_SECONDS
-    )
+    return TTLCache(in_thread(partial(generate_latest, context.metrics.registry)), _TTL_SECONDS)
 
 
 def _ask_database(context: Context) -> None:

@@ -18,7 +18,6 @@ from cmcl.contract.api.versions import (
     ModelCapacity,
     Promotion,
     Version,
-    VersionFigures,
     VersionSummary,
 )
 from cmcl.contract.capacity import FULL_BELOW, RECENT, forecast
@@ -42,7 +41,6 @@ from service.api.idempotency import respond, response_row
 from service.api.pagination import LARGEST_NUMBER, NumberSeek, Page, page
 from service.auth.ownership import get_model, get_version
 from service.core.errors import NotFound
-from service.database import rows
 from service.database.queries import datasets, versions
 from service.database.queries.versions import Capacities
 from service.database.rows import (
@@ -58,8 +56,42 @@ from service.registry.promotion import PromotionRequest, choose, roll_back
 router = APIRouter(prefix="/v1/models/{model}", tags=["versions"])
 
 
-def to_summary(version: VersionOutline) -> VersionSummary:
-    return VersionSummary.model_validate(vars(version) | {"version": version.number})
+ByDataset = Annotated[
+    Flag,
+    Query(
+        description="whether to include the measurements of each dataset, which are most of the response"
+    ),
+]
+Every = Annotated[
+    int,
+    Query(
+        ge=1,
+        le=LARGEST_NUMBER,
+        description="25: only every 25th version, counted back from the newest, to see a long history in one page",
+    ),
+]
+
+
+def to_summary(
+    version: VersionOutline, measured_after: Sequence[MeasuredDataset] = ()
+) -> VersionSummary:
+    """Convert a row, and the datasets that were measured after the version was made."""
+    by_dataset = None
+    if version.figures:
+        after = {
+            each.dataset: each.recall.at_1 for each in measured_after if each.recall is not None
+        }
+        only = after | version.figures["evaluation_only"]
+        by_dataset = {**version.figures, "evaluation_only": only}
+    return VersionSummary.model_validate(
+        {
+            **vars(version),
+            "version": version.number,
+            "pair": {"first": version.pair_first, "second": version.pair_second},
+            "free_share": {name: each["free_share"] for name, each in version.capacity.items()},
+            "by_dataset": by_dataset,
+        }
+    )
 
 
 def to_version(
@@ -107,13 +139,25 @@ def to_promotion(promotion: PromotionRow) -> Promotion:
 
 @router.get("/versions")
 def list_versions(
-    model: ModelPath, principal: Reader, context: ContextDep, seek: NumberSeek
+    model: ModelPath,
+    principal: Reader,
+    context: ContextDep,
+    seek: NumberSeek,
+    by_dataset: ByDataset = False,
+    every: Every = 1,
 ) -> Page[VersionSummary]:
-    """List versions of a model, oldest first; with `order=desc`, the newest first."""
+    """List versions of a model with their measurements, oldest first; with `order=desc`, the newest first."""
     with context.database.read() as connection:
-        get_model(connection, model, principal)
-        found = versions.outlines(connection, model, seek.peek())
-    return page(found, seek, to_summary, lambda version: version.number)
+        newest = get_model(connection, model, principal).head
+        part = versions.Part(seek.peek(), newest, every)
+        found = versions.outlines(connection, model, part, by_dataset=by_dataset)
+        measured_after = datasets.measured_after(connection, model) if by_dataset else {}
+    return page(
+        found,
+        seek,
+        lambda version: to_summary(version, measured_after.get(version.number, ())),
+        lambda version: version.number,
+    )
 
 
 @router.get("/versions/{version}")
@@ -221,67 +265,6 @@ def list_promotions(
 Newest = Annotated[
     int, Query(ge=1, le=1000, description="number of newest versions in each `history`")
 ]
-
-
-ByDataset = Annotated[
-    Flag,
-    Query(
-        description="whether to include the measurements of each dataset, which are most of the response"
-    ),
-]
-Every = Annotated[
-    int,
-    Query(
-        ge=1,
-        le=LARGEST_NUMBER,
-        description="25: only every 25th version, counted back from the newest, to see a long history in one page",
-    ),
-]
-
-
-def to_figures(
-    version: rows.VersionFigures, measured_after: Sequence[MeasuredDataset]
-) -> VersionFigures:
-    """Convert a row, and the datasets that were measured after the version was made."""
-    by_dataset = None
-    if version.figures:
-        after = {
-            each.dataset: each.recall.at_1 for each in measured_after if each.recall is not None
-        }
-        only = after | version.figures["evaluation_only"]
-        by_dataset = {**version.figures, "evaluation_only": only}
-    return VersionFigures.model_validate(
-        {
-            **vars(version),
-            "version": version.number,
-            "pair": {"first": version.pair_first, "second": version.pair_second},
-            "free_share": {name: each["free_share"] for name, each in version.capacity.items()},
-            "by_dataset": by_dataset,
-        }
-    )
-
-
-@router.get("/history")
-def list_history(
-    model: ModelPath,
-    principal: Reader,
-    context: ContextDep,
-    seek: NumberSeek,
-    by_dataset: ByDataset = True,
-    every: Every = 1,
-) -> Page[VersionFigures]:
-    """List measurements of the versions of a model, oldest first; with `order=desc`, the newest first."""
-    with context.database.read() as connection:
-        newest = get_model(connection, model, principal).head
-        part = versions.Part(seek.peek(), newest, every)
-        found = versions.figures(connection, model, part, by_dataset=by_dataset)
-        measured_after = datasets.measured_after(connection, model) if by_dataset else {}
-    return page(
-        found,
-        seek,
-        lambda version: to_figures(version, measured_after.get(version.number, ())),
-        lambda version: version.number,
-    )
 
 
 @router.get("/capacity")

@@ -167,12 +167,25 @@ class JobRow:
         return self.dataset if self.kind in READS_ROWS else None
 
 
-@dataclass(frozen=True)
+class FiguresByDataset(TypedDict):
+    """Measurements of a version by dataset, to six significant digits: recall of every dataset with held-out rows; of
+    earlier datasets drift since they were learned, loss, and the lowest loss that heads of this width reach; R@1 of
+    datasets that are measured only."""
+
+    recall: dict[str, float]
+    recall_at_10: dict[str, float]
+    drift: dict[str, float]
+    quality: dict[str, float]
+    best: dict[str, float]
+    evaluation_only: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class VersionOutline:
     """A published version without its manifest, which grows with each dataset that was learned.
 
     It can be served once it is stored. One that a branch copied has no job. `dataset` is None if it learned none.
-    Once it is swept, it has no files.
+    Once it is swept, it has no files. `mean_recall` is of R@1. `figures` is None if it was not asked for.
     """
 
     model: str
@@ -188,41 +201,19 @@ class VersionOutline:
     stored_at: datetime | None
     retired_at: datetime | None
     swept_at: datetime | None
-
-
-@dataclass(frozen=True)
-class VersionRow(VersionOutline):
-    """A published version with its manifest."""
-
-    manifest: VersionManifest
-
-
-class FiguresByDataset(TypedDict):
-    """Measurements of a version by dataset, to six significant digits: recall of every dataset with held-out rows; of
-    earlier datasets drift since they were learned, loss, and the lowest loss that heads of this width reach; R@1 of
-    datasets that are measured only."""
-
-    recall: dict[str, float]
-    recall_at_10: dict[str, float]
-    drift: dict[str, float]
-    quality: dict[str, float]
-    best: dict[str, float]
-    evaluation_only: dict[str, float]
-
-
-@dataclass(frozen=True)
-class VersionFigures(VersionOutline):
-    """A published version with its measurements instead of its manifest. `mean_recall` is of R@1.
-
-    `figures` is None if it was not asked for.
-    """
-
     pair_first: str
     pair_second: str
     mean_recall: float | None
     max_drift: float | None
     capacity: Mapping[str, Mapping[str, float]]
     figures: FiguresByDataset | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionRow(VersionOutline):
+    """A published version with its manifest."""
+
+    manifest: VersionManifest
 
 
 @dataclass(frozen=True)

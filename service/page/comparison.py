@@ -13,7 +13,7 @@ from fastapi import Depends, Query
 from pydantic import BaseModel
 
 from cmcl.contract.api.jobs import CandidateDataset
-from cmcl.contract.api.versions import VersionFigures
+from cmcl.contract.api.versions import VersionSummary
 from cmcl.pictures import (
     DriftRow,
     Optimality,
@@ -23,7 +23,7 @@ from cmcl.pictures import (
     optimality_bars,
 )
 from service.api.pagination import LARGEST_NUMBER
-from service.api.versions import list_history, read_version
+from service.api.versions import list_versions, read_version
 from service.context import Context
 from service.core.errors import NotFound
 from service.core.principal import Principal
@@ -231,8 +231,8 @@ class VersionChange(BaseModel):
     means over different datasets do not compare.
     """
 
-    before: VersionFigures | None
-    after: VersionFigures
+    before: VersionSummary | None
+    after: VersionSummary
     datasets: list[ComparedDataset]
     more: int
     lost: int
@@ -244,9 +244,11 @@ class VersionChange(BaseModel):
 
 def read_figures(
     model: str, version: int, principal: Principal, context: Context
-) -> VersionFigures:
+) -> VersionSummary:
     """The measurements of one version. Raises NotFound."""
-    found = list_history(model, principal, context, Seek(version - 1, "asc", 1)).items
+    found = list_versions(
+        model, principal, context, Seek(version - 1, "asc", 1), by_dataset=True
+    ).items
     if not found or found[0].version != version:
         raise NotFound(f"model {model!r} has no version {version}")
     return found[0]
@@ -301,7 +303,7 @@ def _learned_by(model: str, version: int, principal: Principal, context: Context
 
 
 def _measured(
-    version: VersionFigures | None,
+    version: VersionSummary | None,
 ) -> tuple[Mapping[str, float], Mapping[str, float]]:
     found = version.by_dataset if version else None
     return (found.recall, found.drift) if found else ({}, {})

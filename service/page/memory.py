@@ -14,7 +14,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
 from cmcl.contract.api.models import Model
-from cmcl.contract.api.versions import ModalityCapacity, ModelCapacity, Version, VersionFigures
+from cmcl.contract.api.versions import ModalityCapacity, ModelCapacity, Version, VersionSummary
 from cmcl.contract.version import LearnedDataset, Recall, Solution
 from cmcl.pictures import (
     CapacityCurve,
@@ -34,7 +34,7 @@ from cmcl.pictures.picture import Table
 from service.api.dependencies import ContextDep, ModelPath, Reader
 from service.api.models import read_model, read_summary
 from service.api.pagination import LARGEST_NUMBER
-from service.api.versions import list_history, read_capacity, read_version
+from service.api.versions import list_versions, read_capacity, read_version
 from service.context import Context
 from service.core.principal import Principal
 from service.database.engine import Seek
@@ -135,17 +135,17 @@ def memory_page(
 
 def _versions(
     model: str, newest: int, to: int | None, principal: Principal, context: Context
-) -> list[VersionFigures]:
+) -> list[VersionSummary]:
     """Versions that follow each other up to `to`, or evenly spaced ones; oldest first."""
     if to is None:
         return spaced_versions(model, newest, principal, context)
     seek = Seek(min(to, newest) + 1, "desc", MOST)
-    return list_history(model, principal, context, seek).items[::-1]
+    return list_versions(model, principal, context, seek, by_dataset=True).items[::-1]
 
 
 def _values(
     lineage: Sequence[LearnedDataset],
-    versions: Sequence[VersionFigures],
+    versions: Sequence[VersionSummary],
     wanted: Wanted,
     bound: float | None,
 ) -> dict[str, object]:
@@ -189,7 +189,7 @@ def _values(
     }
 
 
-def _retained(line: LearnedDataset, versions: Sequence[VersionFigures], at: str) -> Retained:
+def _retained(line: LearnedDataset, versions: Sequence[VersionSummary], at: str) -> Retained:
     name, newest = line.dataset, versions[-1].by_dataset
     over_time = [
         (share, each.version)
@@ -215,7 +215,7 @@ def _by_change(dataset: Retained) -> float:
     return float("inf") if dataset.change is None else dataset.change
 
 
-def _recalls(version: VersionFigures, at: str) -> Mapping[str, float]:
+def _recalls(version: VersionSummary, at: str) -> Mapping[str, float]:
     if version.by_dataset is None:
         return {}
     return version.by_dataset.recall_at_10 if at == "10" else version.by_dataset.recall
@@ -238,7 +238,7 @@ class Column:
 
 
 def _unlearned(
-    lineage: Sequence[LearnedDataset], versions: Sequence[VersionFigures], at: str
+    lineage: Sequence[LearnedDataset], versions: Sequence[VersionSummary], at: str
 ) -> list[Column]:
     """The datasets that some of the versions learned and measured, and the newest has unlearned."""
     kept = {line.dataset for line in lineage}
@@ -251,7 +251,7 @@ def _unlearned(
     ]
 
 
-def _memory(columns: Sequence[Column], versions: Sequence[VersionFigures], at: str) -> Memory:
+def _memory(columns: Sequence[Column], versions: Sequence[VersionSummary], at: str) -> Memory:
     rows = []
     for each in versions:
         recalls = _recalls(each, at)
@@ -269,7 +269,7 @@ def _numbers(memory: Memory, start: int) -> Table:
     return recall_table(Memory(memory.datasets[part], rows, memory.metric, learned))
 
 
-def _drifts(versions: Sequence[VersionFigures]) -> dict[int, float | None]:
+def _drifts(versions: Sequence[VersionSummary]) -> dict[int, float | None]:
     return {each.version: each.max_drift for each in versions}
 
 
@@ -280,13 +280,15 @@ def distance(newest: int) -> int:
 
 def spaced_versions(
     model: str, newest: int, principal: Principal, context: Context
-) -> list[VersionFigures]:
+) -> list[VersionSummary]:
     """Evenly spaced versions and the newest, oldest first."""
     seek = Seek[int](None, "desc", MOST)
-    return list_history(model, principal, context, seek, every=distance(newest)).items[::-1]
+    return list_versions(
+        model, principal, context, seek, by_dataset=True, every=distance(newest)
+    ).items[::-1]
 
 
-def mean_losses(version: VersionFigures) -> tuple[float, float] | None:
+def mean_losses(version: VersionSummary) -> tuple[float, float] | None:
     """Mean loss of the earlier datasets whose lowest loss is known, and the mean of the lowest; None: of none."""
     found = version.by_dataset
     if found is None or not found.best:
@@ -294,7 +296,7 @@ def mean_losses(version: VersionFigures) -> tuple[float, float] | None:
     return fmean(found.quality[name] for name in found.best), fmean(found.best.values())
 
 
-def optimality_over_versions(versions: Sequence[VersionFigures]) -> Figure | None:
+def optimality_over_versions(versions: Sequence[VersionSummary]) -> Figure | None:
     """Mean loss and mean lowest loss by version; None where they are known of fewer than two versions."""
     known = {each.version: losses for each in versions if (losses := mean_losses(each))}
     return figure(lambda width: optimality_curve(known, width=width)) if len(known) > 1 else None
@@ -405,7 +407,7 @@ def _solved(capacity: ModelCapacity, principal: Principal, context: Context) -> 
     )
 
 
-def _by_dataset(version: Version, figures: VersionFigures) -> Figure | None:
+def _by_dataset(version: Version, figures: VersionSummary) -> Figure | None:
     found = figures.by_dataset
     if found is None or not found.best:
         return None

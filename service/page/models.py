@@ -21,7 +21,7 @@ from cmcl.contract.api.access import Quota
 from cmcl.contract.api.datasets import DatasetSummary
 from cmcl.contract.api.jobs import JobState
 from cmcl.contract.api.models import Model, ModelSummary
-from cmcl.contract.api.versions import Promotion, VersionFigures
+from cmcl.contract.api.versions import Promotion, VersionSummary
 from cmcl.contract.gate import Gate
 from cmcl.contract.version import LearnedDataset, MeasuredDataset, Recall
 from cmcl.pictures import (
@@ -39,7 +39,7 @@ from service.api.keys import read_quotas
 from service.api.models import list_models, list_summaries, read_gate, read_model, read_summary
 from service.api.operations import check_health
 from service.api.pagination import CursorQuery, Page, get_number_seek, get_text_seek
-from service.api.versions import list_history, list_promotions, read_version
+from service.api.versions import list_promotions, list_versions, read_version
 from service.context import Context
 from service.core.principal import Principal
 from service.database.engine import Seek
@@ -163,8 +163,8 @@ class ModelOverview(BaseModel):
     summary: ModelSummary
     gate: Gate
     gate_revision: str
-    versions: Page[VersionFigures]
-    newest: list[VersionFigures]
+    versions: Page[VersionSummary]
+    newest: list[VersionSummary]
     branches: list[Model]
     datasets: list[DatasetSummary]
     promotions: list[Promotion]
@@ -204,11 +204,11 @@ def model_page(
 def _read(model: str, principal: Principal, context: Context, cursor: str | None) -> ModelOverview:
     response = Response()
     seek = get_number_seek(cursor, "desc", _VERSIONS)
-    versions = list_history(model, principal, context, seek, by_dataset=False)
+    versions = list_versions(model, principal, context, seek)
     newest = versions
     if cursor is not None:
         first = Seek[int](None, "desc", _DRAWN)
-        newest = list_history(model, principal, context, first, by_dataset=False)
+        newest = list_versions(model, principal, context, first)
     return ModelOverview(
         model=read_model(model, principal, context),
         summary=read_summary(model, principal, context),
@@ -230,7 +230,7 @@ def _chain(found: ModelOverview) -> Picture:
     """The newest versions, what each learned, and where branches start."""
     summary = found.summary
 
-    def state(version: VersionFigures) -> str:
+    def state(version: VersionSummary) -> str:
         if version.version == summary.live_version:
             return "live"
         return "retired" if version.retired_at else ""

@@ -22,8 +22,31 @@ from cmcl.contract.version import (
 )
 
 
+class DatasetFigures(ApiModel):
+    """Measurements of a version by id of the dataset. Datasets that were not measured are missing."""
+
+    recall: dict[str, float] = Field(
+        description="R@1 on held-out rows: share of queries whose partner is the best result"
+    )
+    recall_at_10: dict[str, float] = Field(description="the same among the ten best results")
+    drift: dict[str, float] = Field(
+        description="of earlier datasets: root mean square change of their scores since they were learned, relative to "
+        "their size"
+    )
+    quality: dict[str, float] = Field(
+        description="of earlier datasets: their spectral contrastive loss, scaled so that the version that learned them "
+        "has -1; lower is better"
+    )
+    best: dict[str, float] = Field(
+        description="of earlier datasets: the lowest such loss that any two heads of this width reach on them alone"
+    )
+    evaluation_only: dict[str, float] = Field(
+        description="R@1 of datasets that are measured and never learned"
+    )
+
+
 class VersionSummary(ApiModel):
-    """A published version, without its manifest."""
+    """A published version with its measurements, without its manifest."""
 
     model: str
     version: int
@@ -41,6 +64,21 @@ class VersionSummary(ApiModel):
     created_at: datetime
     stored_at: datetime | None = Field(description="when its manifest was stored")
     retired_at: datetime | None = Field(description="when it was retired")
+    pair: ModalityPair = Field(description="of a merge, that of the last dataset")
+    max_drift: float | None = Field(
+        description="largest drift of an earlier dataset since it was learned; null: there is none"
+    )
+    mean_recall: float | None = Field(
+        description="mean R@1 over the datasets with held-out rows; null: there are none"
+    )
+    free_share: dict[Modality, float] = Field(
+        description="by modality learned so far: share of its head's entries that the next dataset may change; empty if "
+        "heads were solved from moments, which closes no entry"
+    )
+    by_dataset: DatasetFigures | None = Field(
+        default=None,
+        description="by dataset, to six significant digits; null if not asked for: only lists have it",
+    )
 
 
 class Certificate(ApiModel):
@@ -82,57 +120,6 @@ class Version(VersionSummary):
     def report(self) -> VersionReport:
         """Report of the training job."""
         return self.manifest.report
-
-
-class DatasetFigures(ApiModel):
-    """Measurements of a version by id of the dataset. Datasets that were not measured are missing."""
-
-    recall: dict[str, float] = Field(
-        description="R@1 on held-out rows: share of queries whose partner is the best result"
-    )
-    recall_at_10: dict[str, float] = Field(description="the same among the ten best results")
-    drift: dict[str, float] = Field(
-        description="of earlier datasets: root mean square change of their scores since they were learned, relative to "
-        "their size"
-    )
-    quality: dict[str, float] = Field(
-        description="of earlier datasets: their spectral contrastive loss, scaled so that the version that learned them "
-        "has -1; lower is better"
-    )
-    best: dict[str, float] = Field(
-        description="of earlier datasets: the lowest such loss that any two heads of this width reach on them alone"
-    )
-    evaluation_only: dict[str, float] = Field(
-        description="R@1 of datasets that are measured and never learned"
-    )
-
-
-class VersionFigures(ApiModel):
-    """The measurements of a version, without its manifest."""
-
-    version: int
-    parent: int | None
-    job: str | None = Field(description="null for a version that a branch has from its source")
-    kind: JobKind
-    dataset: str | None = Field(description="null: it unlearned one, or merged")
-    dataset_name: str
-    pair: ModalityPair
-    created_at: datetime
-    stored_at: datetime | None
-    retired_at: datetime | None
-    max_drift: float | None = Field(
-        description="largest drift of an earlier dataset since it was learned; null: there is none"
-    )
-    mean_recall: float | None = Field(
-        description="mean of `recall`; null: there are no held-out rows"
-    )
-    free_share: dict[Modality, float] = Field(
-        description="by modality learned so far: share of its head's entries that the next dataset may change; empty if "
-        "heads were solved from moments, which closes no entry"
-    )
-    by_dataset: DatasetFigures | None = Field(
-        description="by dataset, to six significant digits; null if not asked for"
-    )
 
 
 class FreeShare(ApiModel):

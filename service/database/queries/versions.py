@@ -16,7 +16,6 @@ from service.database.rows import (
     Event,
     FiguresByDataset,
     PromotionRow,
-    VersionFigures,
     VersionOutline,
     VersionRow,
 )
@@ -25,9 +24,9 @@ from service.database.tables import promotions, versions
 # Of one version: rows of measurements.
 MOST_EVALUATIONS = 100
 
-_OUTLINE, _RECORD, _FIGURES = (
-    tuple(versions.c[field.name] for field in fields(kind))
-    for kind in (VersionOutline, VersionRow, VersionFigures)
+_OUTLINE, _RECORD = (
+    tuple(versions.c[each.name] for each in fields(kind) if each.name != "figures")
+    for kind in (VersionOutline, VersionRow)
 )
 _OLDEST_UNSTORED = (
     select(*_RECORD)
@@ -130,32 +129,25 @@ def page(connection: Connection, model: str, after: int | None, limit: int) -> l
     return [_from_row(row) for row in rows]
 
 
-def outlines(connection: Connection, model: str, seek: Seek[int]) -> list[VersionOutline]:
-    """Versions of a model by number, without manifests."""
-    query = select(*_OUTLINE).where(versions.c.model == model)
-    rows = connection.execute(seek.restrict(query, versions.c.number)).mappings().all()
-    return [VersionOutline(**row) for row in rows]
-
-
 @dataclass(frozen=True)
 class Part:
     """A page of versions; only every n-th one, counted back from the newest."""
 
     seek: Seek[int]
-    newest: int
+    newest: int = 0
     every: int = 1
 
 
-def figures(
-    connection: Connection, model: str, part: Part, *, by_dataset: bool
-) -> list[VersionFigures]:
-    """Versions of a model by number, with their measurements."""
-    columns = [column for column in _FIGURES if by_dataset or column is not versions.c.figures]
+def outlines(
+    connection: Connection, model: str, part: Part, *, by_dataset: bool = False
+) -> list[VersionOutline]:
+    """Versions of a model by number, without manifests; `by_dataset`: with their measurements of each dataset."""
+    columns = (*_OUTLINE, versions.c.figures) if by_dataset else _OUTLINE
     query = select(*columns).where(versions.c.model == model)
     if part.every > 1:
         query = query.where((part.newest - versions.c.number) % part.every == 0)
     rows = connection.execute(part.seek.restrict(query, versions.c.number)).mappings().all()
-    return [VersionFigures(**row) for row in rows]
+    return [VersionOutline(**row) for row in rows]
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,6 @@ ASKED_BY = {
     "put_live": "promote",
     "post_rollback": "roll_back",
     "list_promotions": "promotions",
-    "list_history": "history",
     "read_capacity": "capacity",
     "read_summary": "summary",
     "list_summaries": "overview",
@@ -155,11 +154,11 @@ def test_models_are_seen_at_a_glance_and_over_their_versions(published: Client) 
     assert summary.newest.dataset_name == "two"
     assert summary.last_ended is not None
     assert summary.last_ended.state == "published"
-    first, second = published.history("scenes")
-    assert [each.version for each in published.history("scenes", "desc")] == [2, 1]
+    first, second = published.versions("scenes", by_dataset=True)
+    assert [each.version for each in published.versions("scenes", "desc")] == [2, 1]
     assert second.by_dataset is not None
     assert second.by_dataset.drift == {first.dataset: second.max_drift}
-    assert [each.by_dataset for each in published.history("scenes", by_dataset=False)] == [None] * 2
+    assert [each.by_dataset for each in published.versions("scenes")] == [None] * 2
     room = published.capacity("scenes", limit=1)
     assert (room.version, room.modalities) == (2, {})
     assert room.remark is not None

@@ -16,7 +16,7 @@ from cmcl.client import (
     ModelCapacity,
     Progress,
     ProgressHistory,
-    VersionFigures,
+    VersionSummary,
 )
 from cmcl.contract.api.jobs import JobState
 from cmcl.contract.capacity import FULL_BELOW
@@ -147,10 +147,10 @@ def test_a_candidate_is_drawn_beside_its_parent(
     assert "permitted: 0.4" in html
 
 
-def figures(number: int, drift: float | None, **by_dataset: dict[str, float]) -> VersionFigures:
+def figures(number: int, drift: float | None, **by_dataset: dict[str, float]) -> VersionSummary:
     """A version of a model's history, which learned dataset `ds-<number>` named `set <number>`."""
     return response(
-        VersionFigures,
+        VersionSummary,
         version=number,
         dataset=f"ds-{number}",
         dataset_name=f"set {number}",

@@ -54,7 +54,7 @@ def test_the_live_version_is_measured_at_once_and_no_version_is_made(plane: Cont
     (measured,) = plane.client.get("/v1/models/scenes/versions/1").json()["evaluation_only"]
     assert (measured["name"], measured["pair"], measured["note"]) == ("views", IMAGE_AUDIO, None)
     assert measured["recall"] == seen["evaluation"]["recall"]
-    history = plane.client.get("/v1/models/scenes/history").json()["items"][0]
+    history = plane.client.get("/v1/models/scenes/versions?by_dataset=true").json()["items"][0]
     assert history["by_dataset"]["evaluation_only"] == {ended.dataset: 0.5}
 
 
@@ -67,7 +67,7 @@ def test_every_later_version_is_measured_too(plane: ControlPlane) -> None:
     (found,) = seen["evaluation_only"]
     assert (found["name"], found["recall"]["at_1"], found["note"]) == ("views", 0.6, None)
     assert seen["evaluation_matrix"][-1]["recall"] == {}, "it is no dataset of the version"
-    history = plane.client.get("/v1/models/scenes/history").json()["items"][-1]
+    history = plane.client.get("/v1/models/scenes/versions?by_dataset=true").json()["items"][-1]
     assert history["by_dataset"]["evaluation_only"] == {found["dataset"]: 0.6}
     (before,) = plane.client.get("/v1/models/scenes/versions/1").json()["evaluation_only"]
     assert before["recall"]["at_1"] == 0.5

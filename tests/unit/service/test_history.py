@@ -9,7 +9,8 @@ from tests.fakes.control_plane import ControlPlane
 from tests.fakes.lost_database import rebuild, wreck
 from tests.fakes.measured import publish_measured
 
-HISTORY, CAPACITY = "/v1/models/scenes/history", "/v1/models/scenes/capacity"
+VERSIONS, CAPACITY = "/v1/models/scenes/versions", "/v1/models/scenes/capacity"
+HISTORY = f"{VERSIONS}?by_dataset=true"
 MASKED = {"policy": "preserve"}
 
 
@@ -62,7 +63,7 @@ def test_each_version_has_its_measurements(grown: tuple[ControlPlane, list[str]]
 def test_measurements_of_datasets_can_be_left_out(grown: tuple[ControlPlane, list[str]]) -> None:
     plane, _ = grown
     whole = _get(plane, HISTORY)["items"]
-    brief = _get(plane, f"{HISTORY}?by_dataset=false")["items"]
+    brief = _get(plane, VERSIONS)["items"]
     assert brief == [{**each, "by_dataset": None} for each in whole]
 
 
@@ -78,9 +79,9 @@ def test_measurements_have_six_digits(plane: ControlPlane) -> None:
 
 def test_the_history_comes_in_pages_of_both_orders(grown: tuple[ControlPlane, list[str]]) -> None:
     plane, _ = grown
-    first = _get(plane, f"{HISTORY}?order=desc&limit=2")
+    first = _get(plane, f"{HISTORY}&order=desc&limit=2")
     assert [each["version"] for each in first["items"]] == [3, 2]
-    second = _get(plane, f"{HISTORY}?order=desc&limit=2&cursor={first['next_cursor']}")
+    second = _get(plane, f"{HISTORY}&order=desc&limit=2&cursor={first['next_cursor']}")
     assert [each["version"] for each in second["items"]] == [1]
     assert second["next_cursor"] is None
 
@@ -90,7 +91,7 @@ def test_a_long_history_can_be_thinned(
     grown: tuple[ControlPlane, list[str]], every: int, expected: list[int]
 ) -> None:
     plane, _ = grown
-    path = f"{HISTORY}?order=desc&limit=1&every={every}"
+    path = f"{HISTORY}&order=desc&limit=1&every={every}"
     found, following = [], ""
     while True:
         page = _get(plane, path + following)
@@ -124,7 +125,7 @@ def test_the_history_survives_the_loss_of_the_database(
 def test_a_branch_has_the_history_of_its_versions(grown: tuple[ControlPlane, list[str]]) -> None:
     plane, (one, two, _) = grown
     plane.client.post("/v1/models/scenes/branch", json={"name": "branch", "version": 2})
-    found = _get(plane, "/v1/models/branch/history")["items"]
+    found = _get(plane, "/v1/models/branch/versions?by_dataset=true")["items"]
     assert [each["dataset"] for each in found] == [one, two]
     original = _get(plane, HISTORY)["items"][:2]
     same = ("by_dataset", "free_share", "pair", "max_drift", "mean_recall")
@@ -180,7 +181,7 @@ def test_capacity_before_the_first_version_is_empty(plane: ControlPlane) -> None
     plane.create_model("masked", **MASKED)
     found = _get(plane, "/v1/models/masked/capacity")
     assert (found["version"], found["modalities"]) == (None, {})
-    assert _get(plane, "/v1/models/masked/history")["items"] == []
+    assert _get(plane, "/v1/models/masked/versions")["items"] == []
 
 
 @pytest.mark.parametrize(
@@ -200,11 +201,11 @@ def test_a_model_without_a_mask_says_so(
 @pytest.mark.parametrize(
     ("query", "field"),
     [
-        ("history?limit=201", "limit"),
-        ("history?order=new", "order"),
-        ("history?cursor=x", "cursor"),
-        ("history?by_dataset=1", "by_dataset"),
-        ("history?by_dataset=", "by_dataset"),
+        ("versions?limit=201", "limit"),
+        ("versions?order=new", "order"),
+        ("versions?cursor=x", "cursor"),
+        ("versions?by_dataset=1", "by_dataset"),
+        ("versions?by_dataset=", "by_dataset"),
         ("capacity?limit=0", "limit"),
         ("capacity?limit=1001", "limit"),
     ],
@@ -216,5 +217,5 @@ def test_bad_parameters_are_named(plane: ControlPlane, query: str, field: str) -
 
 
 def test_the_history_of_no_model_is_not_found(plane: ControlPlane) -> None:
-    for name in ("history", "capacity", "summary"):
+    for name in ("versions", "capacity", "summary"):
         assert plane.client.get(f"/v1/models/none/{name}").status_code == 404
