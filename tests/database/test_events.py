@@ -108,6 +108,7 @@ def test_concurrent_emitters_give_each_event_one_position(database: Database) ->
             found = [place for place, _ in _listed(database, position)]
             pages.append(found)
             position = found[-1] if found else position
+        pages.append([place for place, _ in _listed(database, position)])
 
     listener = Thread(target=listen)
     listener.start()
