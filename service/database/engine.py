@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
+    RowMapping,
     Select,
     create_engine,
     event,
@@ -232,6 +233,17 @@ def _write_ahead(cursor: DBAPICursor) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     is_reader = connection.get_execution_options().get(_READER)
     connection.exec_driver_sql("BEGIN DEFERRED" if is_reader else "BEGIN IMMEDIATE")
+
+
+def one(
+    connection: Connection,
+    query: Select[Any],
+    convert: Callable[[RowMapping], T],
+    parameters: Mapping[str, object] | None = None,
+) -> T | None:
+    """The only row of a query, converted; None if there is none."""
+    row = connection.execute(query, parameters).mappings().one_or_none()
+    return None if row is None else convert(row)
 
 
 def in_chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:

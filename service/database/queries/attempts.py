@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from cmcl.contract.api.jobs import FailureReason, JobState
 from cmcl.contract.job import Progress
-from service.database.engine import Seek, in_chunks
+from service.database.engine import Seek, in_chunks, one
 from service.database.tables import attempts, progress_points
 
 MOST_POINTS = 300
@@ -100,8 +100,7 @@ def page(connection: Connection, job: str, seek: Seek[int]) -> list[AttemptRow]:
 
 
 def find(connection: Connection, job: str, number: int) -> AttemptRow | None:
-    row = connection.execute(select(attempts).where(*_is(job, number))).mappings().one_or_none()
-    return None if row is None else AttemptRow(**row)
+    return one(connection, select(attempts).where(*_is(job, number)), lambda row: AttemptRow(**row))
 
 
 def points(connection: Connection, job: str, number: int) -> list[ProgressPoint]:

@@ -10,7 +10,7 @@ from cmcl.contract.api.jobs import JobState
 from cmcl.contract.dataset import DatasetManifest, EvaluationDataset
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.version import EvaluationResult, MeasuredDataset
-from service.database.engine import Seek
+from service.database.engine import Seek, one
 from service.database.queries import backup, events
 from service.database.rows import DatasetRow, Event, Fingerprints, random_id
 from service.database.tables import datasets, jobs, models
@@ -48,8 +48,7 @@ def create(
 def lock(connection: Connection, dataset: str) -> DatasetRow | None:
     """Lock the dataset until this transaction ends, and return it."""
     query = select(datasets).where(datasets.c.id == dataset).with_for_update()
-    row = connection.execute(query).mappings().one_or_none()
-    return None if row is None else _from_row(row)
+    return one(connection, query, _from_row)
 
 
 def set_request(connection: Connection, dataset: str, request: dict[str, object]) -> DatasetRow:
@@ -77,12 +76,7 @@ def set_deleted(connection: Connection, seen: DatasetRow, actor: str, now: datet
 
 
 def find(connection: Connection, dataset: str) -> DatasetRow | None:
-    row = (
-        connection.execute(select(datasets).where(datasets.c.id == dataset))
-        .mappings()
-        .one_or_none()
-    )
-    return None if row is None else _from_row(row)
+    return one(connection, select(datasets).where(datasets.c.id == dataset), _from_row)
 
 
 def find_same(connection: Connection, model: str, known_by: Fingerprints) -> DatasetRow | None:
@@ -98,8 +92,7 @@ def find_same(connection: Connection, model: str, known_by: Fingerprints) -> Dat
 
 def _holding(connection: Connection, model: str, is_same: ColumnElement[bool]) -> DatasetRow | None:
     query = select(datasets).where(datasets.c.model == model, is_same)
-    row = connection.execute(query).mappings().one_or_none()
-    return None if row is None else _from_row(row)
+    return one(connection, query, _from_row)
 
 
 def page(

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, insert, select, update
 
-from service.database.engine import Seek
+from service.database.engine import Seek, one
 from service.database.rows import random_id
 from service.database.tables import deliveries, webhooks
 
@@ -68,8 +68,7 @@ def count_room(connection: Connection, owner: str) -> int:
 
 def find(connection: Connection, delivery: str) -> DeliveryRow | None:
     query = select(deliveries).where(deliveries.c.id == delivery)
-    row = connection.execute(query).mappings().one_or_none()
-    return None if row is None else DeliveryRow(**row)
+    return one(connection, query, lambda row: DeliveryRow(**row))
 
 
 def page(connection: Connection, webhook: str, seek: Seek[int]) -> list[DeliveryRow]:
@@ -87,8 +86,7 @@ def next_due(connection: Connection, webhook: str, now: datetime) -> DeliveryRow
         .order_by(deliveries.c.next_at, deliveries.c.sequence)
         .limit(1)
     )
-    row = connection.execute(query).mappings().one_or_none()
-    return None if row is None else DeliveryRow(**row)
+    return one(connection, query, lambda row: DeliveryRow(**row))
 
 
 def record_success(connection: Connection, seen: DeliveryRow, attempt: Attempt) -> bool:

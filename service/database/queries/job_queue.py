@@ -30,7 +30,7 @@ from sqlalchemy import (
 from cmcl.contract.api.jobs import JobState
 from service.core.principal import EVERY_OWNER
 from service.core.states import IN_FLIGHT
-from service.database.engine import in_chunks
+from service.database.engine import in_chunks, one
 from service.database.queries import attempts
 from service.database.queries import jobs as moves
 from service.database.queries.models import is_pointer_unwritten
@@ -198,8 +198,7 @@ def start_attempt(
 
 
 def _found(connection: Connection, query: Select[Any], model: str) -> JobRow | None:
-    row = connection.execute(query, {"model": model}).mappings().one_or_none()
-    return None if row is None else moves.from_row(row)
+    return one(connection, query, moves.from_row, {"model": model})
 
 
 def to_prepare(connection: Connection, model: str) -> list[JobRow]:
@@ -320,8 +319,7 @@ def first(connection: Connection, stage: Stage, owner: str) -> JobRow | None:
     """Return the owner's waiting job that is to start next."""
     query = select(jobs).where(*_waits_at(stage), jobs.c.owner == owner)
     query = query.order_by(jobs.c.eligible_at, jobs.c.sequence).limit(1)
-    row = connection.execute(query).mappings().one_or_none()
-    return None if row is None else moves.from_row(row)
+    return one(connection, query, moves.from_row)
 
 
 def ahead(connection: Connection, stage: Stage, seen: JobRow, most: int) -> int:

@@ -14,7 +14,7 @@ from cmcl.contract.methods import Priority
 from cmcl.contract.prepare import DatasetReport, PrepareProgress
 from cmcl.contract.version import EvaluationResult, LearnedDataset
 from service.core.states import check_move
-from service.database.engine import Seek, in_chunks
+from service.database.engine import Seek, in_chunks, one
 from service.database.queries import attempts, datasets, events
 from service.database.rows import (
     DatasetRow,
@@ -117,8 +117,7 @@ def _insert_queued(
 
 
 def find(connection: Connection, job: str) -> JobRow | None:
-    row = connection.execute(_BY_ID, {"id": job}).mappings().one_or_none()
-    return None if row is None else from_row(row)
+    return one(connection, _BY_ID, from_row, {"id": job})
 
 
 def open_change(
@@ -129,15 +128,13 @@ def open_change(
     query = select(jobs).where(
         jobs.c.model == model, jobs.c.kind == kind, jobs.c.finished_at.is_(None), is_it
     )
-    row = connection.execute(query.limit(1)).mappings().one_or_none()
-    return None if row is None else from_row(row)
+    return one(connection, query.limit(1), from_row)
 
 
 def of_dataset(connection: Connection, dataset: str) -> JobRow | None:
     """The one job that reads the rows of a dataset; None while it is open."""
     query = select(jobs).where(jobs.c.dataset == dataset, _READS_ROWS)
-    row = connection.execute(query).mappings().one_or_none()
-    return None if row is None else from_row(row)
+    return one(connection, query, from_row)
 
 
 def of_datasets(connection: Connection, names: list[str]) -> dict[str, tuple[str, JobState]]:

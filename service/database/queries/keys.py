@@ -6,7 +6,7 @@ from datetime import datetime
 from sqlalchemy import Connection, RowMapping, and_, case, func, insert, or_, select, update
 
 from cmcl.contract.api.access import Scope
-from service.database.engine import Seek
+from service.database.engine import Seek, one
 from service.database.tables import api_keys
 
 
@@ -37,8 +37,7 @@ def create(connection: Connection, key: KeyRow) -> None:
 
 def find(connection: Connection, key: str) -> KeyRow | None:
     """The key of that id, also a revoked one."""
-    row = connection.execute(select(api_keys).where(api_keys.c.id == key)).mappings().one_or_none()
-    return None if row is None else _from_row(row)
+    return one(connection, select(api_keys).where(api_keys.c.id == key), _from_row)
 
 
 def digest_of(connection: Connection, key: str) -> str | None:

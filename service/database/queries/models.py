@@ -20,7 +20,7 @@ from sqlalchemy import (
 from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.gate import Gate
 from cmcl.contract.model import ModelSpec
-from service.database.engine import Seek
+from service.database.engine import Seek, one
 from service.database.queries import backup, events, jobs
 from service.database.rows import BranchPoint, Event, ModelRow
 from service.database.tables import models
@@ -62,8 +62,7 @@ def create(
 
 def find(connection: Connection, name: str) -> ModelRow | None:
     """The model of that name, also a deleted one: its name is not used again."""
-    row = connection.execute(_BY_NAME, {"name": name}).mappings().one_or_none()
-    return None if row is None else _from_row(row)
+    return one(connection, _BY_NAME, _from_row, {"name": name})
 
 
 def count(connection: Connection, owner: str, made_after: datetime) -> int:
@@ -81,8 +80,7 @@ def has_any(connection: Connection) -> bool:
 def lock(connection: Connection, name: str) -> ModelRow | None:
     """Lock the model until this transaction ends, and return it."""
     query = select(models).where(models.c.name == name).with_for_update()
-    row = connection.execute(query).mappings().one_or_none()
-    return None if row is None else _from_row(row)
+    return one(connection, query, _from_row)
 
 
 def lock_shared(connection: Connection, name: str) -> None:

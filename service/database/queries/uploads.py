@@ -18,6 +18,7 @@ from sqlalchemy import (
 )
 
 from cmcl.contract.api.jobs import JobState
+from service.database.engine import one
 from service.database.rows import UploadRow, UploadState
 from service.database.tables import datasets, jobs, models, upload_uses, uploads
 
@@ -32,15 +33,13 @@ def create(connection: Connection, upload: UploadRow) -> None:
 
 def find(connection: Connection, upload: str) -> UploadRow | None:
     """The upload of that id, also an aborted one."""
-    row = connection.execute(select(uploads).where(uploads.c.id == upload)).mappings().first()
-    return None if row is None else _from_row(row)
+    return one(connection, select(uploads).where(uploads.c.id == upload), _from_row)
 
 
 def lock(connection: Connection, upload: str) -> UploadRow | None:
     """Lock the upload until this transaction ends, and return it."""
     query = select(uploads).where(uploads.c.id == upload).with_for_update()
-    row = connection.execute(query).mappings().first()
-    return None if row is None else _from_row(row)
+    return one(connection, query, _from_row)
 
 
 def lock_shared(connection: Connection, named: Sequence[str]) -> dict[str, UploadRow]:

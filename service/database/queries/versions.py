@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, RowMapping, bindparam, insert, select, u
 
 from cmcl.contract.version import Recall, VersionManifest, VersionReport
 from cmcl.storage.versions import sha256_of
-from service.database.engine import Seek
+from service.database.engine import Seek, one
 from service.database.queries import backup, events
 from service.database.rows import (
     Event,
@@ -116,8 +116,7 @@ def _rounded(number: float) -> float:
 
 def find(connection: Connection, model: str, number: int) -> VersionRow | None:
     query = select(*_RECORD).where(versions.c.model == model, versions.c.number == number)
-    row = connection.execute(query).mappings().one_or_none()
-    return None if row is None else _from_row(row)
+    return one(connection, query, _from_row)
 
 
 def page(connection: Connection, model: str, after: int | None, limit: int) -> list[VersionRow]:
@@ -192,8 +191,7 @@ def capacities_after_own(
 
 def oldest_unstored(connection: Connection, model: str) -> VersionRow | None:
     """The oldest version whose manifest is not stored yet."""
-    row = connection.execute(_OLDEST_UNSTORED, {"model": model}).mappings().one_or_none()
-    return None if row is None else _from_row(row)
+    return one(connection, _OLDEST_UNSTORED, _from_row, {"model": model})
 
 
 def set_stored(connection: Connection, model: str, number: int, now: datetime) -> bool:
@@ -261,8 +259,7 @@ def promotion(connection: Connection, model: str, generation: int) -> PromotionR
     query = select(promotions).where(
         promotions.c.model == model, promotions.c.generation == generation
     )
-    row = connection.execute(query).mappings().one_or_none()
-    return None if row is None else PromotionRow(**row)
+    return one(connection, query, lambda row: PromotionRow(**row))
 
 
 def add_promotion(
