@@ -1,5 +1,6 @@
 """Guarantees of the queries that the control plane relies on, on both databases."""
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -9,6 +10,7 @@ from threading import Barrier
 import pytest
 from sqlalchemy import Connection, text
 
+from cmcl.contract.api.access import Scope
 from cmcl.contract.api.jobs import JobState
 from cmcl.contract.job import Progress
 from cmcl.contract.model import ModelSpec
@@ -16,11 +18,13 @@ from service.core.errors import DatabaseUnavailable, WriteConflict
 from service.core.principal import LOCAL
 from service.core.settings import Settings
 from service.core.states import IllegalMove
-from service.database.engine import Database, open_database
-from service.database.queries import job_queue, jobs, models
+from service.database.engine import Database, Seek, open_database
+from service.database.queries import attempts, datasets, job_queue, jobs, keys, models
+from service.database.queries.attempts import FIRST_INTERVAL, MOST_POINTS, ProgressPoint
 from service.database.queries.jobs import Report, RunningAttempt, store_progress
+from service.database.queries.keys import KeyRow
 from service.database.queries.overviews import read_backlog
-from service.database.rows import JobRow, PreparedRows
+from service.database.rows import Fingerprints, JobRow, PreparedRows
 from service.datasets.intake import Intake, NewDataset, accept_dataset
 from service.registry.models import Limits, create_model
 
@@ -313,3 +317,170 @@ def test_a_log_that_holds_a_nul_can_be_quoted(model: Database) -> None:
     with model.write() as connection:
         jobs.set_message(connection, job, "exit code 1: \0x")
     assert _job(model, job).message == "exit code 1: \N{REPLACEMENT CHARACTER}x"
+
+
+MINUTE = timedelta(minutes=1)
+KEY = KeyRow(
+    id="key-000000000001",
+    owner="lab",
+    name="one",
+    scopes=frozenset({Scope.READ, Scope.TRAIN}),
+    secret_sha256="0" * 64,
+    created_at=NOW,
+    created_by="operator",
+    expires_at=NOW + timedelta(days=1),
+)
+
+
+def read(database: Database) -> KeyRow:
+    with database.read() as connection:
+        found = keys.find(connection, KEY.id)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def _one_key(database: Database) -> None:
+    with database.write() as connection:
+        assert not keys.has_any(connection)
+        keys.create(connection, KEY)
+
+
+@pytest.mark.usefixtures("_one_key")
+def test_a_key_is_read_as_it_was_written(database: Database) -> None:
+    assert read(database) == KEY
+    with database.read() as connection:
+        assert keys.has_any(connection)
+        assert keys.digest_of(connection, KEY.id) == KEY.secret_sha256
+        assert keys.digest_of(connection, "key-none") is None
+        assert keys.find(connection, "key-none") is None
+
+
+@pytest.mark.usefixtures("_one_key")
+def test_an_id_is_given_once(database: Database) -> None:
+    with pytest.raises(WriteConflict), database.write() as connection:
+        keys.create(connection, replace(KEY, name="two"))
+    assert read(database).name == "one"
+
+
+@pytest.mark.usefixtures("_one_key")
+def test_pages_are_of_one_owner_or_of_all(database: Database) -> None:
+    other = replace(KEY, id="key-000000000002", owner="others")
+    with database.write() as connection:
+        keys.create(connection, other)
+    with database.read() as connection:
+        assert keys.page(connection, None, Seek(limit=10)) == [KEY, other]
+        assert keys.page(connection, None, Seek(KEY.id, limit=10)) == [other]
+        assert keys.page(connection, "lab", Seek(limit=10)) == [KEY]
+        assert keys.page(connection, None, Seek(limit=1)) == [KEY]
+
+
+@pytest.mark.usefixtures("_one_key")
+def test_the_first_revocation_stays(database: Database) -> None:
+    for moment in (NOW, NOW + MINUTE):
+        with database.write() as connection:
+            keys.set_revoked(connection, KEY.id, moment)
+    assert read(database).revoked_at == NOW
+    assert not read(database).is_valid(NOW)
+
+
+@pytest.mark.usefixtures("_one_key")
+def test_two_services_write_one_use_a_minute(database: Database) -> None:
+    moments = [NOW, NOW + MINUTE / 2, NOW + MINUTE, NOW + MINUTE * 3 / 2]
+    seen = []
+    for moment in moments:
+        with database.write() as connection:
+            keys.set_used(connection, KEY.id, moment, moment - MINUTE)
+        seen.append(read(database).last_used_at)
+    assert seen == [NOW, NOW, NOW + MINUTE, NOW + MINUTE]
+
+
+@pytest.fixture
+def job(database: Database) -> str:
+    """A job with one attempt."""
+    request = {"model": "scenes", "name": "one", "pair": {"first": "image", "second": "text"}}
+    with database.write() as connection:
+        models.create(connection, "scenes", "default", SPEC, NOW)
+        dataset = datasets.create(connection, "default", request, NOW, Fingerprints("f"))
+        job = jobs.create(connection, dataset, NOW)
+        attempts.begin(connection, job.id, 1, None, NOW)
+    return job.id
+
+
+def _add(database: Database, job: str, *seconds: float) -> None:
+    """Add progress at those times; the number of updates is that of tenths of a second."""
+    with database.write() as connection:
+        for second in seconds:
+            at = NOW + timedelta(seconds=second)
+            progress = Progress(phase="training", updates_done=round(10 * second), at=at)
+            attempts.add_points(connection, [(job, 1, progress)], at)
+
+
+def _points(database: Database, job: str) -> list[ProgressPoint]:
+    with database.read() as connection:
+        return attempts.points(connection, job, 1)
+
+
+def _interval(database: Database, job: str) -> float | None:
+    with database.read() as connection:
+        found = attempts.find(connection, job, 1)
+    assert found is not None
+    return found.progress_interval
+
+
+@pytest.mark.parametrize("spacing", [0.2, 0.7, 2.0, 40.0])
+def test_a_curve_has_evenly_spaced_points_and_the_newest(
+    database: Database, job: str, spacing: float
+) -> None:
+    times = [number * spacing for number in range(700)]
+    for start in range(0, len(times), 50):
+        some = times[start : start + 50]
+        _add(database, job, *some)
+        points = _points(database, job)
+        interval = _interval(database, job)
+        assert interval is not None
+        assert len(points) <= MOST_POINTS
+        assert points[-1].at == NOW + timedelta(seconds=some[-1])
+        seconds = [(point.at - NOW).total_seconds() for point in points]
+        gaps = [after - before for before, after in itertools.pairwise(seconds)]
+        assert all(gap <= max(2 * interval, spacing) + 1e-6 for gap in gaps)
+        assert [round(10 * second) for second in seconds] == [
+            point.figures["updates_done"] for point in points
+        ]
+    assert len(_points(database, job)) >= MOST_POINTS / 3
+
+
+def test_reports_within_an_interval_replace_each_other(database: Database, job: str) -> None:
+    _add(database, job, 0.0, 0.1, 0.4, 0.6)
+    assert [point.figures["updates_done"] for point in _points(database, job)] == [4, 6]
+    assert _interval(database, job) == FIRST_INTERVAL
+
+
+def test_a_long_silence_leaves_what_was_before(database: Database, job: str) -> None:
+    _add(database, job, 0.0, 1.0, 2.0, 100_000.0)
+    points = _points(database, job)
+    assert [point.figures["updates_done"] for point in points] == [20, 1_000_000]
+    _add(database, job, 200_000.0)
+    assert len(_points(database, job)) == 3
+
+
+def test_a_clock_that_goes_back_harms_nothing(database: Database, job: str) -> None:
+    _add(database, job, 10.0, 5.0, 11.0)
+    assert [point.figures["updates_done"] for point in _points(database, job)] == [50, 110]
+
+
+def test_progress_of_an_unknown_attempt_is_not_kept(database: Database, job: str) -> None:
+    progress = Progress(phase="training", at=NOW)
+    with database.write() as connection:
+        attempts.add_points(connection, [(job, 7, progress)], NOW)
+        assert attempts.points(connection, job, 7) == []
+
+
+def test_only_the_progress_of_that_job_is_removed(database: Database, job: str) -> None:
+    _add(database, job, 0.0, 1.0)
+    with database.write() as connection:
+        attempts.forget_progress(connection, "job-000000000000")
+    assert len(_points(database, job)) == 2
+    with database.write() as connection:
+        attempts.forget_progress(connection, job)
+    assert _points(database, job) == []

@@ -13,7 +13,8 @@ from tests.fakes.responses import response
 
 def summary(version: int, name: str, kind: JobKind = "learn") -> VersionSummary:
     dataset = f"ds-{version}" if kind == "learn" else None
-    return response(VersionSummary, version=version, kind=kind, dataset=dataset, dataset_name=name)
+    about = {"version": version, "kind": kind, "dataset": dataset, "dataset_name": name}
+    return response(VersionSummary, **about, pair={"first": "image", "second": "text"})
 
 
 def test_a_dataset_that_was_unlearned_is_named_with_the_version_that_unlearned_it() -> None:

@@ -1,19 +1,21 @@
-"""Attempts of a job: outcomes, progress over time, and the end of their logs."""
+"""Attempts: their outcomes, curves and logs; checkpoints that they resume from; and their deadlines."""
 
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from cmcl.contract.api.jobs import JobState
-from cmcl.contract.job import Failure
+from cmcl.contract.api.jobs import FailureReason, JobState
+from cmcl.contract.job import Failure, JobSpec
 from cmcl.storage import layout
 from cmcl.storage.running import mark_ended
+from service.jobs import attempts
+from service.jobs.attempts import STARTING
 from service.launchers.port import LaunchState
 from service.maintenance.gc import GC_TASKS, RARE_GC_TASKS
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.lost_database import rebuild, wreck
-from tests.fakes.trainer import report_progress, train
+from tests.fakes.trainer import leave_checkpoint, report_progress, train
 
 
 def _get(plane: ControlPlane, path: str, status: int = 200) -> Any:
@@ -273,3 +275,341 @@ def test_an_attempt_that_is_not_there_is_named(
     for attempt in ("0", "x", "99999999999999999999"):
         problem = _get(plane, f"/v1/jobs/{job}/{path}?attempt={attempt}", 422)
         assert problem["errors"][0]["field"] == "attempt"
+
+
+def current_spec(plane: ControlPlane, job: str) -> JobSpec:
+    """The spec of the present attempt."""
+    key = layout.run_spec(job, plane.job(job).attempt)
+    return JobSpec.model_validate_json(plane.store.read(key))
+
+
+def start(plane: ControlPlane) -> str:
+    """A job whose first attempt runs."""
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    return job
+
+
+def lose(plane: ControlPlane, job: str) -> None:
+    """Lose the current attempt; the next one runs, if any is permitted."""
+    plane.launcher.end(f"{job}-a{plane.job(job).attempt}", LaunchState.FAILED, "killed")
+    plane.tick(5)
+
+
+def retry(plane: ControlPlane, job: str) -> None:
+    """Retry as a user; the next attempt runs."""
+    assert plane.client.post(f"/v1/jobs/{job}/retry").status_code == 202
+    plane.tick_to(job, JobState.RUNNING)
+
+
+def test_the_first_attempt_begins_at_the_beginning(plane: ControlPlane) -> None:
+    assert current_spec(plane, start(plane)).resume_from is None
+
+
+def test_the_next_attempt_resumes_from_the_newest_checkpoint(plane: ControlPlane) -> None:
+    job = start(plane)
+    # In the order of numbers, not of their digits.
+    _, newest = (leave_checkpoint(plane.store, job, 1, updates) for updates in (900, 1000))
+    lose(plane, job)
+    again = current_spec(plane, job)
+    assert (again.attempt, again.resume_from) == (2, newest)
+    assert plane.run_to_end(job).state == JobState.PUBLISHED
+
+
+def test_without_a_checkpoint_it_starts_over(plane: ControlPlane) -> None:
+    job = start(plane)
+    lose(plane, job)
+    assert (current_spec(plane, job).attempt, current_spec(plane, job).resume_from) == (2, None)
+
+
+def test_an_attempt_that_saved_nothing_does_not_hide_the_one_before(plane: ControlPlane) -> None:
+    job = start(plane)
+    saved = leave_checkpoint(plane.store, job, 1, 500)
+    lose(plane, job)
+    lose(plane, job)
+    assert (current_spec(plane, job).attempt, current_spec(plane, job).resume_from) == (3, saved)
+
+
+def test_the_latest_attempt_goes_before_more_updates(plane: ControlPlane) -> None:
+    """An attempt that could not use a checkpoint has started over, and what it saved is sound."""
+    job = start(plane)
+    leave_checkpoint(plane.store, job, 1, 500)
+    lose(plane, job)
+    saved = leave_checkpoint(plane.store, job, 2, 100)
+    lose(plane, job)
+    assert current_spec(plane, job).resume_from == saved
+
+
+def test_a_retry_resumes_where_the_lost_attempts_were(plane: ControlPlane) -> None:
+    job = start(plane)
+    saved = leave_checkpoint(plane.store, job, 1, 500)
+    for _ in range(3):
+        lose(plane, job)
+    assert plane.job(job).state == JobState.FAILED
+    retry(plane, job)
+    assert (current_spec(plane, job).attempt, current_spec(plane, job).resume_from) == (4, saved)
+
+
+def test_what_led_to_a_failure_is_not_resumed_from(plane: ControlPlane) -> None:
+    """The checkpoint from which that attempt resumed is not used either: it would fail again."""
+    job = start(plane)
+    leave_checkpoint(plane.store, job, 1, 500)
+    lose(plane, job)
+    leave_checkpoint(plane.store, job, 2, 900)
+    failure = Failure(reason="training_failed", message="diverged")
+    plane.store.put(layout.run_failure(job, 2), failure.model_dump_json().encode())
+    mark_ended(plane.store, job, 2)
+    plane.tick_to(job, JobState.FAILED)
+    retry(plane, job)
+    assert (current_spec(plane, job).attempt, current_spec(plane, job).resume_from) == (3, None)
+
+
+def test_what_led_to_a_damaged_candidate_is_not_resumed_from(plane: ControlPlane) -> None:
+    job = start(plane)
+    leave_checkpoint(plane.store, job, 1, 500)
+    heads = train(plane.store, job, 1).files[layout.HEADS]
+    plane.store.put(layout.blob(heads.sha256), b"other bytes")
+    plane.tick_to(job, JobState.FAILED)
+    retry(plane, job)
+    assert current_spec(plane, job).resume_from is None
+
+
+def test_an_attempt_on_another_parent_starts_over(plane: ControlPlane) -> None:
+    """Its version would be a child of one that it has never seen."""
+    job = start(plane)
+    leave_checkpoint(plane.store, job, 1, 500)
+    with plane.context.database.write() as connection:
+        connection.exec_driver_sql("UPDATE models SET head = 5")
+    lose(plane, job)
+    assert (current_spec(plane, job).parent, current_spec(plane, job).resume_from) == (5, None)
+
+
+@pytest.mark.parametrize("written", [None, b"{"], ids=["missing", "not to be read"])
+def test_checkpoints_whose_question_is_unknown_are_not_used(
+    plane: ControlPlane, written: bytes | None
+) -> None:
+    job = start(plane)
+    leave_checkpoint(plane.store, job, 1, 500)
+    plane.store.delete(layout.run_spec(job, 1))
+    if written is not None:
+        plane.store.put(layout.run_spec(job, 1), written)
+    lose(plane, job)
+    assert current_spec(plane, job).resume_from is None
+
+
+def test_a_repeated_submission_has_the_same_spec(plane: ControlPlane) -> None:
+    """The first submission may have arrived, and a zombie keeps saving."""
+    job = start(plane)
+    saved = leave_checkpoint(plane.store, job, 1, 500)
+    plane.launcher.end(f"{job}-a1", LaunchState.FAILED, "killed")
+    submitting = plane.tick_to(job, JobState.SUBMITTING)
+    for _ in range(2):
+        attempts.submit(plane.context, submitting, plane.model())
+        assert current_spec(plane, job).resume_from == saved
+        leave_checkpoint(plane.store, job, 1, 600)
+
+
+def test_an_unavailable_store_is_waited_for(plane: ControlPlane) -> None:
+    """Waiting is better than training from the start."""
+    job = start(plane)
+    saved = leave_checkpoint(plane.store, job, 1, 500)
+    plane.launcher.end(f"{job}-a1", LaunchState.FAILED, "killed")
+    plane.tick_to(job, JobState.SUBMITTING)
+    plane.store.broken = "checkpoints/"
+    plane.tick(3)
+    assert plane.job(job).state == JobState.SUBMITTING
+    plane.store.broken = None
+    plane.tick_to(job, JobState.RUNNING)
+    assert current_spec(plane, job).resume_from == saved
+
+
+def test_a_cluster_that_never_starts_it_fails_the_job(plane: ControlPlane) -> None:
+    plane.launcher.starts_at_once = False
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    plane.clock.advance(3601)
+    plane.tick(2)
+    assert plane.job(job).reason == FailureReason.QUEUE_DEADLINE
+    assert plane.launcher.stopped == [f"{job}-a1"]
+
+
+def test_waiting_in_the_cluster_counts_against_no_other_time(plane: ControlPlane) -> None:
+    plane.launcher.starts_at_once = False
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    plane.clock.advance(3500)
+    plane.tick()
+    plane.launcher.end(f"{job}-a1", LaunchState.RUNNING)
+    plane.tick()
+    plane.clock.advance(500)
+    plane.tick(2)
+    assert plane.job(job).state == JobState.RUNNING
+
+
+def test_a_queue_of_the_cluster_may_take_days_and_says_so(plane: ControlPlane) -> None:
+    plane.launcher.starts_at_once = False
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    attempt = f"{job}-a1"
+    plane.launcher.end(attempt, LaunchState.QUEUED, "waiting in queue training")
+    for _ in range(3):
+        plane.tick(2)
+        plane.clock.advance(86_400)
+    shown = plane.client.get(f"/v1/jobs/{job}").json()
+    assert (shown["state"], shown["message"]) == ("running", "waiting in queue training")
+    # From its admission on, its pods have the usual time to start.
+    plane.launcher.end(attempt, LaunchState.PENDING)
+    plane.tick(2)
+    plane.clock.advance(3500)
+    plane.tick(2)
+    assert (plane.job(job).state, plane.job(job).message) == (JobState.RUNNING, STARTING)
+    plane.clock.advance(200)
+    plane.tick(2)
+    assert plane.job(job).reason == FailureReason.QUEUE_DEADLINE
+
+
+def test_evictions_lose_no_attempt(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    attempt = f"{job}-a1"
+    for _ in range(5):
+        report_progress(plane.store, job, 1, "training")
+        plane.tick(2)
+        plane.launcher.end(attempt, LaunchState.QUEUED, "waiting in queue training")
+        plane.tick()
+        plane.clock.advance(7200)
+        plane.tick(2)
+        assert plane.job(job).message == "waiting in queue training"
+        plane.launcher.end(attempt, LaunchState.PENDING)
+        plane.tick()
+        plane.launcher.end(attempt, LaunchState.RUNNING)
+        plane.tick()
+        assert (plane.job(job).message, plane.job(job).attempt) == (None, 1)
+        plane.clock.advance(500)
+        plane.tick(2)
+    assert plane.launcher.stopped == []
+    assert plane.run_to_end(job).version == 1
+    assert plane.job(job).attempt == 1
+
+
+def test_an_evicted_attempt_that_is_silent_once_it_runs_again_is_lost(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    attempt = f"{job}-a1"
+    for state in (LaunchState.QUEUED, LaunchState.RUNNING):
+        plane.launcher.end(attempt, state)
+        plane.tick(2)
+    report_progress(plane.store, job, 1, "training", 7)
+    plane.tick(2)
+    plane.clock.advance(301)
+    plane.tick(2)
+    assert plane.launcher.stopped[0] == attempt
+    assert plane.job(job).state == JobState.PREPARED
+
+
+def test_a_silent_attempt_is_stopped_and_repeated(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    report_progress(plane.store, job, 1, "training")
+    plane.tick()
+    plane.clock.advance(301)
+    plane.tick(2)
+    found = plane.job(job)
+    assert plane.launcher.stopped[0] == f"{job}-a1"
+    assert found.state == JobState.PREPARED
+    assert "no heartbeat for 300 s" in (found.message or "")
+    plane.run_to_end(job)
+    assert plane.job(job).attempt == 2
+
+
+def test_each_sign_of_life_restarts_the_silence_timeout(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    for beat in range(5):
+        report_progress(plane.store, job, 1, "training", beat)
+        plane.tick()
+        plane.clock.advance(290)
+        plane.tick()
+    assert plane.job(job).state == JobState.RUNNING
+
+
+def test_a_lost_attempt_is_stopped_and_given_time_to_end(slow_plane: ControlPlane) -> None:
+    plane = slow_plane
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    plane.launcher.end(f"{job}-a1", LaunchState.FAILED, "node lost")
+    plane.tick()
+    assert plane.launcher.stopped == [f"{job}-a1"]
+    plane.tick(3)
+    assert plane.job(job).state == JobState.RUNNING
+    plane.tick(3)
+    assert plane.job(job).state != JobState.RUNNING
+
+
+def test_a_candidate_that_comes_after_a_false_failure_is_adopted(
+    slow_plane: ControlPlane,
+) -> None:
+    plane = slow_plane
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    plane.launcher.end(f"{job}-a1", LaunchState.FAILED, "the head was restarted")
+    plane.tick()
+    train(plane.store, job, 1)
+    assert plane.run_to_end(job).state == JobState.PUBLISHED
+    assert plane.job(job).attempt == 1
+
+
+def test_an_attempt_that_was_not_over_continues(slow_plane: ControlPlane) -> None:
+    plane = slow_plane
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    plane.launcher.stops_at_once = False
+    plane.launcher.end(f"{job}-a1", LaunchState.FAILED, "the head was restarted")
+    plane.tick(2)
+    plane.launcher.end(f"{job}-a1", LaunchState.RUNNING)
+    plane.tick(2)
+    assert plane.job(job).ended_at is None
+    plane.tick(10)
+    assert plane.job(job).state == JobState.RUNNING
+
+
+def test_an_attempt_that_a_cluster_never_releases_is_lost(plane: ControlPlane) -> None:
+    """The cluster always reports it as running; it shows no progress, and no stop ends it."""
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    report_progress(plane.store, job, 1, "training")
+    plane.tick()
+    plane.launcher.stops_at_once = False
+    plane.clock.advance(301)
+    plane.tick(2)
+    assert plane.job(job).state == JobState.RUNNING
+    plane.clock.advance(300)
+    plane.tick()
+    assert plane.job(job).state == JobState.PREPARED
+    assert plane.run_to_end(job).attempt == 2
+
+
+def test_one_that_it_never_releases_can_be_cancelled(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    report_progress(plane.store, job, 1, "training")
+    plane.tick()
+    plane.launcher.stops_at_once = False
+    assert plane.client.post(f"/v1/jobs/{job}/cancel").status_code == 202
+    plane.tick(3)
+    assert plane.job(job).state == JobState.RUNNING
+    plane.clock.advance(601)
+    plane.tick()
+    assert plane.job(job).state == JobState.CANCELLED
+
+
+def test_attempts_that_ran_during_an_outage_are_not_stopped(plane: ControlPlane) -> None:
+    """The service was away for longer than any attempt may wait for its start."""
+    plane.launcher.starts_at_once = False
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    plane.clock.advance(10_000)
+    plane.launcher.end(f"{job}-a1", LaunchState.RUNNING)
+    plane.tick(3)
+    assert plane.job(job).state == JobState.RUNNING
+    assert plane.launcher.stopped == []

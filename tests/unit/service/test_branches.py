@@ -1,14 +1,27 @@
-"""Branches of versions, and deletion of models."""
+"""Branches, promotions, modalities and methods of models."""
 
+import sqlite3
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from importlib.metadata import Distribution, DistributionFinder
+from pathlib import Path
+from typing import Any
+
+import httpx
 import pytest
 
 from cmcl.contract.api.jobs import FailureReason, JobState
+from cmcl.contract.job import JobSpec
+from cmcl.contract.version import LivePointer
 from cmcl.storage import layout
-from cmcl.storage.versions import read_live, read_version, read_version_file
+from cmcl.storage.versions import read_live, read_version, read_version_file, write_live
 from service.database.queries import versions
 from service.maintenance.gc import GarbageCollector
-from tests.fakes.control_plane import ControlPlane
-from tests.fakes.trainer import train
+from tests.fakes.control_plane import SPEC, ControlPlane
+from tests.fakes.feature_shards import feature_table
+from tests.fakes.outside_method import MODULE, NAME, installed
+from tests.fakes.trainer import leave_checkpoint, train
 from tests.fakes.versions import stored_key
 
 
@@ -264,3 +277,211 @@ def test_a_version_has_all_its_fields(three: ControlPlane) -> None:
     assert [line["name"] for line in view["lineage"]] == ["one", "two"]
     assert all(len(digest) == 64 for line in view["lineage"] for digest in line["shard_digests"])
     assert set(view["certificate"]["drift"]) == {view["lineage"][0]["dataset"]}
+
+
+@pytest.fixture
+def two_versions(plane: ControlPlane) -> ControlPlane:
+    for name in ("one", "two"):
+        plane.run_to_end(plane.post_dataset(name))
+    return plane
+
+
+def _choose(plane: ControlPlane, version: int) -> dict[str, int]:
+    response = plane.client.put("/v1/models/scenes/live", json={"version": version})
+    assert response.status_code == 200, response.text
+    answer: dict[str, int] = response.json()
+    return answer
+
+
+def test_roll_back_is_a_new_generation(two_versions: ControlPlane) -> None:
+    assert _choose(two_versions, 1) == {"version": 1, "generation": 3}
+    two_versions.tick()
+    assert two_versions.answering() == (3, 1)
+
+
+def test_choosing_the_live_version_changes_nothing(two_versions: ControlPlane) -> None:
+    assert _choose(two_versions, 2) == {"version": 2, "generation": 2}
+    items = two_versions.client.get("/v1/models/scenes/promotions").json()["items"]
+    assert len(items) == 2
+
+
+def test_a_new_version_goes_live_after_a_roll_back(two_versions: ControlPlane) -> None:
+    _choose(two_versions, 1)
+    two_versions.run_to_end(two_versions.post_dataset("three"))
+    assert two_versions.answering() == (4, 3)
+
+
+def test_the_history_has_actor_and_reason(two_versions: ControlPlane) -> None:
+    body = {"version": 1, "reason": "worse on emoji"}
+    two_versions.client.put("/v1/models/scenes/live", json=body)
+    items = two_versions.client.get("/v1/models/scenes/promotions").json()["items"]
+    found = [(i["generation"], i["version"], i["previous"], i["actor"]) for i in items]
+    assert found == [(1, 1, None, "reconciler"), (2, 2, 1, "reconciler"), (3, 1, 2, "local")]
+    assert items[2]["reason"] == "worse on emoji"
+
+
+def test_an_unknown_version_is_not_found(two_versions: ControlPlane) -> None:
+    response = two_versions.client.put("/v1/models/scenes/live", json={"version": 9})
+    assert response.status_code == 404
+    assert "permitted: 1 to 2" in response.json()["errors"][0]["message"]
+
+
+def test_a_version_without_its_files_cannot_go_live(two_versions: ControlPlane) -> None:
+    with two_versions.context.database.write() as connection:
+        connection.exec_driver_sql("UPDATE versions SET stored_at = NULL WHERE number = 1")
+    response = two_versions.client.put("/v1/models/scenes/live", json={"version": 1})
+    assert response.status_code == 409
+
+
+@pytest.mark.parametrize("damage", ["missing", "garbled", "behind"])
+def test_a_restart_repairs_the_pointer(two_versions: ControlPlane, damage: str) -> None:
+    store, key = two_versions.store, layout.live_pointer("scenes")
+    if damage == "missing":
+        store.delete(key)
+    elif damage == "garbled":
+        store.put(key, b"{}")
+    else:
+        write_live(store, "scenes", LivePointer(generation=1, version=1))
+    successor = ControlPlane(two_versions.folder, two_versions.launcher, two_versions.clock)
+    successor.tick(2)
+    assert two_versions.answering() == (2, 2)
+    successor.close()
+
+
+def test_a_roll_back_outlasts_an_outage_of_the_store(two_versions: ControlPlane) -> None:
+    two_versions.store.broken = "live.json"
+    _choose(two_versions, 1)
+    two_versions.tick(3)
+    two_versions.store.broken = None
+    two_versions.clock.advance(30)
+    two_versions.tick()
+    assert two_versions.answering() == (3, 1)
+
+
+def test_before_the_first_version_none_is_live(plane: ControlPlane) -> None:
+    response = plane.client.get("/v1/models/scenes/live")
+    assert response.status_code == 404
+    assert "no live version yet" in response.json()["detail"]
+
+
+def test_the_seconds_from_post_to_live_are_measured(two_versions: ControlPlane) -> None:
+    registry = two_versions.context.metrics.registry
+    assert registry.get_sample_value("cmcl_service_post_to_live_seconds_count") == 2
+    seconds = registry.get_sample_value("cmcl_service_post_to_live_seconds_sum")
+    assert seconds is not None
+    assert seconds > 0
+
+
+PLACE = "/v1/models/scenes/modalities/"
+TEXT_DEPTH = {"first": "text", "second": "depth"}
+
+
+def add(plane: ControlPlane, name: str = "depth", **body: Any) -> httpx.Response:
+    return plane.client.put(f"{PLACE}{name}", json=body or {"width": 5})
+
+
+def depths(plane: ControlPlane) -> list[dict[str, str]]:
+    """A shard of pairs text, depth."""
+    return [plane.shard("depths", feature_table(16, widths=(3, 5), prefix="d"))]
+
+
+def test_a_dataset_may_use_a_modality_that_was_added(plane: ControlPlane) -> None:
+    plane.run_to_end(plane.post_dataset("one"))
+    added = add(plane).json()
+    assert added["modalities"]["depth"] == {"width": 5, "encoder": None}
+    job = plane.post_dataset("two", pair=TEXT_DEPTH, shards=depths(plane))
+    assert plane.run_to_end(job).version == 2
+    first, second = (version.manifest.spec for version in plane.versions())
+    assert set(second.modalities) - set(first.modalities) == {"depth"}
+    (event,) = [
+        each
+        for each in plane.client.get("/v1/events?limit=200").json()["items"]
+        if each["kind"] == "model.modality"
+    ]
+    assert event["details"]["modality"] == "depth"
+
+
+def test_the_same_again_changes_nothing_and_another_width_is_refused(plane: ControlPlane) -> None:
+    assert add(plane).json() == add(plane).json()
+    refused = add(plane, width=6)
+    assert refused.status_code == 409
+    assert "has the modality 'depth' with width 5 and no encoder" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "status"),
+    [
+        ("depth", {"width": 0}, 422),
+        ("depth", {"encoder": "none-of-that-name"}, 422),
+        ("depth", {"encoder": None}, 422),
+        ("Depth!", {"width": 4}, 422),
+    ],
+)
+def test_a_modality_that_cannot_be_used_is_refused(
+    plane: ControlPlane, name: str, body: dict[str, object], status: int
+) -> None:
+    assert plane.client.put(f"{PLACE}{name}", json=body).status_code == status
+
+
+def test_an_attempt_that_runs_keeps_its_work(plane: ControlPlane) -> None:
+    job = plane.post_dataset("one")
+    running = plane.tick_to(job, JobState.RUNNING)
+    checkpoint = leave_checkpoint(plane.store, job, running.attempt, 5)
+    add(plane)
+    plane.launcher.lose(str(running.submission_id))
+    plane.tick(3)
+    second = plane.tick_to(job, JobState.RUNNING)
+    assert second.attempt == 2
+    key = layout.run_spec(job, second.attempt)
+    spec = JobSpec.model_validate_json(plane.store.read(key))
+    assert spec.resume_from == checkpoint
+    assert "depth" in spec.spec.modalities
+    add(plane, "touch", width=2)
+    train(plane.store, job, 2)
+    plane.tick(4)
+    assert plane.job(job).state == JobState.PUBLISHED
+
+
+def test_a_method_that_is_not_installed_is_refused_with_those_that_are(
+    plane: ControlPlane, tmp_path: Path
+) -> None:
+    body = {**SPEC, "name": "new", "method": NAME}
+    answer = plane.client.post("/v1/models", json=body)
+    assert answer.status_code == 422
+    [error] = answer.json()["errors"]
+    assert error["field"] == "method"
+    assert "permitted: vanilla" in error["message"]
+    with installed(tmp_path):
+        assert plane.client.post("/v1/models", json=body).status_code == 201
+        assert MODULE not in sys.modules, "the service has no torch to import it with"
+    # A model outlives the installation that made it.
+    assert plane.client.get("/v1/models/new").json()["method"] == NAME
+
+
+class _Metadata(DistributionFinder):
+    """Finds no package, and checks during the search that the database is writable."""
+
+    def __init__(self, database: Path) -> None:
+        self._database = database
+        self.scans = 0
+
+    def find_spec(self, *_: object) -> None:
+        return None
+
+    def find_distributions(
+        self, _: DistributionFinder.Context | None = None
+    ) -> Iterator[Distribution]:
+        with closing(sqlite3.connect(self._database, timeout=0)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+        self.scans += 1
+        return iter(())
+
+
+def test_packages_are_not_searched_for_a_method_while_the_database_is_locked(
+    plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata = _Metadata(tmp_path / "cmcl.db")
+    monkeypatch.setattr(sys, "meta_path", [metadata, *sys.meta_path])
+    body = {**SPEC, "name": "new", "method": NAME}
+    assert plane.client.post("/v1/models", json=body).status_code == 422
+    assert metadata.scans == 1

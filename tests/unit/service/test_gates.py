@@ -1,13 +1,21 @@
-"""The gate gate, and decisions of users."""
+"""The gate: what a candidate must show, what follows from it, and candidates beside their parents."""
+
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cmcl.contract.api.jobs import FailureReason, JobState
+from cmcl.contract.errors import InvalidVersion
 from cmcl.contract.gate import Gate
-from cmcl.contract.version import Recall, VersionManifest
+from cmcl.contract.job import JobSpec
+from cmcl.contract.model import ModelSpec
+from cmcl.contract.version import HeadCapacity, Quality, Recall, VersionManifest, VersionReport
 from cmcl.storage import layout
+from service.jobs.gate import check_answers, judge
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
+from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
 
 GATE = "/v1/models/scenes/gate"
 
@@ -195,3 +203,240 @@ def test_an_earlier_dataset_whose_held_out_rows_are_lost_was_not_shown(grown: Co
     assert ended.reason == FailureReason.NOT_MEASURED
     assert "'one'" in str(ended.message)
     assert "there is no such object" in str(ended.message)
+
+
+Asked = tuple[JobSpec, VersionManifest, VersionManifest]
+
+
+@pytest.fixture
+def asked(plane: ControlPlane) -> Asked:
+    """The job spec, the parent's manifest, and a valid candidate."""
+    plane.run_to_end(plane.post_dataset("one"))
+    job = plane.post_dataset("two")
+    plane.tick_to(job, JobState.RUNNING)
+    candidate = train(plane.store, job, 1)
+    spec = JobSpec.model_validate_json(plane.store.read(layout.run_spec(job, 1)))
+    return spec, plane.versions()[0].manifest, candidate
+
+
+def test_a_truthful_candidate_passes(asked: Asked) -> None:
+    spec, parent, candidate = asked
+    check_answers(spec, parent.learned, candidate)
+    assert judge(Gate(), candidate) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("job", "job-000000000000"),
+        ("attempt", 2),
+        ("model", "sounds"),
+        ("version", 3),
+        ("parent", None),
+        ("dataset", "ds-000000000000"),
+        ("spec", ModelSpec(modalities={"image": 4, "text": 3})),
+    ],
+)
+def test_an_answer_to_another_question_is_refused(asked: Asked, field: str, value: object) -> None:
+    spec, parent, candidate = asked
+    with pytest.raises(InvalidVersion, match=f"the candidate's {field} is"):
+        check_answers(spec, parent.learned, candidate.model_copy(update={field: value}))
+
+
+def test_a_lineage_without_an_earlier_dataset_is_rejected(asked: Asked) -> None:
+    spec, parent, candidate = asked
+    forgetful = candidate.model_copy(update={"learned": candidate.learned[1:]})
+    with pytest.raises(InvalidVersion, match="learned"):
+        check_answers(spec, parent.learned, forgetful)
+
+
+def test_unexpected_shards_are_rejected(asked: Asked) -> None:
+    spec, parent, candidate = asked
+    line = candidate.learned[-1].model_copy(update={"shard_digests": ("0" * 64,)})
+    other = candidate.model_copy(update={"learned": (*candidate.learned[:-1], line)})
+    with pytest.raises(InvalidVersion, match="learned shards"):
+        check_answers(spec, parent.learned, other)
+
+
+def test_a_dataset_without_certificate_is_refused(asked: Asked) -> None:
+    spec, parent, candidate = asked
+    report = candidate.report.model_copy(update={"drift": {}})
+    with pytest.raises(InvalidVersion, match="no certificate"):
+        check_answers(spec, parent.learned, candidate.model_copy(update={"report": report}))
+
+
+def test_drift_at_the_bound_is_permitted(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path)
+    plane.create_model(max_drift=0.5)
+    plane.run_to_end(plane.post_dataset("one"))
+    assert plane.run_to_end(plane.post_dataset("two"), drift=0.5).state == JobState.PUBLISHED
+    plane.close()
+
+
+@pytest.mark.parametrize("spec", [{"method": "vanilla"}, {"policy": "improve"}])
+def test_without_a_bound_scores_may_drift(tmp_path: Path, spec: dict[str, Any]) -> None:
+    plane = ControlPlane(tmp_path)
+    plane.create_model(**spec)
+    plane.run_to_end(plane.post_dataset("one"))
+    assert plane.run_to_end(plane.post_dataset("two"), drift=7.0).state == JobState.PUBLISHED
+    plane.close()
+
+
+def _head(free_share: float) -> HeadCapacity:
+    return HeadCapacity(
+        free_share=free_share,
+        input_directions=1,
+        input_width=5,
+        output_directions=2,
+        output_width=8,
+    )
+
+
+def _publish_first(plane: ControlPlane) -> str:
+    """Publish a version with a recall of 0.8 and a free share of 0.7; return its dataset."""
+    job = plane.post_dataset("one")
+    plane.tick_to(job, JobState.RUNNING)
+    made = train(plane.store, job, 1, write=False)
+    line = made.learned[0].model_copy(update={"recall": _recall(0.8)})
+    report = made.report.model_copy(
+        update={"evaluation": {made.dataset: _recall(0.8)}, "capacity": {"image": _head(0.7)}}
+    )
+    train(plane.store, job, 1, changes={"learned": (line,), "report": report})
+    plane.run_to_end(job)
+    return str(made.dataset)
+
+
+def _train_second(plane: ControlPlane, job: str, old: float = 0.75) -> VersionReport:
+    """Write a candidate whose recall of the first dataset is `old`, and of its own 0.6 after 0.1."""
+    attempt = plane.tick_to(job, JobState.RUNNING).attempt
+    made = train(plane.store, job, attempt, drift=0.2, write=False)
+    first = made.learned[0].dataset
+    report = made.report.model_copy(
+        update={
+            "evaluation": {first: _recall(old), made.dataset: _recall(0.6)},
+            "recall_before": _recall(0.1),
+            "capacity": {"image": _head(0.5), "text": _head(0.9)},
+            "quality": {first: Quality(now=-0.9, best=-1.2, norm_change={"image": 0.1})},
+        }
+    )
+    train(plane.store, job, attempt, changes={"report": report})
+    return report
+
+
+def _candidate(plane: ControlPlane, job: str) -> Any:
+    response = plane.client.get(f"/v1/jobs/{job}/candidate")
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+@pytest.fixture
+def held(plane: ControlPlane) -> tuple[ControlPlane, str]:
+    """A control plane with a version, and a held job."""
+    _publish_first(plane)
+    assert plane.client.put(GATE, json={"manual_approval": True, "max_drift": 0.3}).is_success
+    job = plane.post_dataset("two")
+    _train_second(plane, job)
+    plane.tick_to(job, JobState.HELD)
+    return plane, job
+
+
+def test_a_held_candidate_is_shown_beside_its_parent(held: tuple[ControlPlane, str]) -> None:
+    plane, job = held
+    found = _candidate(plane, job)
+    assert (found["job"], found["version"], found["parent"]) == (job, 2, 1)
+    assert found["manual_approval"] is True
+    old, new = found["datasets"]
+    assert (old["name"], old["is_new"], old["version"]) == ("one", False, 1)
+    recalls = ("recall_learned", "recall_before", "recall_after")
+    assert [old[name]["at_1"] for name in recalls] == [0.8, 0.8, 0.75]
+    # The parent learned it, so it has not moved there.
+    assert (old["drift_before"], old["drift_after"], old["quality_before"]) == (None, 0.2, None)
+    assert (old["quality_after"]["now"], old["quality_after"]["best"]) == (-0.9, -1.2)
+    assert (new["name"], new["is_new"], new["drift_after"]) == ("two", True, None)
+    assert [new[name] and new[name]["at_1"] for name in recalls] == [None, 0.1, 0.6]
+    assert found["capacity"]["image"]["before"]["free_share"] == 0.7
+    assert found["capacity"]["image"]["after"]["free_share"] == 0.5
+    assert found["capacity"]["text"]["before"] is None
+
+
+def test_each_bound_is_shown_with_what_was_found(held: tuple[ControlPlane, str]) -> None:
+    plane, job = held
+    drift, transfer, gain = _candidate(plane, job)["bounds"]
+    assert (drift["permitted"], drift["found"], drift["met"]) == (0.3, 0.2, True)
+    assert (transfer["permitted"], transfer["met"]) == (None, None)
+    assert transfer["found"] == pytest.approx(-0.05)
+    assert (gain["permitted"], gain["found"]) == (None, pytest.approx(0.5))
+    # The gate may change while the candidate waits.
+    plane.client.put(GATE, json={"max_drift": 0.1, "min_gain": 0.6, "manual_approval": True})
+    drift, _, gain = _candidate(plane, job)["bounds"]
+    assert (drift["met"], gain["met"]) == (False, False)
+    assert "moved further than 10 %" in drift["message"]
+    assert "by 20 %" in drift["message"]
+    assert "asked for: +60.00 points" in gain["message"]
+
+
+def test_a_rejected_candidate_is_shown_with_the_reason_until_it_is_removed(
+    plane: ControlPlane,
+) -> None:
+    _publish_first(plane)
+    plane.client.put(GATE, json={"min_backward_transfer": -0.01})
+    job = plane.post_dataset("two")
+    _train_second(plane, job)
+    plane.tick_to(job, JobState.REJECTED)
+    transfer = _candidate(plane, job)["bounds"][1]
+    assert transfer["met"] is False
+    assert transfer["message"] == plane.job(job).message
+    plane.store.delete(layout.run_candidate(job, 1))
+    response = plane.client.get(f"/v1/jobs/{job}/candidate")
+    assert response.status_code == 404
+    assert "was removed; post the dataset again" in response.json()["detail"]
+
+
+def test_a_first_candidate_has_no_parent_and_meets_every_bound(plane: ControlPlane) -> None:
+    plane.client.put(GATE, json={"manual_approval": True, "min_backward_transfer": 0})
+    job = plane.post_dataset("one")
+    plane.tick_to(job, JobState.RUNNING)
+    train(plane.store, job, 1)
+    plane.tick_to(job, JobState.HELD)
+    found = _candidate(plane, job)
+    assert found["parent"] is None
+    assert [each["is_new"] for each in found["datasets"]] == [True]
+    assert [bound["met"] for bound in found["bounds"]] == [None, True, None]
+
+
+def test_without_a_candidate_the_state_is_named(held: tuple[ControlPlane, str]) -> None:
+    plane, job = held
+    waiting = plane.post_dataset("three")
+    response = plane.client.get(f"/v1/jobs/{waiting}/candidate")
+    assert response.status_code == 404
+    assert f"job {waiting} is queued" in response.json()["detail"]
+    plane.client.post(f"/v1/jobs/{job}/approve", json={})
+    plane.tick_to(job, JobState.PUBLISHED)
+    response = plane.client.get(f"/v1/jobs/{job}/candidate")
+    assert response.status_code == 404
+    assert "GET /v1/models/scenes/versions/2" in response.json()["detail"]
+
+
+def test_a_damaged_candidate_is_a_conflict(held: tuple[ControlPlane, str]) -> None:
+    plane, job = held
+    plane.store.put(layout.run_candidate(job, 1), b"{}")
+    response = plane.client.get(f"/v1/jobs/{job}/candidate")
+    assert response.status_code == 409
+    assert "is damaged" in response.json()["detail"]
+
+
+def test_a_candidate_is_shown_to_its_owner_alone(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY)
+    operator = KeyClient(plane, ADMIN_KEY)
+    red, blue = (operator.client_with_key(owner, owner=owner) for owner in ("red", "blue"))
+    plane.client = red
+    plane.create_model()
+    plane.client.put(GATE, json={"manual_approval": True})
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    train(plane.store, job, 1)
+    plane.tick_to(job, JobState.HELD)
+    path = f"/v1/jobs/{job}/candidate"
+    answers = [client.get(path).status_code for client in (red, operator, blue)]
+    assert answers == [200, 200, 404]
+    plane.close()

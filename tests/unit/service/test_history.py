@@ -1,13 +1,23 @@
-"""Measurements over the versions of a model, and the room that is left."""
+"""Reading: lists in pages, versions with their measurements, capacity, summaries, phases of a job."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.capacity import forecast
+from cmcl.contract.job import Failure, Phase
+from cmcl.contract.version import VersionManifest
+from cmcl.storage import layout
+from cmcl.storage.running import mark_ended
+from service.launchers.port import LaunchState
 from tests.fakes.control_plane import ControlPlane
+from tests.fakes.feature_shards import table_with_nan
 from tests.fakes.lost_database import rebuild, wreck
-from tests.fakes.measured import publish_measured
+from tests.fakes.measured import publish_measured, write_measured
+from tests.fakes.trainer import report_progress, train
 
 VERSIONS, CAPACITY = "/v1/models/scenes/versions", "/v1/models/scenes/capacity"
 HISTORY = f"{VERSIONS}?by_dataset=true"
@@ -219,3 +229,374 @@ def test_bad_parameters_are_named(plane: ControlPlane, query: str, field: str) -
 def test_the_history_of_no_model_is_not_found(plane: ControlPlane) -> None:
     for name in ("versions", "capacity", "summary"):
         assert plane.client.get(f"/v1/models/none/{name}").status_code == 404
+
+
+def _all_pages(plane: ControlPlane, path: str, limit: int) -> list[list[dict[str, object]]]:
+    pages, cursor = [], ""
+    while True:
+        page = plane.client.get(f"{path}{'&' if '?' in path else '?'}limit={limit}{cursor}").json()
+        pages.append(page["items"])
+        if page["next_cursor"] is None:
+            return pages
+        cursor = f"&cursor={page['next_cursor']}"
+
+
+@pytest.mark.parametrize(
+    ("path", "field"), [("/v1/models", "name"), ("/v1/datasets", "id"), ("/v1/jobs", "id")]
+)
+def test_pages_hold_each_item_once(plane: ControlPlane, path: str, field: str) -> None:
+    for number in range(4):
+        plane.create_model(f"model-{number}")
+        plane.post_dataset(f"set-{number}")
+    whole = plane.client.get(path).json()
+    pages = _all_pages(plane, path, 2)
+    assert [len(page) for page in pages] in ([2, 2], [2, 2, 1])
+    assert [item[field] for page in pages for item in page] == [i[field] for i in whole["items"]]
+    assert whole["next_cursor"] is None
+
+
+_ORDERED = {
+    "/v1/models": "name",
+    "/v1/datasets": "id",
+    "/v1/jobs": "id",
+    "/v1/jobs?state=published": "id",
+    "/v1/jobs?model=scenes": "id",
+    "/v1/events": "id",
+    "/v1/events?model=scenes": "id",
+    "/v1/models/scenes/versions": "version",
+    "/v1/models/scenes/promotions": "generation",
+}
+
+
+@pytest.fixture
+def learned_plane(plane: ControlPlane) -> ControlPlane:
+    """A control plane whose model has three versions."""
+    for name in ("one", "two", "three"):
+        plane.create_model(f"model-{name}")
+        plane.run_to_end(plane.post_dataset(name))
+    return plane
+
+
+@pytest.mark.parametrize(("path", "field"), _ORDERED.items())
+def test_a_list_in_descending_order_is_the_ascending_one_reversed(
+    learned_plane: ControlPlane, path: str, field: str
+) -> None:
+    query = f"{path}{'&' if '?' in path else '?'}order="
+    ascending = [
+        item[field] for page in _all_pages(learned_plane, f"{query}asc", 2) for item in page
+    ]
+    pages = _all_pages(learned_plane, f"{query}desc", 2)
+    assert all(len(page) == 2 for page in pages[:-1])
+    assert [item[field] for page in pages for item in page] == ascending[::-1]
+    assert len(ascending) >= 3
+
+
+def test_new_items_do_not_shift_the_next_page(learned_plane: ControlPlane) -> None:
+    first = learned_plane.client.get("/v1/jobs?order=desc&limit=2").json()
+    learned_plane.post_dataset("four")
+    cursor = first["next_cursor"]
+    second = learned_plane.client.get(f"/v1/jobs?order=desc&limit=2&cursor={cursor}").json()
+    assert len({item["id"] for item in (*first["items"], *second["items"])}) == 3
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/models", "/v1/events"])
+def test_a_cursor_is_of_one_order_only(learned_plane: ControlPlane, path: str) -> None:
+    cursor = learned_plane.client.get(f"{path}?order=desc&limit=1").json()["next_cursor"]
+    assert learned_plane.client.get(f"{path}?order=desc&cursor={cursor}").status_code == 200
+    for query in ("", "order=asc&"):
+        response = learned_plane.client.get(f"{path}?{query}cursor={cursor}")
+        assert response.status_code == 422
+        (problem,) = response.json()["errors"]
+        assert problem["field"] == "cursor"
+        assert "order=desc" in problem["message"]
+
+
+def test_lists_can_be_narrowed(plane: ControlPlane) -> None:
+    plane.create_model("sounds")
+    first, second = plane.post_dataset(), plane.post_dataset(model="sounds")
+    plane.client.post(f"/v1/jobs/{first}/cancel")
+    for query, expected in (
+        ("model=scenes", [first]),
+        ("model=sounds", [second]),
+        ("state=cancelled", [first]),
+        ("model=sounds&state=cancelled", []),
+    ):
+        items = plane.client.get(f"/v1/jobs?{query}").json()["items"]
+        assert [item["id"] for item in items] == expected
+    items = plane.client.get("/v1/datasets?model=sounds").json()["items"]
+    assert [item["job"] for item in items] == [second]
+
+
+def test_versions_and_promotions_come_in_pages(plane: ControlPlane) -> None:
+    for name in ("one", "two", "three"):
+        plane.run_to_end(plane.post_dataset(name))
+    pages = _all_pages(plane, "/v1/models/scenes/versions", 2)
+    assert [[item["version"] for item in page] for page in pages] == [[1, 2], [3]]
+    assert [item["dataset_name"] for page in pages for item in page] == ["one", "two", "three"]
+    pages = _all_pages(plane, "/v1/models/scenes/promotions", 2)
+    assert [[item["generation"] for item in page] for page in pages] == [[1, 2], [3]]
+
+
+def test_a_list_of_versions_reads_no_manifest(plane: ControlPlane) -> None:
+    plane.run_to_end(plane.post_dataset())
+    whole = plane.client.get("/v1/models/scenes/versions").json()
+    with plane.context.database.write() as connection:
+        connection.exec_driver_sql("UPDATE versions SET manifest = '{}'")
+    assert plane.client.get("/v1/models/scenes/versions").json() == whole
+
+
+def test_a_version_shows_its_whole_manifest(plane: ControlPlane) -> None:
+    plane.run_to_end(plane.post_dataset())
+    body = plane.client.get("/v1/models/scenes/versions/1").json()
+    assert VersionManifest.model_validate(body["manifest"]) == plane.versions()[0].manifest
+    assert body["stored_at"] is not None
+
+
+def test_a_dataset_shows_what_was_verified(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    dataset = plane.job(job).dataset
+    before = plane.client.get(f"/v1/datasets/{dataset}").json()
+    assert (before["rows"], before["manifest"]) == (None, None)
+    plane.run_to_end(job)
+    after = plane.client.get(f"/v1/datasets/{dataset}").json()
+    assert after["rows"] == 16
+    assert len(after["manifest"]["shards"][0]["sha256"]) == 64
+    assert after["shards"] == before["shards"]
+
+
+def test_a_finished_job_shows_its_times(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.run_to_end(job)
+    body = plane.client.get(f"/v1/jobs/{job}").json()
+    times = [body[f"{event}_at"] for event in ("created", "started", "finished")]
+    assert times == sorted(times)
+    assert body["version"] == 1
+
+
+def test_the_live_version_is_shown(plane: ControlPlane) -> None:
+    plane.run_to_end(plane.post_dataset())
+    live = plane.client.get("/v1/models/scenes/live").json()
+    assert live == {"version": 1, "generation": 1}
+    model = plane.client.get("/v1/models/scenes").json()
+    assert (model["live_version"], model["head_version"]) == (1, 1)
+
+
+def _summary(plane: ControlPlane, model: str = "scenes") -> Any:
+    response = plane.client.get(f"/v1/models/{model}/summary")
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def test_a_new_model_has_nothing_yet(plane: ControlPlane) -> None:
+    found = _summary(plane)
+    assert (found["name"], found["method"], found["policy"]) == ("scenes", None, "improve")
+    empty = ("live_version", "newest", "current", "last_ended", "branched_from")
+    assert [found[name] for name in empty] == [None] * 5
+    assert found["jobs"] == {"waiting": 0, "running": 0, "held": 0}
+
+
+def test_the_newest_and_the_live_version_are_shown(plane: ControlPlane) -> None:
+    job = plane.post_dataset("one")
+    write_measured(plane, job, recalls={"one": 0.8}, free={"image": 0.6})
+    plane.run_to_end(job)
+    job = plane.post_dataset("two")
+    recalls = {"one": 0.7, "two": 0.5}
+    write_measured(plane, job, recalls, drifts={"one": 0.25}, free={"image": 0.5})
+    plane.run_to_end(job)
+    plane.client.put("/v1/models/scenes/live", json={"version": 1})
+    found = _summary(plane)
+    assert (found["live_version"], found["live_generation"]) == (1, 3)
+    newest = found["newest"]
+    assert (newest["version"], newest["dataset_name"]) == (2, "two")
+    assert (newest["max_drift"], newest["free_share"]) == (0.25, {"image": 0.5})
+    assert newest["mean_recall"] == pytest.approx(0.6)
+    ended = found["last_ended"]
+    assert (ended["job"], ended["state"], ended["dataset_name"]) == (job, "published", "two")
+
+
+def test_jobs_are_counted_by_what_they_wait_for(plane: ControlPlane) -> None:
+    jobs = [plane.post_dataset(f"set-{number}") for number in range(4)]
+    plane.tick_to(jobs[0], JobState.RUNNING)
+    report_progress(plane.store, jobs[0], 1, "training", 5, {"loss": 0.5})
+    plane.tick()
+    found = _summary(plane)
+    assert found["jobs"] == {"waiting": 3, "running": 1, "held": 0}
+    current = found["current"]
+    assert (current["job"], current["state"], current["version"]) == (jobs[0], "running", 1)
+    assert current["progress"]["loss"] == 0.5
+
+
+def test_a_held_job_is_the_current_one(plane: ControlPlane) -> None:
+    plane.client.put("/v1/models/scenes/gate", json={"manual_approval": True, "max_drift": 0.4})
+    job, waiting = plane.post_dataset("one"), plane.post_dataset("two")
+    write_measured(plane, job)
+    plane.tick_to(job, JobState.HELD)
+    found = _summary(plane)
+    assert found["jobs"] == {"waiting": 1, "running": 0, "held": 1}
+    assert (found["current"]["job"], found["current"]["state"]) == (job, "held")
+    assert found["drift_bound"] == 0.4
+    plane.client.post(f"/v1/jobs/{job}/reject", json={"reason": "worse"})
+    found = _summary(plane)
+    assert found["current"]["job"] == waiting
+    assert (found["last_ended"]["job"], found["last_ended"]["reason"]) == (job, "rejected_by_hand")
+
+
+def test_a_failed_job_is_shown_with_its_reason(plane: ControlPlane) -> None:
+    job = plane.post_dataset("bad", shards=[plane.shard("bad", table_with_nan(16))])
+    plane.run_to_end(job)
+    ended = _summary(plane)["last_ended"]
+    assert (ended["job"], ended["state"], ended["reason"]) == (job, "failed", "invalid_dataset")
+    assert ended["message"]
+
+
+def test_a_dry_run_is_not_what_the_model_waits_for(plane: ControlPlane) -> None:
+    plane.post_dataset("tried", dry_run=True)
+    job = plane.post_dataset("learned")
+    found = _summary(plane)
+    assert found["jobs"]["waiting"] == 2
+    assert found["current"]["job"] == job
+
+
+def test_an_overview_lists_models_by_name_in_pages(plane: ControlPlane) -> None:
+    for name in ("apples", "trees"):
+        plane.create_model(name)
+        plane.post_dataset("one", name)
+    first = plane.client.get("/v1/overview?limit=2").json()
+    assert [each["name"] for each in first["items"]] == ["apples", "scenes"]
+    second = plane.client.get(f"/v1/overview?limit=2&cursor={first['next_cursor']}").json()
+    assert [each["name"] for each in second["items"]] == ["trees"]
+    assert second["items"][0] == _summary(plane, "trees")
+    newest_first = plane.client.get("/v1/overview?order=desc").json()["items"]
+    assert [each["name"] for each in newest_first] == ["trees", "scenes", "apples"]
+
+
+def test_an_overview_takes_as_many_queries_for_many_models_as_for_one(plane: ControlPlane) -> None:
+    plane.post_dataset("one")
+
+    def queries() -> int:
+        statements: list[str] = []
+
+        def note(*arguments: Any) -> None:
+            statements.append(arguments[2])
+
+        engine = plane.context.database.engine
+        event.listen(engine, "before_cursor_execute", note)
+        assert plane.client.get("/v1/overview").status_code == 200
+        event.remove(engine, "before_cursor_execute", note)
+        return sum(statement.startswith("SELECT") for statement in statements)
+
+    few = queries()
+    for number in range(5):
+        plane.create_model(f"model-{number}")
+        plane.post_dataset("one", f"model-{number}")
+    assert queries() == few
+
+
+def _phases(plane: ControlPlane, job: str) -> dict[str, Any]:
+    response = plane.client.get(f"/v1/jobs/{job}/phases")
+    assert response.status_code == 200, response.text
+    found: dict[str, Any] = response.json()
+    assert found["seconds"] == pytest.approx(sum(each["seconds"] for each in found["phases"]))
+    return found
+
+
+def _named(found: dict[str, Any]) -> dict[str, float]:
+    return {each["phase"]: each["seconds"] for each in found["phases"]}
+
+
+def _present(found: dict[str, Any]) -> list[str]:
+    return [each["phase"] for each in found["phases"] if each["running"]]
+
+
+def _report(plane: ControlPlane, job: str, phase: Phase, seconds: dict[Phase, float]) -> None:
+    """Show progress now, and let the control plane see it."""
+    figures: Any = {"seconds": seconds, "at": plane.clock()}
+    report_progress(plane.store, job, plane.job(job).attempt, phase, figures=figures)
+    plane.tick()
+
+
+def test_the_phases_of_a_published_job_add_up_to_its_time(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    submitted = plane.clock()
+    plane.clock.advance(9)
+    _report(plane, job, "training", {"reading": 2.0, "training": 4.0})
+    train(plane.store, job, 1)
+    _report(plane, job, "done", {"reading": 2.0, "training": 5.0, "writing": 0.5})
+    plane.tick_to(job, JobState.PUBLISHED)
+    plane.tick(3)
+    found, (version,) = _phases(plane, job), plane.versions()
+    assert _present(found) == []
+    assert list(_named(found)) == [
+        *("queued", "preparing", "prepared", "submitting"),
+        *("waiting", "reading", "training", "writing", "done"),
+        *("gating", "storing"),
+    ]
+    assert version.stored_at is not None
+    whole = version.stored_at - plane.job(job).created_at
+    assert found["seconds"] == pytest.approx(whole.total_seconds())
+    named = _named(found)
+    assert (named["reading"], named["training"], named["writing"]) == (2.0, 5.0, 0.5)
+    # The last report was made ten seconds after the submission and a tick, and states 7.5 seconds.
+    waited = (plane.clock() - submitted).total_seconds() - 7.5
+    assert 0 < named["waiting"] < waited
+
+
+def test_the_present_phase_of_a_running_job_goes_on(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    assert _present(_phases(plane, job)) == ["queued"]
+    plane.tick_to(job, JobState.RUNNING)
+    plane.tick()
+    assert _present(_phases(plane, job)) == ["waiting"]
+    plane.clock.advance(5)
+    _report(plane, job, "training", {"reading": 2.0, "training": 1.0})
+    before = _phases(plane, job)
+    plane.clock.advance(3)
+    after = _phases(plane, job)
+    assert _present(after) == ["training"]
+    assert _named(after)["training"] == pytest.approx(_named(before)["training"] + 3)
+    assert _named(after)["reading"] == 2.0
+
+
+@pytest.mark.parametrize("off", [-3600, 3600])
+def test_a_clock_of_the_ranks_that_is_wrong_changes_no_sum(plane: ControlPlane, off: int) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    plane.clock.advance(9)
+    figures: Any = {
+        "seconds": {"training": 4.0},
+        "at": plane.clock() + timedelta(seconds=off),
+    }
+    report_progress(plane.store, job, 1, "training", figures=figures)
+    plane.tick()
+    found = _phases(plane, job)
+    passed = (plane.clock() - plane.job(job).created_at).total_seconds()
+    assert found["seconds"] == pytest.approx(passed)
+    assert all(each["seconds"] >= 0 for each in found["phases"])
+
+
+def test_a_lost_attempt_is_one_phase_and_the_next_one_has_its_own(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    _report(plane, job, "training", {"training": 1.0})
+    plane.launcher.end(f"{job}-a1", LaunchState.FAILED, "out of memory")
+    plane.tick_to(job, JobState.PREPARED)
+    plane.tick_to(job, JobState.RUNNING)
+    _report(plane, job, "reading", {"reading": 1.0})
+    names = [each["phase"] for each in _phases(plane, job)["phases"]]
+    assert names[4:] == ["running", "prepared", "submitting", "waiting", "reading"]
+
+
+def test_a_retried_job_begins_anew(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    failure = Failure(reason="training_failed", message="on purpose")
+    plane.store.put(layout.run_failure(job, 1), failure.model_dump_json().encode())
+    mark_ended(plane.store, job, 1)
+    plane.launcher.end(f"{job}-a1", LaunchState.FAILED, "on purpose")
+    plane.tick_to(job, JobState.FAILED)
+    assert _present(_phases(plane, job)) == []
+    plane.clock.advance(1000)
+    assert plane.client.post(f"/v1/jobs/{job}/retry").status_code == 202
+    found = _phases(plane, job)
+    assert (_present(found), found["seconds"]) == (["queued"], 0.0)

@@ -1,22 +1,29 @@
-"""live.json: all that replicas read of a model; it is deleted with the model."""
+"""The live pointer: written, removed, repaired, and announced to the endpoint."""
 
+import json
 import shutil
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 
-from cmcl.contract.version import LivePointer
+from cmcl.contract.version import ANNOUNCEMENTS, LivePointer
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.versions import read_live, write_live
 from service.jobs.reconciler import Reconciler
 from service.registry import live_pointer
+from service.registry.live_pointer import Announcer
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.crashes import Crash, FaultAtMoment
 from tests.fakes.flaky_store import FlakyStore
+from tests.fakes.receiver import Receiver, receiving
 from tests.fakes.rounds import run_round
+from tests.fakes.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -32,58 +39,58 @@ def three_versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def plane(three_versions: Path, tmp_path: Path) -> Iterator[ControlPlane]:
-    """A control plane with one model, `scenes`, whose third version is live."""
+def serving(three_versions: Path, tmp_path: Path) -> Iterator[ControlPlane]:
+    """A control serving with one model, `scenes`, whose third version is live."""
     shutil.copytree(three_versions, tmp_path, dirs_exist_ok=True)
-    plane = ControlPlane(tmp_path)
-    plane.clock.advance(3600)
-    yield plane
-    plane.close()
+    serving = ControlPlane(tmp_path)
+    serving.clock.advance(3600)
+    yield serving
+    serving.close()
 
 
-def _pointer(plane: ControlPlane) -> LivePointer:
+def _pointer(serving: ControlPlane) -> LivePointer:
     """live.json, after a round of the reconciler."""
-    plane.tick()
-    found = read_live(plane.store, "scenes")
+    serving.tick()
+    found = read_live(serving.store, "scenes")
     assert found is not None
     return found
 
 
-def _delete(plane: ControlPlane) -> None:
-    assert plane.client.request("DELETE", "/v1/models/scenes").status_code == 204
+def _delete(serving: ControlPlane) -> None:
+    assert serving.client.request("DELETE", "/v1/models/scenes").status_code == 204
 
 
-def test_live_json_has_the_owner_of_the_model(plane: ControlPlane) -> None:
-    assert _pointer(plane).owner == plane.model().owner == "default"
+def test_live_json_has_the_owner_of_the_model(serving: ControlPlane) -> None:
+    assert _pointer(serving).owner == serving.model().owner == "default"
 
 
-def test_a_retired_version_reaches_the_replicas(plane: ControlPlane) -> None:
-    before = _pointer(plane)
+def test_a_retired_version_reaches_the_replicas(serving: ControlPlane) -> None:
+    before = _pointer(serving)
     for number in (2, 1, 1):
         path = f"/v1/models/scenes/versions/{number}"
-        assert plane.client.request("DELETE", path).status_code == 204
-    after = _pointer(plane)
+        assert serving.client.request("DELETE", path).status_code == 204
+    after = _pointer(serving)
     assert (after.retired, after.generation) == ((1, 2), before.generation)
     assert after.revision == before.revision + 2
 
 
-def test_a_deleted_model_has_no_pointer_after_one_round(plane: ControlPlane) -> None:
-    _pointer(plane)
-    _delete(plane)
-    plane.tick()
-    assert read_live(plane.store, "scenes") is None
-    assert plane.model().is_pointer_written
+def test_a_deleted_model_has_no_pointer_after_one_round(serving: ControlPlane) -> None:
+    _pointer(serving)
+    _delete(serving)
+    serving.tick()
+    assert read_live(serving.store, "scenes") is None
+    assert serving.model().is_pointer_written
 
 
-def test_a_pointer_that_cannot_be_removed_now_is_removed_later(plane: ControlPlane) -> None:
-    plane.store.broken = "live.json"
-    _delete(plane)
-    plane.tick(2)
-    plane.store.broken = None
-    assert read_live(plane.store, "scenes") is not None
-    plane.clock.advance(30)
-    plane.tick(2)
-    assert read_live(plane.store, "scenes") is None
+def test_a_pointer_that_cannot_be_removed_now_is_removed_later(serving: ControlPlane) -> None:
+    serving.store.broken = "live.json"
+    _delete(serving)
+    serving.tick(2)
+    serving.store.broken = None
+    assert read_live(serving.store, "scenes") is not None
+    serving.clock.advance(30)
+    serving.tick(2)
+    assert read_live(serving.store, "scenes") is None
 
 
 class LateStore(FlakyStore):
@@ -98,40 +105,162 @@ class LateStore(FlakyStore):
         super().put(key, data)
 
 
-def test_a_write_that_comes_late_does_not_bring_a_deleted_model_back(plane: ControlPlane) -> None:
+def test_a_write_that_comes_late_does_not_bring_a_deleted_model_back(serving: ControlPlane) -> None:
     def during() -> None:
-        _delete(plane)
-        plane.tick()
-        assert read_live(plane.store, "scenes") is None
+        _delete(serving)
+        serving.tick()
+        assert read_live(serving.store, "scenes") is None
 
-    live_pointer.write(replace(plane.context, store=LateStore(plane.store, during)), "scenes")
-    assert read_live(plane.store, "scenes") is not None
-    plane.tick()
-    assert read_live(plane.store, "scenes") is None
+    live_pointer.write(replace(serving.context, store=LateStore(serving.store, during)), "scenes")
+    assert read_live(serving.store, "scenes") is not None
+    serving.tick()
+    assert read_live(serving.store, "scenes") is None
 
 
-def test_a_late_write_before_a_crash_is_repaired_at_the_next_start(plane: ControlPlane) -> None:
-    late = _pointer(plane)
-    _delete(plane)
-    plane.tick()
-    write_live(plane.store, "scenes", late)
-    successor = ControlPlane(plane.folder, plane.launcher, plane.clock)
+def test_a_late_write_before_a_crash_is_repaired_at_the_next_start(serving: ControlPlane) -> None:
+    late = _pointer(serving)
+    _delete(serving)
+    serving.tick()
+    write_live(serving.store, "scenes", late)
+    successor = ControlPlane(serving.folder, serving.launcher, serving.clock)
     successor.tick(2)
-    assert read_live(plane.store, "scenes") is None
+    assert read_live(serving.store, "scenes") is None
     successor.close()
 
 
 @pytest.mark.parametrize("dies_at", range(1, 16))
 def test_a_death_at_any_moment_keeps_no_pointer_of_a_deleted_model(
-    plane: ControlPlane, dies_at: int
+    serving: ControlPlane, dies_at: int
 ) -> None:
-    _delete(plane)
+    _delete(serving)
     lifeline = FaultAtMoment(dies_at)
     with suppress(Crash):
         for _ in range(3):
-            run_round(plane.crashing_reconciler(lifeline))
-            plane.clock.advance(1)
-    plane.clock.advance(2)
-    run_round(Reconciler(plane.context))
-    assert read_live(plane.store, "scenes") is None
-    assert plane.model().is_pointer_written
+            run_round(serving.crashing_reconciler(lifeline))
+            serving.clock.advance(1)
+    serving.clock.advance(2)
+    run_round(Reconciler(serving.context))
+    assert read_live(serving.store, "scenes") is None
+    assert serving.model().is_pointer_written
+
+
+WAIT_SECONDS = 120.0
+FIRST, SECOND = LivePointer(generation=1, version=1), LivePointer(generation=2, version=7)
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with receiving() as receiver:
+        yield receiver
+
+
+@pytest.fixture
+def client() -> Iterator[httpx.Client]:
+    with httpx.Client(timeout=WAIT_SECONDS, trust_env=False) as client:
+        yield client
+
+
+def server(receiver: Receiver) -> str:
+    return f"http://127.0.0.1:{receiver.port}"
+
+
+def test_a_written_pointer_is_announced_as_it_was_written(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    plane = ControlPlane(tmp_path, embeddings_url=server(receiver))
+    plane.create_model()
+    plane.run_to_end(plane.post_dataset())
+    with plane.client.running():
+        until(lambda: bool(receiver.received))
+    pointer = read_live(plane.store, "scenes")
+    assert pointer is not None
+    (message,) = receiver.received
+    assert message.path == ANNOUNCEMENTS
+    assert json.loads(message.body) == {
+        "model": "scenes",
+        "generation": pointer.generation,
+        "revision": pointer.revision,
+    }
+    plane.close()
+
+
+def test_an_unavailable_endpoint_slows_no_write(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plane = ControlPlane(tmp_path, embeddings_url="http://127.0.0.1:1")
+    plane.create_model()
+    plane.run_to_end(plane.post_dataset())
+    assert read_live(plane.store, "scenes") is not None
+    with plane.client.running():
+        until(lambda: "announcement of model scenes" in caplog.text)
+    plane.close()
+
+
+def test_pending_changes_are_coalesced_to_the_last(
+    receiver: Receiver, client: httpx.Client
+) -> None:
+    announcer = Announcer(server(receiver))
+    announcer.announce("scenes", FIRST)
+    announcer.announce("scenes", SECOND)
+    announcer.announce("streets", FIRST)
+    announcer.send(client)
+    announcer.send(client)
+    bodies = [json.loads(message.body) for message in receiver.received]
+    assert [(body["model"], body["generation"]) for body in bodies] == [
+        ("scenes", 2),
+        ("streets", 1),
+    ]
+
+
+def says_nothing(connection: socket.socket) -> None:
+    connection.recv(1)
+
+
+@pytest.mark.parametrize("answer", [503, says_nothing])
+def test_an_endpoint_that_fails_is_left_alone_for_a_while(
+    receiver: Receiver, client: httpx.Client, answer: int | Callable[[socket.socket], None]
+) -> None:
+    receiver.answers = [answer, 202]
+    now = 100.0
+    announcer = Announcer(server(receiver), lambda: now)
+    for model in ("scenes", "streets", "rooms"):
+        announcer.announce(model, FIRST)
+    timeout = httpx.Timeout(WAIT_SECONDS, read=0.2)
+    with httpx.Client(timeout=timeout, trust_env=False) as short_timeout:
+        announcer.send(short_timeout)
+        until(lambda: receiver.answers == [202])
+    now += 5
+    announcer.announce("scenes", SECOND)
+    announcer.send(client)
+    assert len(receiver.received) == 2
+
+
+def test_without_an_address_nothing_is_kept_or_sent(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    announcer = Announcer("")
+    announcer.announce("scenes", FIRST)
+    announcer.send(client)
+    assert "announcement" not in caplog.text
+
+
+def test_announcing_does_not_wait_for_one_that_is_being_sent(
+    receiver: Receiver, client: httpx.Client
+) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def hold(_: object) -> None:
+        asked.set()
+        go_on.wait(WAIT_SECONDS)
+
+    receiver.answers = [hold]
+    announcer = Announcer(server(receiver))
+    announcer.announce("scenes", FIRST)
+    sending = threading.Thread(target=announcer.send, args=[client])
+    sending.start()
+    assert asked.wait(WAIT_SECONDS)
+    announcer.announce("scenes", SECOND)
+    assert sending.is_alive(), "the first is on its way still"
+    go_on.set()
+    sending.join(WAIT_SECONDS)
+    assert not sending.is_alive()

@@ -34,7 +34,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
     logging.getLogger().removeHandler(handler)
 
 
-# Those come from a package: test_edge_of_open_paths.py.
+# Those come from a package: test_edge_of_bodies.py.
 @pytest.mark.parametrize("path", sorted(OPEN_PATHS - {"/docs/script", "/docs/style"}))
 def test_open_addresses_need_no_key(untouched: ControlPlane, path: str) -> None:
     assert untouched.client.get(path).status_code in (200, 503)

@@ -1,19 +1,38 @@
-"""Many listeners share one poll: its cost, and the end of listeners that do not keep up."""
+"""The feed: pages, streams, and their listeners."""
 
 import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
 
+import httpx
 import pytest
+from httpx_sse import EventSource, ServerSentEvent
 from sqlalchemy import Connection, event
 
+from cmcl.contract.api.jobs import JobState
+from cmcl.contract.job import Progress
 from service.core.errors import TooManyRequests
 from service.database.queries import events
 from service.database.queries.events import EventFilter
+from service.database.queries.jobs import Report, RunningAttempt, store_progress
 from service.database.rows import Event, EventRow
 from service.events.feed import Feed, Item
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.database_outage import outage
+from tests.fakes.served_app import served
+from tests.fakes.trainer import FIGURES, report_progress
+from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
 
 EVERYTHING = EventFilter()
 
@@ -338,3 +357,408 @@ def test_an_expired_stream_stops_reading_stored_events(plane: ControlPlane, of_a
             return [item async for item in stream]
 
     assert asyncio.run(listen()) == []
+
+
+WHOLE_LIFE = [
+    "job.queued",
+    "job.preparing",
+    "job.prepared",
+    "job.submitting",
+    "job.running",
+    "job.gating",
+    "job.published",
+]
+
+
+@dataclass(frozen=True)
+class ServerEvent:
+    """One message of a stream."""
+
+    event: str
+    id: str
+    data: str
+
+
+def parse(text: str) -> list[ServerEvent]:
+    """The messages of a stream that has ended; without comments."""
+    blocks = [block for block in text.replace("\r\n", "\n").split("\n\n") if "data:" in block]
+    return [_message(block) for block in blocks]
+
+
+def kinds(text: str) -> list[str]:
+    """The kinds of its events, without progress."""
+    return [each.event for each in parse(text) if each.id]
+
+
+def _message(block: str) -> ServerEvent:
+    fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+    return ServerEvent(fields["event"], fields.get("id", ""), fields["data"])
+
+
+def _stream(plane: ControlPlane, job: str, **options: object) -> httpx.Response:
+    return plane.client.get(f"/v1/jobs/{job}/events", **options)
+
+
+def test_the_stream_of_a_finished_job_has_all_its_events_and_ends(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.run_to_end(job)
+    response = _stream(plane, job)
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.headers["cache-control"] == "no-store"
+    assert "retry: 2000" in response.text
+    messages = parse(response.text)
+    assert [message.event for message in messages] == WHOLE_LIFE
+    for message in messages:
+        view = json.loads(message.data)
+        assert (str(view["id"]), view["kind"], view["job"]) == (message.id, message.event, job)
+    assert json.loads(messages[-1].data)["details"]["from"] == "gating"
+
+
+def test_a_stream_has_no_events_of_another_job(plane: ControlPlane) -> None:
+    first, second = plane.post_dataset("one"), plane.post_dataset("two")
+    plane.run_to_end(first)
+    plane.run_to_end(second)
+    for job in (first, second):
+        messages = parse(_stream(plane, job).text)
+        assert {json.loads(message.data)["job"] for message in messages} == {job}
+        assert [message.event for message in messages] == WHOLE_LIFE
+
+
+def test_it_resumes_after_the_last_event_seen(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.run_to_end(job)
+    for seen, last in enumerate(parse(_stream(plane, job).text)[:-1]):
+        by_header = _stream(plane, job, headers={"Last-Event-ID": last.id}, params={"after": 0})
+        by_address = _stream(plane, job, params={"after": last.id})
+        assert kinds(by_header.text) == kinds(by_address.text) == WHOLE_LIFE[seen + 1 :]
+
+
+def test_a_client_that_has_seen_the_end_gets_204(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.client.post(f"/v1/jobs/{job}/cancel")
+    plane.tick(2)
+    last = parse(_stream(plane, job).text)[-1]
+    assert last.event == "job.cancelled"
+    response = _stream(plane, job, headers={"Last-Event-ID": last.id})
+    assert (response.status_code, response.content) == (204, b"")
+
+
+def test_a_position_that_does_not_exist_yet_ends_too(plane: ControlPlane) -> None:
+    """After a backup was played back, positions that clients have seen are gone."""
+    job = plane.post_dataset()
+    plane.client.post(f"/v1/jobs/{job}/cancel")
+    plane.tick(2)
+    assert _stream(plane, job, params={"after": 10**9}).status_code == 204
+
+
+def test_an_earlier_end_does_not_end_the_stream(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.launcher.refuses = True
+    plane.tick_to(job, JobState.SUBMITTING)
+    plane.clock.advance(601)
+    plane.tick_to(job, JobState.FAILED)
+    plane.launcher.refuses = False
+    assert plane.client.post(f"/v1/jobs/{job}/retry").status_code == 202
+    plane.run_to_end(job)
+    messages = kinds(_stream(plane, job).text)
+    assert messages.index("job.failed") < messages.index("job.published") == len(messages) - 1
+
+
+def test_a_foreign_position_is_refused_by_name(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    for given in ("abc", "-1", "1.5", "9" * 20, "9" * 400, "１"):
+        response = _stream(plane, job, headers={"Last-Event-ID": given.encode()})
+        assert response.status_code == 422
+        assert response.json()["errors"][0]["field"] == "Last-Event-ID"
+    for after in ("-1", "x", str(2**63)):
+        response = _stream(plane, job, params={"after": after})
+        assert response.status_code == 422
+        assert response.json()["errors"][0]["field"] == "after"
+
+
+def test_a_job_that_does_not_exist_is_a_problem(plane: ControlPlane) -> None:
+    response = _stream(plane, "job-0123456789ab")
+    assert response.status_code == 404
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+STREAM = {"Accept": "text/event-stream"}
+
+
+@contextmanager
+def _listening(url: str, path: str, **headers: str) -> Iterator[Iterator[ServerSentEvent]]:
+    with (
+        httpx.Client(base_url=url, timeout=60) as client,
+        client.stream("GET", path, headers={**STREAM, **headers}) as response,
+    ):
+        assert response.status_code == 200
+        # The library makes something of blocks without data, too: of heartbeats, for example.
+        yield (received for received in EventSource(response).iter_sse() if received.data)
+
+
+def _report(plane: ControlPlane, job: str, updates: int) -> None:
+    progress = Progress(
+        phase="training", updates_done=updates, updates_total=9, at=datetime.now(UTC)
+    )
+    found = plane.job(job)
+    attempt = RunningAttempt(job, found.attempt, found.model, found.revision)
+    with plane.context.database.write() as connection:
+        store_progress(connection, [Report(attempt, progress)], plane.clock())
+
+
+def test_a_job_is_followed_with_its_progress_to_its_end(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    with served(plane.app) as url, _listening(url, f"/v1/jobs/{job}/events") as received:
+        assert next(received).event == "job.queued"
+        plane.tick_to(job, JobState.RUNNING)
+        assert [next(received).event for _ in range(4)] == [
+            "job.preparing",
+            "job.prepared",
+            "job.submitting",
+            "job.running",
+        ]
+        for updates in (1, 2):
+            _report(plane, job, updates)
+            progress = next(received)
+            assert (progress.event, json.loads(progress.data)["updates_done"]) == (
+                "progress",
+                updates,
+            )
+        last_event = progress.id
+        plane.run_to_end(job)
+        rest = [event for event in received if event.event != "progress"]
+    assert last_event.isdigit(), "a client remembers the id of the event before"
+    assert [event.event for event in rest] == ["job.gating", "job.published"]
+
+
+def test_a_late_listener_gets_the_newest_progress(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    _report(plane, job, 7)
+    with served(plane.app) as url, _listening(url, f"/v1/jobs/{job}/events") as received:
+        progress = next(event for event in received if event.event == "progress")
+    assert json.loads(progress.data)["updates_done"] == 7
+
+
+def test_all_progress_of_an_attempt_is_streamed(plane: ControlPlane) -> None:
+    """In the stream as in the job itself."""
+    job = plane.post_dataset()
+    attempt = plane.tick_to(job, JobState.RUNNING).attempt
+    written = report_progress(plane.store, job, attempt, "training", 3, FIGURES)
+    plane.tick()
+    with served(plane.app) as url, _listening(url, f"/v1/jobs/{job}/events") as received:
+        progress = next(event for event in received if event.event == "progress")
+    assert json.loads(progress.data) == written.model_dump(mode="json")
+    assert plane.client.get(f"/v1/jobs/{job}").json()["progress"] == json.loads(progress.data)
+    # It has its ranks.
+    assert [name for name, value in json.loads(progress.data).items() if value is None] == ["note"]
+
+
+def test_a_stream_has_all_events_from_now_on(plane: ControlPlane) -> None:
+    plane.post_dataset("earlier")
+    with served(plane.app) as url, _listening(url, "/v1/events") as received:
+        job = plane.post_dataset("later")
+        assert json.loads(next(received).data)["job"] == job
+
+
+@pytest.mark.parametrize("path", ["/v1/events", "/ui/stream"])
+def test_a_stream_that_had_no_event_continues_where_it_began(
+    plane: ControlPlane, path: str
+) -> None:
+    plane.post_dataset("earlier")
+    with served(plane.app) as url:
+        with httpx.stream("GET", f"{url}{path}", headers=STREAM) as response:
+            first = dict(line.split(": ", 1) for line in islice(response.iter_lines(), 2))
+        job = plane.post_dataset("between")
+        with _listening(url, path, **{"Last-Event-ID": first["id"]}) as received:
+            assert json.loads(next(received).data)["job"] == job
+
+
+def test_a_stream_can_start_at_the_first_event(plane: ControlPlane) -> None:
+    job = plane.post_dataset("earlier")
+    with served(plane.app) as url, _listening(url, "/v1/events?after=0") as received:
+        assert json.loads(next(received).data)["job"] == job
+
+
+def test_a_stream_can_be_narrowed(plane: ControlPlane) -> None:
+    plane.create_model("sounds")
+    path = "/v1/events?model=sounds&kind=job.queued"
+    with served(plane.app) as url, _listening(url, path) as received:
+        plane.post_dataset()
+        other = plane.post_dataset(model="sounds")
+        plane.tick(2)
+        last = plane.post_dataset("two", model="sounds")
+        assert [json.loads(next(received).data)["job"] for _ in range(2)] == [other, last]
+
+
+def test_events_of_another_service_are_streamed_too(plane: ControlPlane) -> None:
+    other = ControlPlane(plane.folder, plane.launcher, plane.clock)
+    with served(plane.app) as url, _listening(url, "/v1/events") as received:
+        job = other.post_dataset()
+        assert json.loads(next(received).data)["job"] == job
+    other.close()
+
+
+def test_a_restarted_service_resumes_at_the_clients_position(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    with served(plane.app) as url, _listening(url, f"/v1/jobs/{job}/events") as received:
+        seen = [next(received) for _ in range(2)]
+    again = ControlPlane(plane.folder, plane.launcher, plane.clock)
+    with (
+        served(again.app) as url,
+        _listening(url, f"/v1/jobs/{job}/events", **{"Last-Event-ID": seen[-1].id}) as received,
+    ):
+        seen += [next(received) for _ in range(2)]
+        again.run_to_end(job)
+        seen += [event for event in received if event.event != "progress"]
+    assert [event.event for event in seen] == [
+        "job.queued",
+        "job.preparing",
+        "job.prepared",
+        "job.submitting",
+        "job.running",
+        "job.gating",
+        "job.published",
+    ]
+    again.close()
+
+
+@pytest.mark.parametrize("accept", ["text/event-stream", "text/html, text/event-stream;q=0.9"])
+def test_a_client_that_accepts_a_stream_gets_one(plane: ControlPlane, accept: str) -> None:
+    with (
+        served(plane.app) as url,
+        httpx.stream("GET", f"{url}/v1/events", headers={"Accept": accept}) as response,
+    ):
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.headers["x-accel-buffering"] == "no"
+        assert set(islice(response.iter_lines(), 2)) == {"id: 0", "retry: 2000"}
+
+
+@contextmanager
+def _service(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "CMCL_AUTH": "off",
+        "CMCL_PORT": str(port),
+        "CMCL_DATABASE_URL": f"sqlite:///{folder / 'cmcl.db'}",
+        "CMCL_STORE_URI": (folder / "store").as_uri(),
+    }
+    root = Path(__file__).parents[4]
+    command = [sys.executable, "-m", "service"]
+    service = subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE)
+    try:
+        yield service, f"http://127.0.0.1:{port}"
+    finally:
+        service.kill()
+        service.wait()
+        assert service.stderr is not None
+        service.stderr.close()
+
+
+def _wait_for(url: str) -> None:
+    for _ in range(600):
+        try:
+            httpx.get(f"{url}/healthz")
+            return
+        except httpx.TransportError:
+            time.sleep(0.1)
+    raise AssertionError("the service did not start")
+
+
+def test_a_listener_does_not_keep_a_service_from_ending(tmp_path: Path) -> None:
+    with _service(tmp_path) as (service, url):
+        _wait_for(url)
+        headers = {"Accept": "text/event-stream"}
+        with httpx.stream("GET", f"{url}/v1/events", headers=headers, timeout=30) as response:
+            lines = response.iter_lines()
+            assert set(islice(lines, 2)) == {"id: 0", "retry: 2000"}
+            service.send_signal(signal.SIGTERM)
+            # One that is cut off at the end of the time for it would raise.
+            assert [line for line in lines if line] == []
+            # The server passes the signal on to itself once everything is done.
+            assert service.wait(60) in (0, -signal.SIGTERM)
+        assert service.stderr is not None
+        assert b"Traceback" not in service.stderr.read()
+
+
+def _items(plane: ControlPlane, query: str = "") -> list[dict[str, object]]:
+    response = plane.client.get(f"/v1/events?limit=200{query}")
+    assert response.status_code == 200, response.text
+    items: list[dict[str, object]] = response.json()["items"]
+    return items
+
+
+def test_pages_hold_each_event_once_and_in_order(plane: ControlPlane) -> None:
+    plane.run_to_end(plane.post_dataset())
+    whole = _items(plane)
+    assert whole[0]["kind"] == "job.queued"
+    assert whole[-1]["kind"] == "version.published"
+    assert [item["id"] for item in whole] == list(range(1, len(whole) + 1))
+    found, cursor = [], ""
+    while cursor is not None:
+        query = f"&cursor={cursor}" if cursor else ""
+        page = plane.client.get(f"/v1/events?limit=3{query}").json()
+        found += page["items"]
+        cursor = page["next_cursor"]
+    assert found == whole
+
+
+def test_an_event_is_there_as_soon_as_its_cause_was_answered(plane: ControlPlane) -> None:
+    for number in range(3):
+        job = plane.post_dataset(f"set-{number}")
+        assert _items(plane)[-1]["job"] == job
+
+
+def test_events_can_be_narrowed(plane: ControlPlane) -> None:
+    plane.create_model("sounds")
+    first, second = plane.post_dataset(), plane.post_dataset(model="sounds")
+    plane.tick(2)
+    of_model = _items(plane, "&model=sounds")
+    assert {item["job"] for item in of_model} == {second}
+    assert {item["job"] for item in _items(plane, f"&job={first}")} == {first}
+    of_kind = _items(plane, "&kind=job.queued&kind=job.failed")
+    assert [(item["kind"], item["job"]) for item in of_kind] == [
+        ("job.queued", first),
+        ("job.queued", second),
+    ]
+    assert _items(plane, "&model=nowhere") == []
+
+
+@pytest.mark.parametrize("kind", ["job.exploded", "", "' OR 1=1 --"])
+def test_an_unknown_kind_is_refused_with_the_known_ones(plane: ControlPlane, kind: str) -> None:
+    response = plane.client.get("/v1/events", params={"kind": kind})
+    assert response.status_code == 422
+    (problem,) = response.json()["errors"]
+    assert problem["field"] == "kind[0]"
+    assert "job.queued" in problem["message"]
+
+
+def test_events_of_another_owner_are_invisible(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY)
+    operator = KeyClient(plane, ADMIN_KEY)
+    jobs = {}
+    for owner in ("red", "blue"):
+        plane.client = operator.client_with_key(owner, owner=owner)
+        plane.create_model(owner)
+        jobs[owner] = plane.post_dataset(model=owner)
+    red = operator.client_with_key("red-again", owner="red")
+    items = red.get("/v1/events").json()["items"]
+    assert {item["job"] for item in items} == {jobs["red"]}
+    assert {item["job"] for item in operator.get("/v1/events").json()["items"]} == {*jobs.values()}
+    assert red.get(f"/v1/jobs/{jobs['blue']}/events").status_code == 404
+    assert red.get("/v1/events", params={"model": "blue"}).json()["items"] == []
+    plane.close()
+
+
+def test_events_are_not_sent_to_a_key_without_read_scope(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY)
+    writer = KeyClient(plane, ADMIN_KEY).client_with_key("writer", ("write",))
+    for path in ("/v1/events", "/v1/jobs/job-0123456789ab/events"):
+        assert writer.get(path).status_code == 403
+        assert writer.get(path, headers={"Accept": "text/event-stream"}).status_code == 403
+    plane.close()

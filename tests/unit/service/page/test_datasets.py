@@ -1,5 +1,8 @@
-"""The state of a dataset in lists, on its page, and in the API."""
+"""Pages of datasets, and posting one."""
 
+from pathlib import Path
+
+import httpx
 import pytest
 from sqlalchemy import update
 
@@ -8,7 +11,9 @@ from cmcl.contract.dataset import RejectedRow
 from cmcl.storage.object_store import ObjectStore
 from service.database.tables import jobs
 from tests.fakes.control_plane import ControlPlane
+from tests.fakes.feature_shards import feature_table, write_shard
 from tests.fakes.preparer import fail, requests_in
+from tests.unit.service.auth.key_client import KeyClient
 from tests.unit.service.page.browser import Browser, rows_of, text_of
 from workers.prepare.dataset import write_rejected
 
@@ -99,3 +104,202 @@ def test_a_page_of_rows_says_what_became_of_the_others(plane: ControlPlane) -> N
     nothing = text_of(browser.get(f"/ui/datasets/{dataset}/rejected-rows").text)
     assert "No row left out" in nothing
     assert "The other rows" not in nothing
+
+
+JSON = {"Accept": "application/json", "Sec-Fetch-Mode": "cors"}
+FORM = {"name": "pairs", "first": "image", "second": "text", "evaluation_share": "10"}
+
+
+@pytest.fixture
+def person(plane: ControlPlane) -> Browser:
+    """A browser at a control plane without keys, with one model."""
+    return Browser(plane)
+
+
+def begin(browser: Browser, content: bytes, name: str = "pairs.parquet") -> httpx.Response:
+    """Announce a file."""
+    body = {"filename": name, "bytes": len(content)}
+    return browser.post("/ui/v1/uploads", json=body, headers=JSON)
+
+
+def put_file(browser: Browser, upload: str, content: bytes) -> httpx.Response:
+    """Send the file."""
+    headers = {"Content-Type": "application/octet-stream"}
+    path = f"/ui/v1/uploads/{upload}/file"
+    return browser.request("PUT", path, content=content, headers={**JSON, **headers})
+
+
+def send(browser: Browser, content: bytes, name: str = "pairs.parquet") -> str:
+    """Send a file, and return the id of its upload."""
+    upload: str = begin(browser, content, name).json()["id"]
+    assert put_file(browser, upload, content).status_code == 200
+    return upload
+
+
+def file_of_pairs(folder: Path, rows: int = 40, prefix: str = "row") -> bytes:
+    path = folder / f"{prefix}.parquet"
+    write_shard(path, feature_table(rows, prefix=prefix))
+    return path.read_bytes()
+
+
+def test_an_upload_keeps_the_name_of_its_file_in_tables_and_messages(
+    plane: ControlPlane, person: Browser
+) -> None:
+    upload = send(person, b"\x89PNG, or so", "holiday.png")
+    answer = person.post("/ui/models/scenes/post", data={**FORM, "uploads": upload})
+    job = person.target(answer).partition("?")[0].rpartition("/")[2]
+    dataset = plane.dataset_of(job).id
+    (shard,) = plane.client.get(f"/v1/datasets/{dataset}").json()["shards"]
+    assert shard == {"uri": f"upload:{upload}", "sha256": None, "name": "holiday.png"}
+    assert "holiday.png" in text_of(person.get(f"/ui/datasets/{dataset}").text)
+    plane.run_to_end(job)
+    message = str(plane.job(job).message)
+    assert message.startswith("holiday.png: ")
+    assert upload not in message
+
+
+def test_an_open_dataset_with_uploads_is_the_same_once_it_is_sealed(
+    plane: ControlPlane, person: Browser, tmp_path: Path
+) -> None:
+    shards = [{"uri": f"upload:{send(person, file_of_pairs(tmp_path))}"}]
+    first = plane.client.post("/v1/datasets", json=plane.dataset_body("one", shards=shards))
+    body = plane.dataset_body("two", shards=shards, sealed=False)
+    opened = plane.client.post("/v1/datasets", json=body).json()["dataset"]["id"]
+    assert first.status_code == 202
+    assert plane.client.post(f"/v1/datasets/{opened}/seal").status_code == 409
+
+
+def test_what_is_measured_only_is_not_learned(
+    plane: ControlPlane, person: Browser, tmp_path: Path
+) -> None:
+    form = {**FORM, "uploads": send(person, file_of_pairs(tmp_path)), "evaluate_only": "1"}
+    answer = person.post("/ui/models/scenes/post", data=form)
+    job = person.target(answer).partition("?")[0].rpartition("/")[2]
+    assert plane.job(job).kind == "evaluate"
+    refused = person.post("/ui/models/scenes/post", data={**form, "dry_run": "1"})
+    assert refused.status_code == 422
+    assert "dry_run" in refused.text
+
+
+def test_uploaded_files_become_a_job(plane: ControlPlane, person: Browser, tmp_path: Path) -> None:
+    page = person.get("/ui/models/scenes/post")
+    assert 'data-upload="../../v1/uploads"' in page.text
+    assert "cmcl dataset add FOLDER --pair image,text --model scenes" in page.text
+    uploads = [send(person, file_of_pairs(tmp_path, prefix=name)) for name in ("a", "b")]
+    form = {**FORM, "uploads": " ".join(uploads)}
+    answer = person.post("/ui/models/scenes/post", data=form)
+    after = person.follow(answer)
+    assert "The dataset was posted. This is its job." in after.text
+    job = person.target(answer).partition("?")[0].rpartition("/")[2]
+    plane.tick_to(job, JobState.RUNNING)
+    manifest = plane.dataset_of(job).manifest
+    assert manifest is not None
+    assert 70 <= manifest.rows < 80
+    again = person.follow(person.post("/ui/models/scenes/post", data=form))
+    assert "The same files were posted before" in again.text
+
+
+def test_with_held_out_files_every_other_row_is_trained_on(
+    plane: ControlPlane, person: Browser, tmp_path: Path
+) -> None:
+    names = ("uploads", "evaluation_uploads")
+    uploads = {name: send(person, file_of_pairs(tmp_path, prefix=name)) for name in names}
+    answer = person.post("/ui/models/scenes/post", data={**FORM, **uploads})
+    job = person.target(answer).partition("?")[0].rpartition("/")[2]
+    plane.tick_to(job, JobState.RUNNING)
+    manifest = plane.dataset_of(job).manifest
+    assert manifest is not None
+    assert (manifest.rows, manifest.evaluation_rows) == (40, 40)
+
+
+def test_held_out_files_and_a_dry_run(person: Browser, tmp_path: Path) -> None:
+    uploads = {
+        "uploads": send(person, file_of_pairs(tmp_path, prefix="a")),
+        "evaluation_uploads": send(person, file_of_pairs(tmp_path, prefix="b")),
+    }
+    form = {**FORM, **uploads, "max_bad_share": "5", "dry_run": "1"}
+    answer = person.post("/ui/models/scenes/post", data=form)
+    assert answer.status_code == 303
+    (dataset,) = person.get("/v1/datasets").json()["items"]
+    found = person.get(f"/v1/datasets/{dataset['id']}").json()
+    assert found["dry_run"] is True
+    assert [len(found[field]) for field in ("shards", "evaluation_shards")] == [1, 1]
+    assert (found["evaluation_share"], found["max_bad_share"]) == (None, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "message"),
+    [
+        ({"uploads": ""}, 422, "at least 1 shard is needed"),
+        ({"uploads": "up-000000000000"}, 422, "there is no upload"),
+        ({"uploads": "../../etc/passwd"}, 422, "there is no upload"),
+        ({"name": "<script>alert(1)</script>"}, 422, "name"),
+        ({"name": "x" * 10_000}, 422, "name"),
+        ({"second": "image"}, 422, "pair"),
+        ({"second": "smell"}, 422, "has no modality"),
+        ({"evaluation_share": "51"}, 422, "evaluation_share"),
+        ({"max_bad_share": "-1"}, 422, "max_bad_share"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_a_form_that_cannot_be_posted_is_refused(
+    person: Browser, changes: dict[str, str], status: int, message: str
+) -> None:
+    form = {**FORM, "uploads": "up-0123456789ab", **changes}
+    answer = person.post("/ui/models/scenes/post", data=form)
+    assert answer.status_code == status
+    assert message in answer.text
+    assert "<script>alert" not in answer.text
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_sent(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path, upload_bytes_max=1000, upload_part_bytes_max=6 << 20)
+    plane.create_model()
+    person = Browser(plane)
+    assert 'data-file-bytes-max="1000"' in person.get("/ui/models/scenes/post").text
+    answer = begin(person, b"x" * 1001)
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["errors"][0]["field"] == "bytes"
+    upload = begin(person, b"x" * 1000).json()["id"]
+    assert put_file(person, upload, b"x" * (7 << 20)).status_code == 413
+    plane.close()
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.parquet", "a/b", "", "x" * 10_000, "a\0b", "\N{RIGHT-TO-LEFT OVERRIDE}gnp.exe"]
+)
+def test_names_of_files_that_mislead_are_refused(person: Browser, name: str) -> None:
+    assert begin(person, b"x", name).status_code == 422
+    assert begin(person, b"x", "\N{PILE OF POO} räksmörgås.csv").status_code == 201
+
+
+def test_parts_need_the_scope_the_owner_and_this_site(
+    operator: KeyClient, guarded: ControlPlane
+) -> None:
+    browsers = {}
+    for name, scopes, owner in (
+        ("owner", ["read", "write"], "lab"),
+        ("reader", ["read"], "lab"),
+        ("stranger", ["read", "write"], "elsewhere"),
+    ):
+        browsers[name] = Browser(guarded)
+        browsers[name].sign_in(operator.make_key(name, scopes, owner=owner)["key"])
+    upload = begin(browsers["owner"], b"x").json()["id"]
+    assert begin(browsers["reader"], b"x").status_code == 403
+    assert put_file(browsers["reader"], upload, b"x").status_code == 403
+    assert put_file(browsers["stranger"], upload, b"x").status_code == 404
+    path = f"/ui/v1/uploads/{upload}"
+    for method, below in (("POST", "/complete"), ("DELETE", ""), ("PUT", "/file")):
+        foreign = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}
+        answer = browsers["owner"].request(method, path + below, headers={**JSON, **foreign})
+        assert answer.status_code == 403
+    signed_out = Browser(guarded)
+    assert put_file(signed_out, upload, b"x").status_code == 401
+    assert browsers["owner"].request("DELETE", path, headers=JSON).status_code == 204
+
+
+def test_a_script_gets_problems_as_json_and_a_person_as_a_page(person: Browser) -> None:
+    path = "/ui/v1/uploads/up-000000000000"
+    assert person.get(path, headers=JSON).headers["content-type"] == "application/problem+json"
+    assert person.get(path).headers["content-type"].startswith("text/html")

@@ -1,13 +1,39 @@
-"""Static files, errors as documents, live parts, and forms that cannot be read."""
+"""What all pages have in common: files, headers, live parts, problems, text from outside, other sites."""
 
+import asyncio
 import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Table, select, update
 
+from cmcl.contract.version import PARTS
+from service.database.tables import (
+    api_keys,
+    datasets,
+    deliveries,
+    events,
+    jobs,
+    promotions,
+    sessions,
+    versions,
+    webhooks,
+)
+from service.page.endpoint import Endpoint
 from service.page.rendering import StaticFiles
 from tests.fakes.control_plane import ControlPlane
-from tests.unit.service.page.browser import Browser
+from tests.fakes.endpoint import FakeEndpoint
+from tests.unit.service.access.operations import address, documents, make_things
+from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
+from tests.unit.service.page.browser import ORIGIN, Browser, text_of
+from tests.unit.service.page.trying import URL, open_plane
 
 
 @pytest.fixture
@@ -19,13 +45,13 @@ def reader(plane: ControlPlane) -> Browser:
 def test_files_are_cached_for_ever_under_the_digest_in_the_page(browser: Browser) -> None:
     page = browser.get("/ui/login").text
     addresses = re.findall(r'(?:href|src)="(\./static/[^"]+)"', page)
-    assert {address.rpartition(".")[2] for address in addresses} == {"css", "js", "svg"}
-    for address in addresses:
-        answer = browser.get(f"/ui/{address}")
+    assert {link.rpartition(".")[2] for link in addresses} == {"css", "js", "svg"}
+    for link in addresses:
+        answer = browser.get(f"/ui/{link}")
         assert answer.status_code == 200
         assert "immutable" in answer.headers["cache-control"]
         assert answer.headers["content-encoding"] == "gzip"
-        plain = browser.get(f"/ui/{address}", headers={"Accept-Encoding": "identity"})
+        plain = browser.get(f"/ui/{link}", headers={"Accept-Encoding": "identity"})
         assert "content-encoding" not in plain.headers
         assert plain.content == answer.content
 
@@ -119,3 +145,375 @@ def test_attributes_of_templates_are_quoted() -> None:
         assert not re.search(r"\son[a-z]+=|\sstyle=|<script(?! type=\"module\" src)", text), (
             template
         )
+
+
+NO_ORIGIN = {"Origin": None, "Sec-Fetch-Site": None}
+FOREIGN: list[dict[str, str | None]] = [
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
+    {"Sec-Fetch-Site": "none"},
+    {"Origin": "https://evil.example"},
+    {"Origin": "https://evil.example", "Sec-Fetch-Site": None},
+    {"Origin": "http://localhost:81", "Sec-Fetch-Site": None},
+    {"Origin": "null", "Sec-Fetch-Site": None},
+    {"Origin": f"{ORIGIN}.evil.example", "Sec-Fetch-Site": None},
+    dict(NO_ORIGIN),
+]
+
+
+@pytest.mark.parametrize("headers", FOREIGN, ids=str)
+@pytest.mark.parametrize("auth", ["on", "off"])
+def test_no_other_site_can_change_anything(
+    tmp_path: Path, headers: dict[str, str | None], auth: str
+) -> None:
+    plane = ControlPlane(tmp_path, auth=auth)
+    browser = Browser(plane)
+    for path in ("/ui/logout", "/ui/login", "/ui/sessions/ses-0123456789ab/end"):
+        answer = browser.post(path, headers=headers, data={"key": "x"})
+        assert answer.status_code == 403, answer.text
+    plane.close()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Sec-Fetch-Site": None},
+        {"Origin": None},
+        {"Origin": "https://localhost", "Sec-Fetch-Site": None},
+    ],
+    ids=str,
+)
+def test_the_page_itself_can(
+    operator: KeyClient, browser: Browser, headers: dict[str, str]
+) -> None:
+    browser.sign_in(operator.make_key()["key"])
+    assert browser.post("/ui/logout", headers=headers).status_code == 303
+
+
+def test_behind_a_proxy_the_configured_address_counts(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path, auth="on", page_url="https://cmcl.example.org/prefix/ui")
+    browser = Browser(plane)
+    cases = {"https://cmcl.example.org": 303, ORIGIN: 303, "https://example.org": 403}
+    for origin, status in cases.items():
+        assert browser.post("/ui/logout", headers={"Origin": origin}).status_code == status
+    plane.close()
+
+
+def test_a_link_from_elsewhere_is_opened_again_from_here(
+    operator: KeyClient, browser: Browser
+) -> None:
+    """A browser does not send the cookie when it follows a link from another site."""
+    browser.sign_in(operator.make_key()["key"])
+    cookies, browser.cookies = browser.cookies, {}
+    first = browser.get("/ui/sessions?x=%22%3E", headers={"Sec-Fetch-Site": "cross-site"})
+    assert first.status_code == 200
+    address = "/ui/sessions?x=%22%3E&again=1"
+    assert 'content="0; url=../ui/sessions?x=%22%3E&amp;again=1"' in first.text.replace(
+        "url=./", "url=../ui/"
+    )
+    browser.cookies = cookies
+    assert browser.get(address).status_code == 200
+    browser.cookies = {}
+    # Without a session there is no redirect loop.
+    again = browser.get(address, headers={"Sec-Fetch-Site": "cross-site"})
+    assert browser.target(again) == "/ui/login?next=sessions%3Fx%3D%2522%253E"
+
+
+ANSWERS = {
+    "page": ("GET", "/ui/", 200),
+    "fragment": ("GET", "/ui/?fragment=live_tiles", 200),
+    "unknown fragment": ("GET", "/ui/?fragment=content", 422),
+    "unknown page": ("GET", "/ui/nowhere", 404),
+    "sessions": ("GET", "/ui/sessions", 200),
+    "redirect": ("POST", "/ui/logout", 303),
+    "wrong method": ("DELETE", "/ui/", 405),
+    "no form": ("POST", "/ui/login", 415),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_every_response_has_the_headers(operator: KeyClient, browser: Browser, name: str) -> None:
+    browser.sign_in(operator.make_key()["key"])
+    method, path, status = ANSWERS[name]
+    answer = browser.request(method, path)
+    assert answer.status_code == status
+    _check_headers(dict(answer.headers))
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_responses_to_strangers_have_them_too(browser: Browser) -> None:
+    for path, status in (("/ui/", 303), ("/ui/login", 200), ("/ui/stream", 303)):
+        answer = browser.get(path)
+        assert answer.status_code == status
+        _check_headers(dict(answer.headers))
+
+
+def _check_headers(headers: dict[str, str]) -> None:
+    policy = dict(
+        each.strip().partition(" ")[::2] for each in headers["content-security-policy"].split(";")
+    )
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == policy["form-action"] == "'self'"
+    assert policy["base-uri"] == policy["frame-ancestors"] == "'none'"
+    assert policy["require-trusted-types-for"] == "'script'"
+    assert "unsafe" not in headers["content-security-policy"]
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "same-origin"
+    assert headers["cross-origin-opener-policy"] == "same-origin"
+
+
+def test_without_keys_there_is_no_sign_in_and_other_hosts_are_refused(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path)
+    browser = Browser(plane)
+    assert browser.get("/ui/").status_code == 200
+    assert browser.target(browser.get("/ui/login?next=sessions")) == "/ui/sessions"
+    assert "Keys are off" in browser.get("/ui/sessions").text
+    assert browser.get("/ui/", headers={"Host": "rebound.example"}).status_code == 403
+    plane.close()
+
+
+def test_the_page_can_be_turned_off(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path, page="off")
+    for path in ("/", "/ui", "/ui/", "/ui/login", "/ui/static/x/style.css"):
+        assert Browser(plane).get(path).status_code == 404
+    plane.close()
+
+
+def test_the_root_leads_to_the_page_also_below_a_prefix(browser: Browser) -> None:
+    for path in ("/", "/ui"):
+        answer = browser.get(path)
+        assert (answer.status_code, answer.headers["location"]) == (307, "ui/")
+
+
+MOST_BYTES = 150_000
+
+
+class _Skeleton(HTMLParser):
+    """The elements of a document, with the names of their attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, tuple[str, ...]]] = []
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """See HTMLParser."""
+        self.elements.append((tag, tuple(name for name, _ in attrs)))
+        self.addresses += [
+            value or "" for name, value in attrs if name in ("href", "src", "action")
+        ]
+
+
+def skeleton(text: str) -> _Skeleton:
+    found = _Skeleton()
+    found.feed(text)
+    return found
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """A control plane in which texts from outside can be replaced, and its pages with a harmless one."""
+
+    plane: ControlPlane
+    browser: Browser
+    things: Mapping[str, str]
+    harmless: Mapping[str, list[tuple[str, tuple[str, ...]]]]
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hostile]:
+    plane = ControlPlane(tmp_path_factory.mktemp("hostile"), auth="on", admin_key=ADMIN_KEY)
+    things = make_things(plane, KeyClient(plane, ADMIN_KEY), "scenes")
+    browser = Browser(plane)
+    browser.sign_in(ADMIN_KEY)
+    poison(plane, "harmless")
+    harmless = {
+        each: skeleton(browser.get(address(each, things)).text).elements
+        for each in documents(plane.app.state.page)
+    }
+    yield Hostile(plane, browser, things, harmless)
+    plane.close()
+
+
+def poison(plane: ControlPlane, text: str) -> None:
+    """Put a text everywhere where one from outside is stored."""
+    row = {"id": text, "file": text[:1024], "row": 3, "reason": text, "place": text}
+    prepared = {"rejected_rows": 30, "rejected": [row], "encoders": {}}
+    approval = {"decision": "rejected", "actor": text, "reason": text, "at": "2026-11-24T12:00:00Z"}
+    said = {"message": text, "reason": text, "actor": text, "attempt": 1}
+    values: dict[Table, dict[str, Any]] = {
+        jobs: {"message": text, "prepared": prepared, "approval": approval},
+        datasets: {"quarantine_reason": text},
+        events: {"data": said},
+        promotions: {"reason": text, "actor": text[:128]},
+        sessions: {"agent": text},
+        api_keys: {"created_by": text[:128]},
+        webhooks: {"disabled_reason": text},
+        deliveries: {"error": text},
+    }
+    with plane.context.database.write() as connection:
+        for table, changes in values.items():
+            connection.execute(update(table).values(**changes))
+        stored = connection.execute(select(versions.c.number, versions.c.manifest)).all()
+        for number, manifest in stored:
+            of_version = update(versions).where(versions.c.number == number)
+            connection.execute(of_version.values(manifest=poisoned(manifest, text)))
+
+
+def poisoned(manifest: dict[str, Any], text: str) -> dict[str, Any]:
+    """A manifest with the text where a worker writes one."""
+    unread = {line["dataset"]: text for line in manifest["learned"]}
+    report = {**manifest["report"], "not_evaluated": unread}
+    return {**manifest, "code_version": text, "report": report}
+
+
+PAYLOADS = (
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    '"><svg onload=alert(1)>',
+    "'><a href=javascript:alert(1)>",
+    "{{ 7 * 7 }}{% raw %}",
+    "</td></tr></table><base href=//evil.example>",
+    "--><!--<textarea>",
+    "\N{RIGHT-TO-LEFT OVERRIDE}gnp.exe\N{POP DIRECTIONAL FORMATTING}",
+    "\N{PILE OF POO}" * 40,
+    "x" * 10_000,
+    "<" * 10_000,
+    "&lt;b&gt;&amp;amp;",
+    "\x01\x1f\x7f\u2028\ufeff",
+)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.text(min_size=1, max_size=300).map(lambda text: f"x{text}"))
+def test_text_from_outside_is_shown_as_text(hostile: Hostile, text: str) -> None:
+    check_shown_as_text(hostile, text)
+
+
+@pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
+def test_payloads_are_shown_as_text(hostile: Hostile, payload: str) -> None:
+    check_shown_as_text(hostile, payload)
+
+
+def check_shown_as_text(hostile: Hostile, text: str) -> None:
+    poison(hostile.plane, text.encode("utf-8", "replace").decode())
+    for page, harmless in hostile.harmless.items():
+        answer = hostile.browser.get(address(page, hostile.things))
+        assert answer.status_code == 200
+        assert len(answer.content) < MOST_BYTES
+        found = skeleton(answer.text)
+        assert "javascript:" not in " ".join(found.addresses)
+        assert found.elements == harmless, page
+
+
+def test_every_link_and_form_is_relative(hostile: Hostile) -> None:
+    for page in hostile.harmless:
+        addresses = skeleton(hostile.browser.get(address(page, hostile.things)).text).addresses
+        assert addresses, page
+        assert [each for each in addresses if not re.match(r"\.\.?/|#", each)] == [], page
+
+
+@given(st.text(max_size=60))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@example('"><script>alert(1)</script>')
+def test_filters_refuse_what_is_no_name(hostile: Hostile, text: str) -> None:
+    for path in ("jobs", "datasets", "events"):
+        for name in ("model", "state", "kind", "cursor", "fragment", "done"):
+            answer = hostile.browser.request("GET", f"/ui/{path}", params={name: text})
+            assert answer.status_code in (200, 422)
+            assert not any(
+                "script" in tag
+                for tag, names in skeleton(answer.text).elements
+                if "src" not in names
+            )
+
+
+WORKS = {"encoders": {"eyes": "ok", "words": "ok"}, "replicas": {"RUNNING": 2, "STOPPING": 1}}
+
+
+@pytest.fixture
+def fake() -> FakeEndpoint:
+    return FakeEndpoint({f"GET {PARTS}": WORKS})
+
+
+@pytest.fixture
+def watching(fake: FakeEndpoint, tmp_path: Path) -> Iterator[ControlPlane]:
+    watching = open_plane(tmp_path, fake)
+    yield watching
+    watching.close()
+
+
+def overview(watching: ControlPlane) -> str:
+    return text_of(Browser(watching).get("/ui/").text)
+
+
+def test_all_is_well_only_if_the_endpoint_answers(watching: ControlPlane) -> None:
+    text = overview(watching)
+    assert "✓ system works" in text
+    assert "endpoint replicas encoder eyes encoder words" in text
+
+
+@pytest.mark.parametrize(
+    ("answer", "shown"),
+    [
+        (
+            {**WORKS, "encoders": {"eyes": "encoder 'eyes' is unavailable"}},
+            "eyes encoder 'eyes' is",
+        ),
+        ({**WORKS, "replicas": {"RUNNING": 1, "STARTING": 1}}, "replicas 1 of 2 running"),
+        ({**WORKS, "replicas": {}}, "replicas not known: Ray Serve's controller does not answer"),
+        (httpx.Response(502), "endpoint The endpoint answered 502."),
+    ],
+    ids=["encoder", "replica", "controller", "proxy"],
+)
+def test_a_part_that_does_not_answer_is_a_problem(
+    watching: ControlPlane,
+    fake: FakeEndpoint,
+    answer: dict[str, object] | httpx.Response,
+    shown: str,
+) -> None:
+    fake.answers[f"GET {PARTS}"] = answer
+    text = overview(watching)
+    assert "1 system 1 problem" in text
+    assert shown in text
+    assert "Queries may fail until this ends." in text
+
+
+def test_an_endpoint_that_is_down_is_a_problem(watching: ControlPlane, fake: FakeEndpoint) -> None:
+    fake.down = True
+    assert "endpoint no answer" in overview(watching)
+
+
+def test_the_endpoint_is_asked_once_for_all_pages_of_some_seconds(
+    watching: ControlPlane, fake: FakeEndpoint
+) -> None:
+    for _ in range(3):
+        overview(watching)
+    assert len(fake.asked) == 1
+
+
+def test_a_page_does_not_wait_for_a_slow_endpoint() -> None:
+    answering = asyncio.Event()
+
+    async def slow(_: httpx.Request) -> httpx.Response:
+        await answering.wait()
+        return httpx.Response(200, json=WORKS)
+
+    async def ask() -> list[dict[str, str]]:
+        endpoint = Endpoint(URL, None, httpx.MockTransport(slow))
+        before = await endpoint.checks()
+        answering.set()
+        return [before, await endpoint.checks()]
+
+    before, after = asyncio.run(ask())
+    assert before == {"endpoint": "no answer within 1 s"}
+    assert after["encoder eyes"] == "ok"
+
+
+def test_a_control_plane_without_an_endpoint_shows_its_own_parts(tmp_path: Path) -> None:
+    watching = ControlPlane(tmp_path)
+    text = overview(watching)
+    watching.close()
+    assert "✓ system works" in text
+    assert "replicas" not in text

@@ -1,16 +1,18 @@
-"""The page of a job: how its attempts ended."""
+"""Pages of jobs, and what people do to jobs and open datasets."""
 
+import html
 import re
 from typing import Any, get_args
 
+import httpx
 import pytest
 from sqlalchemy import update
 
-from cmcl.contract.api.jobs import JobState
+from cmcl.contract.api.jobs import FailureReason, JobState
 from service.database.queries.attempts import AttemptOutcome
 from service.database.tables import attempts, events, jobs
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.trainer import report_progress
+from tests.fakes.trainer import report_progress, train
 from tests.unit.service.page.browser import Browser, text_of
 
 
@@ -82,3 +84,224 @@ def test_the_page_of_a_job_says_where_its_time_went(plane: ControlPlane, person:
     assert "training (running)" in dict(rows)
     # A part of an open page that changes by itself.
     assert "data-every" in part
+
+
+HOSTILE = "<script>alert(1)</script> \"'> \N{RIGHT-TO-LEFT OVERRIDE}abc \N{PILE OF POO} {{ 7 * 7 }}"
+
+
+def _held(plane: ControlPlane) -> str:
+    plane.client.put("/v1/models/scenes/gate", json={"manual_approval": True})
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    train(plane.store, job, 1)
+    plane.tick_to(job, JobState.HELD)
+    return job
+
+
+def seen_in(page: httpx.Response) -> str:
+    """The revision in the form of a confirmation page."""
+    found = re.search(r'name="seen" value="(\d+)"', page.text)
+    assert found is not None, page.text
+    return found[1]
+
+
+def test_a_running_job_is_cancelled(plane: ControlPlane, person: Browser) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    assert f'href="../jobs/{job}/cancel"' in person.get(f"/ui/jobs/{job}").text
+    page = person.get(f"/ui/jobs/{job}/cancel")
+    assert "Cancel one" in page.text
+    answer = person.post(f"/ui/jobs/{job}/cancel", data={"seen": seen_in(page)})
+    after = person.follow(answer)
+    assert "The job is being cancelled." in after.text
+    assert f"jobs/{job}/cancel" not in after.text
+    plane.tick(2)
+    assert plane.job(job).state == JobState.CANCELLED
+    again = person.get(f"/ui/jobs/{job}/cancel")
+    assert "It is too late to cancel it" in again.text
+    assert "<form method" not in again.text.partition("<main")[2]
+
+
+def test_a_failed_job_is_retried(plane: ControlPlane, person: Browser) -> None:
+    job = fail(plane)
+    page = person.get(f"/ui/jobs/{job}/retry")
+    assert "up to 3 more attempts are made" in page.text
+    answer = person.post(f"/ui/jobs/{job}/retry", data={"seen": seen_in(page)})
+    assert "The job is queued again." in person.follow(answer).text
+    assert plane.job(job).state == JobState.QUEUED
+
+
+def fail(plane: ControlPlane, **posted: Any) -> str:
+    """A job whose dataset cannot be read."""
+    plane.shards.mkdir(exist_ok=True)
+    broken = plane.shards / "broken.parquet"
+    broken.write_bytes(b"not Parquet")
+    job = plane.post_dataset(shards=[{"uri": broken.resolve().as_uri()}], **posted)
+    plane.tick_to(job, JobState.FAILED)
+    return job
+
+
+def offered(person: Browser, job: str) -> list[str]:
+    """What the page of a job leads to."""
+    page = person.get(f"/ui/jobs/{job}?fragment=live_actions").text
+    return re.findall(r'href="[./]*([^"?]*)', page)
+
+
+@pytest.mark.parametrize("reason", FailureReason)
+def test_a_failed_job_is_posted_again_where_a_retry_would_fail_again(
+    plane: ControlPlane, person: Browser, reason: FailureReason
+) -> None:
+    job = fail(plane)
+    with plane.context.database.write() as connection:
+        connection.execute(update(jobs).values(reason=reason))
+    is_lasting = reason in ("invalid_dataset", "encoder_mismatch", "training_failed")
+    assert offered(person, job) == ["models/scenes/post" if is_lasting else f"jobs/{job}/retry"]
+    command = f"cmcl job retry {job}" in person.get(f"/ui/jobs/{job}").text
+    assert command is not is_lasting
+    # It has no rows that could be corrected.
+    with plane.context.database.write() as connection:
+        connection.execute(update(jobs).values(kind="unlearn"))
+    assert offered(person, job) == [f"jobs/{job}/retry"]
+
+
+@pytest.mark.parametrize("path", ["jobs/{job}", "datasets/{dataset}"])
+def test_a_dataset_is_posted_again_with_the_values_that_it_had(
+    plane: ControlPlane, person: Browser, path: str
+) -> None:
+    job = fail(
+        plane,
+        name="bells",
+        pair={"first": "text", "second": "audio"},
+        max_bad_share=0.07,
+        evaluation_share=0.25,
+    )
+    address = path.format(job=job, dataset=plane.dataset_of(job).id)
+    found = re.search(r'href="[./]*([^"]*post\?again[^"]*)"', person.get(f"/ui/{address}").text)
+    assert found is not None
+    form = person.get(f"/ui/{found[1]}").text
+    values = dict(re.findall(r'<input id="([^"]*)"[^>]* value="([^"]+)"', form))
+    assert values == {"name": "bells", "evaluation_share": "25", "max_bad_share": "7"}
+    assert re.findall(r"<option selected>(\w+)", form) == ["text", "audio"]
+    assert "cmcl dataset add FOLDER --pair text,audio --model scenes" in form
+    assert " checked>" not in form
+
+
+def test_a_dry_run_is_posted_again_as_one(plane: ControlPlane, person: Browser) -> None:
+    job = fail(plane, dry_run=True)
+    form = person.get(f"/ui/models/scenes/post?again={plane.dataset_of(job).id}").text
+    assert re.findall(r'name="(\w+)" value="1" checked', form) == ["dry_run"]
+
+
+@pytest.mark.parametrize(("again", "status"), [("ds-000000000000", 404), ("x", 422)])
+def test_a_dataset_that_is_not_there_is_not_posted_again(
+    person: Browser, again: str, status: int
+) -> None:
+    assert person.get(f"/ui/models/scenes/post?again={again}").status_code == status
+
+
+def test_a_candidate_is_approved_with_a_reason(plane: ControlPlane, person: Browser) -> None:
+    job = _held(plane)
+    page = person.get(f"/ui/jobs/{job}/approve")
+    assert "v1 becomes the newest version: the next dataset is learned from it" in page.text
+    assert "It becomes live on all replicas within seconds" in page.text
+    form = {"seen": seen_in(page), "reason": HOSTILE}
+    after = person.follow(person.post(f"/ui/jobs/{job}/approve", data=form))
+    assert "The candidate was approved." in after.text
+    plane.tick(3)
+    job_page = person.get(f"/ui/jobs/{job}").text
+    for shown in (after.text, job_page):
+        assert "<script>alert" not in shown
+        assert html.escape(HOSTILE, quote=False)[:20] in shown
+        assert "{{ 7 * 7 }}" in shown
+    approval = plane.job(job).approval
+    assert approval is not None
+    assert (approval.decision, approval.reason) == ("approved", HOSTILE)
+    assert plane.job(job).state == JobState.PUBLISHED
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        ("", "reason"),
+        ("   ", "at least 1 character"),
+        ("x" * 501, "at most 500 characters"),
+        ("x" * 10_000, "at most 500 characters"),
+        ("a\0b", "reason"),
+    ],
+    ids=["missing", "blank", "501", "10000", "nul"],
+)
+def test_a_decision_needs_a_reason(
+    plane: ControlPlane, person: Browser, reason: str, message: str
+) -> None:
+    job = _held(plane)
+    form = {"seen": str(plane.job(job).revision), "reason": reason}
+    answer = person.post(f"/ui/jobs/{job}/reject", data=form)
+    assert answer.status_code == 422
+    assert message in answer.text
+    assert plane.job(job).state == JobState.HELD
+
+
+def test_a_decision_that_comes_too_late_shows_the_other_one(
+    plane: ControlPlane, person: Browser
+) -> None:
+    job = _held(plane)
+    seen = seen_in(person.get(f"/ui/jobs/{job}/reject"))
+    form = {"seen": seen, "reason": "worse on rain"}
+    assert person.post(f"/ui/jobs/{job}/reject", data=form).status_code == 303
+    answer = person.post(f"/ui/jobs/{job}/approve", data={"seen": seen, "reason": "fine"})
+    assert answer.status_code == 412
+    assert "Nothing was done" in answer.text
+    assert "worse on rain" in answer.text
+    assert "Only a held candidate can be approved." in answer.text
+    assert plane.job(job).state == JobState.REJECTED
+
+
+def test_a_rejected_job_is_retried(plane: ControlPlane, person: Browser) -> None:
+    job = _held(plane)
+    form = {"seen": seen_in(person.get(f"/ui/jobs/{job}/reject")), "reason": "worse on rain"}
+    assert person.post(f"/ui/jobs/{job}/reject", data=form).status_code == 303
+    assert f"{job}/retry" in person.get(f"/ui/jobs/{job}/candidate").text
+    page = person.get(f"/ui/jobs/{job}/retry")
+    assert "The next candidate is judged by the gate of that time." in page.text
+    answer = person.post(f"/ui/jobs/{job}/retry", data={"seen": seen_in(page)})
+    assert "The job is queued again." in person.follow(answer).text
+    assert plane.job(job).state == JobState.QUEUED
+
+
+def test_a_job_that_cannot_be_retried_is_shown_with_its_state(
+    plane: ControlPlane, person: Browser
+) -> None:
+    job = plane.post_dataset()
+    answer = person.post(f"/ui/jobs/{job}/retry", data={"seen": str(plane.job(job).revision)})
+    assert answer.status_code == 409
+    assert "only a failed or rejected job can be retried" in answer.text
+
+
+def test_sealing_what_is_measured_only_says_that_nothing_is_learned(
+    plane: ControlPlane, person: Browser
+) -> None:
+    body = plane.dataset_body("views", sealed=False, evaluate_only=True)
+    dataset = plane.client.post("/v1/datasets", json=body).json()["dataset"]["id"]
+    assert "It is measured once it is sealed" in person.get(f"/ui/datasets/{dataset}").text
+    page = person.get(f"/ui/datasets/{dataset}/seal").text
+    assert "measures the live version of scenes on the 1 file. Nothing is learned of them" in page
+    assert "Seal and measure it" in page
+    assert "no held-out rows" not in page
+
+
+def test_an_open_dataset_is_sealed(plane: ControlPlane, person: Browser) -> None:
+    body = plane.dataset_body("one", sealed=False)
+    dataset = plane.client.post("/v1/datasets", json=body).json()["dataset"]["id"]
+    assert f"datasets/{dataset}/seal" in person.get(f"/ui/datasets/{dataset}").text
+    page = person.get(f"/ui/datasets/{dataset}/seal")
+    assert "prepares the 1 file and learns them" in page.text
+    assert "It has no held-out rows" in page.text
+    shards = {"shards": [plane.shard("late")]}
+    plane.client.post(f"/v1/datasets/{dataset}/shards", json=shards)
+    late = person.post(f"/ui/datasets/{dataset}/seal", data={"seen": seen_in(page)})
+    assert late.status_code == 412
+    assert "has 2 files, not 1" in late.text
+    answer = person.post(f"/ui/datasets/{dataset}/seal", data={"seen": seen_in(late)})
+    after = person.follow(answer)
+    assert "The dataset was sealed" in after.text
+    assert f"datasets/{dataset}/seal" not in after.text

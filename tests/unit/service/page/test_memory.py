@@ -1,17 +1,21 @@
-"""The memory of a model: recall of each dataset in each version, of a short history and of a long one."""
+"""The pages of a model: memory, capacity, graph, and what they say of versions that unlearn or merge."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from sqlalchemy import insert, update
 
+from cmcl.contract.api.jobs import JobState
 from cmcl.contract.version import Drift, Recall, VersionManifest
 from service.database.queries.versions import from_manifest
 from service.database.tables import models, versions
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.measured import publish_measured, recall, write_measured
+from tests.fakes.trainer import train
 from tests.unit.service.page.browser import Browser, rows_of, text_of
-from tests.unit.service.test_unlearning import unlearn
+from tests.unit.service.test_unlearning import learn, unlearn, unlearned
 
 MEMORY = "/ui/models/scenes/memory"
 LONG, DATASETS = 102, 60
@@ -256,3 +260,270 @@ def test_the_live_part_is_that_of_the_page(long: Browser) -> None:
     part = long.get(f"{MEMORY}?to=70&fragment=live_memory").text
     assert "to=102" in part
     assert rows_of(part, "datasets") == rows_of(long.get(f"{MEMORY}?to=70").text, "datasets")
+
+
+FOUR = {"image": 4, "text": 3, "audio": 4, "touch": 2, "smell": 2}
+GRAPH = "/ui/models/senses/graph"
+
+
+@pytest.fixture
+def senses(plane: ControlPlane) -> ControlPlane:
+    """A control plane with a model of five modalities that has learned nothing."""
+    plane.create_model("senses", modalities=FOUR)
+    return plane
+
+
+def test_before_the_first_dataset_it_names_two_modalities(
+    senses: ControlPlane, reader: Browser
+) -> None:
+    page = reader.get(GRAPH).text
+    text = text_of(page)
+    assert "No pair was learned yet" in text
+    assert "cmcl dataset add FOLDER --model senses --pair image,text" in text
+    assert rows_of(page, "modalities")[0][:3] == ["image", "4", "0"]
+    assert "never trained" not in text
+
+
+def test_learned_pairs_have_the_recall_of_their_datasets(
+    senses: ControlPlane, reader: Browser
+) -> None:
+    publish_measured(senses, "one", "senses", recalls={"one": 0.8})
+    publish_measured(senses, "two", "senses", ("text", "image"))
+    publish_measured(senses, "three", "senses", ("audio", "text"))
+    publish_measured(senses, "four", "senses", recalls={"one": 0.75, "two": 0.25, "four": 0.5})
+    page = reader.get(GRAPH).text
+    assert rows_of(page, "pairs") == [
+        ["image, text", "3", "48", "50.0 %", "two 25.0 %", "four in v4"],
+        ["audio, text", "1", "16", "no held-out rows", "– none", "three in v3"],
+    ]
+    assert [row[2] for row in rows_of(page, "modalities")] == ["3", "4", "1", "0", "0"]
+
+
+def test_a_pair_that_was_never_trained_shows_the_recall_of_what_is_measured_only(
+    senses: ControlPlane, reader: Browser
+) -> None:
+    views = {"first": "image", "second": "audio"}
+    job = senses.post_dataset("views", "senses", pair=views, evaluate_only=True)
+    assert "no live version yet" in text_of(
+        reader.get(f"/ui/datasets/{senses.run_to_end(job).dataset}").text
+    )
+    for name, first in (("one", "image"), ("two", "audio")):
+        pair = {"first": first, "second": "text"}
+        senses.run_to_end(senses.post_dataset(name, "senses", pair=pair))
+    page = reader.get(GRAPH).text
+    (found,) = [row for row in rows_of(page, "others") if row[0] == "audio, image"]
+    assert "cmcl dataset add FILE --model senses --pair audio,image --evaluate-only" in text_of(
+        page
+    )
+    assert "R@1 is 60.0 % on datasets that are measured only" in found[2]
+    assert "never trained together" in page, "the dashed edge of the picture"
+    version = text_of(reader.get("/ui/models/senses/versions/2").text)
+    assert "Measured only" in version
+    dataset = text_of(reader.get(f"/ui/datasets/{senses.job(job).dataset}").text)
+    assert "60.0 % in v2" in dataset
+    shown = text_of(reader.get(f"/ui/jobs/{job}").text)
+    assert "and with every later one" in shown
+
+
+def test_pairs_that_were_never_trained_are_connected_over_others_or_mean_nothing(
+    senses: ControlPlane, reader: Browser
+) -> None:
+    publish_measured(senses, "one", "senses")
+    publish_measured(senses, "two", "senses", ("audio", "text"))
+    publish_measured(senses, "three", "senses", ("touch", "smell"))
+    page = reader.get(GRAPH).text
+    others = {row[0]: row[1] for row in rows_of(page, "others")}
+    assert others.pop("audio, image") == "over text"
+    assert sorted(others) == [
+        "audio, smell",
+        "audio, touch",
+        "image, smell",
+        "image, touch",
+        "smell, text",
+        "text, touch",
+    ]
+    assert set(others.values()) == {"not connected"}
+    text = text_of(page)
+    assert "The datasets connect 2 groups of modalities" in text
+    assert "audio, image, text" in text
+    # A dataset between the groups joins them.
+    publish_measured(senses, "four", "senses", ("touch", "text"))
+    page = reader.get(GRAPH).text
+    others = {row[0]: row[1] for row in rows_of(page, "others")}
+    assert others["audio, smell"] == "over text, touch"
+    assert others["smell, text"] == "over touch"
+    assert "not connected" not in text_of(page)
+    assert "groups of modalities" not in text_of(page)
+
+
+@pytest.fixture
+def changed(plane: ControlPlane) -> ControlPlane:
+    """`scenes` has learned one, two and three and unlearned two; its branch has merged that, and holds an unlearning."""
+    _, second, third = learn(plane, "one", "two", "three")
+    plane.client.post("/v1/models/scenes/branch", json={"name": "branch", "version": 1})
+    plane.tick(3)
+    unlearned(plane, second)
+    merge = plane.client.post("/v1/models/branch/merge", json={"from": "scenes@4"}).json()["id"]
+    assert plane.run_to_end(merge).state == JobState.PUBLISHED
+    plane.client.put("/v1/models/branch/gate", json={"manual_approval": True})
+    job = unlearn(plane, third, model="branch").json()["id"]
+    train(plane.store, job, plane.tick_to(job, JobState.RUNNING).attempt)
+    plane.tick_to(job, JobState.HELD)
+    return plane
+
+
+def test_they_say_what_they_are(changed: ControlPlane) -> None:
+    reader = Browser(changed)
+
+    def opened(path: str) -> str:
+        response = reader.get(path)
+        assert response.status_code == 200, path
+        return response.text
+
+    merge, held = changed.client.get("/v1/jobs?model=branch").json()["items"]
+    (unlearning,) = [
+        job
+        for job in changed.client.get("/v1/jobs?model=scenes").json()["items"]
+        if job["kind"] != "learn"
+    ]
+    page = opened(f"/ui/jobs/{unlearning['id']}")
+    assert "unlearns" in text_of(page)
+    assert "Unlearned two" in text_of(page)
+    page = opened(f"/ui/jobs/{merge['id']}")
+    assert "Merged scenes@4" in text_of(page)
+    assert "datasets/None" not in page
+    listed = text_of(opened("/ui/jobs"))
+    assert listed.count("unlearns") == 2
+    assert listed.count("merges") == 1
+    page = opened("/ui/models/scenes/versions/4")
+    assert "v4 unlearned two: it equals, to rounding, a model that never saw it." in text_of(page)
+    assert '<del><bdi class="text">two</bdi></del>' in page
+    assert "Unlearned two" in text_of(page)
+    assert "datasets/None" not in page
+    page = opened("/ui/models/branch/versions/2")
+    assert "learned three" in text_of(page)
+    assert "Merged scenes@4" in text_of(page)
+    page = opened(f"/ui/jobs/{held['id']}/candidate")
+    assert "Unlearned three" in text_of(page)
+    assert "It unlearned three" in text_of(page)
+    for path in (
+        f"/ui/jobs/{held['id']}",
+        "/ui/models/scenes",
+        "/ui/models/branch",
+        "/ui/models/scenes/memory",
+        "/ui/models/branch/memory",
+        "/ui/",
+    ):
+        assert "None" not in text_of(opened(path))
+
+
+def test_the_matrix_keeps_the_recall_that_an_unlearned_dataset_had(plane: ControlPlane) -> None:
+    publish_measured(plane, "one", recalls={"one": 0.8})
+    dataset = publish_measured(plane, "two", recalls={"one": 0.7, "two": 0.5})
+    publish_measured(plane, "three", recalls={"one": 0.7, "two": 0.25, "three": 0.9})
+    job = unlearn(plane, dataset).json()["id"]
+    write_measured(plane, job, recalls={"one": 0.75, "three": 0.9})
+    plane.run_to_end(job)
+    reader = Browser(plane)
+    page = reader.get("/ui/models/scenes/memory").text
+    assert rows_of(page, "numbers-matrix") == [
+        ["1", "one", "80.0", "", ""],
+        ["2", "two", "70.0 (−10.0)", "50.0", ""],
+        ["3", "three", "70.0 (−10.0)", "25.0 (−25.0)", "90.0"],
+        ["4", "unlearned two", "75.0 (−5.0)", "", "90.0 (0.0)"],
+    ]
+    assert [row[0].split()[0] for row in rows_of(page, "datasets")] == ["one", "three"]
+    assert 'text-decoration="line-through"' in reader.get("/ui/models/scenes").text
+
+
+SOUNDS = ("audio", "text")
+
+
+@dataclass(frozen=True)
+class World:
+    """A model with three versions, a candidate that waits for a decision, and a job behind it."""
+
+    browser: Browser
+    held: str
+    waiting: str
+
+    def read(self, path: str) -> str:
+        """The text of a page."""
+        return text_of(self.browser.get(f"/ui/{path}").text)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    plane = ControlPlane(tmp_path_factory.mktemp("questions"))
+    plane.create_model("street", policy="preserve")
+    figures: tuple[dict[str, Any], ...] = (
+        {"recalls": {"one": 0.8}, "free": {"image": 0.9, "text": 0.8}},
+        {
+            "recalls": {"one": 0.75, "two": 0.6},
+            "drifts": {"one": 0.2},
+            "free": {"image": 0.9, "text": 0.4, "audio": 0.8},
+        },
+        {
+            "recalls": {"one": 0.7, "two": 0.59, "three": 0.5},
+            "drifts": {"one": 0.1, "two": 0.35},
+            "free": {"image": 0.9, "text": 0.2, "audio": 0.72},
+        },
+    )
+    pairs = {"one": ("image", "text"), "two": SOUNDS, "three": SOUNDS}
+    for (name, pair), measured in zip(pairs.items(), figures, strict=True):
+        publish_measured(plane, name, "street", pair, **measured)
+    policy = {"manual_approval": True, "max_drift": 0.4}
+    assert plane.client.put("/v1/models/street/gate", json=policy).status_code == 200
+    held = plane.post_dataset("four", "street")
+    write_measured(plane, held, recalls={"one": 0.65, "four": 0.5}, drifts={"one": 0.38})
+    plane.tick_to(held, JobState.HELD)
+    waiting = plane.post_dataset("five", "street")
+    plane.tick(3)
+    yield World(Browser(plane), held, waiting)
+    plane.close()
+
+
+def test_what_is_live(world: World) -> None:
+    assert "v3 live answers all requests" in world.read("models/street")
+    overview = world.browser.get("/ui/").text
+    assert "1 live of 1 model" in text_of(overview)
+    [row] = rows_of(overview, "live_models")
+    assert row[:2] == ["street", "v3"]
+
+
+def test_why_a_job_waits(world: World) -> None:
+    text = world.read(f"jobs/{world.waiting}")
+    assert "A model learns one dataset at a time" in text
+    assert "four is held." in text
+    assert "until a person approves or rejects it. It is the next one." in text
+
+
+def test_which_dataset_lost_most_and_whether_that_is_within_the_bound(world: World) -> None:
+    answer = (
+        "Of the 2 earlier datasets, one lost most since it was learned: −10.0 points of R@1, with a "
+        "drift of 10.0 %. The largest drift is 35.0 %, of two, which is within the bound of 40 %."
+    )
+    assert answer in world.read("models/street/memory")
+    assert answer in world.read("models/street/versions/3")
+
+
+def test_whether_three_more_datasets_fit(world: World) -> None:
+    text = world.read("models/street/capacity")
+    # Each took a tenth of what was free in the head of audio, and half of that of text.
+    assert "Three more datasets of audio fit: about 52 % of its head would still be free." in text
+    assert "Three more datasets of text do not fit: about 2 % of its head would be free" in text
+    assert "Three more datasets of image have no forecast" in text
+
+
+def test_what_changes_if_i_approve(world: World) -> None:
+    text = world.read(f"jobs/{world.held}/candidate")
+    answer = (
+        "If you approve v4 becomes the newest version: the next dataset is learned from it, and not "
+        "from v3. 1 job of the model can go on. It becomes live on all replicas within seconds, in "
+        "place of v3, which stays stored and can be rolled back to."
+    )
+    assert answer in text
+    assert "The largest drift is 38.0 %, of one, which is within the bound of 40 %." in text
+    # The page that asks again says the same.
+    confirmation = world.read(f"jobs/{world.held}/approve")
+    assert answer.removeprefix("If you approve ") in confirmation

@@ -1,17 +1,44 @@
-"""Trying a model, and browsing collections: what is asked of the endpoint, and how its answers are shown."""
+"""Try it: what is asked of the endpoint, what is shown of its answers, and what is said where it fails."""
 
+import asyncio
 import re
 from base64 import b64encode
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 
+import httpx
 import pytest
 
-from cmcl.contract.api.endpoint import ItemsResponse, SearchResults
+from cmcl.contract.access import SESSION_TYPE, KeySnapshot, SessionToken
+from cmcl.contract.api.endpoint import CollectionList, ItemsResponse, SearchResults
+from cmcl.contract.dataset import DatasetManifest
+from cmcl.contract.modality import ModalityPair
+from cmcl.storage import layout
+from cmcl.storage.local import LocalStore
+from service.auth.key_snapshot import make_pair, sign
+from service.auth.sessions import SessionTokens
+from service.core.principal import LOCAL
+from service.core.setting_values import read_signing_key
+from service.page.endpoint import Endpoint, EndpointProblem
+from service.page.rendering import Visitor
 from service.page.try_it import MOST_FILE_BYTES
-from tests.fakes.endpoint import FakeEndpoint, found
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.endpoint import FakeEndpoint, error, found
+from tests.fakes.feature_shards import feature_table, write_shard
+from tests.fakes.flaky_store import FlakyStore
+from tests.fakes.responses import body
 from tests.fakes.responses import body as new_body
+from tests.unit.serve.collections.conftest import NamedCallers, Searching
+from tests.unit.serve.collections.conftest import opened as opened_replica
+from tests.unit.serve.conftest import MODEL
+from tests.unit.service.auth.key_client import ADMIN_KEY, EVERY_SCOPE, KeyClient
 from tests.unit.service.page.browser import Browser
-from tests.unit.service.page.test_text_from_outside import skeleton
-from tests.unit.service.page.trying import ROWS
+from tests.unit.service.page.test_documents import skeleton
+from tests.unit.service.page.trying import ROWS, URL, make_model, open_plane
+from workers.files.shards import describe_shard
+from workers.serve.auth import SignedKeys, read_public_keys, verified
 
 PICTURE = "data:image/png;base64,iVBORw0KGgo="
 
@@ -222,3 +249,291 @@ def test_collections_are_listed_and_browsed(trier: Browser, endpoint: FakeEndpoi
     assert endpoint.asked[-1].url.params["modality"] == "image"
     assert trier.get("/ui/collections/nothing").status_code == 404
     assert trier.get("/ui/collections/%3Cb%3E").status_code == 422
+
+
+PAIR = make_pair()
+
+
+def fail_with(answer: object) -> Callable[[FakeEndpoint], None]:
+    def prepare(fake: FakeEndpoint) -> None:
+        for path in ("GET /v1/collections", "POST /v1/models/scenes/held-out/ds-1/search"):
+            fake.answers[path] = answer  # type: ignore[assignment]
+
+    return prepare
+
+
+FAILURES: dict[str, tuple[Callable[[FakeEndpoint], None], str, str]] = {
+    "down": (lambda fake: setattr(fake, "down", True), "does not answer", "CMCL_EMBEDDINGS_URL"),
+    "keys": (
+        fail_with(error(401, "the key is not valid")),
+        "The key is not valid.",
+        "CMCL_SNAPSHOT_SIGNING_KEY",
+    ),
+    "host": (fail_with(error(403, "the host is not permitted")), "not permitted", "allowed_hosts"),
+    "busy": (fail_with(error(429, "too many")), "Too many.", "Try again"),
+    "without usearch": (
+        fail_with(error(501, "runs without collections")),
+        "Runs without",
+        "usearch",
+    ),
+    "an error without words": (fail_with(httpx.Response(500, text="<html>")), "answered 500", ""),
+    "something else": (
+        fail_with(httpx.Response(200, text="<html>")),
+        "not understood",
+        "same release",
+    ),
+    "another form": (fail_with({"data": 1}), "not understood", "same release"),
+    "endless": (
+        fail_with(lambda request: httpx.Response(200, content=b"x" * (5 << 20))),
+        "larger than a page can show",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_what_is_wrong_with_the_endpoint_is_said(
+    trier: Browser, endpoint: FakeEndpoint, name: str
+) -> None:
+    prepare, message, advice = FAILURES[name]
+    prepare(endpoint)
+    for path in ("/ui/try?modality=text&text=x&where=dataset:ds-1", "/ui/collections"):
+        page = trier.get(path)
+        assert page.status_code == 200
+        assert message in page.text
+        assert advice in page.text
+        assert "embeddings.internal" not in page.text
+        assert "Traceback" not in page.text
+
+
+def test_an_endpoint_that_is_slow_is_not_waited_for(endpoint: FakeEndpoint) -> None:
+    async def slow(request: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(60)
+        return httpx.Response(200)
+
+    asked = Endpoint(URL, None, httpx.MockTransport(slow)).ask(
+        Visitor(LOCAL), CollectionList, "/v1/collections", seconds=0.05
+    )
+    with pytest.raises(EndpointProblem, match=r"within 0.05 seconds"):
+        asyncio.run(asked)
+
+
+def test_without_an_address_the_page_says_what_to_set(plane: ControlPlane) -> None:
+    person = Browser(plane)
+    plane.run_to_end(plane.post_dataset())
+    for path in ("/ui/try", "/ui/collections", "/ui/collections/x"):
+        page = person.get(path)
+        assert page.status_code == 200
+        assert "Set CMCL_EMBEDDINGS_URL" in page.text
+
+
+def test_without_a_live_version_the_page_says_what_to_do(plane: ControlPlane) -> None:
+    page = Browser(plane).get("/ui/try").text
+    assert "No model has a live version yet" in page
+
+
+@pytest.fixture
+def tenants(tmp_path: Path, endpoint: FakeEndpoint) -> Iterator[tuple[ControlPlane, KeyClient]]:
+    plane = open_plane(tmp_path, endpoint, auth="on", admin_key="o" * 40)
+    operator = KeyClient(plane, "o" * 40)
+    for owner, model in (("ours", "scenes"), ("theirs", "their-model")):
+        plane.client = operator.client_with_key(f"{owner}-maker", owner=owner)
+        make_model(plane, model)
+    yield plane, operator
+    plane.close()
+
+
+def sign_in(operator: KeyClient, owner: str, scopes: set[str]) -> Browser:
+    browser = Browser(operator.plane)
+    browser.sign_in(operator.make_key("ann", sorted(scopes), owner=owner)["key"])
+    return browser
+
+
+def test_a_session_without_embed_asks_nothing(
+    tenants: tuple[ControlPlane, KeyClient], endpoint: FakeEndpoint
+) -> None:
+    person = sign_in(tenants[1], "ours", set(EVERY_SCOPE) - {"embed"})
+    page = person.get("/ui/try?model=scenes&modality=text&text=x&where=dataset:ds-1")
+    assert "does not have the scope embed" in page.text
+    answer = person.post("/ui/try/file?model=scenes&modality=image", content=b"x")
+    assert answer.status_code == 403
+    assert endpoint.asked == []
+
+
+def test_without_keys_at_the_endpoint_others_see_nothing_of_an_owner(
+    tenants: tuple[ControlPlane, KeyClient], endpoint: FakeEndpoint
+) -> None:
+    """The endpoint itself would show everything to everyone."""
+    endpoint.answers["POST /v1/collections/hidden-things/search"] = found(
+        "their-model@1", "secret", revision=1
+    )
+    endpoint.answers["GET /v1/collections/hidden-things/items"] = body(ItemsResponse)
+    person = sign_in(tenants[1], "ours", set(EVERY_SCOPE))
+    assert "hidden-things" not in person.get("/ui/collections").text
+    assert person.get("/ui/collections/hidden-things").status_code == 404
+    search = "modality=text&text=x&where=collection:hidden-things"
+    page = person.get(f"/ui/try?model=scenes&{search}")
+    assert "secret" not in page.text
+    assert "There is no collection" in page.text
+    assert person.get("/ui/try?model=their-model").status_code == 404
+    answer = person.post("/ui/try/file?model=their-model&modality=image", content=b"x")
+    assert answer.status_code == 404
+    assert not [each for each in endpoint.asked if each.method == "POST"]
+
+
+def test_the_endpoint_is_told_the_owner_and_not_the_cookie(
+    tenants: tuple[ControlPlane, KeyClient], endpoint: FakeEndpoint
+) -> None:
+    plane, operator = tenants
+    tokens = SessionTokens(read_signing_key(PAIR.private), lambda: datetime.now(UTC))
+    plane.app.state.endpoint = Endpoint(URL, tokens, endpoint.transport)
+    for browser, owner in (
+        (sign_in(operator, "ours", set(EVERY_SCOPE)), "ours"),
+        (Browser(plane), None),
+    ):
+        if owner is None:
+            browser.sign_in(operator.key or "")
+        browser.get("/ui/collections")
+        request = endpoint.asked[-1]
+        scheme, _, text = request.headers["authorization"].partition(" ")
+        assert scheme == "Bearer"
+        token = verified(text.encode(), read_public_keys(PAIR.public), SessionToken, SESSION_TYPE)
+        (cookie,) = browser.cookies.values()
+        assert (token.owner, token.session) == (owner, cookie.partition(".")[0])
+        assert cookie.partition(".")[2] not in str(request.headers)
+        assert "cookie" not in request.headers
+        assert "origin" not in request.headers
+
+
+def test_a_redirect_of_the_endpoint_is_not_followed(trier: Browser, endpoint: FakeEndpoint) -> None:
+    elsewhere = httpx.Response(307, headers={"Location": "http://169.254.169.254/"})
+    endpoint.answers["GET /v1/collections"] = elsewhere
+    assert "answered 307" in trier.get("/ui/collections").text
+    assert {each.url.host for each in endpoint.asked} == {"embeddings.internal"}
+
+
+DATASET = f"{MODEL}-data-1"
+# As the replica's.
+MODALITIES = {"image": 5, "text": {"encoder": "letters"}}
+LETTERS = {"name": "letters", "kind": "synthetic", "takes": "text", "width": 4}
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A control plane and a replica, with keys."""
+
+    plane: ControlPlane
+    replica: Searching
+    operator: KeyClient
+
+    def person(self, owner: str) -> Browser:
+        """A browser with all scopes of that owner."""
+        browser = Browser(self.plane)
+        browser.sign_in(self.operator.make_key("ann", EVERY_SCOPE, owner=owner)["key"])
+        return browser
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("stack")
+    store = FlakyStore(LocalStore(folder / "endpoint"))
+    plane = ControlPlane(
+        folder / "service", auth="on", admin_key=ADMIN_KEY, encoders=[LETTERS], lease_seconds=1
+    )
+    operator = KeyClient(plane, ADMIN_KEY)
+    plane.client = operator.client_with_key("maker", owner="lab")
+    plane.create_model(MODEL, width=6, modalities=MODALITIES)
+    shard = plane.shard("pairs", feature_table(16, widths=(5, 4)))
+    plane.run_to_end(plane.post_dataset("one", MODEL, shards=[shard]))
+    with opened_replica(store) as replica:
+        prepare(replica, folder)
+        signing_key = read_signing_key(PAIR.private)
+        snapshot = KeySnapshot(serial=1, issued_at=datetime.now(UTC), keys=())
+        store.put(layout.key_snapshot(), sign(snapshot, signing_key))
+        access = SignedKeys(read_public_keys(PAIR.public), clock=lambda: plane.clock().timestamp())
+        access.refresh(store)
+        replica.access = access
+        app = replica.app_of(replica.args)
+        plane.app.state.endpoint = Endpoint(
+            "http://127.0.0.1", SessionTokens(signing_key, plane.clock), httpx.ASGITransport(app)
+        )
+        yield Stack(plane, replica, operator)
+    plane.close()
+
+
+def prepare(replica: Searching, folder: Path) -> None:
+    """Held-out rows, and items of the owner `lab`."""
+    path = folder / "evaluation.parquet"
+    shard = describe_shard(path, write_shard(path, feature_table(9, widths=(5, 4))).uri)
+    manifest = DatasetManifest(
+        dataset=DATASET,
+        model=MODEL,
+        name="one",
+        pair=ModalityPair(first="image", second="text"),
+        shards=(shard,),
+        evaluation_shards=(shard,),
+    )
+    replica.store.put(layout.dataset_manifest(DATASET), manifest.model_dump_json().encode())
+    replica.point(generation=2, version=1, owner="lab")
+    replica.poll()
+    items = [
+        {"id": word, "modality": "text", "text": word, "payload": {"word": word}}
+        for word in ("aaa", "eee", "iii")
+    ]
+    replica.access = NamedCallers()
+    replica.app = replica.app_of(replica.args)
+    headers = {"authorization": "lab"}
+    created = replica.ask("PUT", "/words", {"model": MODEL}, headers)
+    assert created.status_code == 200, created.text
+    added = replica.ask("POST", "/words/items", {"items": items}, headers)
+    assert added.status_code == 200, added.text
+    waits = {**headers, "x-min-collection-revision": str(added.json()["revision"])}
+    query = {"query": {"modality": "text", "text": "aaa"}}
+    assert replica.ask("POST", "/words/search", query, waits).status_code == 200
+
+
+def test_a_text_finds_items_of_a_collection(stack: Stack) -> None:
+    person = stack.person("lab")
+    page = person.get(f"/ui/try?model={MODEL}&modality=text&text=eee&where=collection:words")
+    assert page.status_code == 200
+    assert f"{MODEL}@1" in page.text
+    assert page.text.index(">eee<") < page.text.index(">aaa<")
+    assert "1.000" in page.text
+
+
+def test_held_out_rows_are_picked_and_found(stack: Stack) -> None:
+    person = stack.person("lab")
+    page = person.get(f"/ui/try?model={MODEL}&where=dataset:{DATASET}")
+    assert "row-8" in page.text
+    address = f"/ui/try?model={MODEL}&where=dataset:{DATASET}&row=3&modality=image"
+    page = person.get(f"{address}&version=1&other=1")
+    assert "its partner" in page.text
+    assert "<strong>9 of the ten best</strong>" in page.text
+    assert "of 9 rows" in page.text
+
+
+def test_collections_are_browsed(stack: Stack) -> None:
+    person = stack.person("lab")
+    assert "words" in person.get("/ui/collections").text
+    page = person.get("/ui/collections/words").text
+    for word in ("aaa", "eee", "iii"):
+        assert f">{word}<" in page
+
+
+def test_another_owner_finds_nothing_of_it(stack: Stack) -> None:
+    stranger = stack.person("elsewhere")
+    assert "words" not in stranger.get("/ui/collections").text
+    assert stranger.get("/ui/collections/words").status_code == 404
+    assert stranger.get(f"/ui/try?model={MODEL}").status_code == 404
+
+
+def test_a_mistake_is_explained_by_the_endpoint(stack: Stack) -> None:
+    person = stack.person("lab")
+    search = f"model={MODEL}&where=dataset:{DATASET}"
+    page = person.get(f"/ui/try?{search}&modality=image&numbers=1,2")
+    assert page.status_code == 200
+    results = page.text.partition('id="live_results"')[2].partition("</section>")[0]
+    assert "5" in results
+    assert "query[0]" not in results.lower(), "no field of the API"
+    page = person.get(f"/ui/try?{search}&modality=image&row=100")
+    assert "permitted are 0 to 8" in page.text.lower()

@@ -1,18 +1,37 @@
-"""Announcing a file and sending it."""
+"""Uploads: announced, sent, named by datasets, given up."""
 
 import asyncio
 import hashlib
 import io
-from collections.abc import AsyncIterator
+import os
+import socket
+import subprocess
+import tracemalloc
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
+import httpx
 import pyarrow.parquet as pq
 import pytest
+from fastapi import Request
+from sqlalchemy import Connection
 
 from cmcl.contract.api.jobs import JobState
+from service.api import limits
+from service.api.limits import pieces_of
+from service.core.errors import IncompleteBody
+from service.core.principal import EVERY_SCOPE, LOCAL, Principal
+from service.database.queries import datasets
+from service.datasets.intake import contents_of
 from service.datasets.uploads import resolve
+from tests.architecture.documents import code_of
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.feature_shards import feature_table
+from tests.fakes.feature_shards import feature_table, write_shard
+from tests.fakes.served_app import served
 from tests.fakes.uploads import BYTES, MIB, announce, pattern, send, stored_keys, upload_whole
+from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
 
 
 def parquet(prefix: str = "up") -> bytes:
@@ -179,3 +198,278 @@ def test_an_upload_that_is_not_finished_expires(plane: ControlPlane) -> None:
     response = plane.client.put(f"/v1/uploads/{upload}/file", content=b"abc", headers=BYTES)
     assert response.status_code == 404
     assert "24 hours" in response.json()["detail"]
+
+
+DOCUMENT = Path(__file__).parents[4] / "docs" / "uploads.md"
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 9\r\n", "Transfer-Encoding: chunked\r\n"])
+def test_a_file_that_was_cut_off_leaves_nothing(
+    plane: ControlPlane, tmp_path: Path, framing: str
+) -> None:
+    upload = announce(plane, 9)
+    start = "6\r\nabcdef\r\n" if "chunked" in framing else "abcdef"
+    with served(plane.app) as url:
+        address = urlsplit(url)
+        with socket.create_connection((address.hostname, address.port)) as connection:
+            head = f"PUT /v1/uploads/{upload}/file HTTP/1.1\r\nHost: x\r\n{framing}"
+            head += "Content-Type: application/octet-stream\r\n\r\n"
+            connection.sendall((head + start).encode())
+            connection.shutdown(socket.SHUT_WR)
+            # The server has seen the end once it closes its side.
+            while connection.recv(4096):
+                pass
+    assert stored_keys(plane, upload) == []
+    assert plane.client.get(f"/v1/uploads/{upload}").json()["state"] == "open"
+    assert list(tmp_path.rglob(".tmp-*")) == []
+
+
+def test_a_file_without_a_length_is_taken(plane: ControlPlane) -> None:
+    data = pattern(3 * MIB)
+    upload = announce(plane, len(data))
+    pieces = (data[at : at + 100_000] for at in range(0, len(data), 100_000))
+    with served(plane.app) as url:
+        path = f"{url}/v1/uploads/{upload}/file"
+        assert httpx.put(path, content=pieces, headers=BYTES).status_code == 200
+    (key,) = stored_keys(plane, upload)
+    assert plane.store.read(key) == data
+
+
+@pytest.mark.parametrize("is_declared", [True, False])
+def test_a_file_that_is_too_long_is_refused(tmp_path: Path, is_declared: bool) -> None:
+    plane = ControlPlane(tmp_path, upload_bytes_max=MIB)
+    upload = announce(plane, MIB)
+    data = pattern(MIB + 1)
+    content = data if is_declared else (data[at : at + 70_000] for at in range(0, MIB + 1, 70_000))
+    with served(plane.app) as url:
+        path = f"{url}/v1/uploads/{upload}/file"
+        response = httpx.put(path, content=content, headers=BYTES)
+    assert response.status_code == 413
+    assert str(MIB) in response.json()["detail"]
+    assert stored_keys(plane, upload) == []
+    plane.close()
+
+
+def test_a_length_that_is_not_true_is_refused(plane: ControlPlane) -> None:
+    upload = announce(plane, 9)
+    response = plane.client.put(
+        f"/v1/uploads/{upload}/file", content=b"abc", headers=BYTES | {"Content-Length": "4"}
+    )
+    assert response.status_code == 400
+    assert response.json()["type"] == "urn:cmcl:problem:incomplete-body"
+
+
+def test_a_file_is_never_whole_in_memory(plane: ControlPlane) -> None:
+    size = 24 * MIB
+    upload = announce(plane, size)
+    block = b"x" * 65_536
+
+    async def pieces() -> object:
+        for _ in range(size // len(block)):
+            yield block
+
+    plane.client.get("/healthz")
+    tracemalloc.start()
+    path = f"/v1/uploads/{upload}/file"
+    response = plane.client.put(path, content=pieces(), headers=BYTES)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert response.status_code == 200
+    assert peak < 8 * MIB
+
+
+def test_the_commands_in_the_document_work(plane: ControlPlane, tmp_path: Path) -> None:
+    file = tmp_path / "pairs.parquet"
+    write_shard(file, feature_table(16))
+    script = "\n".join(["set -euo pipefail", *code_of(DOCUMENT.read_text(), "sh")])
+    with served(plane.app) as url:
+        environment = {"PATH": os.environ["PATH"], "CMCL": url, "FILE": str(file)}
+        done = subprocess.run(
+            ["bash", "-c", script],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "queued"
+
+
+async def _while_one_is_on_its_way(
+    client: httpx.AsyncClient, paths: tuple[str, str]
+) -> tuple[httpx.Response, ...]:
+    """A file that ends once another one was answered; that one; and that one again."""
+    began, go_on = asyncio.Event(), asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"ab"
+        began.set()
+        await go_on.wait()
+        yield b"c"
+
+    first = asyncio.create_task(client.put(paths[0], content=body(), headers=BYTES))
+    async with asyncio.timeout(60):
+        await began.wait()
+    refused = await client.put(paths[1], content=b"abc", headers=BYTES)
+    go_on.set()
+    arrived = await first
+    again = await client.put(paths[1], content=b"abc", headers=BYTES)
+    return arrived, refused, again
+
+
+def test_a_file_above_the_limit_gets_retry_after(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path, uploads_at_once=1)
+    first, second = (f"/v1/uploads/{announce(plane, 3)}/file" for _ in range(2))
+
+    async def ask() -> tuple[httpx.Response, ...]:
+        transport = httpx.ASGITransport(plane.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await _while_one_is_on_its_way(client, (first, second))
+
+    arrived, refused, again = asyncio.run(ask())
+    assert [each.status_code for each in (arrived, refused, again)] == [200, 429, 200]
+    assert int(refused.headers["retry-after"]) >= 1
+    plane.close()
+
+
+def test_places_are_left_for_other_owners_and_given_back(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path, uploads_at_once=10)
+    upload = announce(plane, 3)
+    files, path = plane.app.state.budgets.files, f"/v1/uploads/{upload}/file"
+    with files.held(LOCAL.owns_as, 8):
+        refused = plane.client.put(path, content=b"abc", headers=BYTES)
+        assert (refused.status_code, refused.json()["title"]) == (429, "Too many requests")
+        assert "your share" in refused.json()["detail"]
+        with files.held("another", 1):
+            pass
+    for content in (b"ab", b"abc"):
+        # Also after one that is refused.
+        plane.client.put(path, content=content, headers=BYTES)
+        assert files.total == 0
+    plane.close()
+
+
+def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One byte just before each timeout of the proxy would hold a place without end."""
+    monkeypatch.setattr(limits, "GRACE_SECONDS", 0.1)
+
+    async def receive() -> dict[str, object]:
+        await asyncio.sleep(0.001)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def take() -> None:
+        request = Request({"type": "http", "method": "PUT", "headers": []}, receive)
+        async for _ in pieces_of(request):
+            pass
+
+    with pytest.raises(IncompleteBody, match=r"0\.1 s more than 65536 bytes/s take"):
+        asyncio.run(take())
+
+
+def test_uploads_of_one_owner_have_so_many_bytes_together(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY, upload_bytes_per_owner_max=10)
+    operator = KeyClient(plane, ADMIN_KEY)
+    red, blue = (operator.client_with_key(owner, owner=owner) for owner in ("red", "blue"))
+    body = {"filename": "x", "bytes": 6}
+    first = red.post("/v1/uploads", json=body).json()["id"]
+    refused = red.post("/v1/uploads", json=body)
+    assert (refused.status_code, refused.json()["errors"][0]["field"]) == (409, "bytes")
+    assert "permitted are 10" in refused.json()["detail"]
+    assert blue.post("/v1/uploads", json=body).status_code == 201
+    assert red.request("DELETE", f"/v1/uploads/{first}").status_code == 204
+    assert red.post("/v1/uploads", json=body).status_code == 201
+    plane.close()
+
+
+def _post(plane: ControlPlane, *uris: str, **more: Any) -> tuple[int, str]:
+    """Status and job."""
+    body = plane.dataset_body("one", shards=[{"uri": uri} for uri in uris], **more)
+    response = plane.client.post("/v1/datasets", json=body)
+    return response.status_code, response.json()["job"]["id"]
+
+
+def test_a_file_that_was_sent_twice_is_learned_once(plane: ControlPlane) -> None:
+    first, again, other = (upload_whole(plane, parquet(name)) for name in ("a", "a", "b"))
+    status, job = _post(plane, first)
+    assert status == 202
+    assert _post(plane, again) == (200, job)
+    plane.run_to_end(job)
+    assert _post(plane, again) == (200, job)
+    assert _post(plane, again, other)[0] == 202
+
+
+def test_a_file_is_not_trained_on_and_held_out(plane: ControlPlane) -> None:
+    first, again = (upload_whole(plane, parquet()) for _ in range(2))
+    body = plane.dataset_body("one", shards=[{"uri": first}], evaluation_shards=[{"uri": again}])
+    response = plane.client.post("/v1/datasets", json=body)
+    assert response.status_code == 422
+    (problem,) = response.json()["errors"]
+    assert problem["field"] == "evaluation_shards[0].uri"
+    assert first in problem["message"]
+
+
+def _open(plane: ControlPlane, *uris: str) -> str:
+    """An open dataset with these shards, as any release may have left it."""
+    body = plane.dataset_body("one", shards=[{"uri": uri} for uri in uris[:1]], sealed=False)
+    dataset: str = plane.client.post("/v1/datasets", json=body).json()["dataset"]["id"]
+    request = {**body, "shards": [{"uri": uri} for uri in uris]}
+    with plane.context.database.write() as connection:
+        datasets.set_request(connection, dataset, request)
+    return f"/v1/datasets/{dataset}"
+
+
+def test_only_what_is_added_is_judged(plane: ControlPlane) -> None:
+    """An open dataset may have equal files from a time when addresses alone were compared."""
+    first, again, third, other = (upload_whole(plane, parquet(name)) for name in "aaab")
+    path = _open(plane, first, again)
+    refused = plane.client.post(f"{path}/shards", json={"shards": [{"uri": other}, {"uri": third}]})
+    assert refused.status_code == 422
+    (problem,) = refused.json()["errors"]
+    assert (problem["field"], problem["value"]) == ("shards[1].uri", third)
+    added = plane.client.post(f"{path}/shards", json={"shards": [{"uri": other}]})
+    assert added.status_code == 200
+    assert plane.client.post(f"{path}/seal").status_code == 202
+
+
+def test_what_is_posted_is_looked_up_once(
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, looks = upload_whole(plane, parquet()), list[object]()
+
+    def look(connection: Connection, uris: Iterable[str], principal: Principal) -> dict[str, str]:
+        looks.append(None)
+        return contents_of(connection, uris, principal)
+
+    monkeypatch.setattr("service.datasets.intake.contents_of", look)
+    assert _post(plane, uri)[0] == 202
+    assert len(looks) == 1
+
+
+def test_a_file_whose_job_was_cancelled_can_be_sent_and_learned(plane: ControlPlane) -> None:
+    first, again = (upload_whole(plane, parquet()) for _ in range(2))
+    _, given_up = _post(plane, first)
+    plane.client.post(f"/v1/jobs/{given_up}/cancel")
+    status, job = _post(plane, again)
+    assert (status, job != given_up) == (202, True)
+    assert plane.run_to_end(job).state == JobState.PUBLISHED
+
+
+def test_a_failed_job_is_not_retried_beside_its_twin(plane: ControlPlane) -> None:
+    bad = upload_whole(plane, b"no Parquet")
+    _, failed = _post(plane, bad)
+    plane.tick_to(failed, JobState.FAILED)
+    again = upload_whole(plane, b"no Parquet")
+    assert _post(plane, again)[0] == 202
+    response = plane.client.post(f"/v1/jobs/{failed}/retry")
+    assert response.status_code == 409
+    assert "since been posted again" in response.json()["detail"]
+
+
+def test_uploads_of_other_owners_are_not_revealed(plane: ControlPlane) -> None:
+    uri = upload_whole(plane, parquet())
+    with plane.context.database.read() as connection:
+        assert set(contents_of(connection, [uri], LOCAL)) == {uri}
+        stranger = Principal("stranger", "somebody", EVERY_SCOPE)
+        assert contents_of(connection, [uri], stranger) == {}
