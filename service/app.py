@@ -52,7 +52,7 @@ from service.telemetry.instrumented import (
     InstrumentedStore,
 )
 from service.telemetry.metrics import BacklogCollector, Metrics
-from service.telemetry.spans import NoSpans, Spans
+from service.telemetry.spans import Spans
 
 if TYPE_CHECKING:
     from service.auth.oidc import OidcLogin, OidcTokens
@@ -334,7 +334,7 @@ def _release_leases(loops: list[Loop]) -> None:
 def open_spans(environment: Mapping[str, str] = os.environ) -> Spans:
     """Traces as the OTEL_* variables ask. Raises ValueError for an unsupported exporter."""
     if (exporter := exporter_from(environment)) is None:
-        return NoSpans()
+        return Spans()
     from service.telemetry.otel import OpenTelemetrySpans
 
     return OpenTelemetrySpans(exporter)

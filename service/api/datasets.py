@@ -265,10 +265,12 @@ def delete_dataset(
             remove_dataset(connection, dataset, principal, context.clock())
         return Response(status_code=204)
     check_scopes(principal, [Scope.TRAIN])
-    with context.database.write() as connection:
-        now, trace = context.clock(), context.metrics.spans.traceparent()
-        found = request_unlearning(connection, dataset, model, principal, now, trace)
-    return accepted_job(found)
+    now, trace = context.clock(), context.metrics.spans.traceparent()
+
+    def effect(connection: Connection) -> ResponseRow:
+        return accepted_job(request_unlearning(connection, dataset, model, principal, now, trace))
+
+    return respond(context, None, effect)
 
 
 def _intake(context: Context, principal: Principal, posted: NewShards) -> Intake:

@@ -3,8 +3,7 @@
 A request is one transaction: a second request with the same key waits for it and replays its response.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
 
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
@@ -14,52 +13,47 @@ from service.api.dependencies import IdempotencyKey
 from service.context import Context
 from service.core.errors import FieldProblem, Unprocessable
 from service.database.queries import idempotency
-from service.database.queries.idempotency import ScopedKey
 from service.database.rows import ResponseRow
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A response, and whether it is a replay."""
-
-    row: ResponseRow
-    is_replay: bool = False
-
-    def with_more(self, **more: object) -> "Outcome":
-        """Add fields that are sent and not stored."""
-        return replace(self, row=replace(self.row, body={**self.row.body, **more}))
-
-    def response(self) -> JSONResponse:
-        headers = {"Location": self.row.location} if self.row.location else {}
-        if self.is_replay:
-            headers["Idempotency-Replayed"] = "true"
-        return JSONResponse(self.row.body, self.row.status, headers=headers)
-
-
 def respond(
-    context: Context, key: IdempotencyKey | None, effect: Callable[[Connection], ResponseRow]
+    context: Context,
+    key: IdempotencyKey | None,
+    effect: Callable[[Connection], ResponseRow],
+    secret: Mapping[str, str] = {},
 ) -> JSONResponse:
     """Run `effect` in a transaction and return its response, or replay the one stored for the key.
 
-    Refusals are not stored: nothing was changed, so the request may be sent again.
+    `secret`: fields of the first response alone, which are not stored. Rejections are not stored: nothing was changed, so
+    the request may be sent again.
     """
-    return run_once(context, key, effect).response()
+    row, is_replay = _run_once(context, key, effect)
+    headers = {"Location": row.location} if row.location else {}
+    if is_replay:
+        headers["Idempotency-Replayed"] = "true"
+    elif secret:
+        headers["Cache-Control"] = "no-store"
+    return JSONResponse(row.body if is_replay else {**row.body, **secret}, row.status, headers)
 
 
-def run_once(
+def _run_once(
     context: Context, key: IdempotencyKey | None, effect: Callable[[Connection], ResponseRow]
-) -> Outcome:
-    """`respond` for a response to which the caller adds fields that are not stored."""
+) -> tuple[ResponseRow, bool]:
+    """The response, and whether it is a replay."""
     if key is None:
-        return Outcome(context.database.settle(effect))
+        return context.database.settle(effect), False
+    scoped = (key.owner, key.key, key.route)
 
-    def once(connection: Connection) -> Outcome:
-        known = idempotency.find(connection, _scoped(key))
-        if known is not None:
-            return _replay(key, known)
-        fresh = effect(connection)
-        idempotency.save(connection, _scoped(key), fresh, context.clock())
-        return Outcome(fresh)
+    def once(connection: Connection) -> tuple[ResponseRow, bool]:
+        known = idempotency.find(connection, scoped)
+        if known is None:
+            fresh = effect(connection)
+            idempotency.save(connection, scoped, fresh, context.clock())
+            return fresh, False
+        if key.fingerprint != known.fingerprint:
+            message = "this key was used with another body; a new request needs a new key"
+            raise Unprocessable(message, FieldProblem("Idempotency-Key", message, key.key))
+        return known, True
 
     return context.database.settle(once)
 
@@ -70,14 +64,3 @@ def response_row(
     """A response in the form in which it is sent and stored."""
     fingerprint = key.fingerprint if key is not None else ""
     return ResponseRow(fingerprint, status, location, body.model_dump(mode="json"))
-
-
-def _replay(key: IdempotencyKey, known: ResponseRow) -> Outcome:
-    if key.fingerprint != known.fingerprint:
-        message = "this key was used with another body; a new request needs a new key"
-        raise Unprocessable(message, FieldProblem("Idempotency-Key", message, key.key))
-    return Outcome(known, is_replay=True)
-
-
-def _scoped(key: IdempotencyKey) -> ScopedKey:
-    return (key.owner, key.key, key.route)

@@ -44,7 +44,7 @@ from service.api.dependencies import (
     Trainer,
 )
 from service.api.events import read_page
-from service.api.idempotency import Outcome, respond, response_row
+from service.api.idempotency import respond, response_row
 from service.api.pagination import LARGEST_NUMBER, NumberSeek, Page, page
 from service.auth.ownership import get_job, get_model
 from service.context import Context
@@ -79,13 +79,8 @@ def to_job(job: JobRow) -> Job:
     )
 
 
-def accepted_job(found: Requested, key: IdempotencyKey | None = None) -> JSONResponse:
+def accepted_job(found: Requested, key: IdempotencyKey | None = None) -> ResponseRow:
     """The response to a request for a job that reads no rows."""
-    return Outcome(accepted_record(found, key)).response()
-
-
-def accepted_record(found: Requested, key: IdempotencyKey | None = None) -> ResponseRow:
-    """The same, to be stored for an idempotency key."""
     status = 202 if found.is_new else 200
     return response_row(key, status, to_job(found.job), f"/v1/jobs/{found.job.id}")
 

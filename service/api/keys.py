@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from cmcl.contract.api.access import ApiKey, CreatedKey, Quota, QuotaName, Quotas, Whoami
 from service.api.dependencies import Admin, AnyPrincipal, ContextDep, IdempotencyKeyDep, Reader
-from service.api.idempotency import response_row, run_once
+from service.api.idempotency import respond, response_row
 from service.api.pagination import Page, TextSeek, page
 from service.auth.keys import NewKey, create_key, get_key, mint, revoke_key
 from service.auth.ownership import COUNTED_AFTER_DELETION
@@ -48,13 +48,7 @@ def post_key(
         made = create_key(connection, body, minted, principal, context.clock())
         return response_row(key, 201, CreatedKey(**vars(to_key(made))), f"/v1/keys/{made.id}")
 
-    given = run_once(context, key, effect)
-    if given.is_replay:
-        return given.response()
-    # The secret is added after the response was stored for the Idempotency-Key.
-    shown = {**given.row.body, "key": minted.text}
-    headers = {"Location": str(given.row.location), "Cache-Control": "no-store"}
-    return JSONResponse(shown, given.row.status, headers)
+    return respond(context, key, effect, {"key": minted.text})
 
 
 @router.get("/v1/keys")

@@ -25,7 +25,7 @@ from service.api.dependencies import (
     etag,
 )
 from service.api.idempotency import respond, response_row
-from service.api.jobs import accepted_record
+from service.api.jobs import accepted_job
 from service.api.pagination import LARGEST_NUMBER, Page, TextSeek, page
 from service.auth.ownership import get_model
 from service.core.principal import Principal
@@ -233,7 +233,7 @@ def post_merge(
 
     def effect(connection: Connection) -> ResponseRow:
         found = request_merge(connection, model, body.ref, principal, context.clock(), trace)
-        return accepted_record(found, key)
+        return accepted_job(found, key)
 
     check_may_change(context, model, principal)
     return respond(context, key, effect)

@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from cmcl.contract.api.events import CreatedWebhook, Delivery, Webhook
 from service.api.dependencies import Admin, ContextDep, IdempotencyKeyDep
-from service.api.idempotency import respond, response_row, run_once
+from service.api.idempotency import respond, response_row
 from service.api.pagination import NewestSeek, Page, TextSeek, page
 from service.context import Context
 from service.core.principal import Principal
@@ -59,13 +59,7 @@ def post_webhook(
         shown = CreatedWebhook(**vars(to_webhook(webhook)), secret=None)
         return response_row(key, 201, shown, f"/v1/webhooks/{webhook.id}")
 
-    given = run_once(context, key, effect)
-    if given.is_replay:
-        return given.response()
-    # The secret is added after the response was stored for the Idempotency-Key.
-    response = given.with_more(secret=secret).response()
-    response.headers["Cache-Control"] = "no-store"
-    return response
+    return respond(context, key, effect, {"secret": secret})
 
 
 @router.get("")

@@ -5,7 +5,7 @@ import logging
 import threading
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from service.auth.keys import OPERATOR, KeyText, parse, sha256
 from service.auth.rate_limiter import RateLimiter
@@ -16,6 +16,11 @@ from service.core.settings import Settings
 from service.database.engine import Database
 from service.database.queries import keys
 from service.database.queries.keys import KeyRow
+from service.database.queries.sessions import SessionRow
+
+if TYPE_CHECKING:
+    # Slow to import, and most installations have no issuer.
+    from service.auth.oidc import OidcTokens
 
 # How long a credential revoked by another instance is still accepted here.
 TRUST = timedelta(seconds=5)
@@ -39,38 +44,7 @@ _LONGEST = 8192
 _NO_DIGEST = sha256("")
 
 
-class Credential(Protocol):
-    """The row of a key or of a session."""
-
-    @property
-    def id(self) -> str:
-        """Its id."""
-
-    @property
-    def secret_sha256(self) -> str:
-        """Hexadecimal digest of its secret."""
-
-    @property
-    def last_used_at(self) -> datetime | None:
-        """When it was last used."""
-
-    def is_valid(self, now: datetime) -> bool:
-        """Neither revoked nor expired."""
-
-
-Row = TypeVar("Row", bound=Credential)
-
-
-class Shown(Protocol):
-    """A credential as its holder sends it."""
-
-    @property
-    def id(self) -> str:
-        """The id of its row."""
-
-    @property
-    def digest(self) -> str:
-        """Hexadecimal digest of its secret."""
+Row = TypeVar("Row", KeyRow, SessionRow)
 
 
 @dataclass
@@ -88,17 +62,17 @@ class KeyCache(Generic[Row]):
         self._seen: dict[str, _Seen[Row]] = {}
         self._lock = threading.Lock()
 
-    def find(self, shown: Shown) -> Row | None:
+    def find(self, name: str, digest: str) -> Row | None:
         """The row, if it was read recently and has not expired."""
-        seen, now = self._seen.get(shown.id), self._clock()
+        seen, now = self._seen.get(name), self._clock()
         if seen is None or now - seen.at > TRUST or not seen.row.is_valid(now):
             return None
-        return seen.row if _same(seen, shown) else None
+        return seen.row if hmac.compare_digest(seen.row.secret_sha256, digest) else None
 
-    def was_valid(self, shown: Shown) -> bool:
+    def was_valid(self, name: str, digest: str) -> bool:
         """Whether the credential has ever been valid here."""
-        seen = self._seen.get(shown.id)
-        return seen is not None and _same(seen, shown)
+        seen = self._seen.get(name)
+        return seen is not None and hmac.compare_digest(seen.row.secret_sha256, digest)
 
     def keep(self, row: Row) -> None:
         """Store a row that is valid now."""
@@ -129,17 +103,6 @@ class KeyCache(Generic[Row]):
             return True
 
 
-def _same(seen: _Seen[Row], shown: Shown) -> bool:
-    return hmac.compare_digest(seen.row.secret_sha256, shown.digest)
-
-
-class TokenVerifier(Protocol):
-    """Verifies bearer tokens of an identity provider."""
-
-    def read(self, token: str) -> Principal:
-        """The token's principal. Raises Unauthorized, Forbidden and IssuerUnavailable."""
-
-
 @dataclass(frozen=True)
 class Caller:
     """The sender of a request, and the id of its key, if any."""
@@ -160,7 +123,7 @@ class Authenticator:
         settings: Settings,
         database: Database,
         clock: Clock,
-        tokens: TokenVerifier | None,
+        tokens: "OidcTokens | None",
         requests_per_minute: int,
     ) -> None:
         self.is_open = settings.auth == "off"
@@ -183,7 +146,7 @@ class Authenticator:
         if self._is_admin_key(shown):
             return _OPERATOR
         key = parse(shown)
-        found = self._known.find(key) if key else None
+        found = self._known.find(key.id, key.digest) if key else None
         return _of_key(found) if found else None
 
     def check_scraper(self, shown: str | None) -> None:
@@ -218,7 +181,7 @@ class Authenticator:
         Other clients behind the same address must not lock out a key that has worked, nor a token:
         signatures cannot be guessed, and verifying one needs no database and rarely the issuer.
         """
-        return self._known.was_valid(key) if key else self.asks_issuer(shown)
+        return self._known.was_valid(key.id, key.digest) if key else self.asks_issuer(shown)
 
     def count(self, caller: Caller) -> None:
         """Count a request of the caller's owner; the operator is exempt. Raises TooManyRequests."""

@@ -125,12 +125,12 @@ class Sessions:
     def recognize(self, shown: str) -> SessionRow | None:
         """The session of a cookie's value, if it was read recently; None if `look_up` is needed."""
         text = self._parse(shown)
-        return self._known.find(text) if text else None
+        return self._known.find(text.id, text.digest) if text else None
 
     def was_valid(self, shown: str) -> bool:
         """Whether a cookie's value has ever been valid here, as far as it is cached."""
         text = self._parse(shown)
-        return text is not None and self._known.was_valid(text)
+        return text is not None and self._known.was_valid(text.id, text.digest)
 
     def look_up(self, shown: str) -> SessionRow:
         """Read the session of a cookie's value. Raises Unauthorized, DatabaseUnavailable."""

@@ -15,14 +15,11 @@ from statistics import fmean
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
-from pydantic import BaseModel
 
 from cmcl.contract.api.access import Quota
-from cmcl.contract.api.datasets import DatasetSummary
 from cmcl.contract.api.jobs import JobState
 from cmcl.contract.api.models import Model, ModelSummary
-from cmcl.contract.api.versions import Promotion, VersionSummary
-from cmcl.contract.gate import Gate
+from cmcl.contract.api.versions import VersionSummary
 from cmcl.contract.version import LearnedDataset, MeasuredDataset, Recall
 from cmcl.pictures import (
     Branch,
@@ -38,7 +35,7 @@ from service.api.dependencies import ContextDep, LoopsDep, ModelPath, Reader
 from service.api.keys import read_quotas
 from service.api.models import list_models, list_summaries, read_gate, read_model, read_summary
 from service.api.operations import check_health
-from service.api.pagination import CursorQuery, Page, get_number_seek, get_text_seek
+from service.api.pagination import CursorQuery, get_number_seek, get_text_seek
 from service.api.versions import list_promotions, list_versions, read_version
 from service.context import Context
 from service.core.principal import Principal
@@ -58,18 +55,6 @@ _MOST_MODELS = 1000
 _AT_ONCE = 200
 _MOST_SHOWN = 8
 _BROKEN = (JobState.FAILED, JobState.REJECTED)
-
-
-class Overview(BaseModel):
-    """What the overview shows: models by what they need, the one that changed last first."""
-
-    models: list[ModelSummary]
-    are_all: bool
-    live: int
-    learning: list[ModelSummary]
-    held: list[ModelSummary]
-    broken: list[ModelSummary]
-    waiting_jobs: int
 
 
 @router.get("/")
@@ -93,8 +78,6 @@ def _render_overview(
     control_plane: dict[str, str],
     endpoint: dict[str, str],
 ) -> Response:
-    found = _read_overview(principal, context)
-    values = {name: getattr(found, name) for name in Overview.model_fields}
     checks = {**control_plane, **endpoint}
     return pages_of(request).render(
         request,
@@ -106,7 +89,7 @@ def _render_overview(
         queries_are_affected=any(result != "ok" for result in endpoint.values()),
         # A function: only the part of the page that shows them has them counted.
         quotas=partial(_quotas, principal, context),
-        **values,
+        **_read_overview(principal, context),
     )
 
 
@@ -118,7 +101,8 @@ def _quotas(principal: Principal, context: Context) -> dict[str, Quota]:
     return {name: quota for name, quota in found.items() if quota.limit is not None}
 
 
-def _read_overview(principal: Principal, context: Context) -> Overview:
+def _read_overview(principal: Principal, context: Context) -> dict[str, object]:
+    """Models by what they need, the one that changed last first."""
     models: list[ModelSummary] = []
     after: str | None = None
     while True:
@@ -134,17 +118,15 @@ def _read_overview(principal: Principal, context: Context) -> Overview:
         for model in models
         if model.current and model.current.state != JobState.HELD
     )
-    return Overview(
-        models=models,
-        are_all=found.next_cursor is None,
-        live=sum(model.live_version is not None for model in models),
-        learning=[model for *_, model in learning],
-        held=[model for model in models if model.current and model.current.state == JobState.HELD],
-        broken=[
-            model for model in models if model.last_ended and model.last_ended.state in _BROKEN
-        ],
-        waiting_jobs=sum(model.jobs.waiting for model in models),
-    )
+    return {
+        "models": models,
+        "are_all": found.next_cursor is None,
+        "live": sum(model.live_version is not None for model in models),
+        "learning": [model for *_, model in learning],
+        "held": [each for each in models if each.current and each.current.state == JobState.HELD],
+        "broken": [each for each in models if each.last_ended and each.last_ended.state in _BROKEN],
+        "waiting_jobs": sum(model.jobs.waiting for model in models),
+    }
 
 
 def _changed_at(model: ModelSummary) -> datetime:
@@ -154,20 +136,6 @@ def _changed_at(model: ModelSummary) -> datetime:
     moments += [model.current.state_changed_at] if model.current else []
     moments += [model.last_ended.state_changed_at] if model.last_ended else []
     return max(moments)
-
-
-class ModelOverview(BaseModel):
-    """What the page of a model shows."""
-
-    model: Model
-    summary: ModelSummary
-    gate: Gate
-    gate_revision: str
-    versions: Page[VersionSummary]
-    newest: list[VersionSummary]
-    branches: list[Model]
-    datasets: list[DatasetSummary]
-    promotions: list[Promotion]
 
 
 @router.get("/models")
@@ -194,41 +162,37 @@ def model_page(
     cursor: CursorQuery = None,
 ) -> Response:
     """One model."""
-    found = _read(model, principal, context, cursor)
-    values = {name: getattr(found, name) for name in ModelOverview.model_fields}
-    return pages_of(request).render(
-        request, "model.html", chain=_chain(found), is_first=cursor is None, **values
-    )
-
-
-def _read(model: str, principal: Principal, context: Context, cursor: str | None) -> ModelOverview:
-    response = Response()
-    seek = get_number_seek(cursor, "desc", _VERSIONS)
+    response, seek = Response(), get_number_seek(cursor, "desc", _VERSIONS)
     versions = list_versions(model, principal, context, seek)
-    newest = versions
+    newest = versions.items
     if cursor is not None:
-        first = Seek[int](None, "desc", _DRAWN)
-        newest = list_versions(model, principal, context, first)
-    return ModelOverview(
+        newest = list_versions(model, principal, context, Seek(None, "desc", _DRAWN)).items
+    summary = read_summary(model, principal, context)
+    gate = read_gate(model, principal, context, response)
+    branches = list_models(principal, context, Seek(None, "asc", _BRANCHES), model).items
+    datasets = list_datasets(principal, context, Seek(None, "desc", _DATASETS), model=model)
+    promotions = list_promotions(model, principal, context, Seek(None, "desc", _PROMOTIONS))
+    return pages_of(request).render(
+        request,
+        "model.html",
         model=read_model(model, principal, context),
-        summary=read_summary(model, principal, context),
-        gate=read_gate(model, principal, context, response),
+        summary=summary,
+        gate=gate,
         gate_revision=response.headers["etag"].strip('"'),
         versions=versions,
-        newest=newest.items[:_DRAWN],
-        branches=list_models(principal, context, Seek(None, "asc", _BRANCHES), model).items,
-        datasets=list_datasets(
-            principal, context, Seek(None, "desc", _DATASETS), model=model
-        ).items,
-        promotions=list_promotions(
-            model, principal, context, Seek(None, "desc", _PROMOTIONS)
-        ).items,
+        newest=newest[:_DRAWN],
+        branches=branches,
+        datasets=datasets.items,
+        promotions=promotions.items,
+        chain=_chain(summary, newest[:_DRAWN], branches),
+        is_first=cursor is None,
     )
 
 
-def _chain(found: ModelOverview) -> Picture:
+def _chain(
+    summary: ModelSummary, newest: Sequence[VersionSummary], branches: Sequence[Model]
+) -> Picture:
     """The newest versions, what each learned, and where branches start."""
-    summary = found.summary
 
     def state(version: VersionSummary) -> str:
         if version.version == summary.live_version:
@@ -237,11 +201,11 @@ def _chain(found: ModelOverview) -> Picture:
 
     versions = [
         ChainVersion(each.version, each.dataset_name, state(each), each.kind == "unlearn")
-        for each in reversed(found.newest)
+        for each in reversed(newest)
     ]
-    origins = [(each.name, each.branched_from) for each in found.branches]
-    branches = [Branch(name, origin.version) for name, origin in origins if origin]
-    return version_chain(versions, branches, width=WHOLE)
+    origins = [(each.name, each.branched_from) for each in branches]
+    drawn = [Branch(name, origin.version) for name, origin in origins if origin]
+    return version_chain(versions, drawn, width=WHOLE)
 
 
 # Of a model with more modalities, the picture and the tables have the pairs of these.

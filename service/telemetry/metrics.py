@@ -38,7 +38,7 @@ from service.database.queries.overviews import Backlog
 from service.database.rows import Event, JobRow
 from service.launchers.port import LauncherRefused, LauncherUnavailable
 from service.telemetry.logs import current_request
-from service.telemetry.spans import NoSpans, Spans, move_span, trace_id
+from service.telemetry.spans import Spans, move_span, trace_id
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Metrics:
         # The creation time of each series: unused, and it doubles the output.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
-        self.spans: Spans = spans or NoSpans()
+        self.spans: Spans = spans or Spans()
         ProcessCollector(registry=self.registry)
         self._add_jobs()
         self._add_reconciler()

@@ -19,7 +19,7 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from cmcl.tracing import close_provider, open_provider
-from service.telemetry.spans import Attributes, PastSpan
+from service.telemetry.spans import Attributes, PastSpan, Spans
 
 _NOT_TRACED = frozenset({"/healthz", "/readyz", "/metrics"})
 _SERVICE = {"service.name": "cmcl-service"}
@@ -27,7 +27,7 @@ _NANOSECONDS = 1_000_000_000
 _W3C = TraceContextTextMapPropagator()
 
 
-class OpenTelemetrySpans:
+class OpenTelemetrySpans(Spans):
     """See Spans."""
 
     def __init__(self, exporter: SpanExporter) -> None:

@@ -1,4 +1,4 @@
-"""The tracing interface, and the one that traces nothing, so that OpenTelemetry is imported only if needed.
+"""The tracing interface. It traces nothing itself, so that OpenTelemetry is imported only if needed.
 
 A traceparent of None means: not traced.
 
@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
 
 from fastapi.telemetry import TelemetryConfig
 
@@ -41,56 +40,32 @@ class PastSpan:
     error: str | None = None
 
 
-class Spans(Protocol):
-    """The tracing interface."""
+class Spans:
+    """The tracing interface; this one traces nothing."""
 
     def of_requests(self) -> TelemetryConfig:
         """FastAPI's configuration: a span for each request except probes and scrapes."""
-        ...
+        return {"tracing": False, "metrics": False, "logs": False}
 
     def traceparent(self) -> str | None:
         """Return the traceparent of the current span, in a handler that of its request."""
-        ...
+        return None
 
     def inside(self, name: str, attributes: Attributes) -> AbstractContextManager[None]:
         """A span of a call, if it is part of a trace."""
-        ...
+        return nullcontext()
 
     def step(
         self, parent: str | None, name: str, attributes: Attributes
     ) -> AbstractContextManager[None]:
         """A span of one step of the reconciler, in the trace of its parent."""
-        ...
-
-    def add(self, span: PastSpan) -> None: ...
-
-    def close(self) -> None:
-        """Export what is left, for two seconds at most."""
-        ...
-
-
-class NoSpans:
-    """Traces nothing."""
-
-    def of_requests(self) -> TelemetryConfig:
-        return {"tracing": False, "metrics": False, "logs": False}
-
-    def traceparent(self) -> str | None:
-        return None
-
-    def inside(self, name: str, attributes: Attributes) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def step(
-        self, parent: str | None, name: str, attributes: Attributes
-    ) -> AbstractContextManager[None]:
         return nullcontext()
 
     def add(self, span: PastSpan) -> None:
-        """See Spans."""
+        """Add a span that has ended."""
 
     def close(self) -> None:
-        """See Spans."""
+        """Export what is left, for two seconds at most."""
 
 
 def trace_id(traceparent: str | None) -> str | None:

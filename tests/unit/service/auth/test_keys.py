@@ -209,12 +209,12 @@ def record(key: KeyText, clock: ScriptedClock) -> KeyRow:
 def test_a_key_is_known_by_all_of_its_text() -> None:
     clock = ScriptedClock()
     known, key = KeyCache[KeyRow](clock), mint()
-    assert known.find(key) is None
+    assert known.find(key.id, key.digest) is None
     known.keep(record(key, clock))
-    assert known.find(key) == record(key, clock)
+    assert known.find(key.id, key.digest) == record(key, clock)
     wrong = replace(key, secret=mint().secret)
-    assert known.find(wrong) is None
-    assert not known.was_valid(wrong)
+    assert known.find(wrong.id, wrong.digest) is None
+    assert not known.was_valid(wrong.id, wrong.digest)
 
 
 def test_a_key_that_was_read_long_ago_is_read_again() -> None:
@@ -222,12 +222,12 @@ def test_a_key_that_was_read_long_ago_is_read_again() -> None:
     known, key = KeyCache[KeyRow](clock), mint()
     known.keep(record(key, clock))
     clock.advance(5)
-    assert known.find(key) is not None
+    assert known.find(key.id, key.digest) is not None
     clock.advance(1)
-    assert known.find(key) is None
-    assert known.was_valid(key)
+    assert known.find(key.id, key.digest) is None
+    assert known.was_valid(key.id, key.digest)
     known.forget(key.id)
-    assert not known.was_valid(key)
+    assert not known.was_valid(key.id, key.digest)
 
 
 def test_the_number_of_cached_keys_is_bounded() -> None:
@@ -235,8 +235,8 @@ def test_the_number_of_cached_keys_is_bounded() -> None:
     known, keys = KeyCache[KeyRow](clock), [mint() for _ in range(10_002)]
     for key in keys:
         known.keep(record(key, clock))
-    assert [known.was_valid(key) for key in keys[:3]] == [False, False, True]
-    assert known.was_valid(keys[-1])
+    assert [known.was_valid(key.id, key.digest) for key in keys[:3]] == [False, False, True]
+    assert known.was_valid(keys[-1].id, keys[-1].digest)
 
 
 def test_use_is_due_once_a_minute_also_when_the_key_was_read_again() -> None:
