@@ -15,7 +15,6 @@ from cmcl.storage import layout
 from service.jobs.gate import check_answers, judge
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
-from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
 
 GATE = "/v1/models/scenes/gate"
 
@@ -423,20 +422,3 @@ def test_a_damaged_candidate_is_a_conflict(held: tuple[ControlPlane, str]) -> No
     response = plane.client.get(f"/v1/jobs/{job}/candidate")
     assert response.status_code == 409
     assert "is damaged" in response.json()["detail"]
-
-
-def test_a_candidate_is_shown_to_its_owner_alone(tmp_path: Path) -> None:
-    plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY)
-    operator = KeyClient(plane, ADMIN_KEY)
-    red, blue = (operator.client_with_key(owner, owner=owner) for owner in ("red", "blue"))
-    plane.client = red
-    plane.create_model()
-    plane.client.put(GATE, json={"manual_approval": True})
-    job = plane.post_dataset()
-    plane.tick_to(job, JobState.RUNNING)
-    train(plane.store, job, 1)
-    plane.tick_to(job, JobState.HELD)
-    path = f"/v1/jobs/{job}/candidate"
-    answers = [client.get(path).status_code for client in (red, operator, blue)]
-    assert answers == [200, 200, 404]
-    plane.close()

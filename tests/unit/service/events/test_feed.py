@@ -32,7 +32,6 @@ from tests.fakes.control_plane import ControlPlane
 from tests.fakes.database_outage import outage
 from tests.fakes.served_app import served
 from tests.fakes.trainer import FIGURES, report_progress
-from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
 
 EVERYTHING = EventFilter()
 
@@ -736,29 +735,3 @@ def test_an_unknown_kind_is_refused_with_the_known_ones(plane: ControlPlane, kin
     (problem,) = response.json()["errors"]
     assert problem["field"] == "kind[0]"
     assert "job.queued" in problem["message"]
-
-
-def test_events_of_another_owner_are_invisible(tmp_path: Path) -> None:
-    plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY)
-    operator = KeyClient(plane, ADMIN_KEY)
-    jobs = {}
-    for owner in ("red", "blue"):
-        plane.client = operator.client_with_key(owner, owner=owner)
-        plane.create_model(owner)
-        jobs[owner] = plane.post_dataset(model=owner)
-    red = operator.client_with_key("red-again", owner="red")
-    items = red.get("/v1/events").json()["items"]
-    assert {item["job"] for item in items} == {jobs["red"]}
-    assert {item["job"] for item in operator.get("/v1/events").json()["items"]} == {*jobs.values()}
-    assert red.get(f"/v1/jobs/{jobs['blue']}/events").status_code == 404
-    assert red.get("/v1/events", params={"model": "blue"}).json()["items"] == []
-    plane.close()
-
-
-def test_events_are_not_sent_to_a_key_without_read_scope(tmp_path: Path) -> None:
-    plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY)
-    writer = KeyClient(plane, ADMIN_KEY).client_with_key("writer", ("write",))
-    for path in ("/v1/events", "/v1/jobs/job-0123456789ab/events"):
-        assert writer.get(path).status_code == 403
-        assert writer.get(path, headers={"Accept": "text/event-stream"}).status_code == 403
-    plane.close()

@@ -13,7 +13,6 @@ from service.database.tables import jobs
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
 from tests.fakes.preparer import fail, requests_in
-from tests.unit.service.auth.key_client import KeyClient
 from tests.unit.service.page.browser import Browser, rows_of, text_of
 from workers.prepare.dataset import write_rejected
 
@@ -272,31 +271,6 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_sent(tmp_path: Path) -
 def test_names_of_files_that_mislead_are_refused(person: Browser, name: str) -> None:
     assert begin(person, b"x", name).status_code == 422
     assert begin(person, b"x", "\N{PILE OF POO} räksmörgås.csv").status_code == 201
-
-
-def test_parts_need_the_scope_the_owner_and_this_site(
-    operator: KeyClient, guarded: ControlPlane
-) -> None:
-    browsers = {}
-    for name, scopes, owner in (
-        ("owner", ["read", "write"], "lab"),
-        ("reader", ["read"], "lab"),
-        ("stranger", ["read", "write"], "elsewhere"),
-    ):
-        browsers[name] = Browser(guarded)
-        browsers[name].sign_in(operator.make_key(name, scopes, owner=owner)["key"])
-    upload = begin(browsers["owner"], b"x").json()["id"]
-    assert begin(browsers["reader"], b"x").status_code == 403
-    assert put_file(browsers["reader"], upload, b"x").status_code == 403
-    assert put_file(browsers["stranger"], upload, b"x").status_code == 404
-    path = f"/ui/v1/uploads/{upload}"
-    for method, below in (("POST", "/complete"), ("DELETE", ""), ("PUT", "/file")):
-        foreign = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}
-        answer = browsers["owner"].request(method, path + below, headers={**JSON, **foreign})
-        assert answer.status_code == 403
-    signed_out = Browser(guarded)
-    assert put_file(signed_out, upload, b"x").status_code == 401
-    assert browsers["owner"].request("DELETE", path, headers=JSON).status_code == 204
 
 
 def test_a_script_gets_problems_as_json_and_a_person_as_a_page(person: Browser) -> None:
