@@ -261,6 +261,6 @@ def is_repeatable(request: Request, outcome: httpx.TransportError | httpx.Respon
 def may_be_done(outcome: httpx.TransportError | httpx.Response) -> bool:
     """Whether the server may have carried out a request that ended so, without success."""
     if isinstance(outcome, httpx.Response):
-        # Refused by the limits of either server, or by a proxy without a server behind it.
+        # Rejected by the limits of either server, or by a proxy without a server behind it.
         return outcome.status_code not in (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.NOT_FOUND)
     return not isinstance(outcome, httpx.ConnectError | httpx.ConnectTimeout)

@@ -14,10 +14,10 @@ from anyio import CapacityLimiter, sleep, to_thread
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.dependencies import METRICS, OPEN_PATHS, PROBES
-from service.api.problems import refusal
+from service.api.problems import error_response
 from service.auth.authenticator import Authenticator, Caller
 from service.auth.rate_limiter import RateLimiter
-from service.core.errors import Forbidden, Refused, ServiceError
+from service.core.errors import Forbidden, Rejected, ServiceError
 from service.telemetry.logs import name_principal
 
 _HERE = "localhost"
@@ -78,11 +78,11 @@ _MOST_DELAYED = 256
 _LONGEST_WAIT_SECONDS = 8.0
 
 
-class Refusals:
-    """Delays refusals to an address beyond its limit.
+class Rejections:
+    """Delays rejections to an address beyond its limit.
 
-    A refusal takes time of the event loop, and a client that retries at once on hundreds of connections would leave
-    none for others. All delayed refusals together are some 200 a second; connections beyond `_MOST_DELAYED` are closed.
+    A rejection takes time of the event loop, and a client that retries at once on hundreds of connections would leave
+    none for others. All delayed rejections together are some 200 a second; connections beyond `_MOST_DELAYED` are closed.
     For use on the event loop alone.
     """
 
@@ -91,8 +91,8 @@ class Refusals:
         self._waiting = 0
 
     async def delay(self, address: str) -> bool:
-        """Wait until a refusal to that address may be sent. Return whether the connection may stay open."""
-        if self._rate_limiter.count_refusal(address):
+        """Wait until a rejection to that address may be sent. Return whether the connection may stay open."""
+        if self._rate_limiter.count_rejection(address):
             return True
         if self._waiting >= _MOST_DELAYED:
             return False
@@ -111,7 +111,7 @@ class Authentication:
         self._app = app
         self._authenticator = authenticator
         self._hosts = hosts
-        self._refusals = Refusals(authenticator.rate_limiter)
+        self._rejections = Rejections(authenticator.rate_limiter)
         self._issuer_threads = CapacityLimiter(_THREADS_FOR_ISSUER)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -123,9 +123,9 @@ class Authentication:
                 self._hosts.check(scope)
             caller = await self._admit(scope)
         except ServiceError as error:
-            response = refusal(error, scope["path"])
+            response = error_response(error, scope["path"])
             # An outage of the database is not the client's fault.
-            if isinstance(error, Refused) and not await self._refusals.delay(address_of(scope)):
+            if isinstance(error, Rejected) and not await self._rejections.delay(address_of(scope)):
                 response.headers["connection"] = "close"
             await response(scope, receive, send)
             return

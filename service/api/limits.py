@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cmcl.fairness import FairSemaphore, OverLimit, Quota
 from service.api.dependencies import BYTES, check_scopes, get_principal, permitted_type
-from service.api.problems import refusal
+from service.api.problems import error_response
 from service.core.errors import BodyTooLarge, IncompleteBody
 from service.core.principal import EVERY_OWNER, Principal
 
@@ -73,7 +73,7 @@ class OwnerLimits:
             await self._app(scope, request.receive, request.send)
         except OverLimit as error:
             # Of the slot: others are answered within the app.
-            await refusal(error, scope["path"])(scope, receive, send)
+            await error_response(error, scope["path"])(scope, receive, send)
         finally:
             request.end()
 

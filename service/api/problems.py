@@ -26,7 +26,7 @@ from service.core.errors import (
     IssuerUnavailable,
     NotFound,
     PreconditionFailed,
-    Refused,
+    Rejected,
     ServiceError,
     TooManyRequests,
     Unauthorized,
@@ -178,13 +178,13 @@ def add_problem_handlers(app: FastAPI) -> None:
 
 
 async def _service_error(request: Request, error: Exception) -> ProblemResponse:
-    return refusal(error, request.url.path)
+    return error_response(error, request.url.path)
 
 
-def refusal(error: Exception, path: str) -> ProblemResponse:
+def error_response(error: Exception, path: str) -> ProblemResponse:
     """The response for an error of KINDS."""
     kind = next((KINDS[cls] for cls in type(error).__mro__ if cls in KINDS), INTERNAL)
-    fields = error.fields if isinstance(error, Refused) else ()
+    fields = error.fields if isinstance(error, Rejected) else ()
     return problem(kind, str(error), path, fields, _headers(kind, error))
 
 
@@ -198,16 +198,16 @@ def _headers(kind: Kind, error: Exception) -> dict[str, str] | None:
     return {"Retry-After": "1"} if kind.status == _UNAVAILABLE else None
 
 
-def refused_body(error: HTTPException, path: str) -> ProblemResponse | None:
+def rejected_body(error: HTTPException, path: str) -> ProblemResponse | None:
     """The response where the body was refused while it was read (service/api/limits.py), which FastAPI catches."""
     cause = error.__cause__
     if isinstance(cause, Exception) and isinstance(cause, tuple(KINDS)):
-        return refusal(cause, path)
+        return error_response(cause, path)
     return None
 
 
 async def _framework(request: Request, error: HTTPException) -> ProblemResponse:
-    if refused := refused_body(error, request.url.path):
+    if refused := rejected_body(error, request.url.path):
         return refused
     kind = FRAMEWORK.get(error.status_code)
     if kind is None:

@@ -1,4 +1,4 @@
-"""Rate limits: requests per owner; invalid keys, requests without a key and refusals per address.
+"""Rate limits: requests per owner; invalid keys, requests without a key and rejections per address.
 
 Counted in the memory of this process by a sliding window counter. The in-memory storage of the package
 `limits` starts a thread every few requests, and `Thread.start` blocks the event loop until that thread
@@ -14,7 +14,7 @@ from service.core.errors import TooManyRequests
 
 FAILURES_PER_MINUTE = 60
 OPEN_PER_MINUTE = 600
-REFUSALS_PER_MINUTE = 600
+REJECTIONS_PER_MINUTE = 600
 # A provider's usual prefix for one customer, who can choose addresses within it freely.
 _IPV6_CUSTOMER = 64
 _MINUTE = 60.0
@@ -72,7 +72,7 @@ class RateLimiter:
         self._requests = SlidingWindow(per_minute)
         self._failures = SlidingWindow(FAILURES_PER_MINUTE)
         self._open = SlidingWindow(OPEN_PER_MINUTE)
-        self._refusals = SlidingWindow(REFUSALS_PER_MINUTE)
+        self._rejections = SlidingWindow(REJECTIONS_PER_MINUTE)
 
     def count(self, owner: str) -> None:
         """Count a request with any of the owner's keys or tokens."""
@@ -101,9 +101,9 @@ class RateLimiter:
         """Count an invalid key; `check_address` raises once there are too many."""
         self._failures.hit(client_network(address))
 
-    def count_refusal(self, address: str) -> bool:
+    def count_rejection(self, address: str) -> bool:
         """Count a refused request; return whether it is within the limit."""
-        return self._refusals.hit(client_network(address))
+        return self._rejections.hit(client_network(address))
 
 
 def client_network(address: str) -> str:

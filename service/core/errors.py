@@ -1,7 +1,7 @@
 """Errors of the control plane. One table maps them to HTTP status, `service.api.problems`.
 
     ServiceError                    base class
-    ├── Refused                     the request cannot be done as asked
+    ├── Rejected                    the request cannot be done as asked
     │   ├── NotFound                no such model, dataset, job or version
     │   ├── Conflict                it conflicts with the current state, or with a quota of the owner
     │   │   └── StaleDatabase       object storage is newer than the database
@@ -37,7 +37,7 @@ class ServiceError(Exception):
     """Base class of the errors that the control plane raises."""
 
 
-class Refused(ServiceError):
+class Rejected(ServiceError):
     """The request cannot be done as asked. `fields` names the fields that are wrong, if any."""
 
     def __init__(self, message: str, *fields: FieldProblem) -> None:
@@ -45,11 +45,11 @@ class Refused(ServiceError):
         self.fields = fields
 
 
-class NotFound(Refused):
+class NotFound(Rejected):
     """There is no such model, dataset, job or version."""
 
 
-class Conflict(Refused):
+class Conflict(Rejected):
     """The request conflicts with the current state of the resource."""
 
 
@@ -57,35 +57,35 @@ class StaleDatabase(Conflict):
     """Object storage is newer than the database, which was lost or restored from an old dump."""
 
 
-class Unprocessable(Refused):
+class Unprocessable(Rejected):
     """A field has a value that is not permitted."""
 
 
-class UnsupportedMediaType(Refused):
+class UnsupportedMediaType(Rejected):
     """The body is not declared to be of the type that is needed."""
 
 
-class BodyTooLarge(Refused):
+class BodyTooLarge(Rejected):
     """The body has more bytes than permitted."""
 
 
-class IncompleteBody(Refused):
+class IncompleteBody(Rejected):
     """The connection ended before the body did; nothing was kept of it."""
 
 
-class PreconditionFailed(Refused):
+class PreconditionFailed(Rejected):
     """It was changed since the request's author read it (If-Match)."""
 
 
-class Unauthorized(Refused):
+class Unauthorized(Rejected):
     """There is no key, or it is unknown, expired or revoked: the response does not say which."""
 
 
-class Forbidden(Refused):
+class Forbidden(Rejected):
     """The key is valid and does not permit this."""
 
 
-class TooManyRequests(Refused):
+class TooManyRequests(Rejected):
     """Too many requests; retry after `retry_after` seconds."""
 
     def __init__(self, message: str, retry_after: int) -> None:

@@ -93,7 +93,7 @@ _SPECIAL = tuple(
 _HIDDEN_STEPS = ("%2e", "%2f", "%5c", "\\")
 
 
-class AddressRefused(Exception):
+class AddressRejected(Exception):
     """The address is not permitted; the message has the reason for its author."""
 
 
@@ -147,7 +147,7 @@ class Sender:
         try:
             async with asyncio.timeout(self._seconds):
                 return await self._send(webhook, delivery, now)
-        except AddressRefused as error:
+        except AddressRejected as error:
             return Answer(error=f"the address is not permitted: {error}")
         except SecretUnreadable as error:
             return Answer(error=f"its secret cannot be decrypted: {error}; inform the operator")
@@ -228,19 +228,21 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def check_url(text: str, prefixes: Sequence[str]) -> httpx.URL:
-    """The address, normalized. Raises AddressRefused.
+    """The address, normalized. Raises AddressRejected.
 
     Without prefixes, any https address is permitted. With prefixes, only addresses under one of
     them, for which the operator permits plain http and private addresses.
     """
     url = _parsed(text)
     if url.userinfo or url.fragment:
-        raise AddressRefused("an address with a user name, a password or a # part is not permitted")
+        raise AddressRejected(
+            "an address with a user name, a password or a # part is not permitted"
+        )
     if prefixes:
         if not any(is_under(url, httpx.URL(prefix)) for prefix in prefixes):
-            raise AddressRefused(f"permitted are addresses under: {', '.join(prefixes)}")
+            raise AddressRejected(f"permitted are addresses under: {', '.join(prefixes)}")
     elif url.scheme != "https":
-        raise AddressRefused("permitted are https addresses")
+        raise AddressRejected("permitted are https addresses")
     else:
         _check_literal(url.host)
     return url
@@ -264,12 +266,12 @@ def port_of(url: httpx.URL) -> int:
 
 
 def check_public(addresses: Sequence[str]) -> None:
-    """Raises AddressRefused unless all of them are public.
+    """Raises AddressRejected unless all of them are public.
 
     All of them: the owner of a name may give it a public address besides a private one.
     """
     if not all(is_public(ipaddress.ip_address(address)) for address in addresses):
-        raise AddressRefused("its host does not lead to the public internet")
+        raise AddressRejected("its host does not lead to the public internet")
 
 
 def is_public(address: IpAddress) -> bool:
@@ -289,16 +291,16 @@ def is_public(address: IpAddress) -> bool:
 
 def _parsed(text: str) -> httpx.URL:
     if len(text) > LONGEST_URL:
-        raise AddressRefused(f"it has {len(text)} characters, permitted are {LONGEST_URL}")
+        raise AddressRejected(f"it has {len(text)} characters, permitted are {LONGEST_URL}")
     try:
         url = httpx.URL(text)
     except (httpx.InvalidURL, ValueError) as error:
-        raise AddressRefused("it is not an address such as https://example.com/hook") from error
+        raise AddressRejected("it is not an address such as https://example.com/hook") from error
     is_host = _HOST.match(url.raw_host) is not None
     if url.scheme not in _DEFAULT_PORTS or not is_host or not 0 < port_of(url) <= _LARGEST_PORT:
-        raise AddressRefused("it is not an address such as https://example.com/hook")
+        raise AddressRejected("it is not an address such as https://example.com/hook")
     if len(str(url)) > LONGEST_URL:
-        raise AddressRefused(f"encoded, it has more than {LONGEST_URL} characters")
+        raise AddressRejected(f"encoded, it has more than {LONGEST_URL} characters")
     return url
 
 
@@ -309,7 +311,7 @@ def _check_literal(host: str) -> None:
     except ValueError:
         return
     if not is_public(address):
-        raise AddressRefused(f"{host} is not an address of the public internet")
+        raise AddressRejected(f"{host} is not an address of the public internet")
 
 
 def parse_retry_after(value: str | None, now: datetime) -> float | None:

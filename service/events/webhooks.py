@@ -18,7 +18,7 @@ from service.database.queries import deliveries, webhooks
 from service.database.queries.deliveries import DeliveryRow
 from service.database.queries.webhooks import WebhookRow
 from service.database.rows import Event, random_id
-from service.events.webhook_delivery import LONGEST_URL, AddressRefused, check_url
+from service.events.webhook_delivery import LONGEST_URL, AddressRejected, check_url
 from service.events.webhook_secrets import SecretCipher
 
 _SECRET_BYTES = 32
@@ -159,5 +159,5 @@ def _check_every_owner(request: NewWebhook, principal: Principal) -> None:
 def _checked(url: str, prefixes: tuple[str, ...]) -> str:
     try:
         return str(check_url(url, prefixes))
-    except AddressRefused as error:
+    except AddressRejected as error:
         raise Unprocessable(str(error), FieldProblem("url", str(error))) from error

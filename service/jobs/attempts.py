@@ -30,7 +30,7 @@ from service.database.rows import DatasetRow, JobRow, ModelRow
 from service.jobs import scheduler
 from service.jobs.transitions import fail, move, quarantine
 from service.launchers.port import (
-    LauncherRefused,
+    LauncherRejected,
     LauncherUnavailable,
     LaunchState,
     LaunchStatus,
@@ -95,13 +95,13 @@ def submit(context: Context, job: JobRow, model: ModelRow) -> None:
     context.store.put(key, spec.model_dump_json().encode())
     try:
         context.launcher.submit(attempt_submission(context, job, model))
-    except LauncherRefused as error:
+    except LauncherRejected as error:
         # A cluster that has just started refuses submissions for a while.
         if not context.is_past(job.state_changed_at, context.tuning.start_deadline_seconds):
             raise
         # An earlier call may have succeeded although its response was lost.
         context.launcher.stop(submission_id(job.id, job.attempt))
-        fail(context, job, FailureReason.LAUNCHER_REFUSED, str(error))
+        fail(context, job, FailureReason.LAUNCHER_REJECTED, str(error))
         return
     started = {"started_at": job.started_at or context.clock(), "message": STARTING}
     if not move(context, job, JobState.RUNNING, **started):

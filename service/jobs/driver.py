@@ -22,7 +22,7 @@ from service.database.queries.instances import DriverRow
 from service.jobs.attempts import labels, rank_options
 from service.launchers.port import (
     LauncherError,
-    LauncherRefused,
+    LauncherRejected,
     LauncherUnavailable,
     LaunchState,
     LaunchStatus,
@@ -109,7 +109,7 @@ class DriverLoop(PeriodicLoop):
     def _submit(self, seen: DriverRow) -> None:
         try:
             self._context.driver_launcher.submit(self._submission(seen.number))
-        except LauncherRefused as error:
+        except LauncherRejected as error:
             self._end(seen, f"refused: {error}", is_failure=True)
             raise
         except LauncherUnavailable as error:

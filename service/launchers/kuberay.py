@@ -39,7 +39,7 @@ from service.core.setting_values import PodTemplates, legal_value, must_be_a_que
 from service.launchers.port import (
     LOG_LINES,
     LOG_SECONDS,
-    LauncherRefused,
+    LauncherRejected,
     LauncherUnavailable,
     LaunchState,
     LaunchStatus,
@@ -297,7 +297,7 @@ class KubeRayLauncher:
             except ApiException as error:
                 if error.status in _REFUSALS:
                     message = f"Kubernetes refused {submission.id}: {_error_message(error)}"
-                    raise LauncherRefused(message) from error
+                    raise LauncherRejected(message) from error
                 if error.status != _CONFLICT:
                     raise
 
@@ -440,13 +440,13 @@ def _cause(error: BaseException) -> str:
 
 
 def _check_queue(submission: Submission) -> None:
-    """Raises LauncherRefused for the queue of an owner whose name Kubernetes does not permit."""
+    """Raises LauncherRejected for the queue of an owner whose name Kubernetes does not permit."""
     if submission.queue:
         try:
             must_be_a_queue(submission.queue)
         except ValueError as error:
             message = f"{error}. Set the field queue of the owner in CMCL_OWNERS"
-            raise LauncherRefused(message) from error
+            raise LauncherRejected(message) from error
 
 
 def _error_message(error: ApiException) -> str:

@@ -2,7 +2,7 @@
 
 LauncherError
 ├── LauncherUnavailable     it did not respond; a retry can help
-└── LauncherRefused         it refused the command
+└── LauncherRejected        it rejected the command
 """
 
 import threading
@@ -42,8 +42,8 @@ class LauncherUnavailable(LauncherError):
     """The launcher did not respond; a retry can help."""
 
 
-class LauncherRefused(LauncherError):
-    """The launcher refused the command.
+class LauncherRejected(LauncherError):
+    """The launcher rejected the command.
 
     It may do so for a while after it has started, so callers retry for some time.
     """
@@ -112,7 +112,7 @@ class Launcher(Protocol):
     def submit(self, submission: Submission) -> None:
         """Run its command at most once; a known id is a success.
 
-        Raises LauncherRefused.
+        Raises LauncherRejected.
         """
         ...
 

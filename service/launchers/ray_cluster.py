@@ -25,7 +25,7 @@ from service.launchers.port import (
     LOG_SECONDS,
     ClusterResources,
     Launcher,
-    LauncherRefused,
+    LauncherRejected,
     LauncherUnavailable,
     LaunchState,
     LaunchStatus,
@@ -151,7 +151,7 @@ class RayJobLauncher:
             # contract, so check whether the job exists.
             if not answer.is_success and self._find(submission.id) is None:
                 message = f"Ray refused {submission.id}: {_response_message(answer)}"
-                raise LauncherRefused(message)
+                raise LauncherRejected(message)
 
     def statuses(self, submission_ids: Iterable[str]) -> dict[str, LaunchStatus]:
         with self._translated():

@@ -17,12 +17,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.authentication import Hosts, Refusals, address_of, headers, is_loopback
-from service.api.problems import refusal
+from service.api.authentication import Hosts, Rejections, address_of, headers, is_loopback
+from service.api.problems import error_response
 from service.auth.authenticator import Authenticator
 from service.auth.rate_limiter import client_network
 from service.auth.sessions import Sessions, principal_of
-from service.core.errors import Forbidden, Refused, ServiceError, TooManyRequests, Unauthorized
+from service.core.errors import Forbidden, Rejected, ServiceError, TooManyRequests, Unauthorized
 from service.core.principal import LOCAL, Principal
 from service.database.queries.sessions import SessionRow
 from service.page.rendering import PREFIX, Visitor, is_fragment, root_of
@@ -63,7 +63,7 @@ class PageAccess:
         self._sessions = sessions
         self._hosts = hosts
         self._origin = _origin(page_url)
-        self._refusals = Refusals(authenticator.rate_limiter)
+        self._rejections = Rejections(authenticator.rate_limiter)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -129,8 +129,8 @@ class PageAccess:
         if isinstance(error, Unauthorized) and _is_navigation(scope):
             response = _to_login(scope)
         else:
-            response = refusal(error, scope["path"])
-            if isinstance(error, Refused) and not await self._refusals.delay(address_of(scope)):
+            response = error_response(error, scope["path"])
+            if isinstance(error, Rejected) and not await self._rejections.delay(address_of(scope)):
                 response.headers["connection"] = "close"
         await response(scope, receive, send)
 

@@ -27,7 +27,7 @@ from service.api.problems import (
     ProblemResponse,
     add_problem_handlers,
     problem,
-    refused_body,
+    rejected_body,
 )
 from service.context import Context
 from service.page import (
@@ -156,7 +156,7 @@ def _static(files: StaticFiles) -> Callable[..., Awaitable[Response]]:
 
 
 async def _not_routed(request: Request, error: HTTPException) -> Response:
-    if refused := refused_body(error, request.url.path):
+    if refused := rejected_body(error, request.url.path):
         return refused
     kind = (
         NOT_FOUND

@@ -119,8 +119,8 @@ REASONS: dict[str, Remedy] = {
         "The preparation of the rows made no progress for too long.",
         "Check that the cluster has room for the driver; then retry the job.",
     ),
-    FailureReason.LAUNCHER_REFUSED: Remedy(
-        "The cluster refused the attempt.", "Correct what the message names; then retry the job."
+    FailureReason.LAUNCHER_REJECTED: Remedy(
+        "The cluster rejected the attempt.", "Correct what the message names; then retry the job."
     ),
     FailureReason.QUEUE_DEADLINE: Remedy(
         "The cluster accepted the attempt but did not start it in time.",

@@ -30,7 +30,7 @@ from service.core.errors import (
     Conflict,
     FieldProblem,
     PreconditionFailed,
-    Refused,
+    Rejected,
     Unprocessable,
     UnsupportedMediaType,
 )
@@ -53,7 +53,7 @@ _NO_NUL = r"^[^\x00]*$"
 
 Once = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{22}$")]
 VersionNumber = Annotated[int, Field(ge=1, le=LARGEST_NUMBER)]
-Again = Callable[[Refused], Response]
+Again = Callable[[Rejected], Response]
 
 
 def none_if_empty(value: object) -> object:
@@ -135,7 +135,7 @@ class ActionRequest:
     principal: Principal
     context: Context
 
-    def page(self, name: str, changed: Refused | None, /, **values: object) -> Response:
+    def page(self, name: str, changed: Rejected | None, /, **values: object) -> Response:
         """The confirmation page. `changed`: why nothing was done; None where nothing was asked for yet."""
         status = 200 if changed is None else 412 if isinstance(changed, PreconditionFailed) else 409
         return pages_of(self.http).render(self.http, name, status, changed=changed, **values)

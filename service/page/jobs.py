@@ -24,7 +24,7 @@ from service.api.events import read_page
 from service.api.models import read_model, read_summary
 from service.api.pagination import CursorQuery, get_number_seek
 from service.context import Context
-from service.core.errors import Conflict, NotFound, Refused
+from service.core.errors import Conflict, NotFound, Rejected
 from service.core.principal import Principal
 from service.core.states import CANCELLABLE, IN_FLIGHT
 from service.database.engine import Seek
@@ -384,7 +384,7 @@ def _action(request: Request) -> str:
 def _job_page(
     asked: ActionRequest,
     job: str,
-    changed: Refused | None = None,
+    changed: Rejected | None = None,
 ) -> Response:
     principal, context = asked.principal, asked.context
     found, action = jobs.read_job(job, principal, context), _action(asked.http)
@@ -420,7 +420,7 @@ def _candidate(job: Job, principal: Principal, context: Context) -> Candidate | 
 def _seal_page(
     asked: ActionRequest,
     dataset: str,
-    changed: Refused | None = None,
+    changed: Rejected | None = None,
 ) -> Response:
     found = read_dataset(dataset, asked.principal, asked.context)
     return asked.page(

@@ -27,7 +27,7 @@ from service.api.versions import (
     retire_version,
 )
 from service.context import Context
-from service.core.errors import Refused
+from service.core.errors import Rejected
 from service.core.principal import Principal
 from service.database.engine import Seek
 from service.page.comparison import WantedDep, compare_versions, comparison_values, read_figures
@@ -231,7 +231,7 @@ def _promotion_page(
     asked: ActionRequest,
     model: str,
     version: int,
-    changed: Refused | None = None,
+    changed: Rejected | None = None,
 ) -> Response:
     found = read_model(model, asked.principal, asked.context)
     comparison = compare_versions(
@@ -253,7 +253,7 @@ def _promotion_page(
 def _rollback_page(
     asked: ActionRequest,
     model: str,
-    changed: Refused | None = None,
+    changed: Rejected | None = None,
 ) -> Response:
     found = read_model(model, asked.principal, asked.context)
     previous = _previous(model, found.live_generation, asked.principal, asked.context)
@@ -291,7 +291,7 @@ def _retirement_page(
     asked: ActionRequest,
     model: str,
     version: int,
-    changed: Refused | None = None,
+    changed: Rejected | None = None,
 ) -> Response:
     found = read_model(model, asked.principal, asked.context)
     figures = read_figures(model, version, asked.principal, asked.context)

@@ -36,7 +36,7 @@ from service.database.queries import overviews
 from service.database.queries.events import SKIPPED
 from service.database.queries.overviews import Backlog
 from service.database.rows import Event, JobRow
-from service.launchers.port import LauncherRefused, LauncherUnavailable
+from service.launchers.port import LauncherRejected, LauncherUnavailable
 from service.telemetry.logs import current_request
 from service.telemetry.spans import Spans, move_span, trace_id
 
@@ -60,7 +60,7 @@ _REJECTIONS = (
 )
 _LAUNCHER_OUTCOMES: dict[type[Exception], str] = {
     LauncherUnavailable: "unavailable",
-    LauncherRefused: "refused",
+    LauncherRejected: "rejected",
 }
 _STATES = {f"job.{state}": state for state in JobState}
 

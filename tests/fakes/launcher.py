@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from service.launchers.port import (
     LOG_LINES,
     ClusterResources,
-    LauncherRefused,
+    LauncherRejected,
     LauncherUnavailable,
     LaunchState,
     LaunchStatus,
@@ -42,7 +42,7 @@ class FakeLauncher:
         if submission.id in self.commands:
             return
         if self.refuses:
-            raise LauncherRefused("no room (on purpose)")
+            raise LauncherRejected("no room (on purpose)")
         self.commands[submission.id] = list(submission.command)
         self.submissions[submission.id] = submission
         state = LaunchState.RUNNING if self.starts_at_once else LaunchState.PENDING

@@ -167,7 +167,7 @@ def _merged(world: World) -> None:
     if is_quiet(world) and world.once("branch"):
         assert world.branch("branched", 1)
     elif is_quiet(world) and world.once("merge"):
-        # Refused where the branch was lost with the records of it.
+        # Rejected where the branch was lost with the records of it.
         world.merge("branched", 2)
 
 

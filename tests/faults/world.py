@@ -22,7 +22,7 @@ from cmcl.storage.local import LocalStore
 from cmcl.storage.running import mark_ended
 from cmcl.storage.versions import write_blob
 from service.context import Context
-from service.core.errors import Refused
+from service.core.errors import Rejected
 from service.core.principal import LOCAL
 from service.database.engine import Database, Seek, open_database
 from service.database.queries import jobs
@@ -288,7 +288,7 @@ class World:
         try:
             with self.database.write() as connection:
                 work(connection)
-        except Refused:
+        except Rejected:
             return False
         return True
 

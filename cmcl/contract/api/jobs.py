@@ -48,7 +48,7 @@ class FailureReason(StrEnum):
     ENCODER_MISMATCH = "encoder_mismatch"  # an encoder is not that of the earlier features
     ENCODER_UNAVAILABLE = "encoder_unavailable"  # an encoder does not start, or an item ends it
     PREPARE_DEADLINE = "prepare_deadline"  # its preparation made no progress for too long
-    LAUNCHER_REFUSED = "launcher_refused"  # the cluster refused the attempt
+    LAUNCHER_REJECTED = "launcher_rejected"  # the cluster rejected the attempt
     QUEUE_DEADLINE = "queue_deadline"  # the cluster accepted the attempt but never started it
     START_DEADLINE = "start_deadline"  # the attempt never reported progress
     RUN_DEADLINE = "run_deadline"  # the attempt did not end in time

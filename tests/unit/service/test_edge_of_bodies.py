@@ -17,13 +17,13 @@ from starlette.types import Message, Receive
 
 from cmcl.storage.local import LocalStore
 from service.api import limits
-from service.api.authentication import Refusals
+from service.api.authentication import Rejections
 from service.api.operations import TTLCache, in_thread
 from service.app import Parts, create_app
 from service.auth.rate_limiter import (
     FAILURES_PER_MINUTE,
     OPEN_PER_MINUTE,
-    REFUSALS_PER_MINUTE,
+    REJECTIONS_PER_MINUTE,
     RateLimiter,
 )
 from service.core.errors import DatabaseUnavailable, TooManyRequests
@@ -328,8 +328,8 @@ def test_no_limit_of_an_address_is_used_up_by_another_limit() -> None:
     rates = RateLimiter(per_minute=1)
     for _ in range(OPEN_PER_MINUTE):
         rates.count_open(address)
-    for _ in range(REFUSALS_PER_MINUTE):
-        assert rates.count_refusal(address)
+    for _ in range(REJECTIONS_PER_MINUTE):
+        assert rates.count_rejection(address)
     for _ in range(FAILURES_PER_MINUTE):
         rates.check_address(address)
         rates.count_failure(address)
@@ -338,7 +338,7 @@ def test_no_limit_of_an_address_is_used_up_by_another_limit() -> None:
     for one_more in (rates.count_open, rates.check_address, rates.count):
         with pytest.raises(TooManyRequests):
             one_more(address)
-    assert not rates.count_refusal(address)
+    assert not rates.count_rejection(address)
 
 
 @pytest.mark.usefixtures("_one_minute")
@@ -360,7 +360,7 @@ def test_an_address_that_is_refused_again_and_again_waits_and_no_other_does(
             httpx.AsyncClient(transport=flooding, base_url="http://localhost") as hostile,
             httpx.AsyncClient(transport=other, base_url="http://localhost") as client,
         ):
-            for _ in range(REFUSALS_PER_MINUTE):
+            for _ in range(REJECTIONS_PER_MINUTE):
                 assert (await ask(hostile, {}))[0] == 401
             refused = [asyncio.create_task(ask(hostile, {})) for _ in range(20)]
             assert (await ask(hostile, key))[0] == 200
@@ -376,14 +376,14 @@ def test_an_address_that_is_refused_again_and_again_waits_and_no_other_does(
 @pytest.mark.usefixtures("_one_minute")
 def test_delayed_refusals_are_bounded_and_those_beyond_close_their_connections() -> None:
     async def flood() -> None:
-        refusals = Refusals(RateLimiter(per_minute=1))
+        refusals = Rejections(RateLimiter(per_minute=1))
 
         async def refuse(address: str) -> asyncio.Task[bool]:
             task = asyncio.create_task(refusals.delay(address))
             await asyncio.sleep(0)
             return task
 
-        for _ in range(REFUSALS_PER_MINUTE):
+        for _ in range(REJECTIONS_PER_MINUTE):
             assert (await refuse("192.0.2.1")).result() is True
         delayed = [await refuse("192.0.2.1") for _ in range(256)]
         assert not any(each.done() for each in delayed)

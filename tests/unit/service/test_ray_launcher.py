@@ -12,7 +12,7 @@ from ray.job_submission import JobStatus
 
 from service.launchers.port import (
     ClusterResources,
-    LauncherRefused,
+    LauncherRejected,
     LauncherUnavailable,
     LaunchState,
     Submission,
@@ -119,7 +119,7 @@ def test_an_error_response_of_ray_is_a_rejection(
     ray: FakeRayJobs, launcher: RayJobLauncher
 ) -> None:
     ray.refuses = True
-    with pytest.raises(LauncherRefused, match=r"(?s)job-1-a1: 500 .*something in prose"):
+    with pytest.raises(LauncherRejected, match=r"(?s)job-1-a1: 500 .*something in prose"):
         launcher.submit(Submission("job-1-a1", COMMAND))
 
 

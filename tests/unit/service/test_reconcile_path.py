@@ -309,7 +309,7 @@ def test_a_cluster_that_keeps_refusing_fails_the_job(plane: ControlPlane) -> Non
     assert plane.job(job).state == JobState.SUBMITTING
     plane.clock.advance(601)
     plane.tick()
-    assert plane.job(job).reason == FailureReason.LAUNCHER_REFUSED
+    assert plane.job(job).reason == FailureReason.LAUNCHER_REJECTED
 
 
 def test_trouble_in_one_model_stays_there(plane: ControlPlane) -> None:

@@ -184,7 +184,7 @@ def test_a_candidate_that_keeps_the_dataset_is_refused(plane: ControlPlane) -> N
     assert first in str(found.message)
 
 
-# --- Refusals -----------------------------------------------------------------------------------
+# --- Rejections -----------------------------------------------------------------------------------
 
 
 def test_heads_that_were_trained_on_rows_cannot_unlearn(plane: ControlPlane) -> None:
@@ -402,7 +402,7 @@ def test_a_modality_of_the_other_model_alone_is_taken_over(branched: ControlPlan
     assert names(branched) == ["one", "two", "three", "six"]
 
 
-# --- Refusals -----------------------------------------------------------------------------------
+# --- Rejections -----------------------------------------------------------------------------------
 
 
 def test_specifications_that_differ_are_named(branched: ControlPlane) -> None:

@@ -11,7 +11,7 @@ from kubernetes.client import ApiClient, Configuration, CustomObjectsApi
 
 from service.launchers.kuberay import KubeRayLauncher, Site, connected
 from service.launchers.port import (
-    LauncherRefused,
+    LauncherRejected,
     LauncherUnavailable,
     LaunchState,
     LaunchStatus,
@@ -213,7 +213,7 @@ def test_a_refusal_has_the_message_of_the_server(
     api: KubernetesApi, launcher: KubeRayLauncher, refusal: Refusal
 ) -> None:
     api.refusal = refusal
-    with pytest.raises(LauncherRefused) as refused:
+    with pytest.raises(LauncherRejected) as refused:
         launcher.submit(SUBMISSION)
     assert str(refused.value) == f"Kubernetes refused {ID}: {refusal}"
 
@@ -294,5 +294,5 @@ def test_outside_of_a_cluster_the_kubeconfig_names_it(
 def test_an_owner_whose_queue_has_no_legal_name_is_refused_with_the_remedy(
     launcher: KubeRayLauncher,
 ) -> None:
-    with pytest.raises(LauncherRefused, match="Set the field queue of the owner in CMCL_OWNERS"):
+    with pytest.raises(LauncherRejected, match="Set the field queue of the owner in CMCL_OWNERS"):
         launcher.submit(replace(SUBMISSION, queue="of-a@b.org"))

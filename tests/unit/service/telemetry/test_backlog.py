@@ -24,7 +24,7 @@ from service.jobs import transitions
 from service.jobs.transitions import ActorNote
 from service.launchers.port import (
     Launcher,
-    LauncherRefused,
+    LauncherRejected,
     LauncherUnavailable,
     LaunchState,
     Submission,
@@ -414,12 +414,12 @@ def test_errors_of_the_store_pass_through_by_their_kind(parts: MeteredParts) -> 
 
 def test_errors_of_the_launcher_pass_through_by_their_kind(parts: MeteredParts) -> None:
     parts.fake.refuses = True
-    with pytest.raises(LauncherRefused):
+    with pytest.raises(LauncherRejected):
         parts.launcher.submit(Submission("job-1-a1", ["true"]))
     parts.fake.is_down = True
     with pytest.raises(LauncherUnavailable):
         status_of(parts.launcher, "job-1-a1")
-    assert parts.launcher_calls("submit", "refused") == 1
+    assert parts.launcher_calls("submit", "rejected") == 1
     assert parts.launcher_calls("statuses", "unavailable") == 1
 
 

@@ -27,7 +27,7 @@ from service.database.queries.webhooks import WebhookRow
 from service.events.webhook_delivery import (
     MAX_ATTEMPTS,
     STEPS,
-    AddressRefused,
+    AddressRejected,
     Answer,
     Sender,
     check_url,
@@ -504,7 +504,7 @@ def test_addresses_of_the_internet_are_public(address: str) -> None:
     ],
 )
 def test_a_bad_address_is_rejected_with_a_message(url: str, words: str) -> None:
-    with pytest.raises(AddressRefused, match=words) as refused:
+    with pytest.raises(AddressRejected, match=words) as refused:
         check_url(url, ())
     assert "secret" not in str(refused.value)
 
@@ -537,7 +537,7 @@ def test_a_prefix_ends_where_a_step_ends(url: str, is_inside: bool) -> None:
 
 
 def test_with_prefixes_nothing_else_is_permitted() -> None:
-    with pytest.raises(AddressRefused, match="permitted are addresses under: http://127"):
+    with pytest.raises(AddressRejected, match="permitted are addresses under: http://127"):
         check_url("https://example.com", ("http://127.0.0.1:9000",))
 
 
