@@ -26,7 +26,7 @@ from service.api.dependencies import (
     check_scopes,
 )
 from service.api.idempotency import respond, response_row
-from service.api.jobs import accepted_job, to_job
+from service.api.jobs import NOT_PREPARED, accepted_job, to_job, to_prepared
 from service.api.pagination import NumberSeek, OffsetSeek, Page, encode_cursor, foreign_cursor, page
 from service.auth.ownership import get_dataset
 from service.context import Context
@@ -94,18 +94,13 @@ def to_dataset(
 ) -> Dataset:
     """Convert the rows of a dataset and its job, and its newest measurement."""
     request = NewDataset.model_validate(dataset.request)
-    job = record and to_job(record)
     return Dataset(
         **vars(_summary(dataset, record)),
         shards=request.shards,
         evaluation_shards=request.evaluation_shards,
         evaluation_share=request.evaluation_share,
         max_bad_share=request.max_bad_share,
-        preparation=job.preparation if job else None,
-        rejected=job.rejected if job else None,
-        warnings=job.warnings if job else (),
-        encoders=job.encoders if job else None,
-        report=job.report if job else None,
+        **(vars(to_prepared(record)) if record else NOT_PREPARED),
         evaluation=evaluation,
         manifest=dataset.manifest,
     )

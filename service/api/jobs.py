@@ -22,6 +22,7 @@ from cmcl.contract.api.jobs import (
     JobPhase,
     JobPhases,
     JobState,
+    Prepared,
     ProgressHistory,
     ProgressPoint,
     RejectedSummary,
@@ -63,18 +64,29 @@ from service.registry.combining import Requested
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 
-def to_job(job: JobRow) -> Job:
-    made = ("preparation", "rejected", "warnings", "encoders")
+NOT_PREPARED = dict.fromkeys(Prepared.model_fields) | {"warnings": ()}
+
+
+def to_prepared(job: JobRow) -> Prepared:
+    """What is known of the rows that the job reads."""
     prepared = job.prepared
     encoders = prepared.encoders if prepared else {}
+    return Prepared(
+        preparation=job.prepare_progress,
+        rejected=to_rejected(prepared),
+        warnings=prepared.warnings if prepared else (),
+        encoders={name: each or "undeclared" for name, each in encoders.items()} or None,
+        report=job.report,
+    )
+
+
+def to_job(job: JobRow) -> Job:
+    own = Job.model_fields.keys() - Prepared.model_fields.keys()
     return Job.model_validate(
         {
-            **{field: getattr(job, field) for field in Job.model_fields if field not in made},
+            **{field: getattr(job, field) for field in own},
+            **vars(to_prepared(job)),
             "approval": job.approval and vars(job.approval),
-            "preparation": job.prepare_progress,
-            "rejected": to_rejected(prepared),
-            "warnings": prepared.warnings if prepared else (),
-            "encoders": {name: each or "undeclared" for name, each in encoders.items()} or None,
         }
     )
 

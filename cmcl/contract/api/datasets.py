@@ -5,10 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cmcl.contract.api.jobs import Encoders, Job, JobState, RejectedSummary
+from cmcl.contract.api.jobs import Job, JobState, Prepared
 from cmcl.contract.dataset import DatasetManifest, ShardRef
 from cmcl.contract.modality import ModalityPair
-from cmcl.contract.prepare import DatasetReport, PrepareProgress
 from cmcl.contract.responses import KNOWN_OR_TEXT, ApiModel
 from cmcl.contract.version import EvaluationResult
 
@@ -36,24 +35,13 @@ class DatasetSummary(ApiModel):
     sealed_at: datetime | None = Field(description="null while shards can be added")
 
 
-class Dataset(DatasetSummary):
+class Dataset(Prepared, DatasetSummary):
     """A dataset as it was posted, and its manifest."""
 
     shards: tuple[ShardRef, ...]
     evaluation_shards: tuple[ShardRef, ...]
     evaluation_share: float | None
     max_bad_share: float | None
-    preparation: PrepareProgress | None = Field(
-        description="progress of the preparation of its rows, as of the last one"
-    )
-    rejected: RejectedSummary | None = Field(description="null if there are none, as far as known")
-    warnings: tuple[str, ...] = Field(
-        description="about rows that are used, such as pictures of one flat colour"
-    )
-    encoders: Encoders | None = Field(
-        description="by modality of the pair: the encoder of its features; null until they are prepared"
-    )
-    report: DatasetReport | None = Field(description="the result of a dry run")
     evaluation: EvaluationResult | None = Field(
         description="of a dataset that is measured only: its recall in the newest version that was measured; the manifest "
         "of each version has its own"

@@ -100,7 +100,23 @@ class RejectedSummary(ApiModel):
     )
 
 
-class Job(ApiModel):
+class Prepared(ApiModel):
+    """What is known of the rows of a dataset, of which a job and its dataset tell the same."""
+
+    preparation: PrepareProgress | None = Field(
+        description="progress of the preparation of its rows, as of the last one"
+    )
+    rejected: RejectedSummary | None = Field(description="null if there are none, as far as known")
+    warnings: tuple[str, ...] = Field(
+        description="about rows that are used, such as pictures of one flat colour; of a dry run, its report has them"
+    )
+    encoders: Encoders | None = Field(
+        description="by modality of the pair: the encoder of its features; null until they are prepared"
+    )
+    report: DatasetReport | None = Field(description="the result of a dry run")
+
+
+class Job(Prepared):
     """A job and its state."""
 
     id: str
@@ -122,17 +138,6 @@ class Job(ApiModel):
     message: str | None = Field(description="the reason as a sentence, or what it waits for")
     attempt: int = Field(description="number of the newest attempt; 0 before the first")
     progress: Progress | None = Field(description="of the newest attempt")
-    preparation: PrepareProgress | None = Field(
-        description="progress of the preparation of its rows, as of the last one"
-    )
-    rejected: RejectedSummary | None = Field(description="null if there are none, as far as known")
-    warnings: tuple[str, ...] = Field(
-        description="about rows that are used, such as pictures of one flat colour; of a dry run, its report has them"
-    )
-    encoders: Encoders | None = Field(
-        description="by modality of the pair: the encoder of its features; null until they are prepared"
-    )
-    report: DatasetReport | None = Field(description="the result of a dry run")
     evaluation: EvaluationResult | None = Field(
         description="recall of the live version on a dataset that is measured only"
     )

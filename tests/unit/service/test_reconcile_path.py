@@ -14,8 +14,8 @@ from cmcl.storage.versions import read_version
 from service.core.states import CANCELLABLE, IN_FLIGHT, LEGAL_MOVES, IllegalMove, check_move
 from service.database import tables
 from service.database.queries import jobs
-from service.jobs.reconciler import STEPS
 from service.jobs.publish import judge
+from service.jobs.reconciler import STEPS
 from service.launchers.port import LaunchState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import report_progress, train
