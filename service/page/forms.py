@@ -23,7 +23,7 @@ from cmcl.contract.api.access import Scope
 from cmcl.contract.api.jobs import JobState
 from cmcl.contract.event import EventKind
 from cmcl.contract.modality import NAME_PATTERN, Frozen
-from service.api.dependencies import IdempotencyKey, get_principal
+from service.api.dependencies import ContextDep, IdempotencyKey, get_principal
 from service.api.pagination import LARGEST_NUMBER
 from service.context import Context
 from service.core.errors import (
@@ -139,6 +139,23 @@ class ActionRequest:
         """The confirmation page. `changed`: why nothing was done; None where nothing was asked for yet."""
         status = 200 if changed is None else 412 if isinstance(changed, PreconditionFailed) else 409
         return pages_of(self.http).render(self.http, name, status, changed=changed, **values)
+
+
+def _by_trainer(request: Request, principal: ReadingTrainer, context: ContextDep) -> ActionRequest:
+    return ActionRequest(request, principal, context)
+
+
+def _by_writer(request: Request, principal: ReadingWriter, context: ContextDep) -> ActionRequest:
+    return ActionRequest(request, principal, context)
+
+
+def _by_admin(request: Request, principal: ReadingAdmin, context: ContextDep) -> ActionRequest:
+    return ActionRequest(request, principal, context)
+
+
+TrainersAction = Annotated[ActionRequest, Depends(_by_trainer)]
+WritersAction = Annotated[ActionRequest, Depends(_by_writer)]
+AdminsAction = Annotated[ActionRequest, Depends(_by_admin)]
 
 
 class SeenForm(Frozen):

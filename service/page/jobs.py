@@ -35,23 +35,16 @@ from service.page.forms import (
     ActionRequest,
     DecisionForm,
     ModelFilter,
-    ReadingTrainer,
-    ReadingWriter,
     SeenForm,
     StateFilter,
+    TrainersAction,
+    WritersAction,
     address,
     confirmed,
     posted,
     see_other,
 )
-from service.page.rendering import (
-    PREFIX,
-    TWO_THIRDS,
-    Figure,
-    figure,
-    is_fragment,
-    pages_of,
-)
+from service.page.rendering import PREFIX, TWO_THIRDS, Figure, figure, is_fragment, pages_of
 
 router = APIRouter(prefix=PREFIX)
 
@@ -310,70 +303,56 @@ _DONE = {"cancel": "cancelled", "retry": "retried", "approve": "approved", "reje
 @router.get("/jobs/{job}/retry")
 @router.get("/jobs/{job}/approve")
 @router.get("/jobs/{job}/reject")
-def confirm_job(
-    request: Request, job: JobPath, principal: ReadingTrainer, context: ContextDep
-) -> Response:
+def confirm_job(job: JobPath, asked: TrainersAction) -> Response:
     """Say what the action will do to the job."""
-    return _job_page(ActionRequest(request, principal, context), job)
+    return _job_page(asked, job)
 
 
 @router.post("/jobs/{job}/cancel")
 @router.post("/jobs/{job}/retry")
 def act_on_job(
-    request: Request,
-    job: JobPath,
-    form: Annotated[SeenForm, posted(SeenForm)],
-    principal: ReadingTrainer,
-    context: ContextDep,
+    job: JobPath, form: Annotated[SeenForm, posted(SeenForm)], asked: TrainersAction
 ) -> Response:
     """Cancel or retry the job."""
-    act = jobs.cancel_job if _action(request) == "cancel" else jobs.retry_job
+    act = jobs.cancel_job if _action(asked.http) == "cancel" else jobs.retry_job
     return confirmed(
-        lambda: act(job, principal, context, None, form.seen),
-        lambda: see_other(request, f"jobs/{job}", _DONE[_action(request)]),
-        lambda error: _job_page(ActionRequest(request, principal, context), job, error),
+        lambda: act(job, asked.principal, asked.context, None, form.seen),
+        lambda: see_other(asked.http, f"jobs/{job}", _DONE[_action(asked.http)]),
+        lambda error: _job_page(asked, job, error),
     )
 
 
 @router.post("/jobs/{job}/approve")
 @router.post("/jobs/{job}/reject")
 def decide(
-    request: Request,
-    job: JobPath,
-    form: Annotated[DecisionForm, posted(DecisionForm)],
-    principal: ReadingTrainer,
-    context: ContextDep,
+    job: JobPath, form: Annotated[DecisionForm, posted(DecisionForm)], asked: TrainersAction
 ) -> Response:
     """Approve or reject the candidate of the job."""
-    act = jobs.approve_job if _action(request) == "approve" else jobs.reject_job
+    act = jobs.approve_job if _action(asked.http) == "approve" else jobs.reject_job
     return confirmed(
-        lambda: act(job, Reason(reason=form.reason), principal, context, None, form.seen),
-        lambda: see_other(request, f"jobs/{job}", _DONE[_action(request)]),
-        lambda error: _job_page(ActionRequest(request, principal, context), job, error),
+        lambda: act(
+            job, Reason(reason=form.reason), asked.principal, asked.context, None, form.seen
+        ),
+        lambda: see_other(asked.http, f"jobs/{job}", _DONE[_action(asked.http)]),
+        lambda error: _job_page(asked, job, error),
     )
 
 
 @router.get("/datasets/{dataset}/seal")
-def confirm_seal(
-    request: Request, dataset: DatasetPath, principal: ReadingWriter, context: ContextDep
-) -> Response:
+def confirm_seal(dataset: DatasetPath, asked: WritersAction) -> Response:
     """Say what sealing will do."""
-    return _seal_page(ActionRequest(request, principal, context), dataset)
+    return _seal_page(asked, dataset)
 
 
 @router.post("/datasets/{dataset}/seal")
 def seal(
-    request: Request,
-    dataset: DatasetPath,
-    form: Annotated[SeenForm, posted(SeenForm)],
-    principal: ReadingWriter,
-    context: ContextDep,
+    dataset: DatasetPath, form: Annotated[SeenForm, posted(SeenForm)], asked: WritersAction
 ) -> Response:
     """Seal the dataset; its job is queued."""
     return confirmed(
-        lambda: post_seal(dataset, principal, context, None, form.seen),
-        lambda: see_other(request, f"datasets/{dataset}", "sealed"),
-        lambda error: _seal_page(ActionRequest(request, principal, context), dataset, error),
+        lambda: post_seal(dataset, asked.principal, asked.context, None, form.seen),
+        lambda: see_other(asked.http, f"datasets/{dataset}", "sealed"),
+        lambda error: _seal_page(asked, dataset, error),
     )
 
 
@@ -381,11 +360,7 @@ def _action(request: Request) -> str:
     return request.url.path.rpartition("/")[2]
 
 
-def _job_page(
-    asked: ActionRequest,
-    job: str,
-    changed: Rejected | None = None,
-) -> Response:
+def _job_page(asked: ActionRequest, job: str, changed: Rejected | None = None) -> Response:
     principal, context = asked.principal, asked.context
     found, action = jobs.read_job(job, principal, context), _action(asked.http)
     model = read_summary(found.model, principal, context)
@@ -417,11 +392,7 @@ def _candidate(job: Job, principal: Principal, context: Context) -> Candidate | 
         return None
 
 
-def _seal_page(
-    asked: ActionRequest,
-    dataset: str,
-    changed: Rejected | None = None,
-) -> Response:
+def _seal_page(asked: ActionRequest, dataset: str, changed: Rejected | None = None) -> Response:
     found = read_dataset(dataset, asked.principal, asked.context)
     return asked.page(
         "confirm_seal.html",

@@ -33,10 +33,10 @@ from service.database.engine import Seek
 from service.page.comparison import WantedDep, compare_versions, comparison_values, read_figures
 from service.page.forms import (
     ActionRequest,
-    ReadingAdmin,
-    ReadingTrainer,
+    AdminsAction,
     ReasonForm,
     SeenForm,
+    TrainersAction,
     VersionNumber,
     confirmed,
     posted,
@@ -121,9 +121,7 @@ def _parent(version: Version, principal: Principal, context: Context) -> Version
 def _standing(model: ModelSummary, version: int) -> Standing:
     newest = model.newest.version if model.newest else version
     return Standing(
-        is_live=model.live_version == version,
-        is_newest=newest == version,
-        newest=newest,
+        is_live=model.live_version == version, is_newest=newest == version, newest=newest
     )
 
 
@@ -141,97 +139,66 @@ class PromoteForm(ReasonForm):
 
 
 @router.get("/promote")
-def confirm_promotion(
-    request: Request,
-    model: ModelPath,
-    version: VersionNumber,
-    principal: ReadingTrainer,
-    context: ContextDep,
-) -> Response:
+def confirm_promotion(model: ModelPath, version: VersionNumber, asked: TrainersAction) -> Response:
     """Say what promoting the version changes."""
-    return _promotion_page(ActionRequest(request, principal, context), model, version)
+    return _promotion_page(asked, model, version)
 
 
 @router.post("/promote")
 def promote(
-    request: Request,
-    model: ModelPath,
-    form: Annotated[PromoteForm, posted(PromoteForm)],
-    principal: ReadingTrainer,
-    context: ContextDep,
+    model: ModelPath, form: Annotated[PromoteForm, posted(PromoteForm)], asked: TrainersAction
 ) -> Response:
     """Promote the version."""
     choice = LiveChoice(version=form.version, reason=form.reason)
     return confirmed(
-        lambda: put_live(model, choice, principal, context, Response(), form.seen),
-        lambda: see_other(request, f"models/{model}", "promoted"),
-        lambda error: _promotion_page(
-            ActionRequest(request, principal, context), model, form.version, error
-        ),
+        lambda: put_live(model, choice, asked.principal, asked.context, Response(), form.seen),
+        lambda: see_other(asked.http, f"models/{model}", "promoted"),
+        lambda error: _promotion_page(asked, model, form.version, error),
     )
 
 
 @router.get("/rollback")
-def confirm_rollback(
-    request: Request, model: ModelPath, principal: ReadingTrainer, context: ContextDep
-) -> Response:
+def confirm_rollback(model: ModelPath, asked: TrainersAction) -> Response:
     """Say to which version it returns, and what that changes."""
-    return _rollback_page(ActionRequest(request, principal, context), model)
+    return _rollback_page(asked, model)
 
 
 @router.post("/rollback")
 def roll_back(
-    request: Request,
-    model: ModelPath,
-    form: Annotated[ReasonForm, posted(ReasonForm)],
-    principal: ReadingTrainer,
-    context: ContextDep,
+    model: ModelPath, form: Annotated[ReasonForm, posted(ReasonForm)], asked: TrainersAction
 ) -> Response:
     """Return to the version that was promoted before."""
     reason = Reason(reason=form.reason)
     return confirmed(
-        lambda: post_rollback(model, reason, principal, context, None, form.seen),
-        lambda: see_other(request, f"models/{model}", "rolled-back"),
-        lambda error: _rollback_page(ActionRequest(request, principal, context), model, error),
+        lambda: post_rollback(model, reason, asked.principal, asked.context, None, form.seen),
+        lambda: see_other(asked.http, f"models/{model}", "rolled-back"),
+        lambda error: _rollback_page(asked, model, error),
     )
 
 
 @router.get(_ADDRESS + "/retire")
-def confirm_retirement(
-    request: Request,
-    model: ModelPath,
-    version: VersionPath,
-    principal: ReadingAdmin,
-    context: ContextDep,
-) -> Response:
+def confirm_retirement(model: ModelPath, version: VersionPath, asked: AdminsAction) -> Response:
     """Say what retiring the version means."""
-    return _retirement_page(ActionRequest(request, principal, context), model, version)
+    return _retirement_page(asked, model, version)
 
 
 @router.post(_ADDRESS + "/retire")
 def retire(
-    request: Request,
     model: ModelPath,
     version: VersionPath,
     form: Annotated[SeenForm, posted(SeenForm)],
-    principal: ReadingAdmin,
-    context: ContextDep,
+    asked: AdminsAction,
 ) -> Response:
     """Retire the version."""
     return confirmed(
-        lambda: retire_version(model, version, principal, context, form.seen),
-        lambda: see_other(request, f"models/{model}", "retired"),
-        lambda error: _retirement_page(
-            ActionRequest(request, principal, context), model, version, error
-        ),
+        lambda: retire_version(model, version, asked.principal, asked.context, form.seen),
+        lambda: see_other(asked.http, f"models/{model}", "retired"),
+        lambda error: _retirement_page(asked, model, version, error),
     )
 
 
 def _promotion_page(
-    asked: ActionRequest,
-    model: str,
-    version: int,
-    changed: Rejected | None = None,
+    asked: ActionRequest, model: str, version: int, changed: Rejected | None = None
 ) -> Response:
     found = read_model(model, asked.principal, asked.context)
     comparison = compare_versions(
@@ -250,11 +217,7 @@ def _promotion_page(
     )
 
 
-def _rollback_page(
-    asked: ActionRequest,
-    model: str,
-    changed: Rejected | None = None,
-) -> Response:
+def _rollback_page(asked: ActionRequest, model: str, changed: Rejected | None = None) -> Response:
     found = read_model(model, asked.principal, asked.context)
     previous = _previous(model, found.live_generation, asked.principal, asked.context)
     comparison, is_possible = None, False
@@ -288,10 +251,7 @@ def _previous(
 
 
 def _retirement_page(
-    asked: ActionRequest,
-    model: str,
-    version: int,
-    changed: Rejected | None = None,
+    asked: ActionRequest, model: str, version: int, changed: Rejected | None = None
 ) -> Response:
     found = read_model(model, asked.principal, asked.context)
     figures = read_figures(model, version, asked.principal, asked.context)
