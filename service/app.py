@@ -47,10 +47,7 @@ from service.maintenance.backup import BackupWriter
 from service.maintenance.gc import GarbageCollector
 from service.page.application import PageBesideApi, create_page
 from service.registry.live_pointer import Announcer
-from service.telemetry.instrumented import (
-    InstrumentedDatabase,
-    InstrumentedStore,
-)
+from service.telemetry.instrumented import InstrumentedDatabase, InstrumentedStore
 from service.telemetry.metrics import BacklogCollector, Metrics
 from service.telemetry.spans import Spans
 
@@ -65,15 +62,7 @@ from fastapi import APIRouter, Depends
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
-from service.api import (
-    datasets,
-    jobs,
-    keys,
-    models,
-    uploads,
-    versions,
-    webhooks,
-)
+from service.api import datasets, jobs, keys, models, uploads, versions, webhooks
 from service.api.dependencies import require_body_type
 from service.api.openapi import PROBLEMS, operation_id
 
@@ -178,11 +167,7 @@ def _context(
         tuning=parts.tuning,
         database=database,
         authenticator=Authenticator(
-            settings,
-            database,
-            parts.clock,
-            tokens,
-            parts.tuning.requests_per_minute_per_owner,
+            settings, database, parts.clock, tokens, parts.tuning.requests_per_minute_per_owner
         ),
         sessions=Sessions(settings, database, parts.clock),
         oidc_login=_oidc_login(settings, tokens),
@@ -374,18 +359,7 @@ def make_server(
 
 
 # In the order of the API description.
-_MODULES = (
-    models,
-    versions,
-    uploads,
-    datasets,
-    jobs,
-    events,
-    webhooks,
-    keys,
-    operations,
-    openapi,
-)
+_MODULES = (models, versions, uploads, datasets, jobs, events, webhooks, keys, operations, openapi)
 
 
 @cache

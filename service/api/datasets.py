@@ -142,10 +142,7 @@ def post_dataset(
 
 @router.get("")
 def list_datasets(
-    principal: Reader,
-    context: ContextDep,
-    seek: NumberSeek,
-    model: ModelQuery = None,
+    principal: Reader, context: ContextDep, seek: NumberSeek, model: ModelQuery = None
 ) -> Page[DatasetSummary]:
     """List datasets in the order of their arrival; with `order=desc`, the newest first."""
     with context.database.read() as connection:
@@ -275,10 +272,7 @@ def _intake(context: Context, principal: Principal, posted: NewShards) -> Intake
 
 def _view(accepted: Accepted) -> PostedDataset:
     job = accepted.job
-    return PostedDataset(
-        dataset=_summary(accepted.dataset, job),
-        job=to_job(job) if job else None,
-    )
+    return PostedDataset(dataset=_summary(accepted.dataset, job), job=to_job(job) if job else None)
 
 
 def _summary(dataset: DatasetRow, job: JobRow | None) -> DatasetSummary:

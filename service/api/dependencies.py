@@ -25,11 +25,7 @@ PROBES = frozenset({"/healthz", "/readyz"})
 METRICS = "/metrics"
 # All other paths need a key, also those that do not exist.
 OPEN_PATHS = frozenset(
-    {
-        *PROBES,
-        METRICS,
-        *("/openapi.json", "/docs", "/docs/start", "/docs/script", "/docs/style"),
-    }
+    {*PROBES, METRICS, *("/openapi.json", "/docs", "/docs/start", "/docs/script", "/docs/style")}
 )
 
 # For the API description alone: the middleware reads the header.

@@ -112,11 +112,7 @@ FilterDep = Annotated[EventFilter, Depends(get_filter)]
 
 @router.get("/events", response_model=Page[Event], responses=_STREAMED)
 async def list_events(
-    request: Request,
-    context: ContextDep,
-    wanted: FilterDep,
-    seen: SeenEvent,
-    seek: NumberSeek,
+    request: Request, context: ContextDep, wanted: FilterDep, seen: SeenEvent, seek: NumberSeek
 ) -> Response | Page[Event]:
     """List events in their order, or with `order=desc` the newest first; with `Accept: text/event-stream`, stream them.
 

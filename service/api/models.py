@@ -31,11 +31,7 @@ from service.auth.ownership import get_model
 from service.core.principal import Principal
 from service.database.queries import models, overviews
 from service.database.queries.overviews import Summaries
-from service.database.rows import (
-    BranchPoint,
-    ModelRow,
-    ResponseRow,
-)
+from service.database.rows import BranchPoint, ModelRow, ResponseRow
 from service.database.stale import check_not_stale
 from service.registry import models as registry
 from service.registry.combining import request_merge

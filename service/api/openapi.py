@@ -23,7 +23,7 @@ router = APIRouter(include_in_schema=False)
 
 # Every route may refuse values. The other errors of a route follow from its parameters.
 PROBLEMS: dict[int | str, dict[str, object]] = {
-    422: {"model": Problem, "description": "Invalid request"},
+    422: {"model": Problem, "description": "Invalid request"}
 }
 _REFERENCE = {"$ref": f"#/components/schemas/{Problem.__name__}"}
 _ASSUMED = {"application/json": {"schema": _REFERENCE}}

@@ -23,8 +23,7 @@ CursorQuery = Annotated[
 ]
 Limit = Annotated[int, Query(ge=1, le=200, description="items of one page")]
 OrderQuery = Annotated[
-    Order,
-    Query(description="asc: oldest, or smallest name, first; desc: the other way round"),
+    Order, Query(description="asc: oldest, or smallest name, first; desc: the other way round")
 ]
 
 

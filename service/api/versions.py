@@ -43,12 +43,7 @@ from service.auth.ownership import get_model, get_version
 from service.core.errors import NotFound
 from service.database.queries import datasets, versions
 from service.database.queries.versions import Capacities
-from service.database.rows import (
-    PromotionRow,
-    ResponseRow,
-    VersionOutline,
-    VersionRow,
-)
+from service.database.rows import PromotionRow, ResponseRow, VersionOutline, VersionRow
 from service.registry import models as registry
 from service.registry.live_pointer import check_may_change
 from service.registry.promotion import PromotionRequest, choose, roll_back

@@ -112,8 +112,5 @@ def send_test_message(
 def _registrar(context: Context, principal: Principal) -> Registrar:
     settings = context.settings
     return Registrar(
-        principal,
-        settings.webhook_prefixes,
-        SecretCipher(settings.encryption_key),
-        context.clock(),
+        principal, settings.webhook_prefixes, SecretCipher(settings.encryption_key), context.clock()
     )

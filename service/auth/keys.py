@@ -110,11 +110,7 @@ def sha256(secret: str) -> str:
 
 
 def create_key(
-    connection: Connection,
-    new: NewKey,
-    minted: KeyText,
-    principal: Principal,
-    now: datetime,
+    connection: Connection, new: NewKey, minted: KeyText, principal: Principal, now: datetime
 ) -> KeyRow:
     """Store a key.
 

@@ -304,10 +304,7 @@ def _checked(path: Path, read: Any) -> dict[str, Any]:
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_at_commas)]
 JsonObject = Annotated[dict[Name, Value], NoDecode, BeforeValidator(_read_json)]
 Encoders = Annotated[
-    tuple[EncoderSpec, ...],
-    NoDecode,
-    BeforeValidator(_read_encoders),
-    AfterValidator(_must_differ),
+    tuple[EncoderSpec, ...], NoDecode, BeforeValidator(_read_encoders), AfterValidator(_must_differ)
 ]
 Proxies = Annotated[CommaSeparated, AfterValidator(_must_be_addresses)]
 OperatorsKey = Annotated[SecretStr, AfterValidator(_must_be_hard_to_guess)]

@@ -33,13 +33,7 @@ LEGAL_MOVES: dict[JobState, frozenset[JobState]] = {
         }
     ),
     JobState.GATING: frozenset(
-        {
-            JobState.PUBLISHED,
-            JobState.HELD,
-            JobState.REJECTED,
-            JobState.FAILED,
-            JobState.PREPARED,
-        }
+        {JobState.PUBLISHED, JobState.HELD, JobState.REJECTED, JobState.FAILED, JobState.PREPARED}
     ),
     JobState.HELD: frozenset({JobState.GATING, JobState.REJECTED, JobState.CANCELLED}),
     JobState.PUBLISHED: frozenset(),
@@ -51,14 +45,7 @@ LEGAL_MOVES: dict[JobState, frozenset[JobState]] = {
 }
 
 # At most one per model: version t+1 is trained from version t.
-IN_FLIGHT = frozenset(
-    {
-        JobState.SUBMITTING,
-        JobState.RUNNING,
-        JobState.GATING,
-        JobState.HELD,
-    }
-)
+IN_FLIGHT = frozenset({JobState.SUBMITTING, JobState.RUNNING, JobState.GATING, JobState.HELD})
 
 # Not while gating: that takes milliseconds, and nothing runs that could be stopped.
 CANCELLABLE = frozenset(

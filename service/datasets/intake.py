@@ -49,10 +49,7 @@ def _check_length(value: object) -> object:
 
 # Validation ends at the first invalid item: a list of thousands would give as many errors.
 Shards = Annotated[
-    tuple[ShardRef, ...],
-    Field(max_length=MOST_SHARDS),
-    FailFast(),
-    BeforeValidator(_check_length),
+    tuple[ShardRef, ...], Field(max_length=MOST_SHARDS), FailFast(), BeforeValidator(_check_length)
 ]
 
 
@@ -112,12 +109,10 @@ class NewDataset(NewShards):
         "of raw rows, and no row of features",
     )
     encoders: Annotated[dict[Modality, EncoderIdentity], Field(max_length=2)] = Field(
-        default={},
-        description="by modality: the encoder that computed the features in these files",
+        default={}, description="by modality: the encoder that computed the features in these files"
     )
     dry_run: bool = Field(
-        default=False,
-        description="report how the dataset would be learned, and keep nothing of it",
+        default=False, description="report how the dataset would be learned, and keep nothing of it"
     )
     sealed: bool = Field(
         default=True,
@@ -453,10 +448,7 @@ def check_addresses(
     problems: list[FieldProblem] = []
     unusable = {**intake.checked, **_upload_problems(connection, added.uris, intake.principal)}
     seen = {contents.get(uri, uri): uri for uri in (before.uris if before else ())}
-    for field, refs in (
-        ("shards", added.shards),
-        ("evaluation_shards", added.evaluation_shards),
-    ):
+    for field, refs in (("shards", added.shards), ("evaluation_shards", added.evaluation_shards)):
         for index, ref in enumerate(refs):
             file = contents.get(ref.uri, ref.uri)
             # A KeyError for an address that was not checked: it must not pass for a permitted one.

@@ -80,13 +80,7 @@ _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 # all of them lead to protocol machinery: relays, port control, Teredo's embedded IPv4 addresses.
 _SPECIAL = tuple(
     ipaddress.ip_network(network)
-    for network in (
-        "192.0.0.0/24",
-        "192.88.99.0/24",
-        "2001::/23",
-        "2001:db8::/32",
-        "3fff::/20",
-    )
+    for network in ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2001:db8::/32", "3fff::/20")
 )
 
 # Encoded like this, a path could leave a prefix after the check.

@@ -502,10 +502,7 @@ def _is_same_work(one: JobSpec, other: JobSpec) -> bool:
 
 
 def _ended_by_itself(store: ObjectStore, job: str, attempt: int) -> bool:
-    outcomes_of_attempt = (
-        layout.run_failure(job, attempt),
-        layout.run_candidate(job, attempt),
-    )
+    outcomes_of_attempt = (layout.run_failure(job, attempt), layout.run_candidate(job, attempt))
     return any(_is_there(store, key) for key in outcomes_of_attempt)
 
 

@@ -78,10 +78,7 @@ class WorkQueue:
     """
 
     def __init__(
-        self,
-        seconds: Seconds,
-        limits: Mapping[Work, int],
-        low_priority_limit: int,
+        self, seconds: Seconds, limits: Mapping[Work, int], low_priority_limit: int
     ) -> None:
         self._seconds = seconds
         self._limits = limits

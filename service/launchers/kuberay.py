@@ -24,13 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kubernetes.client import (
-    ApiClient,
-    ApiException,
-    Configuration,
-    CoreV1Api,
-    CustomObjectsApi,
-)
+from kubernetes.client import ApiClient, ApiException, Configuration, CoreV1Api, CustomObjectsApi
 from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
 from urllib3.exceptions import HTTPError
 

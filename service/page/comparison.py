@@ -14,14 +14,7 @@ from pydantic import BaseModel
 
 from cmcl.contract.api.jobs import CandidateDataset
 from cmcl.contract.api.versions import VersionSummary
-from cmcl.pictures import (
-    DriftRow,
-    Optimality,
-    Phase,
-    drift_bars,
-    job_phases,
-    optimality_bars,
-)
+from cmcl.pictures import DriftRow, Optimality, Phase, drift_bars, job_phases, optimality_bars
 from service.api.pagination import LARGEST_NUMBER
 from service.api.versions import list_versions, read_version
 from service.context import Context
@@ -302,9 +295,7 @@ def _learned_by(model: str, version: int, principal: Principal, context: Context
     return {line.dataset: line.name for line in lineage}
 
 
-def _measured(
-    version: VersionSummary | None,
-) -> tuple[Mapping[str, float], Mapping[str, float]]:
+def _measured(version: VersionSummary | None) -> tuple[Mapping[str, float], Mapping[str, float]]:
     found = version.by_dataset if version else None
     return (found.recall, found.drift) if found else ({}, {})
 

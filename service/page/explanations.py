@@ -358,10 +358,7 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
         "Temperature",
         "By which scores are divided in the loss; smaller means sharper. At the end of the training.",
     ),
-    "digest": (
-        "Digest",
-        "A checksum of the file. Every reader verifies it.",
-    ),
+    "digest": ("Digest", "A checksum of the file. Every reader verifies it."),
 }
 
 # What the page confirms after a form, by the word in the address.

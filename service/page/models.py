@@ -63,8 +63,7 @@ async def overview_page(
 ) -> Response:
     """What a person looks at first."""
     health, endpoint = await asyncio.gather(
-        check_health(context, loops, request.app.state.probes),
-        request.app.state.endpoint.checks(),
+        check_health(context, loops, request.app.state.probes), request.app.state.endpoint.checks()
     )
     return await run_in_threadpool(
         _render_overview, request, principal, context, health.checks, endpoint

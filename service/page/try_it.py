@@ -214,11 +214,7 @@ def _held_out(live: Version) -> list[tuple[str, str]]:
 
 
 async def _show(
-    request: Request,
-    context: Context,
-    wanted: Wanted,
-    offer: Offer,
-    item: dict[str, Any] | None,
+    request: Request, context: Context, wanted: Wanted, offer: Offer, item: dict[str, Any] | None
 ) -> Response:
     visitor: Visitor = visitor_of(request)
     endpoint: Endpoint = request.app.state.endpoint
@@ -289,11 +285,7 @@ async def _results(
 
 
 async def _in_collection(
-    visitor: Visitor,
-    context: Context,
-    endpoint: Endpoint,
-    wanted: Wanted,
-    item: dict[str, Any],
+    visitor: Visitor, context: Context, endpoint: Endpoint, wanted: Wanted, item: dict[str, Any]
 ) -> Result:
     """A collection follows the live version, so one result is all there is."""
     body: dict[str, Any] = {"query": item, "top_k": _TOP_K}

@@ -9,12 +9,7 @@ from service.auth.ownership import get_model, get_version
 from service.core.errors import Conflict, PreconditionFailed
 from service.core.principal import RECONCILER, Principal
 from service.database.queries import jobs, models, versions
-from service.database.rows import (
-    ModelRow,
-    PromotionKind,
-    PromotionRow,
-    VersionRow,
-)
+from service.database.rows import ModelRow, PromotionKind, PromotionRow, VersionRow
 
 
 @dataclass(frozen=True)

@@ -145,9 +145,7 @@ class Metrics:
             "key_snapshots", "Attempts to write the signed key snapshot", "outcome"
         )
         self.records = self._counter(
-            "records",
-            "Backup records written to object storage",
-            "outcome",
+            "records", "Backup records written to object storage", "outcome"
         )
         for outcome in ("written", "failed"):
             self.key_snapshots.labels(outcome)

@@ -101,11 +101,7 @@ def answers() -> Iterator[Counter[int]]:
 
 @pytest.mark.parametrize(("method", "path"), _operations(), ids=" ".join)
 def test_no_request_causes_an_internal_error(
-    api: schemathesis.BaseSchema,
-    served: Served,
-    answers: Counter[int],
-    method: str,
-    path: str,
+    api: schemathesis.BaseSchema, served: Served, answers: Counter[int], method: str, path: str
 ) -> None:
     @_BOUNDED
     @given(case=api[path][method].as_strategy())

@@ -12,10 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from service.database.migrations import ddl, declared_sha256, revisions
 from service.database.tables import compatibility, event_positions
 
-_DIALECTS: dict[str, type[Dialect]] = {
-    "sqlite": sqlite.dialect,
-    "postgresql": postgresql.dialect,
-}
+_DIALECTS: dict[str, type[Dialect]] = {"sqlite": sqlite.dialect, "postgresql": postgresql.dialect}
 
 
 def write() -> None:

@@ -110,9 +110,7 @@ def test_a_model_is_listed_if_one_of_its_jobs_can_go_on(
     assert with_steps(database, "scenes") == ["scenes"] * is_listed
 
 
-def test_a_model_is_listed_while_its_pointer_or_a_version_needs_a_step(
-    database: Database,
-) -> None:
+def test_a_model_is_listed_while_its_pointer_or_a_version_needs_a_step(database: Database) -> None:
     for name in ("idle", "pointer", "version"):
         add_model(database, name)
     about = {"created_at": NOW, "model": "version", "number": 1, "attempt": 1, "kind": "learn"}

@@ -96,10 +96,7 @@ def _holding(connection: Connection, model: str, is_same: ColumnElement[bool]) -
 
 
 def page(
-    connection: Connection,
-    owner: str | None,
-    model: str | None,
-    seek: Seek[int],
+    connection: Connection, owner: str | None, model: str | None, seek: Seek[int]
 ) -> list[DatasetRow]:
     """Datasets in the order of their arrival, without deleted ones."""
     query = select(datasets).where(datasets.c.deleted_at.is_(None))
@@ -170,9 +167,7 @@ def measured_after(connection: Connection, model: str) -> dict[int, list[Measure
         select(*columns, jobs.c.evaluation)
         .join(jobs, jobs.c.dataset == datasets.c.id)
         .where(
-            datasets.c.model == model,
-            jobs.c.kind == "evaluate",
-            jobs.c.state == JobState.EVALUATED,
+            datasets.c.model == model, jobs.c.kind == "evaluate", jobs.c.state == JobState.EVALUATED
         )
     )
     found: dict[int, list[MeasuredDataset]] = {}

@@ -16,14 +16,7 @@ from cmcl.contract.version import EvaluationResult, LearnedDataset
 from service.core.states import check_move
 from service.database.engine import Seek, in_chunks, one
 from service.database.queries import attempts, datasets, events
-from service.database.rows import (
-    DatasetRow,
-    Event,
-    JobRow,
-    ModelRow,
-    PreparedRows,
-    random_id,
-)
+from service.database.rows import DatasetRow, Event, JobRow, ModelRow, PreparedRows, random_id
 from service.database.tables import jobs, models
 
 # Columns of the current attempt, before it starts.
@@ -144,11 +137,7 @@ def of_datasets(connection: Connection, names: list[str]) -> dict[str, tuple[str
     return {dataset: (job, JobState(state)) for dataset, job, state in connection.execute(query)}
 
 
-def page(
-    connection: Connection,
-    where: Mapping[str, str | None],
-    seek: Seek[int],
-) -> list[JobRow]:
+def page(connection: Connection, where: Mapping[str, str | None], seek: Seek[int]) -> list[JobRow]:
     """Jobs in the order of their arrival.
 
     `where` has values for columns (owner, model, state); None does not restrict.
@@ -396,11 +385,7 @@ def as_seen(seen: JobRow) -> Update:
 
 
 def _emit(
-    connection: Connection,
-    job: JobRow,
-    kind: str,
-    now: datetime,
-    data: Mapping[str, object],
+    connection: Connection, job: JobRow, kind: str, now: datetime, data: Mapping[str, object]
 ) -> None:
     subject = Event(kind=kind, owner=job.owner, model=job.model, dataset=job.dataset, job=job.id)
     events.emit(connection, replace(subject, data=data, seen=job), now)

@@ -204,11 +204,7 @@ def set_deleted(connection: Connection, seen: ModelRow, actor: str, now: datetim
 
 
 def _emit(
-    connection: Connection,
-    model: ModelRow,
-    kind: str,
-    now: datetime,
-    data: Mapping[str, object],
+    connection: Connection, model: ModelRow, kind: str, now: datetime, data: Mapping[str, object]
 ) -> None:
     emitted = Event(kind=kind, owner=model.owner, model=model.name, data=data)
     events.emit(connection, emitted, now)

@@ -12,13 +12,7 @@ from cmcl.contract.version import Recall, VersionManifest, VersionReport
 from cmcl.storage.versions import sha256_of
 from service.database.engine import Seek, one
 from service.database.queries import backup, events
-from service.database.rows import (
-    Event,
-    FiguresByDataset,
-    PromotionRow,
-    VersionOutline,
-    VersionRow,
-)
+from service.database.rows import Event, FiguresByDataset, PromotionRow, VersionOutline, VersionRow
 from service.database.tables import promotions, versions
 
 # Of one version: rows of measurements.
@@ -50,10 +44,7 @@ def create_copy(
 
 
 def _insert(
-    connection: Connection,
-    manifest: VersionManifest,
-    now: datetime,
-    columns: Mapping[str, object],
+    connection: Connection, manifest: VersionManifest, now: datetime, columns: Mapping[str, object]
 ) -> None:
     connection.execute(
         insert(versions).values(
@@ -199,9 +190,7 @@ def set_stored(connection: Connection, model: str, number: int, now: datetime) -
     statement = (
         update(versions)
         .where(
-            versions.c.model == model,
-            versions.c.number == number,
-            versions.c.stored_at.is_(None),
+            versions.c.model == model, versions.c.number == number, versions.c.stored_at.is_(None)
         )
         .values(stored_at=now)
     )

@@ -255,9 +255,7 @@ def test_the_log_is_kept_at_every_end(running: tuple[ControlPlane, str], end: st
     assert _attempts(plane, job)[0]["outcome"] == end
 
 
-def test_a_log_that_cannot_be_read_or_kept_delays_no_job(
-    running: tuple[ControlPlane, str],
-) -> None:
+def test_a_log_that_cannot_be_read_or_kept_delays_no_job(running: tuple[ControlPlane, str]) -> None:
     plane, job = running
     train(plane.store, job, 1)
     plane.launcher.is_down = True
@@ -546,9 +544,7 @@ def test_a_lost_attempt_is_stopped_and_given_time_to_end(slow_plane: ControlPlan
     assert plane.job(job).state != JobState.RUNNING
 
 
-def test_a_candidate_that_comes_after_a_false_failure_is_adopted(
-    slow_plane: ControlPlane,
-) -> None:
+def test_a_candidate_that_comes_after_a_false_failure_is_adopted(slow_plane: ControlPlane) -> None:
     plane = slow_plane
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)

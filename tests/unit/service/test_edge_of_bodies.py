@@ -342,9 +342,7 @@ def test_no_limit_of_an_address_is_used_up_by_another_limit() -> None:
 
 
 @pytest.mark.usefixtures("_one_minute")
-def test_an_address_that_is_refused_again_and_again_waits_and_no_other_does(
-    tmp_path: Path,
-) -> None:
+def test_an_address_that_is_refused_again_and_again_waits_and_no_other_does(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY)
     key = {"Authorization": f"Bearer {ADMIN_KEY}"}
 

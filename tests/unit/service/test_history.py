@@ -196,10 +196,7 @@ def test_capacity_before_the_first_version_is_empty(plane: ControlPlane) -> None
 
 @pytest.mark.parametrize(
     ("spec", "words"),
-    [
-        ({"policy": "improve"}, "solves all heads"),
-        ({"method": "vanilla"}, "vanilla"),
-    ],
+    [({"policy": "improve"}, "solves all heads"), ({"method": "vanilla"}, "vanilla")],
 )
 def test_a_model_without_a_mask_says_so(
     plane: ControlPlane, spec: dict[str, object], words: str
@@ -545,10 +542,7 @@ def test_a_clock_of_the_ranks_that_is_wrong_changes_no_sum(plane: ControlPlane, 
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
     plane.clock.advance(9)
-    figures: Any = {
-        "seconds": {"training": 4.0},
-        "at": plane.clock() + timedelta(seconds=off),
-    }
+    figures: Any = {"seconds": {"training": 4.0}, "at": plane.clock() + timedelta(seconds=off)}
     report_progress(plane.store, job, 1, "training", figures=figures)
     plane.tick()
     found = _phases(plane, job)

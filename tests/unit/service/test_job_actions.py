@@ -26,13 +26,7 @@ def _lose_all_attempts(plane: ControlPlane, job: str) -> None:
 
 @pytest.mark.parametrize(
     "state",
-    [
-        JobState.QUEUED,
-        JobState.PREPARING,
-        JobState.PREPARED,
-        JobState.SUBMITTING,
-        JobState.RUNNING,
-    ],
+    [JobState.QUEUED, JobState.PREPARING, JobState.PREPARED, JobState.SUBMITTING, JobState.RUNNING],
 )
 def test_an_unfinished_job_can_be_cancelled(plane: ControlPlane, state: JobState) -> None:
     job = plane.post_dataset()

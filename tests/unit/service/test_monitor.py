@@ -148,10 +148,7 @@ def test_progress_that_cannot_be_read_delays_no_candidate(
 
 @pytest.mark.parametrize("is_damaged", [False, True], ids=["no response", "damaged"])
 def test_a_note_that_cannot_be_read_delays_the_progress_of_no_other_attempt(
-    plane: ControlPlane,
-    running: dict[str, str],
-    caplog: pytest.LogCaptureFixture,
-    is_damaged: bool,
+    plane: ControlPlane, running: dict[str, str], caplog: pytest.LogCaptureFixture, is_damaged: bool
 ) -> None:
     report_progress(plane.store, running["one"], 1, "waiting", figures={"note": "no GPU is free"})
     shown = layout.running_file(f"{running['one']}-a1", "")

@@ -301,8 +301,7 @@ def test_a_service_that_cannot_be_made_leaves_no_database_open(tmp_path: Path) -
 
 def test_the_lifespan_runs_the_reconciler(tmp_path: Path) -> None:
     settings = Settings(
-        database_url=f"sqlite:///{tmp_path / 'cmcl.db'}",
-        store_uri=(tmp_path / "store").as_uri(),
+        database_url=f"sqlite:///{tmp_path / 'cmcl.db'}", store_uri=(tmp_path / "store").as_uri()
     )
     app = create_app(settings, Parts())
     with AppClient(app).running():

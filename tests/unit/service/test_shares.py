@@ -234,9 +234,7 @@ def test_an_event_of_a_model_of_another_replica_costs_one_or_two_statements(
     assert len(statements) > 2
 
 
-def test_a_resync_leaves_models_alone_whose_jobs_wait_for_the_scheduler(
-    tmp_path: Path,
-) -> None:
+def test_a_resync_leaves_models_alone_whose_jobs_wait_for_the_scheduler(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path, owners={"default": OwnerGrant(running_jobs=0)})
     plane.create_model()
     job = plane.post_dataset()

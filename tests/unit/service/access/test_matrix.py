@@ -151,9 +151,7 @@ def test_without_one_of_its_scopes_an_operation_is_forbidden(
     assert permitted == {}
 
 
-def test_a_thing_of_another_owner_is_answered_like_one_that_never_existed(
-    tenants: Tenants,
-) -> None:
+def test_a_thing_of_another_owner_is_answered_like_one_that_never_existed(tenants: Tenants) -> None:
     shown = {}
     for operation in tenants.operations:
         if "{" not in operation or operation in ELSEWHERE or "/sessions/" in operation:

@@ -15,12 +15,7 @@ from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
 
 @pytest.fixture
 def plane(tmp_path: Path) -> Iterator[ControlPlane]:
-    plane = ControlPlane(
-        tmp_path,
-        auth="on",
-        admin_key=ADMIN_KEY,
-        models_per_owner=2,
-    )
+    plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY, models_per_owner=2)
     yield plane
     plane.close()
 

@@ -33,11 +33,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def test_invalid_settings_are_reported_one_per_line_without_a_traceback(tmp_path: Path) -> None:
-    wrong = {
-        "CMCL_PORT": "70000",
-        "CMCL_LAUNCHER": "slurm",
-        "CMCL_ADMIN_KEY": SECRET,
-    }
+    wrong = {"CMCL_PORT": "70000", "CMCL_LAUNCHER": "slurm", "CMCL_ADMIN_KEY": SECRET}
     done = subprocess.run(
         [sys.executable, "-m", "service"],
         cwd=tmp_path,

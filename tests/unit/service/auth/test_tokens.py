@@ -226,12 +226,7 @@ def test_keys_are_fetched_over_http_alone(address: str) -> None:
 def test_tokens_and_keys_are_accepted_side_by_side(
     guarded: ControlPlane, issuer: FakeIssuer
 ) -> None:
-    plane = ControlPlane(
-        guarded.folder,
-        auth="on",
-        oidc_issuer=issuer.url,
-        oidc_audience=AUDIENCE,
-    )
+    plane = ControlPlane(guarded.folder, auth="on", oidc_issuer=issuer.url, oidc_audience=AUDIENCE)
     token = issuer.token()
     known = KeyClient(plane, token).get("/v1/whoami").json()
     assert known == {"name": "oidc:somebody", "owner": "lab", "scopes": ["read", "write"]}
@@ -272,12 +267,7 @@ def test_a_valid_token_passes_behind_an_address_of_guessers(
 def test_an_unavailable_issuer_is_503_with_a_hint(guarded: ControlPlane) -> None:
     with FakeIssuer() as issuer:
         token = issuer.token()
-    plane = ControlPlane(
-        guarded.folder,
-        auth="on",
-        oidc_issuer=issuer.url,
-        oidc_audience=AUDIENCE,
-    )
+    plane = ControlPlane(guarded.folder, auth="on", oidc_issuer=issuer.url, oidc_audience=AUDIENCE)
     response = KeyClient(plane, token).get("/v1/models")
     assert response.status_code == 503
     assert response.headers["retry-after"] == "1"

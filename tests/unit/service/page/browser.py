@@ -10,11 +10,7 @@ from tests.fakes.app_client import AppClient
 from tests.fakes.control_plane import ControlPlane
 
 ORIGIN = "http://localhost"
-DOCUMENT = {
-    "Accept": "text/html",
-    "Sec-Fetch-Site": "same-origin",
-    "Sec-Fetch-Mode": "navigate",
-}
+DOCUMENT = {"Accept": "text/html", "Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "navigate"}
 
 
 class Browser(AppClient):

@@ -8,11 +8,7 @@ from tests.fakes.measured import publish_measured
 from tests.unit.service.page.browser import Browser, rows_of, text_of
 
 PRESERVE = {"policy": "preserve"}
-SOLUTION = Solution(
-    ridges={"image": 0.1, "text": 0.1},
-    directions=6,
-    groups=(("image", "text"),),
-)
+SOLUTION = Solution(ridges={"image": 0.1, "text": 0.1}, directions=6, groups=(("image", "text"),))
 
 
 @pytest.fixture

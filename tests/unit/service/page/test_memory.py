@@ -209,9 +209,7 @@ def test_recall_among_ten_is_another_view(long: Browser) -> None:
     assert "Mean R@1 " not in text
 
 
-def test_a_long_history_is_thinned_and_changes_are_still_those_since_learned(
-    long: Browser,
-) -> None:
+def test_a_long_history_is_thinned_and_changes_are_still_those_since_learned(long: Browser) -> None:
     answer = long.get(MEMORY)
     text = text_of(answer.text)
     assert "Versions 1 to 102, one in 4" in text

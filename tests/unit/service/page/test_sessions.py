@@ -494,11 +494,7 @@ def test_a_code_counts_once(issuer: FakeIssuer, visitor: Browser) -> None:
     ids=str,
 )
 def test_tokens_that_are_not_for_us_sign_nobody_in(
-    issuer: FakeIssuer,
-    visitor: Browser,
-    token: str,
-    changes: dict[str, Any],
-    status: int,
+    issuer: FakeIssuer, visitor: Browser, token: str, changes: dict[str, Any], status: int
 ) -> None:
     begun = _begin(visitor)
     nonce = parse_qs(urlsplit(begun).query)["nonce"][0]

@@ -100,8 +100,7 @@ def test_rows_of_a_dataset_can_be_picked(trier: Browser) -> None:
 
 
 @pytest.mark.parametrize(
-    ("numbers", "sent"),
-    [("1, 2.5 -3e2", [1.0, 2.5, -300.0]), ("[1,2]", [1.0, 2.0])],
+    ("numbers", "sent"), [("1, 2.5 -3e2", [1.0, 2.5, -300.0]), ("[1,2]", [1.0, 2.0])]
 )
 def test_numbers_are_a_feature(
     trier: Browser, endpoint: FakeEndpoint, numbers: str, sent: list[float]

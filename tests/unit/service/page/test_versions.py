@@ -196,9 +196,7 @@ def test_a_version_says_how_it_was_made(read_only: ControlPlane, viewer: Browser
 
 def test_solved_heads_say_that_nothing_is_blocked(plane: ControlPlane, reader: Browser) -> None:
     solution = Solution(
-        ridges={"image": 0.125, "text": 0.5},
-        directions=6,
-        groups=(("image", "text"),),
+        ridges={"image": 0.125, "text": 0.5}, directions=6, groups=(("image", "text"),)
     )
     publish_measured(plane, "one", changes={"solution": solution})
     text = text_of(reader.get("/ui/models/scenes/versions/1").text)
@@ -321,11 +319,7 @@ def test_a_bound_that_is_not_met_is_said_in_the_units_of_the_page(
     set_gate(plane, "street", **policy)
     job = plane.post_dataset("two", "street")
     write_measured(
-        plane,
-        job,
-        recalls=recalls,
-        drifts={"one": 0.45},
-        changes={"recall_before": recall(0.375)},
+        plane, job, recalls=recalls, drifts={"one": 0.45}, changes={"recall_before": recall(0.375)}
     )
     plane.tick_to(job, JobState.REJECTED)
     for path in (f"jobs/{job}", f"jobs/{job}/candidate", "events", "", f"jobs/{job}/retry"):

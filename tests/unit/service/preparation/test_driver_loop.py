@@ -56,7 +56,7 @@ def test_the_driver_runs_before_there_is_work(plane: Driven) -> None:
     command = plane.launcher.commands[name]
     assert command[:5] == ["python", "-m", "workers.driver", "--store", plane.store.uri]
     assert command[5:] == [
-        *("--ranks", "1", "--gpus-per-rank", "0", "--ranks-idle-seconds", "1800"),
+        *("--ranks", "1", "--gpus-per-rank", "0", "--ranks-idle-seconds", "1800")
     ]
     assert plane.driver().runs
 

@@ -54,10 +54,7 @@ def test_an_empty_text_is_an_empty_object(monkeypatch: pytest.MonkeyPatch) -> No
             "working_dir has '/srv/code'; it must be an address that all nodes can read",
         ),
         ({"CMCL_RUNTIME_ENV": '{"py_modules": [3]}'}, "py_modules has 3; it must be an address"),
-        (
-            {"CMCL_JOB_LABELS": '{"cmcl/job": "x"}'},
-            "begins with 'cmcl/', which is reserved",
-        ),
+        ({"CMCL_JOB_LABELS": '{"cmcl/job": "x"}'}, "begins with 'cmcl/', which is reserved"),
         ({"CMCL_JOB_LABELS": '{"a b": "x"}'}, "'a b' is not a label name"),
         ({"CMCL_JOB_LABELS": '{"A.B/c": "x"}'}, "'A.B/c' is not a label name"),
         ({"CMCL_JOB_LABELS": '{"team": "r & d"}'}, "the label 'team' has the value 'r & d'"),
