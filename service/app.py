@@ -16,7 +16,18 @@ from cmcl.contract import DISTRIBUTION
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.uris import open_store
 from cmcl.tracing import exporter_from
-from service.api import events, openapi, operations
+from service.api import (
+    datasets,
+    events,
+    jobs,
+    keys,
+    models,
+    openapi,
+    operations,
+    uploads,
+    versions,
+    webhooks,
+)
 from service.api.authentication import Authentication, Hosts
 from service.api.limits import Budgets, OwnerLimits
 from service.api.openapi import DescribedApp
@@ -47,7 +58,7 @@ from service.maintenance.backup import BackupWriter
 from service.maintenance.gc import GarbageCollector
 from service.page.application import PageBesideApi, create_page
 from service.registry.live_pointer import Announcer
-from service.telemetry.instrumented import InstrumentedDatabase, InstrumentedStore
+from service.telemetry.instrumented import InstrumentedStore
 from service.telemetry.metrics import BacklogCollector, Metrics
 from service.telemetry.spans import Spans
 
@@ -62,7 +73,6 @@ from fastapi import APIRouter, Depends
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
-from service.api import datasets, jobs, keys, models, uploads, versions, webhooks
 from service.api.dependencies import require_body_type
 from service.api.openapi import PROBLEMS, operation_id
 
@@ -132,7 +142,7 @@ def create_context(
 ) -> Context:
     """Create the parts and upgrade the tables. The database is closed on any error."""
     metrics = Metrics(parts.spans or open_spans())
-    database = InstrumentedDatabase(open_database(settings.database_url), metrics)
+    database = open_database(settings.database_url, metrics.transaction)
     database.subscribe(metrics.observe_event)
     try:
         # Raises if a newer release left tables that this one cannot use.

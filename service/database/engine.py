@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +41,7 @@ from service.core.errors import DatabaseUnavailable, WriteConflict
 from service.database.rows import Event
 
 T = TypeVar("T")
+Measure = Callable[[str], AbstractContextManager[None]]
 
 _READER = "cmcl_reader"
 _EMITTED = "cmcl_emitted"
@@ -109,8 +110,14 @@ class Database:
     Subscribers are called with every event of a transaction, after its commit, in the thread that committed it.
     """
 
-    def __init__(self, engine: Engine, writer_lock: "WriterLock | None" = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        writer_lock: WriterLock | None = None,
+        measure: Measure = lambda _: nullcontext(),
+    ) -> None:
         self.engine = engine
+        self._measure = measure
         self.writer_lock = writer_lock
         self._subscribers: list[Callable[[Event], None]] = []
         self._readers = engine.execution_options(**{_READER: True})
@@ -127,6 +134,7 @@ class Database:
         emitted: list[Event] = []
         try:
             with (
+                self._measure("write"),
                 _translated(),
                 self.writer_lock or nullcontext(),
                 self.engine.begin() as connection,
@@ -143,7 +151,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that never waits for writers and never writes."""
-        with _translated(), self._readers.connect() as connection:
+        with self._measure("read"), _translated(), self._readers.connect() as connection:
             yield connection
 
     def settle(self, work: Callable[[Connection], T]) -> T:
@@ -169,19 +177,19 @@ def announce_after_commit(connection: Connection, emitted: Event) -> None:
     connection.get_execution_options().get(_EMITTED, []).append(emitted)
 
 
-def open_database(url: str) -> Database:
-    """Open the database at `url`. For SQLite, its folder is created."""
+def open_database(url: str, measure: Measure = lambda _: nullcontext()) -> Database:
+    """Open the database at `url`. For SQLite, its folder is created. `measure` times transactions, `read` or `write`."""
     parsed = _with_driver(make_url(url))
     if parsed.get_backend_name() != "sqlite":
         engine = create_engine(_with_timeouts(parsed), pool_pre_ping=True, hide_parameters=True)
         event.listen(engine, "connect", _configure_postgresql)
-        return Database(engine)
+        return Database(engine, measure=measure)
     if parsed.database and parsed.database != ":memory:":
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(parsed, hide_parameters=True)
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
-    return Database(engine, WriterLock())
+    return Database(engine, WriterLock(), measure)
 
 
 def _with_driver(url: URL) -> URL:

@@ -1,4 +1,4 @@
-"""Measuring wrappers of store and database, with the same interfaces and behaviour.
+"""A store around another one that measures its calls.
 
 A call is also a span if it is part of a trace.
 """
@@ -9,12 +9,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from sqlalchemy import Connection
-
 from cmcl.contract.errors import ObjectExists, ObjectNotFound, StorageUnavailable
 from cmcl.storage.object_store import ObjectStore, Writer
-from service.core.errors import DatabaseUnavailable, WriteConflict
-from service.database.engine import Database
 from service.telemetry.metrics import Metrics, outcome_of, timed
 
 T = TypeVar("T")
@@ -25,15 +21,6 @@ _STORE_OUTCOMES: dict[type[Exception], str] = {
     StorageUnavailable: "unavailable",
 }
 _OTHER = "error"
-
-
-_OUTCOMES: dict[type[Exception], str] = {
-    DatabaseUnavailable: "unavailable",
-    WriteConflict: "conflict",
-}
-
-# Something inside the transaction was rejected; not a database failure.
-_ROLLED_BACK = "rolled_back"
 
 
 class InstrumentedStore:
@@ -122,24 +109,3 @@ class InstrumentedStore:
             raise
         finally:
             self._metrics.store_calls.labels(operation, outcome).observe(waited)
-
-
-class InstrumentedDatabase(Database):
-    """Database that measures its transactions."""
-
-    def __init__(self, database: Database, metrics: Metrics) -> None:
-        super().__init__(database.engine, database.writer_lock)
-        self._metrics = metrics
-
-    @contextmanager
-    def write(self) -> Iterator[Connection]:
-        measured = timed(self._metrics.transactions, "write", _OUTCOMES, _ROLLED_BACK)
-        span = self._metrics.spans.inside("database write", {})
-        with span, measured, super().write() as connection:
-            yield connection
-
-    @contextmanager
-    def read(self) -> Iterator[Connection]:
-        measured = timed(self._metrics.transactions, "read", _OUTCOMES, _ROLLED_BACK)
-        with measured, super().read() as connection:
-            yield connection

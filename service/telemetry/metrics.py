@@ -30,7 +30,7 @@ from prometheus_client.registry import Collector
 from cmcl.contract import DISTRIBUTION
 from cmcl.contract.api.jobs import FINAL_STATES, FailureReason, JobState
 from service.core.clock import Clock
-from service.core.errors import DatabaseError
+from service.core.errors import DatabaseError, DatabaseUnavailable, WriteConflict
 from service.database.engine import Database
 from service.database.queries import overviews
 from service.database.queries.events import SKIPPED
@@ -58,6 +58,10 @@ _REJECTIONS = (
     FailureReason.NOT_MEASURED,
     FailureReason.REJECTED_BY_HAND,
 )
+_DATABASE_OUTCOMES: dict[type[Exception], str] = {
+    DatabaseUnavailable: "unavailable",
+    WriteConflict: "conflict",
+}
 _LAUNCHER_OUTCOMES: dict[type[Exception], str] = {
     LauncherUnavailable: "unavailable",
     LauncherRejected: "rejected",
@@ -196,6 +200,16 @@ class Metrics:
                 yield
         finally:
             self.steps.labels(name).observe(time.perf_counter() - started)
+
+    @contextmanager
+    def transaction(self, kind: str) -> Iterator[None]:
+        """Time a transaction, `read` or `write`; one that writes is a span as well, if it is part of a trace."""
+        span: AbstractContextManager[None] = nullcontext()
+        if kind == "write":
+            span = self.spans.inside("database write", {})
+        # Otherwise something inside the transaction was rejected: no failure of the database.
+        with span, timed(self.transactions, kind, _DATABASE_OUTCOMES, "rolled_back"):
+            yield
 
     @contextmanager
     def launcher_call(self, call: str, submission_id: str) -> Iterator[None]:
