@@ -6,7 +6,7 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from fastapi.responses import JSONResponse
 from sqlalchemy import Connection
 
@@ -131,58 +131,44 @@ def read_job(job: JobPath, principal: Reader, context: ContextDep) -> Job:
     return to_job(found if why is None else replace(found, message=why))
 
 
+def get_note(principal: Trainer, context: ContextDep, seen: SeenRevision = None) -> ActorNote:
+    """Who acts on a job, and which revision of it they have seen."""
+    return ActorNote(principal, context.clock(), seen_revision=seen)
+
+
+NoteDep = Annotated[ActorNote, Depends(get_note)]
+
+
 @router.post("/{job}/cancel", status_code=202, response_model=Job)
 def cancel_job(
-    job: JobPath,
-    principal: Trainer,
-    context: ContextDep,
-    key: IdempotencyKeyDep,
-    seen: SeenRevision = None,
+    job: JobPath, note: NoteDep, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
     """Cancel a job. 409 if its candidate is being judged, or it has ended."""
-    note = ActorNote(principal, context.clock(), seen_revision=seen)
     return _respond(context, key, job, note, transitions.cancel)
 
 
 @router.post("/{job}/retry", status_code=202, response_model=Job)
 def retry_job(
-    job: JobPath,
-    principal: Trainer,
-    context: ContextDep,
-    key: IdempotencyKeyDep,
-    seen: SeenRevision = None,
+    job: JobPath, note: NoteDep, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
     """Retry a failed or rejected job with new attempts. The next candidate is judged by the gate of that time."""
-    note = ActorNote(principal, context.clock(), seen_revision=seen)
     return _respond(context, key, job, note, transitions.retry)
 
 
 @router.post("/{job}/approve", status_code=202, response_model=Job)
 def approve_job(
-    job: JobPath,
-    body: ReasonBody,
-    principal: Trainer,
-    context: ContextDep,
-    key: IdempotencyKeyDep,
-    seen: SeenRevision = None,
+    job: JobPath, body: ReasonBody, note: NoteDep, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
     """Publish a candidate that is held for approval. 409 for a rejected one: change the gate, and retry its job."""
-    note = ActorNote(principal, context.clock(), body.reason, seen)
-    return _respond(context, key, job, note, transitions.approve)
+    return _respond(context, key, job, replace(note, reason=body.reason), transitions.approve)
 
 
 @router.post("/{job}/reject", status_code=202, response_model=Job)
 def reject_job(
-    job: JobPath,
-    body: ReasonBody,
-    principal: Trainer,
-    context: ContextDep,
-    key: IdempotencyKeyDep,
-    seen: SeenRevision = None,
+    job: JobPath, body: ReasonBody, note: NoteDep, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
     """Reject a candidate that is held for approval."""
-    note = ActorNote(principal, context.clock(), body.reason, seen)
-    return _respond(context, key, job, note, transitions.reject)
+    return _respond(context, key, job, replace(note, reason=body.reason), transitions.reject)
 
 
 def _respond(

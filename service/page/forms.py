@@ -24,6 +24,7 @@ from cmcl.contract.api.jobs import JobState
 from cmcl.contract.event import EventKind
 from cmcl.contract.modality import NAME_PATTERN, Frozen
 from service.api.dependencies import ContextDep, IdempotencyKey, get_principal
+from service.api.jobs import get_note
 from service.api.pagination import LARGEST_NUMBER
 from service.context import Context
 from service.core.errors import (
@@ -35,6 +36,7 @@ from service.core.errors import (
     UnsupportedMediaType,
 )
 from service.core.principal import EVERY_OWNER, Principal
+from service.jobs.transitions import ActorNote
 from service.page.rendering import pages_of, root_of
 
 Form = TypeVar("Form", bound=BaseModel)
@@ -134,6 +136,10 @@ class ActionRequest:
     http: Request
     principal: Principal
     context: Context
+
+    def note(self, seen: int) -> ActorNote:
+        """Who acts on a job, and which revision of it the page has shown."""
+        return get_note(self.principal, self.context, seen)
 
     def page(self, name: str, changed: Rejected | None, /, **values: object) -> Response:
         """The confirmation page. `changed`: why nothing was done; None where nothing was asked for yet."""

@@ -316,7 +316,7 @@ def act_on_job(
     """Cancel or retry the job."""
     act = jobs.cancel_job if _action(asked.http) == "cancel" else jobs.retry_job
     return confirmed(
-        lambda: act(job, asked.principal, asked.context, None, form.seen),
+        lambda: act(job, asked.note(form.seen), asked.context, None),
         lambda: see_other(asked.http, f"jobs/{job}", _DONE[_action(asked.http)]),
         lambda error: _job_page(asked, job, error),
     )
@@ -330,9 +330,7 @@ def decide(
     """Approve or reject the candidate of the job."""
     act = jobs.approve_job if _action(asked.http) == "approve" else jobs.reject_job
     return confirmed(
-        lambda: act(
-            job, Reason(reason=form.reason), asked.principal, asked.context, None, form.seen
-        ),
+        lambda: act(job, Reason(reason=form.reason), asked.note(form.seen), asked.context, None),
         lambda: see_other(asked.http, f"jobs/{job}", _DONE[_action(asked.http)]),
         lambda error: _job_page(asked, job, error),
     )
