@@ -55,6 +55,17 @@ Read by the driver and by its tasks, from the environment of the Ray nodes
 (`workers/prepare/cluster.py`).
 
 {prepare}
+## The service's proxy
+
+Read by `python -m cmcl.service_proxy` from the environment, once, when it starts (`cmcl/service_proxy.py`;
+chart: `service.trustedProxies`).
+
+| variable | default | permitted | meaning |
+|---|---|---|---|
+| `CMCL_PROXY_LISTEN` | required | text | address and port for clients: `127.0.0.1:8000`, or `:8000` for all interfaces |
+| `CMCL_PROXY_SERVICE` | required | text | address and port of the service |
+| `CMCL_PROXY_TRUSTED` | none | text | comma-separated addresses or networks of proxies before this one; they may have all connections, and their X-Forwarded-For is believed |
+
 ## The endpoint's proxy
 
 Read by `cmcl-haproxy` from the environment of the Ray nodes each time that it starts HAProxy
