@@ -9,16 +9,16 @@ Shapes: B items of a batch.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.storage.object_store import ObjectStore
 from workers.encoders.identity import check_or_record
-from workers.encoders.media import Decoded
 from workers.encoders.port import FrozenEncoder
 from workers.encoders.registry import load_encoder
 from workers.prepare.cluster import KNOWN_ERRORS, Check
-from workers.prepare.encoding import Encoded, EncoderPort, LeasedEncoder, encode_batch
+from workers.prepare.encoding import Encode, LeasedEncoder, encode_batch
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -26,27 +26,12 @@ _FILE_MEMORY = 2 << 30
 
 
 @dataclass(frozen=True)
-class LoadedEncoder:
-    """An encoder of this process, as a port of preparation. A batch is encoded when its features are asked for."""
-
+class _Lease(LeasedEncoder):
     encoder: FrozenEncoder[Any]
 
-    def submit(self, items: Sequence[Decoded]) -> Any:
-        """See EncoderPort."""
-        return list(items)
-
-    def wait(self, pending: Any) -> Encoded:
-        """See EncoderPort."""
-        return encode_batch(self.encoder, pending)
-
-
-@dataclass(frozen=True)
-class _Lease(LeasedEncoder):
-    port: LoadedEncoder
-
-    def connect(self, first: int, what: str) -> EncoderPort:
-        """See LeasedEncoder."""
-        return self.port
+    def connect(self, first: int, what: str) -> Encode:
+        """See LeasedEncoder. A batch is encoded when its features are asked for."""
+        return lambda items: partial(encode_batch, self.encoder, list(items))
 
 
 @dataclass
@@ -89,7 +74,7 @@ class ThisProcess:
         """See Cluster."""
         check("")
         encoder = self.loaded(spec)
-        yield _Lease(spec, encoder.identity(), (), LoadedEncoder(encoder))
+        yield _Lease(spec, encoder.identity(), (), encoder)
 
     def identity_of(self, spec: EncoderSpec) -> EncoderIdentity | None:
         """See Cluster."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from workers.encoders.port import FrozenEncoder
 from workers.encoders.registry import load_encoder
 from workers.prepare.cluster import KNOWN_ERRORS, Check
 from workers.prepare.dataset import Preparation, prepare_dataset
-from workers.prepare.encoding import Encoded, EncoderPort, LeasedEncoder, encode_batch
+from workers.prepare.encoding import Encode, Encoded, LeasedEncoder, encode_batch
 from workers.prepare.progress import DatasetProgress
 
 T = TypeVar("T")
@@ -30,31 +31,20 @@ FILE_MEMORY = 768 << 20
 
 
 @dataclass(frozen=True)
-class InlineEncoder:
-    """Encodes when its result is asked for. `batches`: sizes of those so far."""
+class InlineLease(LeasedEncoder):
+    """An encoder of this process: it encodes when its result is asked for. `batches`: sizes of those so far."""
 
     encoder: FrozenEncoder[Any]
     batches: list[int]
 
-    def submit(self, items: Sequence[Decoded]) -> Any:
-        """See EncoderPort."""
-        self.batches.append(len(items))
-        return list(items)
-
-    def wait(self, pending: Any) -> Encoded:
-        """See EncoderPort."""
-        return encode_batch(self.encoder, pending)
-
-
-@dataclass(frozen=True)
-class InlineLease(LeasedEncoder):
-    """An encoder of this process."""
-
-    port: InlineEncoder
-
-    def connect(self, first: int, what: str) -> EncoderPort:
+    def connect(self, first: int, what: str) -> Encode:
         """See LeasedEncoder."""
-        return self.port
+
+        def encode(items: Sequence[Decoded]) -> Callable[[], Encoded]:
+            self.batches.append(len(items))
+            return partial(encode_batch, self.encoder, list(items))
+
+        return encode
 
 
 @dataclass
@@ -98,7 +88,7 @@ class InlineCluster:
         encoder = self.load(spec)
         check_or_record(encoder, self.store)
         identity = self.identities[spec.model_dump_json()] = encoder.identity()
-        yield InlineLease(spec, identity, ("inline",), InlineEncoder(encoder, self.batches))
+        yield InlineLease(spec, identity, ("inline",), encoder, self.batches)
 
     def identity_of(self, spec: EncoderSpec) -> EncoderIdentity | None:
         """See Cluster."""

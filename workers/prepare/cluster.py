@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any, Generic, Protocol, TypeVar
@@ -38,7 +39,7 @@ from workers.encoders.identity import check_or_record
 from workers.encoders.media import Decoded
 from workers.encoders.port import EncoderMismatch, EncoderUnusable, FrozenEncoder
 from workers.encoders.registry import load_encoder
-from workers.prepare.encoding import Encoded, EncoderLost, EncoderPort, LeasedEncoder, encode_batch
+from workers.prepare.encoding import Encode, Encoded, EncoderLost, LeasedEncoder, encode_batch
 from workers.prepare.progress import Cancelled
 from workers.sandbox.child import share_of_memory
 from workers.sandbox.child_process import give_way_to_queries
@@ -130,46 +131,36 @@ class Cluster(Protocol):
 class RayLease(LeasedEncoder):
     """An encoder whose processes are actors of Ray."""
 
-    def connect(self, first: int, what: str) -> EncoderPort:
-        """See LeasedEncoder."""
-        return RayEncoder(self, first, what)
+    def connect(self, first: int, what: str) -> Encode:
+        """See LeasedEncoder. Batches go to the actors in turn."""
+        actors: dict[str, Any] = {}
+        numbers = count()
 
-
-class RayEncoder:
-    """Sends batches to the actors of a pool in turn."""
-
-    def __init__(self, leased: LeasedEncoder, first: int, what: str) -> None:
-        self._leased, self._next, self._what = leased, first, what
-        self._sent = 0
-        self._actors: dict[str, Any] = {}
-
-    def submit(self, items: Sequence[Decoded]) -> Any:
-        """See EncoderPort."""
-        names = self._leased.actors
-        name = names[self._next % len(names)]
-        self._next += 1
-        self._sent += 1
-        if name not in self._actors:
-            try:
-                self._actors[name] = ray.get_actor(name)
-            except ValueError as error:
-                raise EncoderLost(f"encoder {self._leased.spec.name!r} has ended") from error
-        return self._actors[name].encode.remote(
+        def encode(items: Sequence[Decoded]) -> Callable[[], Encoded]:
+            number = next(numbers)
+            name = self.actors[(first + number) % len(self.actors)]
+            if name not in actors:
+                try:
+                    actors[name] = ray.get_actor(name)
+                except ValueError as error:
+                    raise EncoderLost(f"encoder {self.spec.name!r} has ended") from error
             # Ray passes arrays on without copying them.
-            [np.asarray(item) if isinstance(item, Image.Image) else item for item in items],
-            self._leased.identity.digest,
-            f"batch {self._sent} of {self._what}",
-        )
+            plain = [np.asarray(item) if isinstance(item, Image.Image) else item for item in items]
+            batch = f"batch {number + 1} of {what}"
+            call = actors[name].encode.remote(plain, self.identity.digest, batch)
+            return partial(_encoded, self.spec.name, call)
 
-    def wait(self, pending: Any) -> Encoded:
-        """See EncoderPort."""
-        try:
-            encoded: Encoded = ray.get(pending)
-        except (EncoderMismatch, EncoderUnusable) as error:
-            raise _cause(error) from None
-        except RayError as error:
-            raise EncoderLost(f"encoder {self._leased.spec.name!r} ended: {error}") from error
-        return encoded
+        return encode
+
+
+def _encoded(name: str, call: Any) -> Encoded:
+    try:
+        encoded: Encoded = ray.get(call)
+    except (EncoderMismatch, EncoderUnusable) as error:
+        raise _cause(error) from None
+    except RayError as error:
+        raise EncoderLost(f"encoder {name!r} ended: {error}") from error
+    return encoded
 
 
 class EncoderActor:

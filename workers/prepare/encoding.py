@@ -10,11 +10,11 @@ import hashlib
 import json
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -71,16 +71,9 @@ def encode_batch(encoder: FrozenEncoder[Any], items: Sequence[Decoded]) -> Encod
     return Encoded(features_BF, errors)
 
 
-class EncoderPort(Protocol):
-    """Port of an encoder: batches are submitted, and their features fetched later."""
-
-    def submit(self, items: Sequence[Decoded]) -> Any:
-        """Begin to encode one batch. Raises EncoderLost."""
-        ...
-
-    def wait(self, pending: Any) -> Encoded:
-        """Return the features of a batch. Raises EncoderLost, EncoderMismatch, EncoderUnusable."""
-        ...
+# Begins to encode one batch, and returns a function that waits for its features. Raises EncoderLost; so does that
+# function, and EncoderMismatch and EncoderUnusable.
+Encode = Callable[[Sequence[Decoded]], Callable[[], Encoded]]
 
 
 @dataclass(frozen=True)
@@ -94,27 +87,16 @@ class LeasedEncoder:
     identity: EncoderIdentity
     actors: tuple[str, ...]
 
-    def connect(self, first: int, what: str) -> EncoderPort:
+    def connect(self, first: int, what: str) -> Encode:
         """Return the encoder for one side of a unit. `first`: number of the actor that gets its first batch.
 
         `what`: the items, for messages; the same when the unit is tried again, and different for each side.
         """
-        return NotStarted(self.spec.name)
 
+        def has_not_started(_items: Sequence[Decoded]) -> Callable[[], Encoded]:
+            raise EncoderLost(f"encoder {self.spec.name!r} has not started")
 
-@dataclass(frozen=True)
-class NotStarted:
-    """An encoder that has not started. See EncoderPort."""
-
-    name: str
-
-    def submit(self, items: Sequence[Decoded]) -> Any:
-        """Raises EncoderLost."""
-        raise EncoderLost(f"encoder {self.name!r} has not started")
-
-    def wait(self, pending: Any) -> Encoded:
-        """Is not called."""
-        raise EncoderLost(f"encoder {self.name!r} has not started")
+        return has_not_started
 
 
 class SideEncoder:
@@ -124,9 +106,9 @@ class SideEncoder:
     """
 
     def __init__(
-        self, encoder: EncoderPort, spec: EncoderSpec, known: Mapping[bytes, EncodedItem]
+        self, encode: Encode, spec: EncoderSpec, known: Mapping[bytes, EncodedItem]
     ) -> None:
-        self._encoder, self._spec, self.known = encoder, spec, known
+        self._encode, self._spec, self.known = encode, spec, known
         self.new: dict[bytes, EncodedItem] = {}
         self.flat = {key for key, item in known.items() if item.is_flat}
         self._by_length = spec.takes == "text"
@@ -134,7 +116,7 @@ class SideEncoder:
         self._rows = Counter[bytes]()
         self._waiting: list[tuple[bytes, Decoded]] = []
         self._waiting_bytes = 0
-        self._in_flight: deque[tuple[list[bytes], Any]] = deque()
+        self._in_flight: deque[tuple[list[bytes], Callable[[], Encoded]]] = deque()
         self._reasons: dict[bytes, str] = {}
         self.rows_done = 0
         """Number of added rows whose item is encoded, or cannot be."""
@@ -179,7 +161,7 @@ class SideEncoder:
     def _submit(self, batch: list[tuple[bytes, Decoded]]) -> None:
         if len(self._in_flight) >= BATCHES_IN_FLIGHT:
             self._take_oldest()
-        pending = self._encoder.submit([item for _, item in batch])
+        pending = self._encode([item for _, item in batch])
         self._in_flight.append(([key for key, _ in batch], pending))
 
     def _cut(self) -> list[list[tuple[bytes, Decoded]]]:
@@ -202,7 +184,7 @@ class SideEncoder:
 
     def _take_oldest(self) -> None:
         keys, pending = self._in_flight.popleft()
-        encoded = self._encoder.wait(pending)
+        encoded = pending()
         wrong = dict(encoded.errors)
         width = encoded.features_BF.shape[1]
         if encoded.features_BF.shape != (len(keys), self._spec.width):

@@ -161,8 +161,8 @@ def _sides(
         if encoder is None or items is None:
             sides.append(GivenFeatures(side.modality, side.width))
         else:
-            port = encoder.connect(task.index, f"{side.modality} of {rows}")
-            sides.append(SideEncoder(port, encoder.spec, items.find(keys)))
+            encode = encoder.connect(task.index, f"{side.modality} of {rows}")
+            sides.append(SideEncoder(encode, encoder.spec, items.find(keys)))
     return sides
 
 

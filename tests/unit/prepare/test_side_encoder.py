@@ -1,6 +1,6 @@
 """Batches of one side: filled, in flight, bounded, and the same in every run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,19 +24,19 @@ class Recorder:
         self.change: Any = lambda features_BF: features_BF
         self.errors: dict[int, str] = {}
 
-    def submit(self, items: Sequence[Decoded]) -> Any:
-        """See EncoderPort."""
+    def __call__(self, items: Sequence[Decoded]) -> Callable[[], Encoded]:
+        """Begin a batch."""
         self.batches.append(list(items))
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
-        return items
 
-    def wait(self, pending: Any) -> Encoded:
-        """See EncoderPort."""
-        self.in_flight -= 1
-        sizes = [len(item) if isinstance(item, str) else item.width for item in pending]
-        features_BF = np.array([[size, 1] for size in sizes], np.float32)
-        return Encoded(self.change(features_BF), self.errors)
+        def wait() -> Encoded:
+            self.in_flight -= 1
+            sizes = [len(item) if isinstance(item, str) else item.width for item in items]  # type: ignore[union-attr]
+            features_BF = np.array([[size, 1] for size in sizes], np.float32)
+            return Encoded(self.change(features_BF), self.errors)
+
+        return wait
 
 
 def key(number: int) -> bytes:
