@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.fakes.feature_shards import numbered_rows, write_pair_shards
-from workers.files.shards import open_in_pieces, write_shard
+from workers.files.shards import write_shard
 from workers.prepare.dry_run import Sample, advice_on_rows, check_rows, sampled
 
 ROWS = 1000
@@ -40,20 +40,6 @@ def test_our_own_shards_and_users_go_together(tmp_path: Path) -> None:
     mixed, plain = sampled([ours, paths[1]]), sampled(paths)
     assert torch.equal(mixed.rows.first_NI, plain.rows.first_NI)
     assert torch.equal(mixed.rows.second_NJ, plain.rows.second_NJ)
-
-
-def test_one_file_at_a_time_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[pq.ParquetFile] = []
-
-    def open_alone(path: Path) -> pq.ParquetFile:
-        assert all(file.closed for file in opened)
-        opened.append(open_in_pieces(path))
-        return opened[-1]
-
-    monkeypatch.setattr("workers.prepare.dry_run.open_in_pieces", open_alone)
-    sample_of(tmp_path, 800)
-    assert opened
-    assert all(file.closed for file in opened)
 
 
 def rows_of(seed: int) -> torch.Tensor:

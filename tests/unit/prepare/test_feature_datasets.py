@@ -18,11 +18,11 @@ from cmcl.contract.prepare import PrepareReport
 from cmcl.storage import layout
 from cmcl.storage.local import LocalStore
 from tests.fakes.feature_shards import feature_table, write_shard
-from tests.fakes.preparation import FILE_MEMORY, Ground
+from tests.fakes.preparation import Ground
 from workers.prepare import dataset
 from workers.prepare.dataset import PreparationFailed
-from workers.prepare.tasks import Repeated, end_children, find_repeated
-from workers.prepare.units import DatasetContext, DatasetSource, SideSpec, UnitTask
+from workers.prepare.tasks import end_children
+from workers.prepare.units import UnitTask
 
 SPEC = ModelSpec.model_validate(
     {"width": 8, "modalities": {"image": 4, "text": 3}, "training": {"batch_size": 8}}
@@ -206,36 +206,15 @@ def test_gaps_in_the_internal_form_are_single_rows(ground: Ground) -> None:
 
 
 def test_ids_are_unique_over_the_files_of_a_dataset(ground: Ground) -> None:
-    write_shard(ground.folder / "a.parquet", feature_table(16, prefix="same"))
-    write_shard(ground.folder / "b.parquet", feature_table(20, prefix="same", seed=1))
-    message = r"b\.parquet: row 0 repeats the id of row 0 of .*a\.parquet"
+    for name in "abc":
+        table = feature_table(16, prefix=name)
+        if name == "c":
+            ids = ["b-5" if row == 3 else id_ for row, id_ in enumerate(table["id"].to_pylist())]
+            table = table.set_column(table.column_names.index("id"), "id", pa.array(ids))
+        write_shard(ground.folder / f"{name}.parquet", table)
+    message = r"c\.parquet: row 3 repeats the id of row 5 of .*b\.parquet"
     with pytest.raises(PreparationFailed, match=message):
-        ground.prepare(ground.request("a.parquet", "b.parquet"))
-
-
-def test_half_of_a_digest_in_common_does_not_make_ids_equal(ground: Ground) -> None:
-    """Only digests of which half is equal are sorted in full."""
-    tasks = [UnitTask(index, index) for index in range(3)]
-    context = DatasetContext(
-        store=ground.store.uri,
-        dataset="ds-0123456789ab",
-        request=0,
-        owner="ann",
-        source=DatasetSource(
-            files=tuple(ground.ref(name) for name in "abc"),
-            sides=tuple(SideSpec(modality=name, width=4) for name in ("image", "text")),
-        ),
-        files_to_train=3,
-        share=None,
-        leaves_out=False,
-        file_memory=FILE_MEMORY,
-    )
-    digests = ([(7, 1), (8, 1)], [(7, 2), (0, 0)], [(8, 2), (7, 2)])
-    for task, of_file in zip(tasks, digests, strict=True):
-        key = layout.preparation_ids(context.dataset, 0, task.digest(context))
-        ground.store.put(key, np.array(of_file, ">u8").tobytes())
-    assert find_repeated(context, tasks[:2]) == []
-    assert find_repeated(context, tasks) == [Repeated(2, 1, 1, 0)]
+        ground.prepare(ground.request("a.parquet", "b.parquet", "c.parquet"))
 
 
 def test_of_rows_with_equal_ids_the_first_is_kept_if_rows_may_be_left_out(ground: Ground) -> None:

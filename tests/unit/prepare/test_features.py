@@ -204,33 +204,6 @@ def test_no_row_is_lost_and_none_is_in_both_halves(
     assert 110 < len(kept) < 220
 
 
-def test_no_pair_that_is_trained_on_is_measured_on(
-    take: Taking, theirs: Path, tmp_path: Path
-) -> None:
-    values = {name: np.repeat(value, 3, axis=0) for name, value in other_arrays(1).items()}
-    write_npz(theirs / "a", values)
-    write_npz(theirs / "b", {name: value[::-1].copy() for name, value in values.items()})
-    training, evaluation = take.halves("ab", 0.2)
-    pairs = []
-    for index, shard in enumerate([*training, *evaluation]):
-        fetch(shard, tmp_path / str(index))
-        rows = read_rows([tmp_path / str(index)])
-        both_BI = np.hstack([rows.feature_a_BI, rows.feature_b_BI])
-        pairs.append({row.tobytes() for row in both_BI})
-    assert not set().union(*pairs[: len(training)]) & set().union(*pairs[len(training) :])
-
-
-def test_the_rest_of_an_appended_dataset_is_held_out_as_before(
-    take: Taking, theirs: Path, tmp_path: Path
-) -> None:
-    for seed in (1, 2):
-        write_npz(theirs / str(seed), other_arrays(seed))
-    _, alone = take.halves("1", 0.2)
-    before = ids_of(alone, tmp_path)
-    _, both = take.halves("21", 0.2, dataset="ds-2")
-    assert ids_of(both, tmp_path)[-len(before) :] == before
-
-
 def test_a_part_without_rows_is_no_shard(take: Taking, theirs: Path) -> None:
     write_npz(theirs / "a", {name: value[:1].copy() for name, value in arrays().items()})
     split = take("a", share=0.01)
