@@ -1,5 +1,6 @@
-"""Smoke test of a deployment: posts the second dataset of examples/stream, waits for its version, embeds
-the held-out rows, compares their recall with the figure from training, and cleans up.
+"""Smoke test of a deployment: posts the two datasets of depth and text of examples/stream to a model with the policy
+preserve, waits for their versions, of which the second is trained by all ranks under the projected gradient, embeds the
+second one's held-out rows, compares their recall with the figure from training, and cleans up.
 
 `python smoke.py --service URL --embeddings URL --stream FOLDER`, with a key in CMCL_KEY that may read,
 write, train, embed and delete models. Uses the public client. Exit status 1: the test failed.
@@ -24,7 +25,8 @@ from numpy.typing import NDArray
 from cmcl import Client, CmclError
 from cmcl.contract.model import ModelSpec
 
-_DATASET = 1
+# Of one pair: the first is solved, the second trained.
+_DATASETS = (1, 4)
 _WIDTH = 64
 _BEST = 10
 # float32 sums in another order may swap two rows with nearly equal scores.
@@ -40,10 +42,10 @@ class WrongResult(Exception):
 
 @dataclass(frozen=True)
 class Example:
-    """A dataset of the example stream, with the held-out features of both sides."""
+    """Two datasets of one pair of the example stream: the rows to train on, and the second one's held-out rows."""
 
     pair: tuple[str, str]
-    train: Path
+    trains: tuple[Path, ...]
     test: Path
     widths: dict[str, int]
 
@@ -51,11 +53,11 @@ class Example:
     def read(cls, stream: Path) -> "Example":
         """Read it. Raises FileNotFoundError if there is no stream."""
         document = json.loads((stream / "stream.json").read_text())
-        entry = document["datasets"][_DATASET]
-        pair = (entry["pair"]["first"], entry["pair"]["second"])
+        entries = [document["datasets"][number] for number in _DATASETS]
+        pair = (entries[-1]["pair"]["first"], entries[-1]["pair"]["second"])
         widths = {modality: document["modalities"][modality] for modality in pair}
-        train, test = (stream / entry[part]["file"] for part in ("train", "evaluation"))
-        return cls(pair, train, test, widths)
+        trains = tuple(stream / entry["train"]["file"] for entry in entries)
+        return cls(pair, trains, stream / entries[-1]["evaluation"]["file"], widths)
 
     def held_out(self) -> list[Matrix]:
         """Return the features of both sides, N × I."""
@@ -67,22 +69,24 @@ class Example:
 def check(client: Client, example: Example, model: str, seconds: float) -> dict[str, Any]:
     """Train, embed and compare. Raises CmclError or WrongResult."""
     started = time.monotonic()
-    client.create_model(model, ModelSpec(width=_WIDTH, modalities=example.widths))
-    accepted = client.add_dataset(
-        *(model, "smoke", example.pair, [example.train]),
-        evaluation_shards=[example.test],
-        upload="always",
-    )
-    job = client.watch(accepted.job.id, lambda now: print(now.state), timeout=seconds)
-    if job.version is None:
-        raise WrongResult(f"{job.id} ended {job.state}: {job.message}")
-    version = client.version(model, job.version)
+    spec = ModelSpec(width=_WIDTH, modalities=example.widths, policy="preserve")
+    client.create_model(model, spec)
+    for number, train in enumerate(example.trains, start=1):
+        accepted = client.add_dataset(
+            *(model, f"smoke-{number}", example.pair, [train]),
+            evaluation_shards=[example.test] if number == len(example.trains) else [],
+            upload="always",
+        )
+        job = client.watch(accepted.job.id, lambda now: print(now.state), timeout=seconds)
+        if job.version is None:
+            raise WrongResult(f"{job.id} ended {job.state}: {job.message}")
+        version = client.version(model, job.version)
     learned = version.evaluation_matrix[-1]
     measured = learned.recall[accepted.dataset.id].at_10
     features = example.held_out()
-    wait_until_served(client, f"{model}@{job.version}", example.pair[0], features[0][:1])
+    wait_until_served(client, f"{model}@{version.version}", example.pair[0], features[0][:1])
     sides = [
-        embed(client, f"{model}@{job.version}", modality, rows_NI)
+        embed(client, f"{model}@{version.version}", modality, rows_NI)
         for modality, rows_NI in zip(example.pair, features, strict=True)
     ]
     answered = recall_at_10(features, sides)
@@ -90,7 +94,7 @@ def check(client: Client, example: Example, model: str, seconds: float) -> dict[
         raise WrongResult(f"recall@10 of the embeddings is {answered:.3f}, not {measured:.3f}")
     seconds_taken = round(time.monotonic() - started, 1)
     return {
-        "version": job.version,
+        "version": version.version,
         "ranks": version.report.ranks,
         "recall_at_10": answered,
         "seconds": seconds_taken,

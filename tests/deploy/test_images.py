@@ -79,7 +79,7 @@ def test_an_image_names_all_its_packages(made: dict[str, Any]) -> None:
 def test_two_ranks_learn_a_dataset_in_the_worker(made: dict[str, Any]) -> None:
     if ASKED != "all":
         pytest.skip("the worker was not asked for")
-    assert made["trial"]["smoke"]["version"] == 1
+    assert made["trial"]["smoke"]["version"] == 2
     assert made["trial"]["smoke"]["ranks"] == 2
 
 

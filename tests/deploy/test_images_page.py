@@ -104,7 +104,7 @@ def test_a_step_is_quoted_as_in_the_dockerfile() -> None:
 
 
 def test_the_page_lists_what_ran_and_what_was_written() -> None:
-    smoke = {"version": 1, "ranks": 2, "recall_at_10": 0.35681818, "seconds": 24.2}
+    smoke = {"version": 2, "ranks": 2, "recall_at_10": 0.35681818, "seconds": 24.2}
     trial = {"ray_seconds": 5.1, "smoke": smoke, "written_elsewhere": ["var/tmp/x"]}
     page = markdown(report([], trial))
     assert "| ranks that trained a dataset | 2 | 2 |" in page

@@ -45,12 +45,11 @@ class Preserve(Method):
     """Block the entries whose input and output directions matter to earlier datasets.
 
     Inputs: all features the head has learned from. Outputs: the embeddings of all partners it
-    really had, under today's heads. `kept_energy` is the share of Σ r_i s_j that is blocked. What is left free pays
-    `drift_penalty` for each unit of squared relative drift.
+    really had, under today's heads. `kept_energy` is the share of Σ r_i s_j that is blocked. What is left free pays for
+    its squared relative drift.
     """
 
     kept_energy: float
-    drift_penalty: float = _DRIFT_PENALTY
 
     @classmethod
     def from_spec(cls, spec: ModelSpec) -> "Preserve":
@@ -107,7 +106,7 @@ class Preserve(Method):
         return dict(zip(context.pair.modalities, shares, strict=True))
 
     def update_rule(self, context: TrainingContext, pair: PairInEigenCoordinates) -> UpdateRule:
-        return DriftPenalty(pair, self.drift_penalty)
+        return DriftPenalty(pair, _DRIFT_PENALTY)
 
     def next_state(
         self, context: TrainingContext, trained: ModalityHeads, statistics: DatasetStatistics
