@@ -117,7 +117,7 @@ def test_a_response_without_a_required_field_is_an_error(
     server: RestServer, client: Client
 ) -> None:
     server.always((200, {"id": "job-1"}, {"x-request-id": "r-5"}))
-    with pytest.raises(CmclError, match=r"Job\.model: Field required") as e:
+    with pytest.raises(CmclError, match=r"Job\.preparation: Field required") as e:
         client.job("job-1")
     assert e.value.request_id == "r-5"
 
