@@ -120,7 +120,8 @@ def test_a_model_whose_heads_no_replica_could_hold_is_refused_with_sizes(
     widths = {"image": 16384, "text": 16384}
     body = {"name": "wide", "width": 4096, "modalities": widths, "lift": 0}
     answer = plane.client.post("/v1/models", json=body)
-    size = 4 * 2 * 4096 * 16385
+    # Weights with the bias, and a mean with its scale for each modality.
+    size = 4 * 2 * (4096 * 16385 + 16384 + 1)
     assert answer.status_code == 422
     for part in (f"{size} bytes", "512 MiB", "CMCL_HEADS_BYTES_MAX"):
         assert part in answer.json()["errors"][0]["message"]
