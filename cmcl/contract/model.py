@@ -18,8 +18,6 @@ def default_lift(width: int) -> int:
 
 
 Precision = Literal["float32", "bfloat16"]
-# One row has no variance.
-FEWEST_SOLVED_ROWS = 2
 
 
 Policy = Literal["improve", "preserve"]
@@ -188,7 +186,8 @@ class ModelSpec(ModelOptions):
     @property
     def fewest_rows(self) -> int:
         """The fewest rows of a dataset to learn: a batch, where rows are trained on."""
-        return FEWEST_SOLVED_ROWS if self.solves else self.training.batch_size
+        # One row has no variance.
+        return 2 if self.solves else self.training.batch_size
 
     def lift_for(self, width: int) -> int:
         """K of a modality with features of this width: `lift`, or its default for the policy."""

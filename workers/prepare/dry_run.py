@@ -139,7 +139,7 @@ def _refused_by_training(spec: ModelSpec, sides: Mapping[str, Tensor], rows: int
         if variance <= NO_VARIANCE:
             yield no_variance(modality, variance)
     if rows < spec.fewest_rows:
-        yield too_few_rows(rows, spec.fewest_rows, solves=spec.solves)
+        yield too_few_rows(rows, spec)
 
 
 def _heads(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cmcl.contract.errors import InvalidDataset, NothingToLearn, TrainingDiverged
 from cmcl.contract.modality import ModalityPair
-from cmcl.contract.model import FEWEST_SOLVED_ROWS, ModelSpec
+from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import Shrinkage
 from workers.methods.method import DatasetStatistics, Method, MethodState, Solved, TrainingContext
 from workers.methods.registry import method_for
@@ -386,9 +386,8 @@ def _near_the_mean(rows_NI: Tensor) -> Tensor:
 
 def _check_rows(spec: ModelSpec, method: Method, task: Task) -> None:
     """Raises NothingToLearn for too few rows, InvalidDataset for too many."""
-    fewest = FEWEST_SOLVED_ROWS if method.solves else spec.training.batch_size
-    if len(task.rows) < fewest:
-        raise NothingToLearn(too_few_rows(len(task.rows), fewest, solves=method.solves))
+    if len(task.rows) < spec.fewest_rows:
+        raise NothingToLearn(too_few_rows(len(task.rows), spec))
     if method.needs_all_rows and task.rows.in_memory() is None:
         raise InvalidDataset(
             f"the method {spec.method!r} needs all rows of a dataset in memory, and {len(task.rows)} "
@@ -396,12 +395,12 @@ def _check_rows(spec: ModelSpec, method: Method, task: Task) -> None:
         )
 
 
-def too_few_rows(rows: int, fewest: int, *, solves: bool) -> str:
+def too_few_rows(rows: int, spec: ModelSpec) -> str:
     """Say that a dataset of so few rows is refused."""
-    if solves:
-        return f"the dataset has {rows} rows, and at least {fewest} are needed"
+    if spec.solves:
+        return f"the dataset has {rows} rows, and at least {spec.fewest_rows} are needed"
     return (
-        f"the dataset has {rows} rows and one batch takes {fewest}: use more rows, a smaller "
+        f"the dataset has {rows} rows and one batch takes {spec.fewest_rows}: use more rows, a smaller "
         "training.batch_size, or a model with the policy improve, which needs no batch"
     )
 
