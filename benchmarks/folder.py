@@ -61,7 +61,7 @@ def read_stream(
 ) -> Stream:
     """Read all datasets of the folder. Raises InvalidStream instead of repairing data silently.
 
-    `cone`: see `with_constant`. `pairs`: training rows of each dataset at most, drawn at random.
+    `cone`: see `with_cone`. `pairs`: training rows of each dataset at most, drawn at random.
     """
     names = _dataset_names(folder)
     datasets, notes, widths = list[Dataset](), list[str](), _Widths()
@@ -75,8 +75,8 @@ def read_stream(
             random_N = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))
             training = training.at(random_N[:pairs])
         if cone:
-            training = with_constant(training, pair, cone)
-            held = replace(held, rows=with_constant(held.rows, pair, cone))
+            training = with_cone(training, pair, cone)
+            held = replace(held, rows=with_cone(held.rows, pair, cone))
         datasets.append(Dataset(name, pair, training, held))
         notes += test.notes
     name = folder.resolve().name + (f"-cone-{cone:g}" if cone else "")
@@ -84,7 +84,7 @@ def read_stream(
     return Stream(name, tuple(datasets), widths.by_modality, tuple(notes))
 
 
-def with_constant(rows: PairedRows, pair: ModalityPair, cone: float) -> PairedRows:
+def with_cone(rows: PairedRows, pair: ModalityPair, cone: float) -> PairedRows:
     """Rows of encoders that add a constant, which has this share of a row's squared length.
 
     x ← unit(x) + √(c / (1 − c)) u, with one random unit vector u for each modality.

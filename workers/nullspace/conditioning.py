@@ -6,7 +6,7 @@ Shapes: B rows, F width of the raw feature, K random features, I = F + 1 width w
 lie in a narrow cone in which unrelated texts have cosine 0.9. The map is part of the version, since every moment and
 every head is of conditioned features. Where heads are trained on rows it centres and mildly whitens (`conditioning`,
 equation (1)). The closed form whitens by itself, so under the policy improve it only centres rows in a narrow cone
-(`reference`), whose random features would otherwise hardly ever change sign.
+(`centring`), whose random features would otherwise hardly ever change sign.
 
 The *lift* appends random features,
 
@@ -135,7 +135,7 @@ def conditioning(moment: SecondMoment, ridge: float = RIDGE) -> Conditioning:
     return Conditioning(mean_F.float(), ((map_FF + map_FF.mT) / 2).float())
 
 
-def reference(moment: SecondMoment) -> Conditioning:
+def centring(moment: SecondMoment) -> Conditioning:
     """x ← (x − μ) / s for unit raw features in a narrow cone, from their moment with a 1 appended (I × I); else the identity.
 
     μ is their mean, s their root mean square distance from it, and the cone |μ|². Where an encoder adds a constant to all

@@ -29,7 +29,7 @@ from workers.methods.registry import method_for
 from workers.model.heads import ModalityHeads, PairedRows, unit_rows, with_new_modalities
 from workers.nullspace.capacity import HeadMoments, Preflight, preflight
 from workers.nullspace.closed_form import NO_VARIANCE
-from workers.nullspace.conditioning import conditioning, reference
+from workers.nullspace.conditioning import centring, conditioning
 from workers.nullspace.mask import product_mask
 from workers.nullspace.moments import PairMoments, pair_moments
 from workers.nullspace.subspace import EigenBasis
@@ -161,7 +161,7 @@ def _heads(
     )
     heads = state.heads
     if spec.centred or not spec.solves:
-        fit = reference if spec.solves else conditioning
+        fit = centring if spec.solves else conditioning
         heads = condition_new_modalities(spec, heads, pair, RowsInMemory(raw), Run(), fit)
     rows = prepare_rows(heads, pair, raw)
     moments = pair_moments(rows.first_NI, rows.second_NJ)

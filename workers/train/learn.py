@@ -28,7 +28,7 @@ from workers.model.heads import (
 from workers.model.memory import Memory
 from workers.nullspace.centred import dataset_moments
 from workers.nullspace.closed_form import NO_VARIANCE
-from workers.nullspace.conditioning import Conditioning, conditioning, reference
+from workers.nullspace.conditioning import Conditioning, centring, conditioning
 from workers.nullspace.mask import UpdateSpace
 from workers.nullspace.moments import PairMoments, SecondMoment, moment_about, no_pairs, no_rows
 from workers.nullspace.subspace import EigenBasis
@@ -168,7 +168,7 @@ def _solve(
     """Heads from moments. Rank 0 solves: CPUs may round an eigenvector differently."""
     heads = before.heads
     if spec.solves and spec.centred:
-        heads = condition_new_modalities(spec, heads, task.pair, task.rows, run, reference)
+        heads = condition_new_modalities(spec, heads, task.pair, task.rows, run, centring)
     halves, moments = _sum_moments(heads, task, run)
 
     run.watcher.enter("training")

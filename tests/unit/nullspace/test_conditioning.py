@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.nullspace.conditioning import NARROW_CONE, Conditioning, conditioning, reference
+from workers.nullspace.conditioning import NARROW_CONE, Conditioning, centring, conditioning
 from workers.nullspace.moments import SecondMoment, moment_about, no_rows
 
 DOUBLE = torch.float64
@@ -177,7 +177,7 @@ def test_rows_of_another_width_are_refused() -> None:
 def test_features_in_a_narrow_cone_are_read_about_their_mean_at_unit_spread() -> None:
     unit = cone(13)
     assert unit.mean(0).square().sum() > NARROW_CONE
-    read = reference(homogeneous_moment(unit))(unit)
+    read = centring(homogeneous_moment(unit))(unit)
     torch.testing.assert_close(read.mean(0), torch.zeros(8, dtype=DOUBLE), atol=1e-5, rtol=0)
     assert float(read.square().sum(1).mean()) == pytest.approx(1, abs=1e-5)
 
@@ -187,9 +187,9 @@ def test_other_features_are_read_as_they_are() -> None:
     rows = torch.randn(200, 8, generator=generator, dtype=DOUBLE) + 0.5
     unit = torch.nn.functional.normalize(rows, dim=1)
     assert unit.mean(0).square().sum() < NARROW_CONE
-    found = reference(homogeneous_moment(unit))
+    found = centring(homogeneous_moment(unit))
     assert found(unit) is unit
-    assert not found.equals(reference(homogeneous_moment(cone(15))))
+    assert not found.equals(centring(homogeneous_moment(cone(15))))
 
 
 @pytest.mark.parametrize("constant", [0.0, 3.0, 30.0])
@@ -203,7 +203,7 @@ def test_a_constant_that_an_encoder_adds_does_not_change_what_is_read(constant: 
         unit = torch.nn.functional.normalize(
             torch.nn.functional.normalize(rows, dim=1) + added * direction, dim=1
         )
-        return reference(homogeneous_moment(unit))(unit)[:, 1:]
+        return centring(homogeneous_moment(unit))(unit)[:, 1:]
 
     one, other = read(10.0), read(10.0 + constant)
     torch.testing.assert_close(one, other, atol=0.05, rtol=0)
