@@ -106,7 +106,7 @@ class Answer:
 
     @property
     def is_gone(self) -> bool:
-        """Whether the receiver wants no more messages."""
+        """Whether the receiver has asked to stop."""
         return self.status == httpx.codes.GONE
 
 
@@ -262,7 +262,7 @@ def port_of(url: httpx.URL) -> int:
 def check_public(addresses: Sequence[str]) -> None:
     """Raises AddressRejected unless all of them are public.
 
-    All of them: the owner of a name may give it a public address besides a private one.
+    All of them: the owner of a name may give it a public address as well as a private one.
     """
     if not all(is_public(ipaddress.ip_address(address)) for address in addresses):
         raise AddressRejected("its host does not lead to the public internet")

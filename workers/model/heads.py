@@ -90,7 +90,7 @@ class ModalityHeads:
         return replace(self, conditioning={**new, **self.conditioning})
 
     def without(self, initial: Mapping[str, Tensor]) -> "ModalityHeads":
-        """These heads with the `initial` weights of modalities that have no dataset any more."""
+        """These heads with the `initial` weights of modalities that no longer have a dataset."""
         left = {name: each for name, each in self.conditioning.items() if name not in initial}
         return replace(self.replaced(initial), conditioning=left)
 

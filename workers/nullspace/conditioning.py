@@ -140,7 +140,7 @@ def centring(moment: SecondMoment) -> Conditioning:
 
     μ is their mean, s their root mean square distance from it, and the cone |μ|². Where an encoder adds a constant to all
     rows, random features of the rows as they are hardly ever change sign. The mean is then nearly that constant,
-    whichever dataset is first; elsewhere nothing depends on the first dataset. Rows without spread stay as they are.
+    for any first dataset; elsewhere nothing depends on the first dataset. Rows without spread stay as they are.
     Raises ValueError as `conditioning`.
     """
     mean_F, covariance_FF, energy = _mean_and_covariance(moment)
