@@ -12,7 +12,7 @@ from benchmarks.isolation.attacker import Target
 from benchmarks.isolation.bystander import Bystander
 from cmcl.client import Client, CmclError, Item, Query
 from cmcl.contract.dataset import ShardRef
-from cmcl.contract.model import ModelSpec, TrainingSpec
+from cmcl.contract.model import ModelSpec
 from cmcl.demo.stream import Stream
 from cmcl.stack import LocalStack
 from cmcl.stack_host import StackError
@@ -77,7 +77,7 @@ class Owners:
     def _train(self, client: Client, owner: str) -> None:
         """Train one version of a model named after its owner, and wait until it is live."""
         dataset = self._dataset
-        spec = ModelSpec(modalities=self._widths, training=TrainingSpec(epochs=2))
+        spec = ModelSpec(modalities=self._widths)
         client.create_model(owner, spec)
         accepted = client.add_dataset(owner, dataset.name, dataset.pair, dataset.shards)
         job = client.watch(str(accepted["job"]["id"]))

@@ -58,23 +58,21 @@ def positives(
 def symmetric_info_nce(
     local: tuple[Tensor, Tensor],
     positive_LB: Tensor,
-    temperature: Tensor | float,
+    temperature: float,
     everywhere: Everywhere | None = None,
 ) -> Tensor:
     """The local rows' part of (1): both directions, divided by the rows of the *global* batch.
 
     Without `everywhere` the local rows are the batch. The sum over processes is the loss of the whole
-    batch. The gradient with respect to local embeddings is that of the *whole* loss; the one with
-    respect to the temperature is that of the local rows' part. With one positive per row this is
-    InfoNCE (arXiv 1807.03748), with several the outer form of supervised contrastive learning (arXiv
-    2004.11362, eq. 2). `positive_LB` must be symmetric over the batch. Scores and sums are float32 at
-    least, even if embeddings are bfloat16 and under autocast.
+    batch. The gradient with respect to local embeddings is that of the *whole* loss. With one positive
+    per row this is InfoNCE (arXiv 1807.03748), with several the outer form of supervised contrastive
+    learning (arXiv 2004.11362, eq. 2). `positive_LB` must be symmetric over the batch. Scores and sums
+    are float32 at least, even if embeddings are bfloat16 and under autocast.
     """
     first_LE, second_LE = local
-    inverse = torch.ones((), dtype=_exact(first_LE), device=first_LE.device) / temperature
     with torch.autocast(first_LE.device.type, enabled=False):
         loss: Tensor = _SymmetricInfoNCE.apply(
-            first_LE, second_LE, inverse, positive_LB, everywhere
+            first_LE, second_LE, 1 / temperature, positive_LB, everywhere
         )
     return loss
 
@@ -87,7 +85,7 @@ class _SymmetricInfoNCE(torch.autograd.Function):
         ctx: Any,
         first_LE: Tensor,
         second_LE: Tensor,
-        inverse: Tensor,
+        inverse: float,
         positive_LB: Tensor,
         everywhere: Everywhere | None,
     ) -> Tensor:
@@ -125,19 +123,14 @@ class _SymmetricInfoNCE(torch.autograd.Function):
             # The same for own v against all u: rows and columns, so a and c, change places.
             columns_LB = _pull(backward_LB, positive_LB, own_L3[:, [1, 0, 2]], all_B3[:, [1, 0, 2]])
             second_LE = (columns_LB.to(first_BE.dtype) @ first_BE).mul_(scale)
-        inverse = None
-        if ctx.needs_input_grad[2]:
-            # s is linear in 1/τ: ∂L/∂(1/τ) = τ · Σ s ∂L/∂s.
-            inverse = _slope_of_scale((forward_LB, backward_LB), positive_LB, own_L3)
-            inverse = inverse * scale / ctx.inverse**2
-        return first_LE, second_LE, inverse, None, None
+        return first_LE, second_LE, None, None, None
 
 
 def _exact(embeddings: Tensor) -> torch.dtype:
     return torch.promote_types(embeddings.dtype, torch.float32)
 
 
-def _scores(rows_LE: Tensor, columns_BE: Tensor, inverse: Tensor) -> Tensor:
+def _scores(rows_LE: Tensor, columns_BE: Tensor, inverse: float) -> Tensor:
     """Inner products over the temperature (L × B), float32 at least.
 
     Rounded to bfloat16 they would be off by a relative 2⁻⁹: at a temperature of 0.01, a fifth of a
@@ -162,18 +155,3 @@ def _pull(scores_LB: Tensor, positive_LB: Tensor, own_L3: Tensor, all_B3: Tensor
     pull_LB += (scores_LB - all_B3[:, 1]).exp_()
     weight_LB = (own_L3[:, 2:] + all_B3[:, 2]).masked_fill_(~positive_LB, 0)
     return pull_LB.sub_(weight_LB)
-
-
-def _slope_of_scale(
-    directions: tuple[Tensor, Tensor], positive_LB: Tensor, own_L3: Tensor
-) -> Tensor:
-    """2B · Σ s_ij ∂/∂s_ij of the local rows' part of the loss, over both directions.
-
-    Of the local part a row has its own softmax and its own positives only, not those of columns.
-    """
-    total = own_L3.new_zeros(())
-    for scores_LB, side in zip(directions, (0, 1), strict=True):
-        share_LB = (scores_LB - own_L3[:, side : side + 1]).exp_()
-        share_LB -= positive_LB * own_L3[:, 2:]
-        total = total + (share_LB * scores_LB).sum()
-    return total
