@@ -23,8 +23,9 @@ Product = Callable[[Tensor], Tensor]
 # Columns beyond the wanted ones. The last ones of a block converge last, so they are not among the
 # wanted ones.
 _SPARE = 64
-# Two rounds of this degree reach 2e-2, and two of degree 10 4e-2 to 7e-3 in two thirds more products.
-_DEGREE = 6
+# Of the first filter, before there are Ritz values, and of each round. One round then reaches 2e-2 to 3e-2 on the real
+# streams, in 12 products (docs/log.md).
+_FIRST_DEGREE, _DEGREE = 4, 6
 # A block of this share of the matrix is no saving: decompose the matrix itself.
 _DENSE = 0.4
 
@@ -57,17 +58,16 @@ def leading_eigenvectors(
         raise ValueError(f"{columns} columns to start from, {wanted} eigenvectors are wanted")
     if columns >= _DENSE * size:
         return _dense(product, start_DN, wanted)
-    # Two products by A + I, which has no negative eigenvalue, make the first Ritz values meaningful.
-    block_DN = _orthonormal(start_DN)
-    for _ in range(2):
-        block_DN = _orthonormal(product(block_DN) + block_DN)
-    found, values_N, block_DN = _ritz(product, block_DN, wanted)
+    # Positive eigenvalues are wanted, so what is not positive can be damped before any is known.
+    filtered_DN = _filtered(product, _orthonormal(start_DN), (0.0, 1.0), _FIRST_DEGREE)
+    found, values_N, block_DN = _ritz(product, _orthonormal(filtered_DN), wanted)
     for _ in range(most_rounds):
         if found.residual <= tolerance:
             break
         # The least Ritz value of the block is at most the eigenvalue of the same number: a filter
         # that damps [−1, it] damps nothing that is wanted.
-        filtered_DN = _filtered(product, block_DN, float(values_N[-1]), float(values_N[0]))
+        ends = float(values_N[-1]), float(values_N[0])
+        filtered_DN = _filtered(product, block_DN, ends, _DEGREE)
         found, values_N, block_DN = _ritz(product, _orthonormal(filtered_DN), wanted)
     return found
 
@@ -100,18 +100,21 @@ def with_canonical_signs(vectors_DK: Tensor) -> Tensor:
     return vectors_DK * sign_1K
 
 
-def _filtered(product: Product, block_DN: Tensor, cut: float, largest: float) -> Tensor:
-    """p(A) times the block, p the Chebyshev polynomial that stays small on [−1, cut].
+def _filtered(
+    product: Product, block_DN: Tensor, ends: tuple[float, float], degree: int
+) -> Tensor:
+    """p(A) times the block, p the Chebyshev polynomial that stays small on [−1, cut]. `ends`: cut and largest value.
 
     With t(A) = (A − centre) / half mapping [−1, cut] to [−1, 1] it is the recurrence
     T_k+1 = 2 t T_k − T_k−1, divided by its size at `largest` so that no number grows.
     """
+    cut, largest = ends
     half, centre = (cut + 1) / 2, (cut - 1) / 2
     # Without a gap between `largest` and `cut` there is nothing to separate.
     scale = half / max(largest - centre, half * (1 + 1e-3))
     first, before_DN = scale, block_DN
     now_DN = (product(block_DN) - centre * block_DN) * (scale / half)
-    for _ in range(1, _DEGREE):
+    for _ in range(1, degree):
         following = 1 / (2 / first - scale)
         next_DN = product(now_DN).sub_(now_DN, alpha=centre).mul_(2 * following / half)
         next_DN.sub_(before_DN, alpha=scale * following)
