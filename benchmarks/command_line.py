@@ -58,14 +58,21 @@ RESULTS = Path(".cmcl/benchmarks")
 
 
 def add_out(parser: argparse.ArgumentParser) -> None:
-    """Add the option for the folder of page and document."""
-    parser.add_argument("--out", type=Path, default=RESULTS, help=f"(default: {RESULTS})")
+    """Add the options that `publish` reads."""
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help=f"for page and document (default: {RESULTS})"
+    )
+    parser.add_argument("--json", action="store_true", help="print the document and not the page")
 
 
-def publish(folder: Path, name: str, page: str, document: Mapping[str, object]) -> None:
+def publish(
+    options: argparse.Namespace, name: str, page: str, document: Mapping[str, object]
+) -> None:
     """Write page and document, and print both, the document as the last line."""
+    folder: Path = options.out
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(document) + "\n")
     (folder / f"{name}.md").write_text(page)
-    print(page)
+    if not options.json:
+        print(page)
     print(json.dumps(document), flush=True)

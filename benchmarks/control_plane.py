@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark, print the page, and write page and document."""
     options = _parser().parse_args(arguments)
     document = measured(options)
-    publish(options.out, "control-plane", markdown(document), document)
+    publish(options, "control-plane", markdown(document), document)
     return 0
 
 

@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         made = time.monotonic() - began
         answer = _learned(Path(folder), shards, options)
     answer["configuration"]["seconds_to_make_the_dataset"] = round(made, 1)
-    publish(options.out, "large-dataset", markdown(answer), answer)
+    publish(options, "large-dataset", markdown(answer), answer)
     return 0
 
 

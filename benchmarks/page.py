@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 found["databases"][name] = document(measure_pages(app, size, options.repeats))
             finally:
                 app.state.context.close()
-    publish(options.out, "page", markdown(found), found)
+    publish(options, "page", markdown(found), found)
     return 0
 
 

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         document = measured(options)
     except (InvalidStream, FileNotFoundError) as error:
         parser.error(str(error))
-    publish(options.out, "post-to-live", markdown(document), document)
+    publish(options, "post-to-live", markdown(document), document)
     return 0
 
 

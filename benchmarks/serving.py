@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="cmcl-bench-") as folder:
         document = measured(options, Path(folder))
-    publish(options.out, "serving", markdown(document), document)
+    publish(options, "serving", markdown(document), document)
     return 1 if any(cell["wrong"] for cell in document["cells"]) else 0
 
 

@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="cmcl-swaps-") as folder, ClientProcess() as clients:
         run = _run(options, Path(folder), clients)
     document = _document(options, run)
-    publish(options.out, "serving-swaps", markdown(document), document)
+    publish(options, "serving-swaps", markdown(document), document)
     never = document["swap_times"]["all"]["never"]
     return 1 if document["failed"] or document["wrong"] or never else 0
 

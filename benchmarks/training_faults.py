@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(outcomes[-1], file=sys.stderr, flush=True)
             # After each case, because the whole benchmark takes more than a quarter of an hour.
             document = _document(outcomes, size, usual.updates, seconds)
-            publish(options.out, "training-faults", markdown(document), document)
+            publish(options, "training-faults", markdown(document), document)
     return 0 if all(each.is_same and each.came_in_time for each in outcomes) else 1
 
 

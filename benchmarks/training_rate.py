@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark, print the page, and write page and document."""
     options = _parser().parse_args(arguments)
     document = measured(options)
-    publish(options.out, "training-rate", markdown(document), document)
+    publish(options, "training-rate", markdown(document), document)
     return 0
 
 

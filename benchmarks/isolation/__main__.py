@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Raise, so that context managers stop Ray, which would otherwise outlive this process.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     document = run(options)
-    publish(options.out, "isolation", markdown(document), document)
+    publish(options, "isolation", markdown(document), document)
     return 1 if any(found["missed"] for found in document["attacks"].values()) else 0
 
 
