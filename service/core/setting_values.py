@@ -207,52 +207,6 @@ def _addresses(name: str, value: Any) -> Iterator[str]:
         yield address
 
 
-# Labels of submissions, by the rules of Kubernetes, which are the strictest:
-# https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/
-OUR_LABEL_PREFIX = "cmcl/"
-_LABEL_LENGTH = 63
-_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?")
-_LABEL_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
-_LABEL_PREFIX = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-
-
-def _must_be_labels(labels: dict[str, str]) -> dict[str, str]:
-    """Raises ValueError for labels that Kubernetes would reject, and for our own prefix."""
-    for name, text in labels.items():
-        if name.startswith(OUR_LABEL_PREFIX):
-            raise ValueError(
-                f"the label {name!r} begins with {OUR_LABEL_PREFIX!r}, which is reserved"
-            )
-        if not _is_name(name):
-            raise ValueError(
-                f"{name!r} is not a label name: permitted are up to {_LABEL_LENGTH} letters, digits, '-', '_' and '.', "
-                "the first and the last a letter or digit, optionally after a domain and '/'"
-            )
-        if not _is_value(text):
-            raise ValueError(
-                f"the label {name!r} has the value {text!r}; permitted are up to {_LABEL_LENGTH} letters, "
-                "digits, '-', '_' and '.', the first and the last a letter or digit"
-            )
-    return labels
-
-
-def legal_value(text: str) -> str:
-    """The text as a valid label value. Owner names from tokens may contain other characters."""
-    if _is_value(text):
-        return text
-    return re.sub(r"[^-A-Za-z0-9_.]", "_", text)[:_LABEL_LENGTH].strip("-_.")
-
-
-def _is_name(name: str) -> bool:
-    prefix, slash, rest = name.rpartition("/")
-    is_prefix = not slash or _LABEL_PREFIX.fullmatch(prefix) is not None
-    return is_prefix and len(rest) <= _LABEL_LENGTH and _LABEL_NAME.fullmatch(rest) is not None
-
-
-def _is_value(text: str) -> bool:
-    return len(text) <= _LABEL_LENGTH and _LABEL_VALUE.fullmatch(text) is not None
-
-
 def must_be_a_queue(name: str) -> str:
     """Raises ValueError unless Kubernetes permits a LocalQueue of that name."""
     if not _QUEUE.fullmatch(name):
@@ -314,5 +268,4 @@ EncryptionKeys = Annotated[SecretStr, AfterValidator(_must_encrypt)]
 ServerAddress = Annotated[str, AfterValidator(_must_be_a_server)]
 PageAddress = Annotated[str, AfterValidator(_must_be_a_page)]
 RuntimeEnv = Annotated[JsonObject[str, Any], AfterValidator(_must_be_a_runtime_env)]
-Labels = Annotated[JsonObject[str, str], AfterValidator(_must_be_labels)]
 QueueName = Annotated[str, AfterValidator(must_be_a_queue)]

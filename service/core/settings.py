@@ -20,7 +20,6 @@ from service.core.setting_values import (
     Encoders,
     EncryptionKeys,
     JsonObject,
-    Labels,
     OperatorsKey,
     PageAddress,
     Proxies,
@@ -295,10 +294,6 @@ class Settings(BaseSettings):
     runtime_env: RuntimeEnv = Field(
         default={},
         description="Ray runtime environment of attempts and of preparation, as a JSON object",
-    )
-    job_labels: Labels = Field(
-        default={},
-        description="labels of all attempts in addition to our own, as a JSON object of strings",
     )
     kuberay_image: str = Field(
         default="", description="image of their pods; required with the kuberay launcher"

@@ -517,19 +517,19 @@ def _is_there(store: ObjectStore, key: str) -> bool:
 def attempt_submission(context: Context, job: JobRow, model: ModelRow) -> Submission:
     """What the launcher gets for the current attempt, with the priority of the current gate."""
     settings = context.settings
-    about = {
-        "job": job.id,
-        "attempt": str(job.attempt),
-        "model": job.model,
-        "kind": job.kind,
-        **({} if job.dataset is None else {"dataset": job.dataset}),
-        "owner": job.owner,
-        "priority": model.gate.priority,
+    labels = {
+        "cmcl/job": job.id,
+        "cmcl/attempt": str(job.attempt),
+        "cmcl/model": job.model,
+        "cmcl/kind": job.kind,
+        **({} if job.dataset is None else {"cmcl/dataset": job.dataset}),
+        "cmcl/owner": job.owner,
+        "cmcl/priority": model.gate.priority,
     }
     return Submission(
         id=submission_id(job.id, job.attempt),
         command=_command(context, job),
-        labels=labels(settings, about),
+        labels=labels,
         queue=settings.queue_of(job.owner),
         priority=settings.cluster_priority(job.owner, model.gate.priority),
         ranks=settings.ranks,
@@ -545,11 +545,6 @@ def attempt_submission(context: Context, job: JobRow, model: ModelRow) -> Submis
             idle_seconds=settings.ranks_idle_seconds,
         ),
     )
-
-
-def labels(settings: Settings, about: dict[str, str]) -> dict[str, str]:
-    """The configured labels, and ours under the prefix `cmcl/`."""
-    return {**settings.job_labels, **{f"cmcl/{name}": text for name, text in about.items()}}
 
 
 def _command(context: Context, job: JobRow) -> list[str]:

@@ -19,7 +19,7 @@ from service.core.loops import OutageLog, PeriodicLoop
 from service.core.principal import DEFAULT_OWNER
 from service.database.queries import instances
 from service.database.queries.instances import DriverRow
-from service.jobs.attempts import labels, rank_options
+from service.jobs.attempts import rank_options
 from service.launchers.port import (
     LauncherError,
     LauncherRejected,
@@ -192,7 +192,7 @@ class DriverLoop(PeriodicLoop):
         return Submission(
             id=self._id(number),
             command=command,
-            labels=labels(settings, {"driver": str(number)}),
+            labels={"cmcl/driver": str(number)},
             queue=settings.queue_of(DEFAULT_OWNER),
             ranks=ranks,
             min_ranks=ranks,

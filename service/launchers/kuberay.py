@@ -29,7 +29,7 @@ from kubernetes.config import ConfigException, load_incluster_config, load_kube_
 from urllib3.exceptions import HTTPError
 
 from cmcl.contract.methods import Priority
-from service.core.setting_values import PodTemplates, legal_value, must_be_a_queue
+from service.core.setting_values import PodTemplates, must_be_a_queue
 from service.launchers.port import (
     LOG_LINES,
     LOG_SECONDS,
@@ -55,6 +55,9 @@ _MANAGED_BY = {"app.kubernetes.io/managed-by": "cmcl"}
 _LONGEST_NAME = 47
 _DIGEST_LENGTH = 8
 _LARGEST_SECONDS = 2**31 - 1
+# https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/
+_LABEL_LENGTH = 63
+_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?")
 
 
 RAY_CONTAINER = "ray"
@@ -166,6 +169,17 @@ def _labels(submission: Submission, site: Site) -> dict[str, str]:
     if site.release:
         labels[RELEASE_LABEL] = site.release
     return labels | _MANAGED_BY
+
+
+def legal_value(text: str) -> str:
+    """The text as a valid label value. Owner names from tokens may contain other characters."""
+    if _is_value(text):
+        return text
+    return re.sub(r"[^-A-Za-z0-9_.]", "_", text)[:_LABEL_LENGTH].strip("-_.")
+
+
+def _is_value(text: str) -> bool:
+    return len(text) <= _LABEL_LENGTH and _LABEL_VALUE.fullmatch(text) is not None
 
 
 def _cluster(submission: Submission, site: Site) -> dict[str, Any]:

@@ -27,7 +27,6 @@ CMCL_ATTEMPTS_AT_ONCE: {{ . | quote }}
 CMCL_GPUS_PER_RANK: {{ .Values.training.gpusPerRank | quote }}
 CMCL_RANKS_IDLE_SECONDS: {{ .Values.training.ranksIdleSeconds | quote }}
 CMCL_RUNTIME_ENV: {{ .Values.training.runtimeEnv | toJson | quote }}
-CMCL_JOB_LABELS: {{ .Values.training.jobLabels | toJson | quote }}
 # The proxy of the pod listens at port 8000.
 CMCL_HOST: "127.0.0.1"
 CMCL_BEHIND_PROXY: "true"

@@ -127,7 +127,6 @@ def test_the_service_starts_with_what_it_is_given(
     assert (settings.ranks, settings.min_ranks, settings.kuberay_ranks_per_pod) == (8, 4, 2)
     assert settings.kuberay_queue == "training"
     assert settings.kuberay_priority_classes == {"low": "idle", "high": "urgent"}
-    assert settings.job_labels == {"example.org/cost-centre": "vision"}
     assert settings.runtime_env == {"env_vars": {"NCCL_DEBUG": "WARN"}}
 
 

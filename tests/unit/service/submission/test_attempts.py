@@ -26,11 +26,10 @@ def _options(submission: Submission) -> dict[str, str]:
 
 
 def test_labels_name_the_owner(make_plane: MakePlane) -> None:
-    plane = make_plane(job_labels={"site/cost-centre": "r-and-d"})
+    plane = make_plane()
     submission = _submitted(plane)
     job = submission.id.removesuffix("-a1")
     assert submission.labels == {
-        "site/cost-centre": "r-and-d",
         "cmcl/job": job,
         "cmcl/attempt": "1",
         "cmcl/kind": "learn",

@@ -6,9 +6,9 @@ import pytest
 from pydantic import ValidationError
 from ray.runtime_env import RuntimeEnv
 
-from service.core.setting_values import RUNTIME_ENV_FIELDS, legal_value
+from service.core.setting_values import RUNTIME_ENV_FIELDS
 from service.core.settings import Settings
-from service.launchers.kuberay import resource_name
+from service.launchers.kuberay import legal_value, resource_name
 
 KUBERAY = {"CMCL_LAUNCHER": "kuberay", "CMCL_KUBERAY_IMAGE": "an-image"}
 
@@ -23,11 +23,9 @@ def test_objects_are_written_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = _settings(
         monkeypatch,
         CMCL_RUNTIME_ENV='{"env_vars": {"NCCL_DEBUG": "WARN"}, "pip": ["einops==0.8.1"]}',
-        CMCL_JOB_LABELS='{"example.org/team": "vision"}',
         CMCL_KUBERAY_PRIORITY_CLASSES='{"high": "urgent"}',
     )
     assert settings.runtime_env["env_vars"] == {"NCCL_DEBUG": "WARN"}
-    assert settings.job_labels == {"example.org/team": "vision"}
     assert settings.kuberay_priority_classes == {"high": "urgent"}
 
 
@@ -54,10 +52,6 @@ def test_an_empty_text_is_an_empty_object(monkeypatch: pytest.MonkeyPatch) -> No
             "working_dir has '/srv/code'; it must be an address that all nodes can read",
         ),
         ({"CMCL_RUNTIME_ENV": '{"py_modules": [3]}'}, "py_modules has 3; it must be an address"),
-        ({"CMCL_JOB_LABELS": '{"cmcl/job": "x"}'}, "begins with 'cmcl/', which is reserved"),
-        ({"CMCL_JOB_LABELS": '{"a b": "x"}'}, "'a b' is not a label name"),
-        ({"CMCL_JOB_LABELS": '{"A.B/c": "x"}'}, "'A.B/c' is not a label name"),
-        ({"CMCL_JOB_LABELS": '{"team": "r & d"}'}, "the label 'team' has the value 'r & d'"),
         ({"CMCL_KUBERAY_PRIORITY_CLASSES": '{"top": "x"}'}, "'low', 'normal' or 'high'"),
         (
             {"CMCL_RANKS": "4", "CMCL_MIN_RANKS": "5"},
