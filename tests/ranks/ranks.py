@@ -1,6 +1,7 @@
 """Computations of ranks, whose results must not depend on the number of ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,13 +15,15 @@ from cmcl.contract.model import ModelSpec, TrainingSpec
 from tests.fakes.feature_shards import write_pair_shards
 from tests.fakes.rotated_rows import rotated
 from workers.methods.method import Batch, Method, TrainingContext, UpdateRule
+from workers.methods.preserve import Preserve
 from workers.methods.registry import method_for
 from workers.model.heads import ModalityHeads, PairedRows, content_keys, initial_heads
 from workers.model.loss import Everywhere, positives, symmetric_info_nce, unit
 from workers.model.memory import Memory
 from workers.model.pair import PairInEigenCoordinates
-from workers.nullspace.mask import everything_free
+from workers.nullspace.mask import UpdateSpace, everything_free
 from workers.nullspace.moments import pair_moments
+from workers.nullspace.subspace import EigenBasis
 from workers.train.certify import PastDataset, limit_drift, weights_of
 from workers.train.dataset import RowsOnDisk
 from workers.train.distributed import (
@@ -58,6 +61,9 @@ def everything(shards: Sequence[Shard], here: World) -> dict[str, object]:
         "first streamed": _first(here, _streamed(shards)),
         "second": _trained(here, _known(), _held()),
         "second of one modality": _trained(here, partly, _held()),
+        "second in unlike spaces": _trained(
+            here, _known(), _held(), _UnlikeSpaces(SPEC.kept_energy, here.is_leader)
+        ),
         "solved": _solved(here, _held()),
     }
 
@@ -137,12 +143,14 @@ def _first(here: World, rows: TrainingRows) -> dict[str, torch.Tensor]:
     return {"scores": _scores(learned.model_state.heads), "moments": learned.moments.cross_IJ}
 
 
-def _trained(here: World, memory: Memory, rows: TrainingRows) -> dict[str, torch.Tensor]:
+def _trained(
+    here: World, memory: Memory, rows: TrainingRows, method: Method | None = None
+) -> dict[str, torch.Tensor]:
     """A later dataset under `preserve`: conditioning, mask, shares and penalty included."""
     losses = Losses()
     heads = condition_new_modalities(SPEC, initial_heads(SPEC), PAIR, rows, Run(here))
     before = ModelState(heads, memory)
-    learned = learn(SPEC, before, Task(PAIR, rows, seed=3), Run(here, watcher=losses))
+    learned = learn(SPEC, before, Task(PAIR, rows, seed=3), Run(here, watcher=losses), method)
     earlier = PastDataset.in_memory(
         "old", PAIR, pair_moments(*_features(EARLIER)), weights_of(PAIR, heads)
     )
@@ -153,6 +161,26 @@ def _trained(here: World, memory: Memory, rows: TrainingRows) -> dict[str, torch
         "moments": learned.moments.cross_IJ,
         **{f"{name} map": it.map for name, it in learned.model_state.heads.conditioning.items()},
     }
+
+
+@dataclass(frozen=True)
+class _UnlikeSpaces(Preserve):
+    """Other eigenpairs and other free entries on all ranks but the first, as from a CPU that rounds differently."""
+
+    is_leader: bool
+
+    def update_spaces(self, context: TrainingContext) -> Mapping[str, UpdateSpace]:
+        spaces = super().update_spaces(context)
+        return spaces if self.is_leader else {name: _unlike(spaces[name]) for name in spaces}
+
+
+def _unlike(space: UpdateSpace) -> UpdateSpace:
+    outputs, inputs = (
+        EigenBasis(-basis.vectors_II, basis.values_I.flip(0))
+        for basis in (space.outputs, space.inputs)
+    )
+    # As many entries as before, so that ranks which disagree send messages of one length.
+    return UpdateSpace(outputs, inputs, space.free_EI.flip(0, 1))
 
 
 def _solved(here: World, rows: TrainingRows) -> dict[str, torch.Tensor]:

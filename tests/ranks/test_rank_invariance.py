@@ -89,6 +89,11 @@ def test_two_ranks_train_the_heads_of_one(ranks: list[Found], alone: Found, data
     check_heads(ranks, alone, dataset)
 
 
+def test_ranks_train_in_the_update_space_of_rank_0(ranks: list[Found], alone: Found) -> None:
+    """With a mask of its own each rank would reduce other entries, or free others of the reduced gradient."""
+    check_heads(ranks, alone, "second in unlike spaces")
+
+
 def test_two_ranks_send_the_bytes_of_the_formula(ranks: list[Found], alone: Found) -> None:
     check_traffic(ranks, alone)
 

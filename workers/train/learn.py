@@ -267,11 +267,12 @@ def _state_after(
 def _update_spaces(
     spec: ModelSpec, method: Method, context: TrainingContext, run: Run
 ) -> Mapping[str, UpdateSpace]:
-    """The update spaces of rank 0 on all ranks: CPUs may round an eigenvector differently."""
+    """The update spaces of rank 0 on all ranks: CPUs may round an eigenpair differently."""
     spaces = method.update_spaces(context)
     for space in spaces.values():
-        coordinates = [space.outputs.vectors_II, space.inputs.vectors_II, space.free_EI]
-        broadcast(coordinates, run.here)
+        bases = (space.outputs, space.inputs)
+        pairs = [part for basis in bases for part in (basis.vectors_II, basis.values_I)]
+        broadcast([*pairs, space.free_EI], run.here)
     _check_that_something_can_be_learned(spec, spaces)
     return spaces
 
