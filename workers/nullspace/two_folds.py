@@ -30,7 +30,7 @@ from torch import Tensor
 
 from workers.nullspace.centred import CentredMoments
 from workers.nullspace.closed_form import NO_VARIANCE, typical_variance
-from workers.nullspace.eigenvectors import leading_basis
+from workers.nullspace.eigenvectors import leading_basis, leading_eigenvectors, random_start
 from workers.nullspace.threads import one_thread
 
 # Ridges to choose from, relative to a modality's typical variance.
@@ -39,6 +39,7 @@ _FIRST = RIDGES.index(0.02)
 # Heads are compared by this many leading directions: the best of four ridges is the same with 64, 128
 # and 256 (docs/log.md).
 _COMPARED = 64
+_TOLERANCE = 5e-2
 # Directions in which ridges are compared. All of them take three times as long and lead to the same recall
 # (docs/log.md).
 _BASIS = 384
@@ -196,14 +197,29 @@ class _Fold:
     second_TT: Tensor
     pairs_ST: Tensor
 
+    def score(self, first_ridge: float, second_ridge: float) -> float:
+        """(12) of the heads that these ridges lead to."""
+        whitened_ST = self._whitened(first_ridge, second_ridge)
+        found = self._scores(*_singular_vectors(whitened_ST), (first_ridge, second_ridge))
+        return float(found[-1]) if len(found) else 0.0
+
     def scores(self, first_ridge: float, second_ridge: float) -> Tensor:
-        """(12) of the leading 1, 2, ... directions, each times its singular value (K), of heads with these ridges."""
-        first_S, second_T = self.first.whitening(first_ridge), self.second.whitening(second_ridge)
+        """(12) of the leading 1, 2, ... of all directions."""
         left_SK, values_K, right_KT = torch.linalg.svd(
-            first_S[:, None] * self.cross_ST * second_T, full_matrices=False
+            self._whitened(first_ridge, second_ridge), full_matrices=False
         )
-        first_KS = values_K[:, None] * left_SK.mT * first_S
-        second_KT = values_K[:, None] * right_KT * second_T
+        return self._scores(values_K, left_SK.mT, right_KT, (first_ridge, second_ridge))
+
+    def _whitened(self, first_ridge: float, second_ridge: float) -> Tensor:
+        first_S, second_T = self.first.whitening(first_ridge), self.second.whitening(second_ridge)
+        return first_S[:, None] * self.cross_ST * second_T
+
+    def _scores(
+        self, values_K: Tensor, first_KS: Tensor, second_KT: Tensor, ridges: tuple[float, float]
+    ) -> Tensor:
+        """(12) of the first 1 to K directions, each times its singular value (K)."""
+        first_KS = values_K[:, None] * first_KS * self.first.whitening(ridges[0])
+        second_KT = values_K[:, None] * second_KT * self.second.whitening(ridges[1])
         agreement_K = ((first_KS @ self.pairs_ST) * second_KT).sum(1).cumsum(0)
         first_KK = first_KS @ self.first_SS @ first_KS.mT
         second_KK = second_KT @ self.second_TT @ second_KT.mT
@@ -214,16 +230,14 @@ class _Fold:
 def _chosen(one: _Half, other: _Half, rows: int) -> Choice:
     """`rows`: of the smaller half."""
     folds = _fold(one, other), _fold(other, one)
-    scores: dict[Steps, list[Tensor]] = {}
 
     def score_of(steps: Steps) -> float:
-        scores[steps] = [fold.scores(*(RIDGES[step] for step in steps)) for fold in folds]
-        return fmean(float(of_fold[:_COMPARED][-1:].sum()) for of_fold in scores[steps])
+        return fmean(fold.score(RIDGES[steps[0]], RIDGES[steps[1]]) for fold in folds)
 
-    best, score = climbed(score_of, (_FIRST, _FIRST), len(RIDGES))
-    first, second = (RIDGES[step] for step in best)
-    significant = _significant(scores[best], rows, _rank(one, other))
-    return Choice((first, second), score, significant)
+    (first, second), score = climbed(score_of, (_FIRST, _FIRST), len(RIDGES))
+    ridges = RIDGES[first], RIDGES[second]
+    scores = [fold.scores(*ridges) for fold in folds]
+    return Choice(ridges, score, _significant(scores, rows, _rank(one, other)))
 
 
 def _rank(one: _Half, other: _Half) -> int:
@@ -260,3 +274,17 @@ def _side(covariance_RR: Tensor, typical: float) -> _Side:
 
 def _between(first: _Side, sum_RQ: Tensor, second: _Side) -> Tensor:
     return first.vectors_RS.mT @ sum_RQ @ second.vectors_RS
+
+
+def _singular_vectors(matrix_ST: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Leading singular values (K) and vectors (K × S, K × T): eigenvectors of [[0, M], [Mᵀ, 0]]."""
+    rows, columns = matrix_ST.shape
+
+    def times(block_DN: Tensor) -> Tensor:
+        return torch.cat([matrix_ST @ block_DN[rows:], matrix_ST.mT @ block_DN[:rows]])
+
+    wanted = min(_COMPARED, rows, columns)
+    start_DN = random_start(rows + columns, wanted, matrix_ST)
+    found = leading_eigenvectors(times, start_DN, wanted, _TOLERANCE)
+    vectors_KD = found.vectors_DK.mT
+    return found.values_K.to(matrix_ST), vectors_KD[:, :rows], vectors_KD[:, rows:]
