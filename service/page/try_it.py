@@ -312,13 +312,13 @@ def _reference(model: str, version: int | None) -> str:
     return model if version is None else f"{model}@{version}"
 
 
-def _common(results: list[Result]) -> int | None:
-    """How many results two versions have in common; None unless both found some."""
+def _common(results: list[Result]) -> tuple[int, int] | None:
+    """How many of how many results two versions have in common; None unless both found some."""
     found = [each.found for each in results if each.found is not None]
     if len(found) < 2:
         return None
     first, second = ({(hit.modality, hit.id) for hit in each.data} for each in found)
-    return len(first & second)
+    return len(first & second), max(len(first), len(second))
 
 
 def modality_of(wanted: Wanted, offer: Offer) -> str:

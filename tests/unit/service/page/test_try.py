@@ -87,7 +87,7 @@ def test_two_versions_are_shown_side_by_side(trier: Browser, endpoint: FakeEndpo
     assert "scenes@2" in page
     assert "its partner is first" in page
     assert "its partner is number 2" in page
-    assert "<strong>2 of the ten best</strong> are the same in both versions" in page
+    assert "<strong>2 of the 3 best</strong> are the same in both versions" in page
     for version in (1, 2):
         (body,) = endpoint.bodies(f"/v1/models/scenes@{version}/held-out/ds-1/search")
         assert body == {"row": 1, "modality": "text", "top_k": 10}
@@ -507,7 +507,7 @@ def test_held_out_rows_are_picked_and_found(stack: Stack) -> None:
     address = f"/ui/try?model={MODEL}&where=dataset:{DATASET}&row=3&modality=image"
     page = person.get(f"{address}&version=1&other=1")
     assert "its partner" in page.text
-    assert "<strong>9 of the ten best</strong>" in page.text
+    assert "<strong>9 of the 9 best</strong>" in page.text
     assert "of 9 rows" in page.text
 
 
