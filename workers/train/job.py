@@ -102,9 +102,10 @@ def _train(
     encoders = joined_encoders(parent, dataset)
     past = read_past_datasets(store, parent)
     own_past = rank_past_datasets(past, here)
-    # Find damage before training, which may take hours.
-    for earlier in own_past:
-        earlier.read()
+    if not method.solves:
+        # Find damage before training, which may take hours. What does not fit the cache is read again afterwards.
+        for earlier in own_past:
+            earlier.read()
     check_room(dataset.evaluation_shards, scratch)
     barrier(here)
     # The disk space of training rows is freed before held-out rows are copied.
