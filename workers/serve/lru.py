@@ -22,7 +22,10 @@ class AsyncLRUCache(Generic[K, V]):
         return await asyncio.shield(self._task(key, load))
 
     def peek(self, key: K, load: Callable[[], Coroutine[Any, Any, V]]) -> V | None:
-        """Return the cached result; None while it is being loaded, which this begins. A failure is not cached."""
+        """Return the cached result; None while it is being loaded, which this begins while fewer than `most` are loading."""
+        # Of loads that have ended, `most` are kept.
+        if key not in self._tasks and len(self._tasks) >= 2 * self._most:
+            return None
         task = self._task(key, load)
         return task.result() if task.done() and not task.exception() else None
 
@@ -30,13 +33,15 @@ class AsyncLRUCache(Generic[K, V]):
         task = self._tasks.get(key)
         if task is None:
             task = self._tasks[key] = asyncio.create_task(load(), name=f"load {key}")
-            task.add_done_callback(lambda done: self._drop_failed(key, done))
-            if len(self._tasks) > self._most:
-                self._tasks.popitem(last=False)
+            task.add_done_callback(lambda done: self._evict(key, done))
         else:
             self._tasks.move_to_end(key)
         return task
 
-    def _drop_failed(self, key: K, done: asyncio.Task[V]) -> None:
-        if (done.cancelled() or done.exception()) and self._tasks.get(key) is done:
+    def _evict(self, key: K, ended: asyncio.Task[V]) -> None:
+        """Drop a failure, or the results beyond `most`. A load that has not ended stays: others wait for it."""
+        if (ended.cancelled() or ended.exception()) and self._tasks.get(key) is ended:
             del self._tasks[key]
+        done = [key for key, task in self._tasks.items() if task.done()]
+        for oldest in done[: -self._most]:
+            del self._tasks[oldest]

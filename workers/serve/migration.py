@@ -135,9 +135,12 @@ class Compatibilities:
             try:
                 memory = await asyncio.to_thread(read_memory, self._store, old)
                 return await self._background.run(BACKGROUND, _changes, memory, old, new)
-            except WorkerError as error:
-                # The next listing of models requests it again.
-                logger.warning("%s and %s cannot be compared: %s", old.label, new.label, error)
+            except Exception as error:
+                # No request awaits it; the next one for this model begins it again.
+                is_bug = not isinstance(error, WorkerError)
+                logger.warning(
+                    "%s and %s cannot be compared: %s", old.label, new.label, error, exc_info=is_bug
+                )
                 raise
 
 

@@ -1,6 +1,7 @@
 """Maps and comparisons between two versions: computed once, and never on the event loop."""
 
 import asyncio
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -157,3 +158,39 @@ def test_a_client_that_hangs_up_does_not_end_the_search() -> None:
         assert await waiting == 5
 
     asyncio.run(use())
+
+
+def test_no_more_loads_begin_unasked_than_are_kept() -> None:
+    begun: list[int] = []
+
+    async def search(key: int) -> int:
+        begun.append(key)
+        await asyncio.sleep(0.01)
+        return key
+
+    async def use() -> None:
+        results: AsyncLRUCache[int, int] = AsyncLRUCache(most=2)
+        for _ in range(3):
+            assert [results.peek(key, partial(search, key)) for key in range(9)] == [None] * 9
+            await asyncio.sleep(0)
+        assert len(begun) <= 4
+        await finished()
+        assert sum(results.peek(key, partial(search, key)) is not None for key in range(9)) == 2
+        await finished()
+
+    asyncio.run(use())
+
+
+def test_a_comparison_that_fails_by_a_bug_is_logged(
+    store: FlakyStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    old, new = (load_version(store, "m", number) for number in (1, 2))
+
+    class Broken:
+        in_memory = None
+
+        def load(self) -> LoadedHeads:
+            raise ZeroDivisionError("a bug")
+
+    assert compared(store, old, replace(new, source=Broken())) == [None, None]
+    assert "ZeroDivisionError: a bug" in caplog.text

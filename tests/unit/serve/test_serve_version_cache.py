@@ -166,6 +166,25 @@ def test_a_version_retired_while_a_request_loads_it_does_not_answer(serving: Rep
     assert serving.embed(model="scenes@2").json()["error"]["code"] == "version_retired"
 
 
+def test_a_model_that_is_created_again_does_not_get_the_load_of_the_deleted_one(
+    serving: Replica,
+) -> None:
+    loads = HeldLoads(serving)
+    cache = VersionCache(loads, 2, BUDGET, serving.metrics)
+
+    async def ask_delete_and_ask() -> None:
+        of_old = asked_for(cache, 2)
+        await until_begun(loads, 1)
+        cache.forget(MODEL)
+        of_new = asked_for(cache, 2)
+        await until_begun(loads, 2)
+        loads.go_on.set()
+        await asyncio.gather(of_old, of_new)
+
+    run_with_stored(serving, 2, ask_delete_and_ask())
+    assert loads.begun == [2, 2]
+
+
 def run_with_stored(replica: Replica, last: int, use: Coroutine[Any, Any, None]) -> None:
     """Run with versions 2 to `last` in the store, none of them live."""
     for version in range(2, last + 1):

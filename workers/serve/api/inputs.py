@@ -204,7 +204,8 @@ async def _features(
     width, label = width_of(modality, version, field), feature_label(modality)
     indices = [index for index, item in enumerate(items) if item.modality == modality]
     rows_BF = np.empty((len(indices), width), np.float32)
-    by_kind: dict[type, dict[int, Any]] = {np.ndarray: {}}
+    features: list[int] = []
+    raw: dict[type, dict[int, Raw]] = {}
     # Of the rows that are looked at, for the name of a wrong one.
     places: Sequence[int] = ()
     try:
@@ -213,16 +214,20 @@ async def _features(
                 await asyncio.sleep(0)
             places = (place,)
             given = _given(items[index], label, width)
-            by_kind.setdefault(type(given), {})[place] = given
+            if isinstance(given, np.ndarray):
+                rows_BF[place] = given
+                features.append(place)
+            else:
+                raw.setdefault(type(given), {})[place] = given
         # All of a kind at once: checking each row separately would take a third of the time of the product.
-        for kind, rows in by_kind.items():
-            places, of_kind = [*rows], [*rows.values()]
-            if kind is not np.ndarray:
-                rows_BF[places] = await encoded(
-                    replica, version, modality, of_kind, field, owner=owner
-                )
-            elif of_kind:
-                rows_BF[places] = checked(np.stack(of_kind))
+        if features:
+            places = features
+            checked(rows_BF if len(features) == len(rows_BF) else rows_BF[features])
+        for of_kind in raw.values():
+            places = [*of_kind]
+            rows_BF[places] = await encoded(
+                replica, version, modality, [*of_kind.values()], field, owner=owner
+            )
     except WrongRow as error:
         index = indices[places[error.row]]
         raise error.at(index, field, _name(items[index], index, field)) from error

@@ -115,9 +115,9 @@ class VersionCache:
         # The live version, by model.
         self._live: dict[str, int] = {}
         # For requests; a swap loads in its own thread, and waits for none of them.
-        self._loading: dict[Key, Future[CachedVersion]] = {}
+        # By key, and how often a model of this name was deleted: a new one does not join the loads of an old one.
+        self._loading: dict[tuple[Key, int], Future[CachedVersion]] = {}
         self._retired: dict[str, frozenset[int]] = {}
-        # How often a model of this name was deleted.
         self._deletions: Counter[str] = Counter()
         self._lock = threading.Lock()
         # Separate threads: requests for many versions must not delay a swap.
@@ -160,7 +160,8 @@ class VersionCache:
             entry = self._use(key)
             if entry is not None:
                 return entry.pinned()
-            future = self._loading.get(key) or self._begin_on_demand(key)
+            turn = (key, self._deletions[model])
+            future = self._loading.get(turn) or self._begin_on_demand(*turn)
         # Shielded: a client that disconnects must not cancel the load of the others.
         return (await asyncio.shield(asyncio.wrap_future(future))).pinned()
 
@@ -232,9 +233,9 @@ class VersionCache:
         """All keys in the order in which those of one owner would be evicted."""
         return sorted(self._entries, key=self._order)
 
-    def _begin_on_demand(self, key: Key) -> Future[CachedVersion]:
+    def _begin_on_demand(self, key: Key, deletions: int) -> Future[CachedVersion]:
         owner = self._owner_of(key[0])
-        under_way = Counter(map(self._owner_of, (model for model, _ in self._loading)))[owner]
+        under_way = sum(self._owner_of(model) == owner for (model, _), _ in self._loading)
         if under_way >= self._recent:
             model, number = key
             raise Overloaded(
@@ -243,10 +244,11 @@ class VersionCache:
                 "model",
                 "too_many_loads",
             )
-        self._loading[key] = future = self._threads.submit(self._load_on_demand, key)
+        future = self._threads.submit(self._load_on_demand, key, deletions)
+        self._loading[key, deletions] = future
         return future
 
-    def _load_on_demand(self, key: Key) -> CachedVersion:
+    def _load_on_demand(self, key: Key, deletions: int) -> CachedVersion:
         try:
             entry = self._load(key, evict=True, beside_live=False)
             with self._lock:
@@ -254,7 +256,7 @@ class VersionCache:
             return entry
         finally:
             with self._lock:
-                self._loading.pop(key, None)
+                self._loading.pop((key, deletions), None)
 
     def _load(self, key: Key, *, evict: bool, beside_live: bool) -> CachedVersion:
         """Two loads of one version at a time share its tensors, and the later entry stays."""
