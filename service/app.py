@@ -2,15 +2,20 @@
 
 import logging
 import os
+import resource
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI
+import uvicorn
+from fastapi import APIRouter, Depends, FastAPI
 from pydantic import SecretStr
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
 
 from cmcl.contract import DISTRIBUTION
 from cmcl.storage.object_store import ObjectStore
@@ -29,8 +34,9 @@ from service.api import (
     webhooks,
 )
 from service.api.authentication import Authentication, Hosts
+from service.api.dependencies import require_body_type
 from service.api.limits import Budgets, OwnerLimits
-from service.api.openapi import DescribedApp
+from service.api.openapi import PROBLEMS, DescribedApp, operation_id
 from service.api.problems import add_problem_handlers
 from service.api.request_log import RequestLog
 from service.auth.authenticator import Authenticator
@@ -64,17 +70,6 @@ from service.telemetry.spans import Spans
 
 if TYPE_CHECKING:
     from service.auth.oidc import OidcLogin, OidcTokens
-import resource
-from functools import cache
-from typing import Any
-
-import uvicorn
-from fastapi import APIRouter, Depends
-from starlette.routing import BaseRoute
-from starlette.types import ASGIApp
-
-from service.api.dependencies import require_body_type
-from service.api.openapi import PROBLEMS, operation_id
 
 logger = logging.getLogger(__name__)
 
@@ -137,9 +132,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     return app
 
 
-def create_context(
-    settings: Settings, parts: Parts, announce: Announce = lambda _model, _pointer: None
-) -> Context:
+def create_context(settings: Settings, parts: Parts, announce: Announce = lambda: None) -> Context:
     """Create the parts and upgrade the tables. The database is closed on any error."""
     metrics = Metrics(parts.spans or open_spans())
     database = open_database(settings.database_url, metrics.transaction)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from cmcl.contract.version import LivePointer
 from cmcl.storage.object_store import ObjectStore
 from service.auth.authenticator import Authenticator
 from service.auth.sessions import Sessions
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from service.auth.oidc import OidcLogin
 
 
-Announce = Callable[[str, LivePointer], None]
+Announce = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Context:
     launcher: Launcher
     # What runs the driver on the cluster; the same one where each attempt is a submission of its own.
     driver_launcher: Launcher
-    # Tells the embeddings endpoint of a changed live pointer, without waiting for it.
+    # Announces to the embeddings endpoint that a live pointer has changed. Does not wait for it.
     announce: Announce
     metrics: Metrics
     clock: Clock

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import httpx
 
 from benchmarks.endpoint.stored import MODEL
-from cmcl.contract.version import ANNOUNCEMENTS, Announcement, LivePointer
+from cmcl.contract.version import ANNOUNCEMENTS, LivePointer
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.versions import write_live
 
@@ -65,8 +65,7 @@ class Mover:
 
     def _announce(self) -> None:
         """Announce the move, as the control plane does. Replicas also poll the store."""
-        news = Announcement(model=MODEL, generation=self._generation)
         try:
-            self._client.post(ANNOUNCEMENTS, content=news.model_dump_json())
+            self._client.post(ANNOUNCEMENTS)
         except httpx.HTTPError:
             pass  # Replicas then find the version at their next poll.

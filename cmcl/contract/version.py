@@ -334,20 +334,8 @@ class VersionManifest(Frozen):
         )
 
 
-# The path where the control plane notifies replicas that `live.json` has changed.
+# The path where the control plane notifies replicas that a `live.json` has changed; without a body.
 ANNOUNCEMENTS = "/internal/announcements"
-
-
-class Announcement(BaseModel):
-    """The body of the notification. It is only a hint: replicas then read the store."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    model: ModelName
-    generation: int = Field(ge=1)
-    revision: int = Field(default=0, ge=0)
-
-
 # The path where a replica of the endpoint reports the other parts that queries need.
 PARTS = "/internal/parts"
 

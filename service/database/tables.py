@@ -445,7 +445,7 @@ webhooks = Table(
     Column("id", String(32), primary_key=True),
     Column("owner", String(64), nullable=False, index=True),
     Column("url", String(1024), nullable=False),
-    # In the form of `service.events.webhooks`; signs every delivery.
+    # In the form of `service.events.webhook_secrets`; signs every delivery.
     Column("secret", String(128), nullable=False),
     json_column("kinds", nullable=False),
     Column("model", String(48), nullable=True),

@@ -68,6 +68,7 @@ class AttemptMonitor(PeriodicLoop):
     def step(self, stop: threading.Event) -> float:
         began, tuning = self._now(), self._context.tuning
         interval = tuning.watch_seconds if self.look() else tuning.launcher_seconds
+        # The pace is even, but a look that takes long is followed by a pause of half the interval.
         return max(interval / 2, interval - (self._now() - began))
 
     def report(self, error: Exception) -> None:

@@ -306,6 +306,7 @@ class KubeRayLauncher:
                 if error.status in _REFUSALS:
                     message = f"Kubernetes refused {submission.id}: {_error_message(error)}"
                     raise LauncherRejected(message) from error
+                # An existing name is this attempt, submitted before.
                 if error.status != _CONFLICT:
                     raise
 

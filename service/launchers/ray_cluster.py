@@ -176,6 +176,7 @@ class RayJobLauncher:
     def log(self, submission_id: str) -> str:
         with self._translated():
             job = self._find(submission_id)
+            # Ray has no log before the driver starts, nor after its node is gone.
             if job is None or job.driver_node_id is None:
                 return ""
             asked = {

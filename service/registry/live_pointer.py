@@ -17,7 +17,7 @@ import httpx
 from sqlalchemy import Connection
 
 from cmcl.contract.errors import InvalidVersion, StorageError
-from cmcl.contract.version import ANNOUNCEMENTS, Announcement, LivePointer
+from cmcl.contract.version import ANNOUNCEMENTS, LivePointer
 from cmcl.storage.versions import read_live, remove_live, write_live
 from service.auth.ownership import get_model
 from service.context import Context
@@ -34,7 +34,6 @@ _TIMEOUT_SECONDS = 2.0
 _PAUSE_AFTER_FAILURE_SECONDS = 5.0
 # Upper bound on how long the loop takes to see that the service stops.
 _WAIT_SECONDS = 1.0
-# Called with the outcome of an announcement: "delivered", "failed" or "skipped".
 
 
 def write(context: Context, name: str) -> None:
@@ -54,7 +53,7 @@ def write(context: Context, name: str) -> None:
             write_live(context.store, name, pointer)
         else:
             remove_live(context.store, name)
-    context.announce(name, pointer)
+    context.announce()
     if _record_written(context, model) and model.revised_at is not None:
         seconds = (context.clock() - model.revised_at).total_seconds()
         context.metrics.spans.add(PastSpan("live", model.traceparent, seconds, about))
@@ -127,57 +126,42 @@ def _differs(context: Context, model: ModelRow) -> bool:
 
 
 class Announcer(PeriodicLoop):
-    """Announces changed pointers to the embeddings endpoint. `announce` never waits; any thread may call it.
+    """Announces to the embeddings endpoint that pointers have changed. `announce` never waits; any thread may call it.
 
-    Nothing is retried, only the sending thread waits for a response, and an endpoint that failed gets no announcement
-    for some seconds.
+    All changes that wait are one announcement: replicas read from the store what has changed. Nothing is retried, and an
+    endpoint that failed gets no announcement for some seconds.
     """
 
     name = "announcer"
     pause_seconds = 0.0
 
     def __init__(self, url: str, seconds: Callable[[], float] = time.monotonic) -> None:
-        """With an empty `url` announcements are dropped."""
         super().__init__()
-        self._url = url.rstrip("/")
+        self._url = f"{url.rstrip('/')}{ANNOUNCEMENTS}"
         self._now = seconds
-        self._waiting: dict[str, Announcement] = {}
-        self._lock = threading.Lock()
-        self._signal = threading.Event()
+        self._changed = threading.Event()
         self._paused_until = float("-inf")
 
-    def announce(self, model: str, pointer: LivePointer) -> None:
-        """Queue an announcement; of several for one model that wait, the last one is sent."""
-        if not self._url:
-            return
-        announcement = Announcement(
-            model=model, generation=pointer.generation, revision=pointer.revision
-        )
-        with self._lock:
-            self._waiting[model] = announcement
-            self._signal.set()
+    def announce(self) -> None:
+        self._changed.set()
 
     def step(self, stop: threading.Event) -> float:
-        if self._signal.wait(_WAIT_SECONDS):
+        if self._changed.wait(_WAIT_SECONDS):
             # Proxies of the environment are for the internet, and this address is internal.
             with httpx.Client(timeout=_TIMEOUT_SECONDS, trust_env=False) as client:
                 self.send(client)
         return self.pause_seconds
 
     def send(self, client: httpx.Client) -> None:
-        with self._lock:
-            self._signal.clear()
-            waiting, self._waiting = self._waiting, {}
-        for announcement in waiting.values():
-            if self._now() >= self._paused_until:
-                self._post(client, announcement)
-
-    def _post(self, client: httpx.Client, announcement: Announcement) -> None:
-        url = f"{self._url}{ANNOUNCEMENTS}"
+        """Send what waits, if anything does."""
+        if not self._changed.is_set():
+            return
+        # First: a change during the request is announced by the next one.
+        self._changed.clear()
+        if self._now() < self._paused_until:
+            return
         try:
-            client.post(url, json=announcement.model_dump()).raise_for_status()
+            client.post(self._url).raise_for_status()
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             self._paused_until = self._now() + _PAUSE_AFTER_FAILURE_SECONDS
-            logger.warning(
-                "announcement of model %s to %s failed: %s", announcement.model, self._url, error
-            )
+            logger.warning("announcement to %s failed: %s", self._url, error)

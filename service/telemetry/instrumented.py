@@ -69,6 +69,7 @@ class InstrumentedStore:
     def writer(self, key: str, size: int) -> Iterator[Writer]:
         with ExitStack() as stack:
             yield stack.enter_context(self._store.writer(key, size))
+            # Its end makes the object durable; the time before is the sender's.
             with self._call("writer", key):
                 stack.pop_all().close()
 

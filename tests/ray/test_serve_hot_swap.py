@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.version import ANNOUNCEMENTS, Announcement, LivePointer
+from cmcl.contract.version import ANNOUNCEMENTS, LivePointer
 from cmcl.stack import LocalStack
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.versions import write_live
@@ -118,8 +118,7 @@ def test_an_announced_swap_does_not_wait_for_the_next_poll(
     wait_until_printed(stack, "connected")
     for version in range(1, VERSIONS + 1):
         publish(store, version, "announced")
-        news = Announcement(model="announced", generation=version)
-        answer = httpx.post(f"{serve_url}{ANNOUNCEMENTS}", json=news.model_dump(), timeout=SECONDS)
+        answer = httpx.post(f"{serve_url}{ANNOUNCEMENTS}", timeout=SECONDS)
         assert answer.status_code == 202, answer.text
         wait_until_printed(stack, f"announced@{version}")
     assert slow_looker.poll() is None
