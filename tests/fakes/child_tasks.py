@@ -132,6 +132,13 @@ def _send_as_if_done(rest: str) -> None:
     time.sleep(3600)
 
 
+def _send_no_items(row: str) -> None:
+    """Send a row as if its items had been sent before, as a parser that was taken over could."""
+    (writer,) = (each for each in gc.get_objects() if isinstance(each, FrameWriter))
+    write_frame(writer._file, {"row": int(row), "items": [None, None]})
+    time.sleep(3600)
+
+
 _DECODERS: dict[str, Callable[[str], object]] = {
     "segfault": lambda rest: os.kill(os.getpid(), signal.SIGSEGV),
     "once": _kill_once,
@@ -141,4 +148,5 @@ _DECODERS: dict[str, Callable[[str], object]] = {
     "refuse": _refuse_text,
     "bug": _meet_a_bug,
     "lie": _send_as_if_done,
+    "withhold": _send_no_items,
 }

@@ -323,7 +323,7 @@ class UnitReader:
             try:
                 with closing(self._child.run(decode_rows, request, left)) as frames:
                     for frame in frames:
-                        row = self._result(frame, done)
+                        row = self._result(frame, done, known)
                         if isinstance(row, Row):
                             for keys, key in zip(known, row.keys, strict=True):
                                 keys.add(key.hex())
@@ -350,7 +350,9 @@ class UnitReader:
             )
         return left
 
-    def _result(self, frame: Frame, index: int) -> Row | RejectedRow:
+    def _result(
+        self, frame: Frame, index: int, known: tuple[set[str], set[str]]
+    ) -> Row | RejectedRow:
         """Return the row of a frame. Raises ChildCrashed if the frame is malformed."""
         try:
             position, id_, label, keys = self._spooled.good[index]
@@ -360,7 +362,9 @@ class UnitReader:
                 return self.reject(position, id_, str(frame.header["reason"]))
             items: list[Item | None] = []
             start, body = 0, memoryview(frame.body)
-            for header in frame.header["items"]:
+            for header, key, sent in zip(frame.header["items"], keys, known, strict=True):
+                if not header and key not in sent:
+                    raise ValueError("an item was not sent")  # noqa: TRY301
                 stop = start + (int(header["bytes"]) if header else 0)
                 items.append(unpacked(header, body[start:stop]) if header else None)
                 start = stop

@@ -25,6 +25,7 @@ def test_a_row_that_ends_the_decoder_is_left_out_and_the_others_are_read(
         f"once {tmp_path}/mark",
         "c",
         "lie",
+        "withhold 10",
     ]
     rows = [{"id": f"{at}", "depth": [1, 2, at], "text": text} for at, text in enumerate(texts)]
     data.add("rows.jsonl", jsonl(rows))
@@ -37,6 +38,7 @@ def test_a_row_that_ends_the_decoder_is_left_out_and_the_others_are_read(
         "5": "the text is refused",
         "6": "it cannot be decoded: KeyError: 'deep in a library'",
         "9": "the decoder ended before its last row",
+        "10": "the decoder sent no results: an item was not sent",
     }
 
 
