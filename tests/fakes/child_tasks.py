@@ -107,7 +107,8 @@ def decode_or_crash(spec: EncoderSpec, raw: bytes) -> str:
     """Decode texts. Some of them end the process, or take all of its time or memory."""
     text = raw.decode()
     word, _, rest = text.partition(" ")
-    _DECODERS.get(word, lambda rest: None)(rest)
+    if word in _DECODERS:
+        _DECODERS[word](rest)
     return text
 
 
