@@ -17,14 +17,6 @@ def reader(plane: ControlPlane) -> Browser:
     return Browser(plane)
 
 
-def test_before_the_first_version_it_names_the_dry_run(
-    plane: ControlPlane, reader: Browser
-) -> None:
-    text = text_of(reader.get("/ui/models/scenes/capacity").text)
-    assert "The model has learned nothing yet, so all of it is free" in text
-    assert "cmcl dataset add FOLDER --model scenes --pair FIRST,SECOND --dry-run" in text
-
-
 def test_it_says_how_much_is_free_after_more_datasets(plane: ControlPlane, reader: Browser) -> None:
     plane.create_model("street", **PRESERVE)
     sounds = {"pair": ("audio", "text")}
@@ -80,19 +72,3 @@ def test_where_heads_are_solved_it_shows_rank_and_optimality_instead(
     text = text_of(reader.get("/ui/models/scenes/capacity").text)
     assert "8 Directions of 8, the width: every direction is in use" in text
     assert "A wider model has room" in text
-
-
-def test_a_method_without_a_mask_says_what_the_figures_are_worth(
-    plane: ControlPlane, reader: Browser
-) -> None:
-    plane.create_model("plain", method="vanilla")
-    publish_measured(plane, "one", "plain", free={"image": 0.8, "text": 0.7})
-    text = text_of(reader.get("/ui/models/plain/capacity").text)
-    assert "The method vanilla closes no entries; shown is what preserve would close." in text
-
-
-def test_the_live_part_is_that_of_the_page(plane: ControlPlane, reader: Browser) -> None:
-    publish_measured(plane, "one", free={"image": 0.8, "text": 0.7})
-    address = "/ui/models/scenes/capacity"
-    part = reader.get(f"{address}?fragment=live_capacity").text.strip()
-    assert part in reader.get(address).text

@@ -4,41 +4,15 @@ from pathlib import Path
 
 import httpx
 import pytest
-from sqlalchemy import update
 
 from cmcl.contract.api.jobs import JobState
 from cmcl.contract.dataset import RejectedRow
 from cmcl.storage.object_store import ObjectStore
-from service.database.tables import jobs
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
 from tests.fakes.preparer import fail, requests_in
-from tests.unit.service.page.browser import Browser, rows_of, text_of
+from tests.unit.service.page.browser import Browser, text_of
 from workers.prepare.dataset import write_rejected
-
-WITHOUT_A_VERSION = (JobState.FAILED, JobState.CANCELLED, JobState.REJECTED)
-
-
-def end(plane: ControlPlane, state: JobState) -> str:
-    """The id of a dataset whose job ended before it was prepared."""
-    job = plane.post_dataset()
-    with plane.context.database.write() as connection:
-        ended = {"state": state, "finished_at": plane.clock()}
-        connection.execute(update(jobs).where(jobs.c.id == job).values(ended))
-    return plane.dataset_of(job).id
-
-
-@pytest.mark.parametrize("state", WITHOUT_A_VERSION)
-def test_a_dataset_whose_job_ended_without_a_version_waits_for_nothing(
-    plane: ControlPlane, state: JobState
-) -> None:
-    dataset, browser = end(plane, state), Browser(plane)
-    ((*_, listed, _, _),) = rows_of(browser.get("/ui/datasets").text, "live_datasets")
-    assert listed == state
-    for path in ("models/scenes", f"datasets/{dataset}"):
-        shown = text_of(browser.get(f"/ui/{path}").text)
-        assert state in shown
-        assert "waiting or preparing" not in shown
 
 
 def test_the_state_of_its_job_is_part_of_a_dataset(plane: ControlPlane) -> None:
@@ -96,15 +70,6 @@ def test_all_rows_of_a_refused_dataset_are_counted_and_listed(
     assert "learned." not in text_of(listed).replace("nothing of it is learned.", "")
 
 
-def test_a_page_of_rows_says_what_became_of_the_others(plane: ControlPlane) -> None:
-    job = plane.post_dataset()
-    plane.run_to_end(job)
-    dataset, browser = plane.dataset_of(job).id, Browser(plane)
-    nothing = text_of(browser.get(f"/ui/datasets/{dataset}/rejected-rows").text)
-    assert "No row left out" in nothing
-    assert "The other rows" not in nothing
-
-
 JSON = {"Accept": "application/json", "Sec-Fetch-Mode": "cors"}
 FORM = {"name": "pairs", "first": "image", "second": "text", "evaluation_share": "10"}
 
@@ -155,17 +120,6 @@ def test_an_upload_keeps_the_name_of_its_file_in_tables_and_messages(
     message = str(plane.job(job).message)
     assert message.startswith("holiday.png: ")
     assert upload not in message
-
-
-def test_an_open_dataset_with_uploads_is_the_same_once_it_is_sealed(
-    plane: ControlPlane, person: Browser, tmp_path: Path
-) -> None:
-    shards = [{"uri": f"upload:{send(person, file_of_pairs(tmp_path))}"}]
-    first = plane.client.post("/v1/datasets", json=plane.dataset_body("one", shards=shards))
-    body = plane.dataset_body("two", shards=shards, sealed=False)
-    opened = plane.client.post("/v1/datasets", json=body).json()["dataset"]["id"]
-    assert first.status_code == 202
-    assert plane.client.post(f"/v1/datasets/{opened}/seal").status_code == 409
 
 
 def test_what_is_measured_only_is_not_learned(
@@ -263,14 +217,6 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_sent(tmp_path: Path) -
     upload = begin(person, b"x" * 1000).json()["id"]
     assert put_file(person, upload, b"x" * (7 << 20)).status_code == 413
     plane.close()
-
-
-@pytest.mark.parametrize(
-    "name", ["../x.parquet", "a/b", "", "x" * 10_000, "a\0b", "\N{RIGHT-TO-LEFT OVERRIDE}gnp.exe"]
-)
-def test_names_of_files_that_mislead_are_refused(person: Browser, name: str) -> None:
-    assert begin(person, b"x", name).status_code == 422
-    assert begin(person, b"x", "\N{PILE OF POO} räksmörgås.csv").status_code == 201
 
 
 def test_a_script_gets_problems_as_json_and_a_person_as_a_page(person: Browser) -> None:

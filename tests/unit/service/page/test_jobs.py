@@ -61,13 +61,6 @@ def test_every_outcome_of_an_attempt_is_shown(
     assert outcome_shown(person, job) == {"candidate": "wrote a candidate"}.get(outcome, outcome)
 
 
-def test_the_page_of_a_measured_job_has_its_attempt(plane: ControlPlane, person: Browser) -> None:
-    plane.run_to_end(plane.post_dataset("one"))
-    job = plane.post_dataset("views", evaluate_only=True)
-    assert plane.run_to_end(job).state == JobState.EVALUATED
-    assert outcome_shown(person, job) == "measured"
-
-
 def test_the_page_of_a_job_says_where_its_time_went(plane: ControlPlane, person: Browser) -> None:
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
@@ -103,32 +96,6 @@ def seen_in(page: httpx.Response) -> str:
     found = re.search(r'name="seen" value="(\d+)"', page.text)
     assert found is not None, page.text
     return found[1]
-
-
-def test_a_running_job_is_cancelled(plane: ControlPlane, person: Browser) -> None:
-    job = plane.post_dataset()
-    plane.tick_to(job, JobState.RUNNING)
-    assert f'href="../jobs/{job}/cancel"' in person.get(f"/ui/jobs/{job}").text
-    page = person.get(f"/ui/jobs/{job}/cancel")
-    assert "Cancel one" in page.text
-    answer = person.post(f"/ui/jobs/{job}/cancel", data={"seen": seen_in(page)})
-    after = person.follow(answer)
-    assert "The job is being cancelled." in after.text
-    assert f"jobs/{job}/cancel" not in after.text
-    plane.tick(2)
-    assert plane.job(job).state == JobState.CANCELLED
-    again = person.get(f"/ui/jobs/{job}/cancel")
-    assert "It is too late to cancel it" in again.text
-    assert "<form method" not in again.text.partition("<main")[2]
-
-
-def test_a_failed_job_is_retried(plane: ControlPlane, person: Browser) -> None:
-    job = fail(plane)
-    page = person.get(f"/ui/jobs/{job}/retry")
-    assert "up to 3 more attempts are made" in page.text
-    answer = person.post(f"/ui/jobs/{job}/retry", data={"seen": seen_in(page)})
-    assert "The job is queued again." in person.follow(answer).text
-    assert plane.job(job).state == JobState.QUEUED
 
 
 def fail(plane: ControlPlane, **posted: Any) -> str:
@@ -186,19 +153,6 @@ def test_a_dataset_is_posted_again_with_the_values_that_it_had(
     assert " checked>" not in form
 
 
-def test_a_dry_run_is_posted_again_as_one(plane: ControlPlane, person: Browser) -> None:
-    job = fail(plane, dry_run=True)
-    form = person.get(f"/ui/models/scenes/post?again={plane.dataset_of(job).id}").text
-    assert re.findall(r'name="(\w+)" value="1" checked', form) == ["dry_run"]
-
-
-@pytest.mark.parametrize(("again", "status"), [("ds-000000000000", 404), ("x", 422)])
-def test_a_dataset_that_is_not_there_is_not_posted_again(
-    person: Browser, again: str, status: int
-) -> None:
-    assert person.get(f"/ui/models/scenes/post?again={again}").status_code == status
-
-
 def test_a_candidate_is_approved_with_a_reason(plane: ControlPlane, person: Browser) -> None:
     job = _held(plane)
     page = person.get(f"/ui/jobs/{job}/approve")
@@ -254,39 +208,6 @@ def test_a_decision_that_comes_too_late_shows_the_other_one(
     assert "worse on rain" in answer.text
     assert "Only a held candidate can be approved." in answer.text
     assert plane.job(job).state == JobState.REJECTED
-
-
-def test_a_rejected_job_is_retried(plane: ControlPlane, person: Browser) -> None:
-    job = _held(plane)
-    form = {"seen": seen_in(person.get(f"/ui/jobs/{job}/reject")), "reason": "worse on rain"}
-    assert person.post(f"/ui/jobs/{job}/reject", data=form).status_code == 303
-    assert f"{job}/retry" in person.get(f"/ui/jobs/{job}/candidate").text
-    page = person.get(f"/ui/jobs/{job}/retry")
-    assert "The next candidate is judged by the gate of that time." in page.text
-    answer = person.post(f"/ui/jobs/{job}/retry", data={"seen": seen_in(page)})
-    assert "The job is queued again." in person.follow(answer).text
-    assert plane.job(job).state == JobState.QUEUED
-
-
-def test_a_job_that_cannot_be_retried_is_shown_with_its_state(
-    plane: ControlPlane, person: Browser
-) -> None:
-    job = plane.post_dataset()
-    answer = person.post(f"/ui/jobs/{job}/retry", data={"seen": str(plane.job(job).revision)})
-    assert answer.status_code == 409
-    assert "only a failed or rejected job can be retried" in answer.text
-
-
-def test_sealing_what_is_measured_only_says_that_nothing_is_learned(
-    plane: ControlPlane, person: Browser
-) -> None:
-    body = plane.dataset_body("views", sealed=False, evaluate_only=True)
-    dataset = plane.client.post("/v1/datasets", json=body).json()["dataset"]["id"]
-    assert "It is measured once it is sealed" in person.get(f"/ui/datasets/{dataset}").text
-    page = person.get(f"/ui/datasets/{dataset}/seal").text
-    assert "measures the live version of scenes on the 1 file. Nothing is learned of them" in page
-    assert "Seal and measure it" in page
-    assert "no held-out rows" not in page
 
 
 def test_an_open_dataset_is_sealed(plane: ControlPlane, person: Browser) -> None:

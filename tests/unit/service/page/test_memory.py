@@ -84,26 +84,6 @@ def _id(number: int) -> str:
     return f"ds-{number:012x}"
 
 
-def test_before_the_first_version_it_says_what_to_do(plane: ControlPlane, reader: Browser) -> None:
-    text = text_of(reader.get(MEMORY).text)
-    assert "The model has learned nothing yet" in text
-    assert "cmcl dataset add FOLDER --model scenes --pair FIRST,SECOND" in text
-
-
-def test_without_held_out_rows_it_says_how_to_have_some(
-    plane: ControlPlane, reader: Browser
-) -> None:
-    publish_measured(plane, "one")
-    publish_measured(plane, "two", drifts={"one": 0.25})
-    page = reader.get(MEMORY).text
-    text = text_of(page)
-    assert "No dataset has held-out rows, so recall is not measured" in text
-    assert "--evaluation-share 0.1" in text
-    # Figures that need only moments are still shown.
-    assert "25.0 % Largest drift" in text
-    assert rows_of(page, "datasets")[0][2:] == ["no held-out rows", "25.0 %", "– none", "– none"]
-
-
 def test_each_dataset_has_its_recall_then_and_now(plane: ControlPlane, reader: Browser) -> None:
     publish_measured(plane, "one", recalls={"one": 0.8})
     publish_measured(plane, "two", recalls={"one": 0.6, "two": 0.5}, losses={"one": (-0.5, -1.5)})
@@ -178,31 +158,6 @@ def test_one_earlier_dataset_is_lost_only_if_its_recall_fell(
     assert "1 earlier" not in text
 
 
-@pytest.mark.parametrize("path", ["memory", "versions/3"])
-def test_where_no_dataset_lost_recall_the_smallest_gain_is_no_loss(
-    plane: ControlPlane, reader: Browser, path: str
-) -> None:
-    publish_measured(plane, "one", recalls={"one": 0.8})
-    publish_measured(plane, "two", recalls={"one": 0.8, "two": 0.5})
-    publish_measured(plane, "three", recalls={"one": 0.812, "two": 0.527, "three": 0.9})
-    text = text_of(reader.get(f"/ui/models/scenes/{path}").text)
-    assert "None of the 2 earlier datasets lost R@1" in text
-    assert "0 Lost recall smallest change +1.2 points, one" in text
-    assert "Lost most" not in text
-
-
-def test_datasets_that_are_left_after_an_unlearning_are_counted_as_earlier_ones(
-    plane: ControlPlane, reader: Browser
-) -> None:
-    publish_measured(plane, "one", recalls={"one": 0.8})
-    dataset = publish_measured(plane, "two", recalls={"one": 0.8, "two": 0.5})
-    job = unlearn(plane, dataset).json()["id"]
-    write_measured(plane, job, recalls={"one": 0.81})
-    plane.run_to_end(job)
-    text = text_of(reader.get(MEMORY).text)
-    assert "The earlier dataset, one, lost no R@1 since it was learned (+1.0 points)" in text
-
-
 def test_recall_among_ten_is_another_view(long: Browser) -> None:
     text = text_of(long.get(f"{MEMORY}?at=10").text)
     assert "Mean R@10" in text
@@ -254,12 +209,6 @@ def test_queries_that_cannot_be_are_refused(long: Browser, query: str) -> None:
     assert query.partition("=")[0] in answer.text
 
 
-def test_the_live_part_is_that_of_the_page(long: Browser) -> None:
-    part = long.get(f"{MEMORY}?to=70&fragment=live_memory").text
-    assert "to=102" in part
-    assert rows_of(part, "datasets") == rows_of(long.get(f"{MEMORY}?to=70").text, "datasets")
-
-
 FOUR = {"image": 4, "text": 3, "audio": 4, "touch": 2, "smell": 2}
 GRAPH = "/ui/models/senses/graph"
 
@@ -269,17 +218,6 @@ def senses(plane: ControlPlane) -> ControlPlane:
     """A control plane with a model of five modalities that has learned nothing."""
     plane.create_model("senses", modalities=FOUR)
     return plane
-
-
-def test_before_the_first_dataset_it_names_two_modalities(
-    senses: ControlPlane, reader: Browser
-) -> None:
-    page = reader.get(GRAPH).text
-    text = text_of(page)
-    assert "No pair was learned yet" in text
-    assert "cmcl dataset add FOLDER --model senses --pair image,text" in text
-    assert rows_of(page, "modalities")[0][:3] == ["image", "4", "0"]
-    assert "never trained" not in text
 
 
 def test_learned_pairs_have_the_recall_of_their_datasets(
@@ -295,32 +233,6 @@ def test_learned_pairs_have_the_recall_of_their_datasets(
         ["audio, text", "1", "16", "no held-out rows", "– none", "three in v3"],
     ]
     assert [row[2] for row in rows_of(page, "modalities")] == ["3", "4", "1", "0", "0"]
-
-
-def test_a_pair_that_was_never_trained_shows_the_recall_of_what_is_measured_only(
-    senses: ControlPlane, reader: Browser
-) -> None:
-    views = {"first": "image", "second": "audio"}
-    job = senses.post_dataset("views", "senses", pair=views, evaluate_only=True)
-    assert "no live version yet" in text_of(
-        reader.get(f"/ui/datasets/{senses.run_to_end(job).dataset}").text
-    )
-    for name, first in (("one", "image"), ("two", "audio")):
-        pair = {"first": first, "second": "text"}
-        senses.run_to_end(senses.post_dataset(name, "senses", pair=pair))
-    page = reader.get(GRAPH).text
-    (found,) = [row for row in rows_of(page, "others") if row[0] == "audio, image"]
-    assert "cmcl dataset add FILE --model senses --pair audio,image --evaluate-only" in text_of(
-        page
-    )
-    assert "R@1 is 60.0 % on datasets that are measured only" in found[2]
-    assert "never trained together" in page, "the dashed edge of the picture"
-    version = text_of(reader.get("/ui/models/senses/versions/2").text)
-    assert "Measured only" in version
-    dataset = text_of(reader.get(f"/ui/datasets/{senses.job(job).dataset}").text)
-    assert "60.0 % in v2" in dataset
-    shown = text_of(reader.get(f"/ui/jobs/{job}").text)
-    assert "and with every later one" in shown
 
 
 def test_pairs_that_were_never_trained_are_connected_over_others_or_mean_nothing(
@@ -481,21 +393,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     plane.close()
 
 
-def test_what_is_live(world: World) -> None:
-    assert "v3 live answers all requests" in world.read("models/street")
-    overview = world.browser.get("/ui/").text
-    assert "1 live of 1 model" in text_of(overview)
-    [row] = rows_of(overview, "live_models")
-    assert row[:2] == ["street", "v3"]
-
-
-def test_why_a_job_waits(world: World) -> None:
-    text = world.read(f"jobs/{world.waiting}")
-    assert "A model learns one dataset at a time" in text
-    assert "four is held." in text
-    assert "until a person approves or rejects it. It is the next one." in text
-
-
 def test_which_dataset_lost_most_and_whether_that_is_within_the_bound(world: World) -> None:
     answer = (
         "Of the 2 earlier datasets, one lost most since it was learned: −10.0 points of R@1, with a "
@@ -503,14 +400,6 @@ def test_which_dataset_lost_most_and_whether_that_is_within_the_bound(world: Wor
     )
     assert answer in world.read("models/street/memory")
     assert answer in world.read("models/street/versions/3")
-
-
-def test_whether_three_more_datasets_fit(world: World) -> None:
-    text = world.read("models/street/capacity")
-    # Each took a tenth of what was free in the head of audio, and half of that of text.
-    assert "Three more datasets of audio fit: about 52 % of its head would still be free." in text
-    assert "Three more datasets of text do not fit: about 2 % of its head would be free" in text
-    assert "Three more datasets of image have no forecast" in text
 
 
 def test_what_changes_if_i_approve(world: World) -> None:

@@ -43,17 +43,6 @@ from workers.serve.auth import SignedKeys, read_public_keys, verified
 PICTURE = "data:image/png;base64,iVBORw0KGgo="
 
 
-def test_the_form_offers_collections_of_the_model_and_versions(trier: Browser) -> None:
-    page = trier.get("/ui/try")
-    assert page.status_code == 200
-    assert 'value="collection:pictures"' in page.text
-    assert "collection:others" not in page.text
-    assert '<option value="1">v1</option>' in page.text
-    assert 'name="text"' in page.text
-    assert "data-drop" in page.text
-    assert "Nothing was searched for yet" in page.text
-
-
 def test_a_text_is_searched_for_in_a_collection(trier: Browser, endpoint: FakeEndpoint) -> None:
     endpoint.answers["POST /v1/collections/pictures/search"] = found(
         "scenes@2", "img-1", revision=7, exact=True
@@ -91,12 +80,6 @@ def test_two_versions_are_shown_side_by_side(trier: Browser, endpoint: FakeEndpo
     for version in (1, 2):
         (body,) = endpoint.bodies(f"/v1/models/scenes@{version}/held-out/ds-1/search")
         assert body == {"row": 1, "modality": "text", "top_k": 10}
-
-
-def test_rows_of_a_dataset_can_be_picked(trier: Browser) -> None:
-    page = trier.get("/ui/try?where=dataset:ds-1").text
-    assert "&amp;modality=image&amp;row=1&amp;" in page or "&modality=image&row=1&" in page
-    assert "cat" in page
 
 
 @pytest.mark.parametrize(
@@ -141,15 +124,6 @@ def test_a_file_and_a_text_decide_their_modality(
     assert answer.status_code == 200, answer.text
     (body,) = endpoint.bodies("/v1/collections/pictures/search")
     assert body["query"]["modality"] == query
-
-
-def test_a_file_that_no_modality_takes_is_refused_with_what_they_take(trier: Browser) -> None:
-    path = "/ui/try/file?model=scenes&modality=image&media=audio&where=collection:pictures"
-    answer = trier.post(path, content=b"RIFF", headers={"Content-Type": "application/octet-stream"})
-    assert answer.status_code == 422
-    assert (
-        "no modality of this model takes audio: image takes image, text takes text" in answer.text
-    )
 
 
 @pytest.mark.parametrize(
@@ -491,15 +465,6 @@ def prepare(replica: Searching, folder: Path) -> None:
     assert replica.ask("POST", "/words/search", query, waits).status_code == 200
 
 
-def test_a_text_finds_items_of_a_collection(stack: Stack) -> None:
-    person = stack.person("lab")
-    page = person.get(f"/ui/try?model={MODEL}&modality=text&text=eee&where=collection:words")
-    assert page.status_code == 200
-    assert f"{MODEL}@1" in page.text
-    assert page.text.index(">eee<") < page.text.index(">aaa<")
-    assert "1.000" in page.text
-
-
 def test_held_out_rows_are_picked_and_found(stack: Stack) -> None:
     person = stack.person("lab")
     page = person.get(f"/ui/try?model={MODEL}&where=dataset:{DATASET}")
@@ -509,14 +474,6 @@ def test_held_out_rows_are_picked_and_found(stack: Stack) -> None:
     assert "its partner" in page.text
     assert "<strong>9 of the 9 best</strong>" in page.text
     assert "of 9 rows" in page.text
-
-
-def test_collections_are_browsed(stack: Stack) -> None:
-    person = stack.person("lab")
-    assert "words" in person.get("/ui/collections").text
-    page = person.get("/ui/collections/words").text
-    for word in ("aaa", "eee", "iii"):
-        assert f">{word}<" in page
 
 
 def test_another_owner_finds_nothing_of_it(stack: Stack) -> None:

@@ -9,8 +9,7 @@ import pytest
 from sqlalchemy import update
 
 from cmcl.contract.api.jobs import JobState
-from cmcl.contract.gate import Gate
-from cmcl.contract.version import Drift, Protection, Shrinkage, Solution
+from cmcl.contract.version import Drift, Protection, Shrinkage
 from service.database.tables import versions
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.measured import publish_measured, recall, write_measured
@@ -98,19 +97,6 @@ def set_gate(plane: ControlPlane, model: str, **policy: object) -> None:
     assert response.status_code == 200, response.text
 
 
-def test_a_version_says_which_dataset_lost_most_and_whether_that_is_within_the_bound(
-    grown: ControlPlane, reader: Browser
-) -> None:
-    text = text_of(reader.get("/ui/models/street/versions/3").text)
-    assert "v3 learned three (image and text, 16 rows)" in text
-    assert "Of the 2 earlier datasets, one lost most since it was learned: −10.0 points" in text
-    assert "The largest drift is 35.0 %, of two, which is within the bound of 50 %." in text
-    assert "+25.0 points by learning it" in text
-    set_gate(grown, "street", max_drift=0.3)
-    text = text_of(reader.get("/ui/models/street/versions/3").text)
-    assert "which is over the bound of 30 %" in text
-
-
 def test_each_dataset_of_a_version_stands_beside_its_parent(
     read_only: ControlPlane, viewer: Browser
 ) -> None:
@@ -180,32 +166,6 @@ def test_many_datasets_come_in_pages(plane: ControlPlane, reader: Browser) -> No
     assert "42 more" in text_of(page)
 
 
-def test_a_version_says_how_it_was_made(read_only: ControlPlane, viewer: Browser) -> None:
-    page = viewer.get("/ui/models/street/versions/3").text
-    text = text_of(page)
-    assert (
-        "The change was shrunk so that the drift stays within its bound: drift 90.0 % → 30.0 %"
-        in text
-    )
-    assert "1 min 22 s in all; the longest:" in text
-    assert "How earlier datasets are kept preserve" in text
-    assert "heads.safetensors" in text
-    assert "cmcl version show street@3 --json" in text
-    assert f'href="../../../jobs/{read_only.versions("street")[2].job}"' in page
-
-
-def test_solved_heads_say_that_nothing_is_blocked(plane: ControlPlane, reader: Browser) -> None:
-    solution = Solution(
-        ridges={"image": 0.125, "text": 0.5}, directions=6, groups=(("image", "text"),)
-    )
-    publish_measured(plane, "one", changes={"solution": solution})
-    text = text_of(reader.get("/ui/models/scenes/versions/1").text)
-    assert "All heads were solved from the moments" in text
-    assert "6 of 8" in text
-    assert "32 features" in text
-    assert "It is the first dataset of the model." in text
-
-
 def test_a_version_shows_what_it_is_today(grown: ControlPlane, reader: Browser) -> None:
     def badges(version: int) -> str:
         part = reader.get(f"/ui/models/street/versions/{version}?fragment=live_heading").text
@@ -217,15 +177,6 @@ def test_a_version_shows_what_it_is_today(grown: ControlPlane, reader: Browser) 
     assert badges(1) == "v1 of street retired v2 →"
 
 
-def test_a_version_of_a_branch_names_where_it_comes_from(
-    grown: ControlPlane, reader: Browser
-) -> None:
-    body = {"name": "branch", "version": 2}
-    assert grown.client.post("/v1/models/street/branch", json=body).status_code == 201
-    text = text_of(reader.get("/ui/models/branch/versions/2").text)
-    assert "it comes from street, which this model branches off" in text
-
-
 def test_the_manifest_is_a_file(read_only: ControlPlane, viewer: Browser) -> None:
     answer = viewer.get("/ui/models/street/versions/2/manifest")
     assert answer.headers["content-type"] == "application/json"
@@ -234,11 +185,6 @@ def test_the_manifest_is_a_file(read_only: ControlPlane, viewer: Browser) -> Non
     )
     manifest = read_only.client.get("/v1/models/street/versions/2").json()["manifest"]
     assert json.loads(answer.text) == manifest
-
-
-@pytest.mark.parametrize("path", ["versions/4", "versions/0", "versions/x", "versions/4/manifest"])
-def test_versions_that_are_not_there(read_only: ControlPlane, viewer: Browser, path: str) -> None:
-    assert viewer.get(f"/ui/models/street/{path}").status_code in (404, 422)
 
 
 def test_a_candidate_is_compared_with_its_parent_and_with_each_bound(
@@ -277,59 +223,6 @@ def test_a_candidate_is_compared_with_its_parent_and_with_each_bound(
     assert grown.job(waiting).state != JobState.FAILED
 
 
-def test_a_rejected_candidate_says_why_and_what_to_do(grown: ControlPlane, reader: Browser) -> None:
-    set_gate(grown, "street", max_drift=0.3)
-    job = grown.post_dataset("four", "street")
-    write_measured(grown, job, drifts={"one": 0.45})
-    grown.tick_to(job, JobState.REJECTED)
-    text = text_of(reader.get(f"/ui/jobs/{job}/candidate").text)
-    assert "Scores of an earlier dataset moved further than the bound permits." in text
-    assert "permit a larger one in the gate and retry the job." in text
-    assert "If you approve" not in text
-
-
-def test_a_held_candidate_says_that_it_is_published_although_the_policy_changed(
-    grown: ControlPlane, reader: Browser
-) -> None:
-    set_gate(grown, "street", manual_approval=True)
-    job = hold(grown, "street", "four", drifts={"one": 0.45})
-    set_gate(grown, "street", max_drift=0.3)
-    text = text_of(reader.get(f"/ui/jobs/{job}/candidate").text)
-    assert "It is published although it does not meet a bound" in text
-    assert grown.client.post(f"/v1/jobs/{job}/approve", json={"reason": "ok"}).status_code == 202
-    assert grown.run_to_end(job).state == JobState.PUBLISHED
-
-
-@pytest.mark.parametrize(
-    ("policy", "shown"),
-    [
-        ({"max_drift": 0.3}, ["30 %", "'one'", "45 %"]),
-        ({"min_backward_transfer": -0.01}, ["-5.00 points", "-1.00 points"]),
-        ({"min_gain": 0.2}, ["+12.50 points", "+20.00 points"]),
-        ({"min_gain": 0.2, "recalls": {}}, ["has no held-out rows"]),
-    ],
-    ids=lambda value: next(iter(value)),
-)
-def test_a_bound_that_is_not_met_is_said_in_the_units_of_the_page(
-    plane: ControlPlane, reader: Browser, policy: dict[str, Any], shown: list[str]
-) -> None:
-    plane.create_model("street", **PRESERVE)
-    publish_measured(plane, "one", "street", recalls={"one": 0.8})
-    recalls = policy.pop("recalls", {"one": 0.75, "two": 0.5})
-    set_gate(plane, "street", **policy)
-    job = plane.post_dataset("two", "street")
-    write_measured(
-        plane, job, recalls=recalls, drifts={"one": 0.45}, changes={"recall_before": recall(0.375)}
-    )
-    plane.tick_to(job, JobState.REJECTED)
-    for path in (f"jobs/{job}", f"jobs/{job}/candidate", "events", "", f"jobs/{job}/retry"):
-        text = text_of(reader.get(f"/ui/{path}").text)
-        assert [name for name in Gate.model_fields if "_" in name and name in text] == []
-    said = plane.job(job).message
-    assert said is not None
-    assert [each for each in shown if each not in said] == []
-
-
 def test_a_published_candidate_leads_to_its_version(grown: ControlPlane, reader: Browser) -> None:
     set_gate(grown, "street", manual_approval=True)
     job = hold(grown, "street", "four")
@@ -341,25 +234,6 @@ def test_a_published_candidate_leads_to_its_version(grown: ControlPlane, reader:
     part = reader.get(f"{address}?fragment=live_decision")
     assert part.status_code == 200
     assert "The candidate is v4 of street now." in text_of(part.text)
-
-
-def test_a_job_without_a_candidate_says_so(plane: ControlPlane, reader: Browser) -> None:
-    job = plane.post_dataset()
-    answer = reader.get(f"/ui/jobs/{job}/candidate")
-    assert answer.status_code == 404
-    assert "has no candidate to decide about" in answer.text
-
-
-def test_readers_are_told_which_key_can_decide(guarded: ControlPlane, operator: Any) -> None:
-    guarded.client = operator
-    guarded.create_model()
-    set_gate(guarded, "scenes", manual_approval=True)
-    job = hold(guarded, "scenes", "one")
-    key = operator.make_key("looks", ["read"])["key"]
-    browser = Browser(guarded)
-    browser.sign_in(key)
-    text = text_of(browser.get(f"/ui/jobs/{job}/candidate").text)
-    assert "To decide, sign in with a key that has the scope train." in text
 
 
 def test_heads_have_free_shares_before_and_after(read_only: ControlPlane, viewer: Browser) -> None:
@@ -443,15 +317,6 @@ def test_a_promotion_of_somebody_else_is_shown(person: Browser) -> None:
         )
         assert seen_in(answer) == "4"
     assert _live(person) == (1, 4)
-
-
-def test_a_version_that_cannot_be_served_has_no_form(person: Browser) -> None:
-    live = person.get("/ui/models/scenes/promote?version=3")
-    assert "v3 is live already" in live.text
-    assert 'name="seen"' not in live.text
-    assert person.get("/ui/models/scenes/promote?version=4").status_code == 404
-    assert person.get("/ui/models/scenes/promote?version=0").status_code == 422
-    assert person.get("/ui/models/scenes/promote").status_code == 422
 
 
 def test_a_version_is_retired(person: Browser) -> None:
