@@ -14,7 +14,7 @@ from benchmarks.baselines.paper_as_published import PaperAsPublished
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import TrainingSpec
 from tests.fakes.rotated_rows import rotated, seen
-from tests.golden.paper_reference import Array, Learner, Rows, Settings, loss, same_items, slopes
+from tests.golden.paper_reference import Array, Learner, Rows, Settings, loss, same_items
 from workers.methods.method import MethodState, Recipe, TrainingContext
 from workers.model.heads import ModalityHeads, PairedRows
 from workers.model.memory import Memory
@@ -218,8 +218,3 @@ def test_gradient_of_the_reference_is_that_of_its_loss(unit_length: bool) -> Non
             numeric[entry] = (ends[0] - ends[1]) / 2e-6
         learner.weights[modality] = weight
         np.testing.assert_allclose(numeric, gradient, rtol=1e-5, atol=1e-8)
-
-
-def test_slopes_vanish_where_shares_are_right() -> None:
-    """With a single item everything is positive of everything: nothing is left to learn."""
-    assert np.abs(slopes(np.zeros((4, 4)), np.ones((4, 4)))).max() < 1e-15

@@ -90,23 +90,6 @@ def test_a_sample_is_that_of_the_seed_and_leaves_what_others_keep() -> None:
     assert one["ewc/image/fisher"] is context.method_state["ewc/image/fisher"]
 
 
-def test_draws_reach_every_row_of_memories_that_share_a_head() -> None:
-    pairs = (AUDIO_IMAGE, AUDIO_DEPTH, IMAGE_TEXT)
-    kept = taught(FeatureReplay(), *((pair, random_rows(pair, n)) for n, pair in enumerate(pairs)))
-    context = context_on(IMAGE_TEXT, kept=kept)
-    method = FeatureReplay()
-    one, other = (method.update_rule(context, pair_for(method, context)) for _ in range(2))
-    drawn = [one.draw() for _ in range(60)]  # type: ignore[attr-defined]
-    again = [other.draw() for _ in range(60)]  # type: ignore[attr-defined]
-    numbers = [draw.rows.first_keys_N.tolist() for draw in drawn]
-    assert numbers == [draw.rows.first_keys_N.tolist() for draw in again]
-    assert {draw.pair.key for draw in drawn} == {AUDIO_IMAGE.key, IMAGE_TEXT.key}
-    shared = [memory for memory in memories_in(kept) if memory.pair != AUDIO_DEPTH]
-    stored = {int(key) for memory in shared for key in memory.rows.first_keys_N}
-    assert {key for draw in numbers for key in draw} == stored
-    assert all(len(draw) == len(set(draw)) for draw in numbers)
-
-
 @pytest.mark.parametrize("count", [30, 600])
 def test_stored_rows_have_the_bytes_of_the_moments_and_no_row_more_fits(count: int) -> None:
     """Audio reads 6 columns and image 7, with lifts of 8 times their features."""
@@ -120,12 +103,3 @@ def test_stored_rows_have_the_bytes_of_the_moments_and_no_row_more_fits(count: i
     assert moment_bytes(first, second) == 4 * numbers
     assert stored <= 4 * numbers
     assert len(memory.rows) == 30 or (count == 600 and stored + row > 4 * numbers)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"weight": -1}, "weight is -1; permitted are 0"), ({"memory_rows": 0}, "memory_rows is 0")],
-)
-def test_wrong_options_are_refused(options: dict[str, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        FeatureReplay(**options)

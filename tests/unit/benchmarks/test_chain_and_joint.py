@@ -1,23 +1,19 @@
 """One stream through one method, and through joint training."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from benchmarks.chain import Dataset, learn_one, run_chain
 from benchmarks.folder import Stream, read_stream
 from benchmarks.joint import (
-    JointOutcome,
     JointSetting,
     _Joint,
     closed_form_heads,
     conditioned_heads,
-    learn_alone,
     mean_heads,
     train_jointly,
 )
-from benchmarks.runs import Failed, Run, perform_all, spec_of
+from benchmarks.runs import spec_of
 from cmcl.contract.model import ModelSpec
 from tests.unit.benchmarks.tiny_stream import write_stream
 from workers.model.heads import initial_heads
@@ -105,26 +101,6 @@ def test_a_joint_epoch_sees_every_row_once(stream: Stream) -> None:
         assert sorted(seen.tolist()) == list(range(64))
 
 
-def test_joint_learns_and_repeats_itself_exactly(stream: Stream) -> None:
-    once, again = (train_jointly(stream.datasets, spec(stream), [1, 20]) for _ in range(2))
-    assert once.recalls == again.recalls
-    assert list(once.recalls) == [1, 20]
-    at_10 = {epochs: sum(one.at_10 for one in row) for epochs, row in once.recalls.items()}
-    assert at_10[20] > at_10[1]
-    assert once.seconds[20] > once.seconds[1]
-
-
-def test_a_run_that_fails_loses_no_other(stream: Stream, tmp_path: Path) -> None:
-    cold = Run("vanilla", spec(stream, temperature=1e-45), (1,))
-    runs = [cold, Run("joint", spec(stream, "joint"), (1,))]
-    ended = list(perform_all(stream, (tmp_path, "forward", 0.0, None), runs, jobs=1))
-    assert [run for run, _ in ended] == runs
-    failed, joint = (result for _, result in ended)
-    assert isinstance(failed, Failed)
-    assert "diverged" in failed.words
-    assert isinstance(joint, JointOutcome)
-
-
 def test_joint_training_can_start_from_the_heads_of_the_stream(stream: Stream) -> None:
     solved = spec(stream, "improve")
     start = closed_form_heads(stream.datasets, solved)
@@ -147,10 +123,3 @@ def test_averaged_heads_are_the_mean_of_the_second_half(stream: Stream) -> None:
     assert outcome.recalls[4] == expected
     weight = (after[2].weights["v"] + after[3].weights["v"]) / 2
     torch.testing.assert_close(mean.weights["v"], weight)
-
-
-def test_a_dataset_alone_is_the_first_of_a_stream(stream: Stream) -> None:
-    solved = spec(stream, "improve")
-    alone = learn_alone(stream.datasets, solved).recalls[1]
-    assert alone[0] == run_chain(stream.datasets[:1], solved).matrix[0][0]
-    assert len(alone) == len(stream.datasets)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from benchmarks.chain import Outcome
-from benchmarks.figures import METRICS, Figures, Spread, chain_figures, joint_figures, spread
+from benchmarks.figures import Figures, Spread, chain_figures, joint_figures, spread
 from benchmarks.joint import JointOutcome
 from benchmarks.stream import memories
 from cmcl.contract.version import Recall
@@ -60,19 +60,6 @@ def test_a_dataset_without_labels_has_no_part_in_accuracy() -> None:
     metrics = chain_figures([outcome(matrix, [0.0, 0.0])]).metrics
     assert mean(metrics["accuracy"]) == pytest.approx((0.2 + 0.8) / 2)
     assert mean(metrics["bwt_accuracy"]) == pytest.approx(0.2 - 0.5)
-
-
-def test_without_any_labels_there_is_no_accuracy() -> None:
-    metrics = chain_figures([plain()]).metrics
-    assert metrics["accuracy"] is metrics["bwt_accuracy"] is metrics["forward_accuracy"] is None
-    assert set(metrics) == set(METRICS)
-
-
-def test_one_dataset_has_nothing_to_transfer() -> None:
-    metrics = chain_figures([outcome([[recall(0.5)]], [])]).metrics
-    assert mean(metrics["learned_recall_at_1"]) == 0.5
-    assert metrics["bwt_recall_at_1"] is metrics["forward_recall_at_1"] is None
-    assert metrics["max_drift"] is None
 
 
 def test_seeds_are_averaged_with_their_sample_deviation() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.folder import InvalidStream, arranged, read_stream
-from tests.unit.benchmarks.tiny_stream import NAMES, WIDTHS, features, write_part, write_stream
+from tests.unit.benchmarks.tiny_stream import WIDTHS, features, write_part, write_stream
 from workers.model.heads import unit_rows
 
 
@@ -25,11 +25,6 @@ def test_datasets_come_in_order_of_their_numbers(tmp_path: Path) -> None:
     assert [one.name for one in stream.datasets] == ["01_first_va", "9_middle_at", "10_last_vt"]
     assert [str(one.pair) for one in stream.datasets] == ["v,a", "a,t", "v,t"]
     assert stream.widths == WIDTHS
-
-
-def test_the_reversed_order_is_the_order_reversed(folder: Path) -> None:
-    stream = read_stream(folder, "reversed")
-    assert [one.name for one in stream.datasets] == list(NAMES)[::-1]
 
 
 def test_a_shuffled_order_is_fixed_by_its_seed() -> None:
@@ -62,14 +57,6 @@ def test_a_dataset_without_labels_has_none(folder: Path, of_rows: list[str | Non
     stream = read_stream(folder)
     assert [one.held_out.labels_N is None for one in stream.datasets] == [False, True, False]
     assert stream.notes == ()
-
-
-def test_labels_of_some_rows_are_omitted_and_reported(folder: Path) -> None:
-    path = folder / "02_two_at.test.parquet"
-    write_part(path, features("02_two_at", 5), ["x", None] * 32)
-    stream = read_stream(folder)
-    assert stream.datasets[1].held_out.labels_N is None
-    assert stream.notes == (f"{path}: 32 of 64 rows have no label, so none is used",)
 
 
 def _spoil(row: int, value: float) -> Callable[[Path], None]:

@@ -12,7 +12,7 @@ from benchmarks.serving_swaps import Run, _document, _parser
 from benchmarks.swaps import figures
 from benchmarks.swaps.figures import Swap
 from benchmarks.swaps.memory import Memory, slope
-from benchmarks.swaps.mover import Move, order
+from benchmarks.swaps.mover import Move
 
 CELL = Cell("ours", "binary", 256, 16, 10, 10.0, 20.0, 40.0, 10240.0, 0, 0)
 
@@ -79,11 +79,6 @@ def test_requests_in_a_swap_are_those_under_way_while_versions_differ() -> None:
     assert during["sent"].tolist() == [0.9, 1.1]
 
 
-def test_a_swap_that_is_never_over_lasts_until_the_next_move() -> None:
-    found = answers(answer(0.5, 0.1), answer(1.9, 0.1), answer(2.1, 0.1))
-    assert figures.during(found, [swap(1.0, None)])["sent"].tolist() == [1.9]
-
-
 def test_every_answer_counts_and_every_swap_that_none_saw_everywhere() -> None:
     """Also failures before the measured seconds, and hung requests."""
     found = answers(
@@ -106,13 +101,6 @@ def test_rounds_are_compared_with_the_seconds_around_them() -> None:
     steady, swapping = figures.parted(found, [(2.0, 3.0), (4.0, 5.0)], begin=1.0, end=6.0)
     assert [part["sent"].tolist() for part in steady] == [[1.5], [3.5], [5.5]]
     assert [part["sent"].tolist() for part in swapping] == [[2.5], [4.5]]
-
-
-def test_moves_go_round_in_a_circle_with_a_roll_back_every_fifth_time() -> None:
-    moves = order(versions=4)
-    first = [next(moves) for _ in range(7)]
-    assert [version for version, _ in first] == [2, 3, 4, 1, 4, 1, 2]
-    assert [is_rollback for _, is_rollback in first] == [*[False] * 4, True, False, False]
 
 
 def test_growing_memory_is_distinguished_from_noise() -> None:

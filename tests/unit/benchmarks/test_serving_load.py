@@ -17,17 +17,14 @@ from benchmarks.endpoint.load import (
     RIGHT,
     TOO_LATE,
     WRONG,
-    ClientProcess,
     Load,
     drive,
 )
 from benchmarks.endpoint.messages import (
     Expected,
     Form,
-    MalformedResponse,
     feature_request,
     features,
-    head_of,
     request,
     vectors,
 )
@@ -75,24 +72,6 @@ def test_an_answer_of_other_rows_or_another_version_is_wrong(
     assert set(drive(load, Expected("binary", by_version))["checked"]) == {WRONG}
 
 
-def test_by_default_one_answer_to_each_request_is_read(address: str) -> None:
-    load = Load(address, raw_requests(address), clients=3, seconds=0.2)
-    checked = drive(load, Expected("binary", {7: ROWS_RBF}))["checked"]
-    assert (checked == RIGHT).sum() == 2
-    assert (checked == WRONG).sum() == 0
-
-
-def test_a_request_larger_than_any_buffer_is_answered_whole(address: str) -> None:
-    rows_RBF = features(1, 500, 1024)
-    load = Load(
-        address,
-        [feature_request(address, "binary", rows_RBF[0], model="m", modality="x")],
-        *(2, 0.3),
-        check_each=True,
-    )
-    assert set(drive(load, Expected("binary", {7: rows_RBF}))["checked"]) == {RIGHT}
-
-
 def test_failures_are_kept_by_what_they_are(address: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         silent = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -122,14 +101,6 @@ def test_an_answer_that_ends_early_is_cut() -> None:
     assert answers["status"][0] == CUT
 
 
-def test_clients_in_a_process_of_their_own_can_be_ended(address: str) -> None:
-    with ClientProcess() as clients:
-        load = Load(address, raw_requests(address), 2, 60)
-        clients.begin(load)
-        assert set(clients.end()["status"]) <= {200}
-        assert len(clients.ask(Load(address, raw_requests(address), 2, 0.2))) > 2
-
-
 @pytest.mark.parametrize("form", ["json", "base64"])
 def test_rows_of_an_answer_are_read_in_either_form(form: Form) -> None:
     rows_BF = ROWS_RBF[0]
@@ -137,11 +108,6 @@ def test_rows_of_an_answer_are_read_in_either_form(form: Form) -> None:
     data = [{"embedding": each} for each in written]
     body = _json({"data": data})
     np.testing.assert_array_equal(vectors(form, body, 4), rows_BF)
-
-
-def test_an_answer_without_a_length_is_refused() -> None:
-    with pytest.raises(MalformedResponse, match="has no content-length"):
-        head_of(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", 60)
 
 
 def _base64(row: np.ndarray) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks.faults.attempts import Job, Size
-from benchmarks.faults.cases import CASES
 from benchmarks.faults.trial import ProgressLog
 from benchmarks.training_faults import Outcome, markdown
 from cmcl.contract.job import JobSpec, Phase, Progress
@@ -61,14 +60,6 @@ def test_ranks_that_went_on_did_not_resume(job: Job) -> None:
     assert watch.done_after(fault) == 1
 
 
-def test_each_thing_is_seen_once(job: Job) -> None:
-    watch = ProgressLog(job)
-    assert watch.sample(1) is None
-    see(watch, "training", 1)
-    watch.sample(1)
-    assert len(watch.seen) == 1
-
-
 def test_next_attempt_continues_from_the_newest_checkpoint(job: Job, tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
     job.prepare(tmp_path / "files")
@@ -113,18 +104,8 @@ def page_of(found: Outcome) -> str:
     )
 
 
-def test_page_says_where_a_result_is_another_one() -> None:
-    row = "| a fault | 9.5 | 9 | 50 of 100 | 45 | 5 | 1 | 2 | **different**: 5.0e-01 apart |"
-    assert row in page_of(outcome(2, 0.5))
-
-
 def test_a_training_that_was_over_before_its_fault_shows_nothing() -> None:
     late = replace(outcome(2, None), resumed=None)
     assert not late.came_in_time
     assert "**not tested**" in page_of(late)
     assert replace(late, updates_after=1).came_in_time
-
-
-def test_a_fault_that_takes_long_comes_in_a_longer_training() -> None:
-    assert CASES["rank"].size(SIZE) == SIZE
-    assert CASES["store"].size(SIZE).epochs == 5 * SIZE.epochs

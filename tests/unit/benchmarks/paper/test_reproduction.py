@@ -1,8 +1,6 @@
 """The command from files on disk to the table, on small folders of the published layouts."""
 
-import json
 import shutil
-import sys
 from pathlib import Path
 
 import h5py
@@ -50,19 +48,6 @@ def test_the_last_line_has_the_figures_of_every_method(answer: Answer) -> None:
     assert any("TVL" in each for each in found["deviations"])
 
 
-def test_page_pictures_and_document_are_left(answer: Answer, work: Path) -> None:
-    results = work / "results"
-    page = (results / "paper.md").read_text()
-    for deviation in answer.document["deviations"]:
-        assert f"- {deviation}" in page
-    assert "| *published* | *51.86* |" in page  # beside vanilla
-    pictures = sorted(path.name for path in results.glob("*.svg"))
-    assert len(pictures) == 4
-    assert all(f"({name})" in page for name in pictures)
-    document = json.loads((results / "paper.json").read_text())
-    assert document["figures"]["fake-languagebind"]["vanilla"]["accuracy"]["std"] == 0
-
-
 def test_a_finished_cell_is_not_run_again(answer: Answer, work: Path, tiny_root: Path) -> None:
     def times() -> dict[str, int]:
         return {path.name: path.stat().st_mtime_ns for path in (work / "cells").iterdir()}
@@ -105,13 +90,6 @@ def test_unreadable_media_are_left_out_or_refused(tmp_path: Path, tiny_root: Pat
     assert "clotho: 1 rows could not be used and are left out" in accepted.stderr
 
 
-def test_fewer_rows_than_a_batch_are_refused(work: Path, tiny_root: Path, answer: Answer) -> None:
-    few = ("--methods", "vanilla", "--sources", "llvip", "--batch-size", "64")
-    refused = answer_of(main, *SMALL, *few, "--work", work, "--root", tiny_root)
-    assert refused.status == 1
-    assert "llvip vision-thermal: 8 train rows, and one batch takes 64" in refused.stderr
-
-
 def test_results_of_other_code_do_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,24 +101,6 @@ def test_results_of_other_code_do_not_count(
         code_digest.cache_clear()
         digests.append(code_digest("own_method_of_a_test:Mine"))
     assert len({*digests, code_digest(None)}) == 3
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ([], "--root is missing"),
-        (["--tiny", "--width", "64"], "--width is that of synthetic features"),
-        (["--encoder", "clip"], "unknown name 'clip'; known are imagebind"),
-        (["--tiny", "--encoder", "imagebind"], "--tiny runs with stand-ins: use fake-imagebind"),
-        (["--methods", "other"], "unknown method 'other'; known are untrained"),
-        (["--methods", "nowhere:None"], "cannot be imported"),
-    ],
-)
-def test_wrong_options_are_refused_in_one_line(arguments: list[str], words: str) -> None:
-    refused = answer_of(main, *arguments)
-    assert refused.status == 2
-    assert words in refused.stderr
-    assert len(refused.stderr.splitlines()) == 1
 
 
 def test_the_authors_caches_are_read_with_their_classes(tmp_path: Path) -> None:
@@ -221,27 +181,6 @@ def write_caches(folder: Path) -> Path:
     return folder
 
 
-def test_a_stand_in_leaves_room_between_chance_the_encoders_and_what_can_be_learned(
-    tmp_path: Path,
-) -> None:
-    run = ["--synthetic", "0.05", "--width", "64", "--seeds", "2", "--jobs", "1", "--epochs", "1"]
-    some = ["--sources", "ucf101,esc50", "--methods", "untrained,vanilla,cca"]
-    answer = answer_of(main, *run, *some, "--work", tmp_path, "--json")
-    assert answer.status == 0, answer.stderr
-    found = answer.document["methods"]
-    # 101 and 50 classes.
-    assert found["untrained"]["acc"] > 0.05
-    assert found["untrained"]["acc"] + 0.1 < found["cca"]["acc"] < 0.95
-    assert any("drawn at random" in each for each in answer.document["deviations"])
-    document = json.loads((tmp_path / "results" / "paper.json").read_text())
-    # Each seed has other features: those of encoders alone differ, too.
-    assert document["figures"]["synthetic-imagebind"]["untrained"]["accuracy"]["std"] > 0
-    seconds = {name: found[name]["seconds"] for name in ("cca", "vanilla")}
-    beyond = f"{seconds['cca'] - seconds['vanilla']:+.1f}"
-    page = (tmp_path / "results" / "paper.md").read_text()
-    assert f"| {seconds['cca']:.1f} | {beyond} |" in page
-
-
 def test_synthetic_features_have_the_published_lengths_and_repeat_texts(tmp_path: Path) -> None:
     chosen = ChosenEncoder("synthetic-languagebind", 768)
     files = write_synthetic(tmp_path, chosen, ["esc50"], 0.001, 0)
@@ -250,44 +189,3 @@ def test_synthetic_features_have_the_published_lengths_and_repeat_texts(tmp_path
     assert train.by_modality["audio"].shape == (256, 768)
     assert np.linalg.norm(train.by_modality["audio"], axis=1) == pytest.approx(14.3, rel=1e-4)
     assert len(np.unique(train.by_modality["text"], axis=0)) <= 50
-
-
-@pytest.mark.parametrize(
-    ("encoder", "more", "words"),
-    [
-        ("imagebind", [], "non-commercial use only. If your use is permitted"),
-        ("languagebind", ["--accept-licence", "languagebind"], "needs languagebind of its authors"),
-    ],
-)
-def test_real_encoders_need_a_licence_and_code(
-    tmp_path: Path,
-    tiny_root: Path,
-    encoder: str,
-    more: list[str],
-    words: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # Another test may have imported what stands in for it.
-    monkeypatch.setitem(sys.modules, "languagebind", None)
-    run: list[str | Path] = [
-        "--root",
-        tiny_root,
-        "--encoder",
-        encoder,
-        "--partial",
-        "--sources",
-        "llvip",
-    ]
-    refused = answer_of(main, *run, *more, "--work", tmp_path)
-    assert refused.status == 2
-    assert words in refused.stderr
-    assert "Traceback" not in refused.stderr
-
-
-def test_check_counts_rows_and_stops(tmp_path: Path, tiny_root: Path) -> None:
-    checked = answer_of(main, "--root", tiny_root, "--partial", "--check", "--work", tmp_path)
-    assert checked.status == 0
-    assert (
-        "llvip: 8 train, 8 test rows; licence: for non-commercial research only" in checked.stderr
-    )
-    assert list(tmp_path.iterdir()) == []
