@@ -80,21 +80,6 @@ def test_each_group_has_its_node_labels_and_priority(path: tuple[str, ...], comp
     assert sorted(placed) == sorted([component, *(ONCE if component == "service" else [])])
 
 
-def test_chosen_spread_constraints_replace_those_of_the_chart() -> None:
-    group = {
-        "pod": {
-            "topologySpreadConstraints": [
-                {"maxSkew": 2, "topologyKey": "rack", "whenUnsatisfiable": "DoNotSchedule"}
-            ]
-        }
-    }
-    groups = render({"training": {"workers": group}, "serving": {"workers": group}}).groups()
-    for name in ("ranks", "replicas"):
-        pod = groups[name]["template"]["spec"]
-        assert pod["topologySpreadConstraints"] == group["pod"]["topologySpreadConstraints"]
-    assert "topologySpreadConstraints" not in groups["preparation"]["template"]["spec"]
-
-
 @pytest.mark.parametrize(
     ("path", "pods"),
     [
@@ -182,12 +167,6 @@ def test_a_mirror_and_digests_reach_every_image(locked_down: Release) -> None:
     }
     for template in locked_down.pod_templates().values():
         assert template["spec"]["imagePullSecrets"] == [{"name": "mirror"}]
-
-
-def test_rayjobs_have_the_mirrors_image() -> None:
-    values = {"imageRegistry": "mirror.example.org", "training": {"launcher": "kuberay"}}
-    image = render(values).settings()["CMCL_KUBERAY_IMAGE"]
-    assert image == "mirror.example.org/cmcl-worker:0.1.0"
 
 
 def test_objects_of_the_site_may_hold_templates(locked_down: Release) -> None:

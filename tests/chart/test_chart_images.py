@@ -101,23 +101,6 @@ def test_an_image_says_what_is_in_it(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", EXTRAS)
-def test_our_code_comes_last_so_that_a_release_is_a_small_pull(target: str) -> None:
-    copies = re.findall(r"^COPY (.+)$", _stage(target), re.MULTILINE)
-    assert copies[-1] == "--from=app /app /opt/cmcl"
-    assert "COPY cmcl" not in _stage(f"{target}-venv")
-
-
-def test_probes_belong_to_kubernetes() -> None:
-    assert "HEALTHCHECK" not in DOCKERFILE
-
-
-def test_the_worker_has_what_helm_test_posts() -> None:
-    assert "COPY examples/stream /opt/cmcl/examples/stream" in _stage("worker")
-    smoke = (ROOT / "helm" / "templates" / "tests" / "smoke.yaml").read_text()
-    assert "--stream=/opt/cmcl/examples/stream" in smoke
-
-
-@pytest.mark.parametrize("target", EXTRAS)
 def test_images_run_as_the_user_of_the_chart(target: str, trial: Release) -> None:
     assert "\nUSER 10001:10001\n" in _stage(target)
     for template in trial.pod_templates().values():

@@ -210,12 +210,6 @@ def _egress(release: Release) -> Iterator[tuple[str, Object]]:
             yield item["metadata"]["name"], rule
 
 
-def test_pods_go_where_they_like_unless_that_is_restricted(trial: Release) -> None:
-    assert list(_egress(trial)) == []
-    for item in trial.of_kind("NetworkPolicy"):
-        assert item["spec"]["policyTypes"] == ["Ingress"]
-
-
 def test_restricted_pods_reach_names_store_and_their_own(locked_down: Release) -> None:
     named = values_of("locked-down")["networkPolicy"]["egress"]
     for item in _policies(locked_down):
@@ -281,7 +275,3 @@ def test_restricting_without_naming_the_store_is_refused() -> None:
     values = {"store": {"uri": "s3://x/y"}, "networkPolicy": {"restrictEgress": True}}
     with pytest.raises(helm_python.HelmRenderError, match=r"networkPolicy\.egress is empty"):
         render(values)
-
-
-def test_policies_can_be_left_to_others() -> None:
-    assert render({"networkPolicy": {"enabled": False}}).of_kind("NetworkPolicy") == []

@@ -64,12 +64,6 @@ def test_new_pods_come_for_what_kuberay_would_not_see(changes: Object, recreated
     assert _recreated(render(BUCKET), render(BUCKET | changes)) == recreated
 
 
-def test_more_encoders_are_more_pods_of_theirs() -> None:
-    encoder = {"name": "words", "kind": "synthetic", "takes": "text", "width": 8}
-    one, two = (render(BUCKET | {"encoders": [encoder | {"replicas": count}]}) for count in (1, 2))
-    assert _recreated(one, two) == {"RayService"}
-
-
 @pytest.mark.parametrize(
     ("before", "after"),
     [

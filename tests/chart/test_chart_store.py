@@ -107,13 +107,6 @@ def test_pods_on_several_nodes_do_not_share_a_volume_of_one(
     assert render(values | BUCKET).of_kind("RayService")
 
 
-def test_one_pod_of_each_kind_shares_it_on_a_single_node() -> None:
-    serving = {"replicas": 3, "replicasPerPod": 3}
-    assert render(
-        {"encoders": [ENCODER], "serving": serving, "training": {"ranks": 4, "ranksPerPod": 4}}
-    ).of_kind("RayService")
-
-
 @each_release()
 def test_what_pods_write_is_on_a_disk(release: Release) -> None:
     """Uploads, shards and rows of ranks go to /tmp: a tmpfs would exceed the pod's memory."""
@@ -123,9 +116,3 @@ def test_what_pods_write_is_on_a_disk(release: Release) -> None:
         assert {"name": "tmp", "mountPath": "/tmp"} in template["spec"]["containers"][0][
             "volumeMounts"
         ]
-
-
-def test_bucket_and_postgres_need_no_volume(production: Release) -> None:
-    assert production.of_kind("PersistentVolumeClaim") == []
-    for spec in _pods(production):
-        assert all("emptyDir" in volume for volume in spec["volumes"])

@@ -8,16 +8,11 @@ from pathlib import Path
 import helm_python
 import pytest
 
-from tests.chart.release import BUCKET, CHART, ROOT
+from tests.chart.release import CHART, ROOT
 
 FOLDER = ROOT / "deploy" / "with-operator"
 AROUND = helm_python.values_from_yaml((FOLDER / "Chart.yaml").read_text())
 OURS = helm_python.values_from_yaml((CHART / "Chart.yaml").read_text())
-
-
-def test_our_own_chart_needs_no_download() -> None:
-    """Helm stops at a dependency that is not in charts/, even where its condition is off."""
-    assert "dependencies" not in OURS
 
 
 def test_the_operator_is_there_for_those_who_want_it() -> None:
@@ -53,13 +48,6 @@ def with_parts(tmp_path: Path) -> Iterator[helm_python.Chart]:
     )
     with helm_python.Chart.load(folder) as chart:
         yield chart
-
-
-def test_values_in_their_places_reach_the_charts(with_parts: helm_python.Chart) -> None:
-    values = {"cmcl": BUCKET | {"training": {"ranks": 3}}, "kuberay-operator": {"enabled": True}}
-    files = with_parts.render(values, name="demo", namespace="test")
-    (settings,) = (text for path, text in files.items() if path.endswith("service/configmap.yaml"))
-    assert 'CMCL_RANKS: "3"' in settings
 
 
 def test_a_parent_chart_may_enable_and_disable_this_chart(tmp_path: Path) -> None:

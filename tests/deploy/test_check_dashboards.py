@@ -12,7 +12,6 @@ from deploy.check_dashboards import (
     ask_all,
     expressions,
     metrics_of,
-    summary,
 )
 from deploy.live_prometheus import PrometheusError
 
@@ -85,14 +84,3 @@ def test_the_metrics_of_every_alert_and_excused_panel_are_queried() -> None:
     assert "cmcl_service_records_total" in metrics  # of an alert
     assert "ray_node_gpus_utilization" in metrics  # of a panel without series here
     assert {one.kind for one in asked} == {"panel", "alert", "metric"}
-
-
-def test_the_summary_counts_by_kind_and_names_what_is_missing() -> None:
-    answers = ask_all(FakePrometheus("cmcl_jobs"), [SHOWN, GONE, EXCUSED, QUIET], AT)
-    assert summary(answers) == {
-        "panel": {"asked": 3, "with_series": 1},
-        "alert": {"asked": 1, "with_series": 0},
-        "metric": {"asked": 0, "with_series": 0},
-        "missing": {"no step failed": ["service: Errors"]},
-        "complaints": 1,
-    }

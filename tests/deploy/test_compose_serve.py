@@ -15,7 +15,7 @@ import httpx
 import pytest
 import yaml
 
-from deploy.compose.serve import Keeper, NotAccepted, keep, main
+from deploy.compose.serve import Keeper, NotAccepted, keep
 from tests.architecture.repository import ROOT
 
 SCRIPT = ROOT / "deploy" / "compose" / "serve.py"
@@ -155,11 +155,6 @@ def test_a_configuration_that_ray_refuses_ends_it(head: Head) -> None:
     head.accepts = False
     with pytest.raises(NotAccepted, match="no such field: replica"):
         _messages(head)
-
-
-def test_it_says_how_it_is_called(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["http://ray:8265"]) == 2
-    assert "usage: python serve.py ADDRESS CONFIG" in capsys.readouterr().err
 
 
 @contextmanager

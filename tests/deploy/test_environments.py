@@ -21,10 +21,6 @@ def release(request: pytest.FixtureRequest) -> Release:
     return render(helm_python.values_from_yaml(text))
 
 
-def test_there_is_one_for_a_laptop_a_small_site_and_a_cloud() -> None:
-    assert NAMES == ["cloud", "laptop", "small-site"]
-
-
 def test_kubernetes_takes_what_an_environment_makes(release: Release) -> None:
     items = release.of_kind(*CORE)
     assert {"Deployment", "Service", "ConfigMap", "Pod"} <= {item["kind"] for item in items}

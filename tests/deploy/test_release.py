@@ -14,8 +14,6 @@ from deploy.release import (
     NotReleasable,
     check,
     different_versions,
-    main,
-    notes,
     version,
 )
 from tests.architecture.repository import ROOT
@@ -51,11 +49,6 @@ def test_everything_has_the_version_of_pyproject() -> None:
     assert list(different_versions()) == []
 
 
-def test_a_tag_of_this_version_can_be_released(tree: Path) -> None:
-    check(f"v{version()}", tree)
-    assert notes(f"v{version()}", tree) == "### Added\n- The first one."
-
-
 def test_every_reason_against_a_release_is_reported(tree: Path) -> None:
     chart = tree / "helm" / "Chart.yaml"
     chart.write_text(chart.read_text().replace('appVersion: "', 'appVersion: "9'))
@@ -79,12 +72,6 @@ def test_an_outdated_tag_is_reported(tree: Path, name: str) -> None:
     assert [*different_versions(tree)] == [
         f"{name} has the tag none; pyproject.toml has {version()}"
     ]
-
-
-def test_the_command_says_how_it_is_called(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["notes"]) == 2
-    assert main(["notes", "v0.0.1-none"]) == 1
-    assert "usage: python -m deploy.release check|notes TAG" in capsys.readouterr().err
 
 
 def test_every_image_of_the_dockerfile_is_released() -> None:

@@ -10,10 +10,6 @@ from tests.chart.release import ROOT, Object, Release, render
 RULES = (ROOT / "deploy" / "prometheus" / "rules.yaml").read_text()
 
 
-def test_monitoring_is_off_by_default(trial: Release) -> None:
-    assert trial.of_kind("ServiceMonitor", "PodMonitor", "PrometheusRule") == []
-
-
 def test_monitor_finds_the_service_and_its_port(production: Release) -> None:
     monitor = production.one("ServiceMonitor", "demo-cmcl")
     service = production.one("Service", "demo-cmcl")
@@ -69,15 +65,6 @@ def test_only_alerts_that_exist_can_be_left_out() -> None:
     rule = {"enabled": True, "disabledAlerts": ["CmclServiceDwon"]}
     with pytest.raises(helm_python.HelmRenderError, match="CmclServiceDwon, which is no alert"):
         render({"monitoring": {"prometheusRule": rule}})
-
-
-def test_a_group_without_alerts_is_left_out() -> None:
-    (first, *rest) = helm_python.values_from_yaml(RULES)["groups"]
-    names = [rule["alert"] for rule in first["rules"]]
-    rule = {"enabled": True, "disabledAlerts": names}
-    values = {"monitoring": {"prometheusRule": rule, "podMonitor": {"enabled": True}}}
-    groups = render(values).one("PrometheusRule", "demo-cmcl")["spec"]["groups"]
-    assert [group["name"] for group in groups] == [group["name"] for group in rest]
 
 
 def test_what_is_missing_is_looked_for_under_the_names_that_the_monitors_give(

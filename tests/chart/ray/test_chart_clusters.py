@@ -2,10 +2,9 @@
 
 import re
 
-import helm_python
 import pytest
 
-from tests.chart.release import BUCKET, ROOT, TWO_CLUSTERS, Object, Release, each_release, render
+from tests.chart.release import BUCKET, TWO_CLUSTERS, Object, Release, each_release, render
 from workers.prepare.cluster import PrepareSettings
 from workers.train.settings import TrainSettings
 
@@ -133,15 +132,6 @@ def test_both_clusters_ask_for_a_token(release: Release) -> None:
         assert cluster["authOptions"]["mode"] == "token"
 
 
-@each_release(*TWO_CLUSTERS)
-def test_ray_objects_name_the_ray_of_the_image(release: Release) -> None:
-    lock = (ROOT / "deploy" / "requirements" / "worker.lock").read_text()
-    installed = re.search(r"^ray==([\d.]+)", lock, re.MULTILINE)
-    assert installed is not None
-    for cluster in (_training(release), _serving(release)["rayClusterConfig"]):
-        assert cluster["rayVersion"] == installed[1]
-
-
 @each_release()
 def test_probes_need_no_program_in_the_image(release: Release) -> None:
     for where, template in release.pod_templates().items():
@@ -170,19 +160,9 @@ def test_names_are_short_enough_for_kuberay(name: str) -> None:
         assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", item["metadata"]["name"])
 
 
-@pytest.mark.parametrize("name", ["7days", "a.b"])
-def test_a_name_that_kuberay_refuses_is_refused(name: str) -> None:
-    with pytest.raises(helm_python.HelmRenderError, match="must start with a letter"):
-        render({}, name=name)
-
-
 def _cluster(release: Release) -> Object:
     spec: Object = release.one("RayService", "demo-cmcl-serving")["spec"]["rayClusterConfig"]
     return spec
-
-
-def test_state_is_in_the_memory_of_the_head_by_default(trial: Release) -> None:
-    assert "gcsFaultToleranceOptions" not in _cluster(trial)
 
 
 def test_state_goes_to_a_redis_whose_password_is_in_a_secret(production: Release) -> None:
@@ -199,9 +179,3 @@ def test_a_redis_without_a_password_gets_none(secret: str) -> None:
     options = {"redisAddress": ADDRESS, "redisSecret": secret}
     found = _cluster(render({"serving": {"gcsFaultTolerance": options}}))
     assert ("redisPassword" in found["gcsFaultToleranceOptions"]) is bool(secret)
-
-
-def test_the_cluster_that_trains_has_none(production: Release) -> None:
-    """Ray recommends it for Serve only; an attempt resumes from its checkpoint anyway."""
-    training = production.one("RayCluster", "demo-cmcl-training")["spec"]
-    assert "gcsFaultToleranceOptions" not in training

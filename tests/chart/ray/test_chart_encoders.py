@@ -39,12 +39,6 @@ def test_one_declaration_reaches_the_control_plane_and_the_endpoint(production: 
     assert declared.encoders == (encoder,)
 
 
-def test_without_encoders_there_are_no_pods_for_them(trial: Release) -> None:
-    assert _args(trial).encoders == ()
-    assert Settings(encoders=trial.settings()["CMCL_ENCODERS"]).encoders == ()
-    assert not [name for name in trial.groups() if name.startswith("encoders")]
-
-
 @pytest.mark.parametrize(
     ("encoders", "pods", "gpus"),
     [
@@ -129,13 +123,6 @@ def test_units_get_the_memory_of_a_pod_that_nothing_else_needs() -> None:
     assert group["rayStartParams"]["object-store-memory"] == str(GIB)
 
 
-def test_the_default_pod_runs_two_units_beside_two_encoders() -> None:
-    values = {"encoders": [TEXT, IMAGE]}
-    memory = int(render(BUCKET | values).groups()["preparation"]["rayStartParams"]["memory"])
-    # As workers/prepare/cluster.py: a quarter for the process that reads files, 1 GiB or more, and 0.5 GiB.
-    assert 2 * (max(memory // 4, GIB) + GIB // 2) <= memory
-
-
 @pytest.mark.parametrize(
     ("preparation", "complaint"),
     [
@@ -150,14 +137,6 @@ def test_a_pod_without_room_for_a_unit_is_refused(
     values = {"encoders": [TEXT], "preparation": preparation}
     with pytest.raises(helm_python.HelmError, match=complaint):
         render(BUCKET | values)
-
-
-def test_pods_of_a_cluster_of_its_own_have_as_much_memory_for_units() -> None:
-    limit = {"limits": {"memory": "8Gi"}}
-    training = {"launcher": "kuberay", "ranksPerPod": 4, "workers": {"resources": limit}}
-    settings = render(BUCKET | {"encoders": [TEXT], "training": training}).settings()
-    assert settings["CMCL_PREPARE_MEMORY_PER_POD"] == str(_units(8))
-    assert render(BUCKET).settings()["CMCL_PREPARE_MEMORY_PER_POD"] == "0"
 
 
 @pytest.mark.parametrize(

@@ -37,13 +37,6 @@ def test_drivers_and_ranks_have_the_settings_of_training(one_cluster: Release) -
         assert known <= environment_of(container).keys()
 
 
-def test_every_node_has_the_same_proxy(one_cluster: Release) -> None:
-    cluster = _cluster(one_cluster)
-    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        (container,) = group["template"]["spec"]["containers"]
-        assert environment_of(container)["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
-
-
 def test_ranks_without_a_proxy_are_kept_out_of_the_service(one_cluster: Release) -> None:
     """KubeRay puts every worker of a RayService behind it that is ready."""
     (container,) = one_cluster.groups()["ranks"]["template"]["spec"]["containers"]
@@ -59,9 +52,3 @@ def test_its_ranks_can_come_from_none_as_well() -> None:
     assert release.groups()["ranks"]["replicas"] == 0
     head = _cluster(release)["headGroupSpec"]["template"]["spec"]
     assert "kubernetes-token" in [volume["name"] for volume in head["volumes"]]
-
-
-def test_rayjobs_have_clusters_of_their_own() -> None:
-    values = {"ray": {"oneCluster": True, "authSecret": "x"}, "training": {"launcher": "kuberay"}}
-    with pytest.raises(helm_python.HelmRenderError, match="choose one of them"):
-        render(values)

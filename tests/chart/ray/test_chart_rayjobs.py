@@ -44,15 +44,6 @@ def _job(release: Release, folder: Path) -> Object:
     return ray_job(SUBMISSION, site)
 
 
-def test_there_is_no_cluster_that_waits(queued: Release, production: Release) -> None:
-    assert queued.of_kind("RayCluster") == []
-    assert len(production.of_kind("RayCluster")) == 1
-    # Serving is unchanged.
-    assert len(queued.of_kind("RayService")) == 1
-    names = [entry["name"] for entry in queued.container("service")["env"]]
-    assert "RAY_AUTH_TOKEN" not in names
-
-
 def test_rayjob_permissions_of_the_service_are_exactly_those_it_uses(queued: Release) -> None:
     jobs, owner = queued.one("Role", "demo-cmcl")["rules"]
     assert owner == {
@@ -198,11 +189,6 @@ def test_the_pod_of_the_submitter_is_restricted_too(tmp_path: Path) -> None:
     # A Job of Kubernetes requires it, and NetworkPolicies select the pod by its labels.
     assert submitter["spec"]["restartPolicy"] == "Never"
     assert submitter["metadata"]["labels"] == pods.head["metadata"]["labels"]
-
-
-def test_the_container_that_cannot_be_restricted_is_not_offered() -> None:
-    with pytest.raises(helm_python.HelmValuesError, match="/training/rayJobs/submissionMode"):
-        render({"training": {"rayJobs": {"submissionMode": "SidecarMode"}}})
 
 
 def test_more_ranks_at_least_than_at_most_are_refused() -> None:

@@ -1,10 +1,7 @@
 """The RayService: arguments of the application, its addresses, and the end of its pods."""
 
-import importlib
-import json
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Any
 
 import helm_python
 import httpx
@@ -32,7 +29,6 @@ ELSEWHERE = {
 # Pods of the chart have no CPUs for it: replicas book places.
 ELSEWHERE.add("num_cpus")
 DEFAULTS = helm_python.values_from_yaml((CHART / "values.yaml").read_text())["serving"]["args"]
-SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 
 
 def _serving(release: Release) -> Object:
@@ -53,14 +49,6 @@ def test_serve_config_is_one_that_ray_accepts(release: Release) -> None:
     deployed = ServeDeploySchema.model_validate(_serve_config(release))
     (application,) = deployed.applications
     assert (application.name, application.route_prefix) == ("embeddings", "/")
-
-
-@each_release()
-@pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
-def test_serve_config_imports_what_exists(release: Release) -> None:
-    (application,) = _serve_config(release)["applications"]
-    module, _, attribute = application["import_path"].partition(":")
-    assert callable(getattr(importlib.import_module(module), attribute))
 
 
 @each_release()
@@ -109,12 +97,6 @@ def _camel(name: str) -> str:
     return first + "".join(part.capitalize() for part in rest)
 
 
-def test_every_argument_of_the_application_can_be_chosen() -> None:
-    expected = {_camel(name) for name in ServeArgs.model_fields if name not in ELSEWHERE}
-    schema = SCHEMA["properties"]["serving"]["properties"]["args"]["properties"]
-    assert DEFAULTS.keys() == schema.keys() == expected
-
-
 def test_all_arguments_arrive_as_they_were_chosen() -> None:
     # All values differ, so that a swapped one is detected.
     numbers = sorted(set(ServeArgs.model_fields) - ELSEWHERE - {"trusted_proxies"})
@@ -149,23 +131,6 @@ def test_without_keys_the_endpoint_has_its_allowed_host_names() -> None:
 def test_an_open_endpoint_accepts_any_host_name() -> None:
     args_read = render({"access": {"endpoint": {"open": True}}}).serve_args()
     assert args_read["allowed_hosts"] == ["*"]
-
-
-def test_bounds_are_those_of_the_application() -> None:
-    fields = ServeArgs.model_json_schema()["properties"]
-    schema = SCHEMA["properties"]["serving"]["properties"]["args"]["properties"]
-    for name in set(fields) - ELSEWHERE - {"poll_seconds", "trusted_proxies"}:
-        ours = _resolved(schema[_camel(name)])
-        bounds = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
-        assert {key: ours[key] for key in bounds & ours.keys()} == {
-            key: fields[name][key] for key in bounds & fields[name].keys()
-        }, name
-
-
-def _resolved(schema: dict[str, Any]) -> dict[str, Any]:
-    name = schema.get("$ref", "").removeprefix("#/definitions/")
-    found: dict[str, Any] = SCHEMA["definitions"][name] if name else schema
-    return found
 
 
 def test_every_node_that_serves_has_haproxy_and_the_time_to_drain(production: Release) -> None:

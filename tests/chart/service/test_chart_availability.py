@@ -13,11 +13,6 @@ def _deployment(release: Release) -> Object:
     return spec
 
 
-def test_two_answer_with_postgres_and_one_with_sqlite(trial: Release, gpu: Release) -> None:
-    assert _deployment(trial)["replicas"] == 1
-    assert _deployment(gpu)["replicas"] == 2
-
-
 def test_an_update_never_takes_an_answering_replica_first(gpu: Release) -> None:
     assert _deployment(gpu)["strategy"] == {
         "type": "RollingUpdate",
@@ -41,10 +36,6 @@ def test_a_budget_is_made_where_there_are_several(
         budget = release.one("PodDisruptionBudget", "demo-cmcl")["spec"]
         assert budget["selector"]["matchLabels"] == _deployment(release)["selector"]["matchLabels"]
         assert budget["maxUnavailable"] == 1
-
-
-def test_no_encoder_answers_where_none_is_configured() -> None:
-    assert _deployment(render({"service": {"replicas": 0}}))["replicas"] == 0
 
 
 def test_an_autoscaler_alone_decides_about_replicas(production: Release) -> None:

@@ -39,11 +39,6 @@ def test_with_sqlite_the_pod_does_it(trial: Release) -> None:
     assert trial.container("service")["startupProbe"]["failureThreshold"] >= 60
 
 
-def test_the_migration_job_can_be_disabled() -> None:
-    values = {"database": {"existingSecret": "x"}, "service": {"migration": {"enabled": False}}}
-    assert "demo-cmcl-migration" not in _jobs(render(BUCKET | values))
-
-
 def test_it_needs_nothing_of_the_release(production: Release) -> None:
     """No ConfigMap, claim or volume of the service: none exists before an install."""
     release = render(BUCKET | POSTGRES | {"service": EXTRA})

@@ -25,10 +25,6 @@ def _pod(release: Release) -> Object:
     return spec
 
 
-def test_nothing_of_it_is_rendered_by_default(trial: Release) -> None:
-    assert trial.of_kind("CronJob") == []
-
-
 def test_on_a_schedule_it_reads_and_touches_no_database(production: Release) -> None:
     cronjob, pod = _cronjob(production), _pod(production)
     assert (cronjob["schedule"], cronjob["suspend"]) == ("30 3 * * 0", False)
@@ -39,10 +35,6 @@ def test_on_a_schedule_it_reads_and_touches_no_database(production: Release) -> 
     assert production.one("Deployment", "demo-cmcl") == render(
         values_of("production") | {"rebuild": {}}
     ).one("Deployment", "demo-cmcl")
-
-
-def test_without_a_schedule_it_runs_on_demand() -> None:
-    assert _cronjob(render(_values("production")))["suspend"] is True
 
 
 def test_it_reads_the_bucket_with_the_account_and_keys_of_the_service(production: Release) -> None:

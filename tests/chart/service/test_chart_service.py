@@ -237,16 +237,6 @@ def test_a_client_that_cannot_sign_browsers_in_is_refused(access: Object, messag
         render({"access": access})
 
 
-def test_the_page_can_be_turned_off() -> None:
-    ingress: Object = {"service": {"ingress": {"hosts": ["cmcl.example.org"]}}}
-    on, off = render(ingress), render({**ingress, "access": {"page": {"enabled": False}}})
-    assert (on.settings()["CMCL_PAGE"], off.settings()["CMCL_PAGE"]) == ("on", "off")
-    assert "http://cmcl.example.org/ui" in on.notes
-    assert "/ui" not in off.notes
-    assert "/ui" in str(on.one("Ingress", "demo-cmcl"))
-    assert "/ui" not in str(off.one("Ingress", "demo-cmcl"))
-
-
 @each_release()
 def test_kubernetes_injects_no_service_variables(release: Release) -> None:
     for template in release.pod_templates().values():
@@ -292,20 +282,6 @@ def test_notes_name_objects_that_exist(release: Release) -> None:
     assert "rollout status deployment/demo-cmcl\n" in release.notes
     assert "Only uploaded datasets" not in release.notes
     assert "Only uploaded datasets" in render({}).notes
-
-
-def test_notes_lead_to_where_it_answers(trial: Release, production: Release) -> None:
-    assert "service/demo-cmcl-serving-serve-svc 8001:8000" in trial.notes
-    assert "https://cmcl.example.org/readyz" in production.notes
-    assert "https://embeddings.example.org/v1/models" in production.notes
-
-
-def test_notes_contain_the_next_command(trial: Release, production: Release) -> None:
-    for release in (trial, production):
-        assert "helm test demo -n test --logs --timeout 1200s" in release.notes
-    # The test uses a key that must be created first.
-    assert "create secret generic demo-cmcl-admin --from-literal=admin-key=" in trial.notes
-    assert "create secret" not in production.notes
 
 
 def _of_proxy(release: Release) -> dict[str, str]:
