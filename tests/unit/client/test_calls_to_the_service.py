@@ -1,7 +1,5 @@
 """Every call against the real control plane in this process, on both clients."""
 
-from pathlib import Path
-
 import pytest
 
 from cmcl import Client, CmclError
@@ -88,19 +86,6 @@ def test_every_route_has_a_call_or_is_for_machines(plane: ControlPlane) -> None:
     routes = {operation["operationId"] for path in paths for operation in path.values()}
     assert routes - FOR_MACHINES == set(ASKED_BY)
     assert [name for name in ASKED_BY.values() if not hasattr(Client, name)] == []
-
-
-def test_models_are_created_listed_branched_and_deleted(
-    published: Client, published_plane: ControlPlane
-) -> None:
-    assert published.create_model("scenes", SCENES) == published.model("scenes")
-    branch = published.branch_model("scenes", 1, "branch")
-    assert branch.branched_from is not None
-    assert (branch.branched_from.model, branch.branched_from.version) == ("scenes", 1)
-    assert [model.name for model in published.models()] == ["branch", "scenes"]
-    published_plane.tick(3)
-    published.delete_model("branch")
-    assert [model.name for model in published.models()] == ["scenes"]
 
 
 def test_branches_are_merged_and_a_dataset_is_unlearned(
@@ -285,12 +270,3 @@ def test_webhooks_are_created_tested_and_deleted(service: Client) -> None:
     assert service.webhook(made.id).url == "https://example.com/hook"
     service.delete_webhook(made.id)
     assert list(service.webhooks()) == []
-
-
-def test_rejections_name_the_field(service: Client, tmp_path: Path) -> None:
-    service.create_model("scenes", SCENES)
-    with pytest.raises(CmclError) as caught:
-        service.add_dataset("scenes", "one", ("image", "smell"), ["file:///x"])
-    assert caught.value.status == 422
-    assert caught.value.fields[0].field.startswith("pair")
-    assert caught.value.request_id

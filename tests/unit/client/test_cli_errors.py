@@ -60,16 +60,6 @@ def test_an_invalid_item_is_reported_with_its_line(
     assert shown.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["embed", "search"])
-def test_a_text_instead_of_a_file_is_answered_with_the_option_for_texts(
-    command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([command, "shapes", "text", "ankle boot"]) == Exit.USAGE
-    shown = capsys.readouterr().err
-    assert "'ankle boot'" in shown
-    assert "--text" in shown
-
-
 @pytest.mark.parametrize("text", ["image", "image=", "image=wide", "image=\u00b2", "image=-1"])
 def test_a_modality_without_a_width_is_named(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["model", "create", "scenes", "--modality", text]) == Exit.USAGE
@@ -158,14 +148,6 @@ def test_a_server_without_tls_is_answered_with_its_http_address(
     url = server.url.replace("http://", "https://")
     assert main(["model", "list", "--url", url]) == Exit.UNREACHABLE
     assert f"{url} does not use TLS; try {server.url}\n" in capsys.readouterr().err
-
-
-def test_a_rejection_is_shown_with_the_servers_message(
-    server: RestServer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    server.always((409, {"detail": "a job of it is running [red]"}))
-    assert main(["model", "delete", "m", "--yes", "--url", server.url]) == Exit.FAILED
-    assert capsys.readouterr().err == "error: a job of it is running [red]\n"
 
 
 def test_a_server_error_is_shown_with_its_request_id(

@@ -94,19 +94,6 @@ def test_large_items_are_written_in_bodies_that_the_endpoint_accepts(server: Res
     ]
 
 
-def test_text_is_found_by_text(url: str) -> None:
-    with connected("blocking", url) as client:
-        words = [Item(word, "text", text=word) for word in ("aaa", "eee")]
-        written = client.add_items("things", words)
-        found = client.search("things", Query("text", text="eee"), min_revision=written.revision)
-        assert found.data[0].id == "eee"
-
-
-def test_adding_nothing_is_rejected_by_the_client(url: str) -> None:
-    with connected("blocking", url) as client, pytest.raises(CmclError, match="no items"):
-        client.add_items("things", [])
-
-
 def test_the_command_line_covers_collections(cmcl: Cmcl, tmp_path: Path) -> None:
     lines, row, points = (tmp_path / name for name in ("items.jsonl", "row.json", "points"))
     items = [
@@ -130,14 +117,6 @@ def test_the_command_line_covers_collections(cmcl: Cmcl, tmp_path: Path) -> None
     assert cmcl.one("collection", "remove", "pictures", "image-1")["revision"] == 3
     cmcl("collection", "delete", "pictures", "--yes")
     assert "no collection 'pictures'" in cmcl("collection", "show", "pictures", code=1)
-
-
-def test_an_invalid_line_is_named(cmcl: Cmcl, tmp_path: Path) -> None:
-    lines = tmp_path / "items.jsonl"
-    lines.write_text('{"id": "a", "modality": "image", "feature": [1]}\n{"name": 1}\n')
-    assert "line 2" in cmcl("collection", "add", "things", str(lines), code=1)
-    lines.write_text("{")
-    assert "line 1 is not valid JSON" in cmcl("collection", "add", "things", str(lines), code=1)
 
 
 def test_a_folder_of_files_becomes_items_with_their_names(tmp_path: Path) -> None:
@@ -179,12 +158,3 @@ def test_items_that_were_added_before_an_error_are_counted(
     cmcl("collection", "add", "things", str(lines), code=1)
     assert added in cmcl.stderr
     assert cmcl.stderr.index(added) < cmcl.stderr.index("line 1001 is not valid JSON")
-
-
-def test_a_folder_without_such_files_and_a_modality_without_encoder_are_refused(
-    cmcl: Cmcl, tmp_path: Path
-) -> None:
-    add = ("collection", "add", "things", str(tmp_path), "--modality", "image")
-    assert "has no picture, sound or video (.bmp, " in cmcl(*add, code=1)
-    (tmp_path / "a.png").write_bytes(b"a picture")
-    assert "encoder" in cmcl(*add, code=1)

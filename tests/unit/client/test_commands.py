@@ -13,7 +13,6 @@ import pytest
 
 from cmcl.cli.errors import Exit
 from cmcl.contract.api.jobs import JobState
-from cmcl.storage import layout
 from service.database.engine import Seek
 from service.database.queries import jobs
 from tests.fakes.control_plane import ControlPlane
@@ -66,23 +65,6 @@ def test_models_are_created_shown_branched_and_deleted(cmcl: Cmcl) -> None:
     assert "trees" not in cmcl("model", "list")
 
 
-def test_training_options_are_set_when_a_model_is_created(cmcl: Cmcl) -> None:
-    chosen = ("--epochs=3", "--batch-size=32", "--learning-rate=0.01")
-    training = cmcl.one("model", "create", "trees", *WIDTHS, *chosen)["training"]
-    assert (training["epochs"], training["batch_size"], training["learning_rate"]) == (3, 32, 0.01)
-    assert training["temperature"] == 0.07, "what is not said has its default"
-    stderr = cmcl("model", "create", "bees", *WIDTHS, "--batch-size=1", code=Exit.USAGE)
-    assert "--batch-size 1: " in stderr
-
-
-def test_a_policy_is_shown_changed_and_bounds_are_dropped(cmcl: Cmcl) -> None:
-    cmcl("model", "gate", "scenes", "--max-drift=0.3", "--min-gain=0.1", "--manual-approval")
-    changed = cmcl.one("model", "gate", "scenes", "--unset=min-gain", "--no-manual-approval")
-    assert (changed["max_drift"], changed["min_gain"]) == (0.3, None)
-    assert changed["manual_approval"] is False
-    assert "max drift              0.300" in cmcl("model", "gate", "scenes")
-
-
 def test_a_model_is_given_priority_and_keeps_its_bounds(cmcl: Cmcl) -> None:
     cmcl("model", "gate", "scenes", "--max-drift=0.3")
     changed = cmcl.one("model", "gate", "scenes", "--priority=high")
@@ -133,16 +115,6 @@ def test_a_job_that_ends_without_a_version_has_its_own_exit_code(
     assert cmcl.one("job", "cancel", job)["state"] == "cancelled"
 
 
-def test_existing_shards_under_another_name_are_reported(cmcl: Cmcl, plane: ControlPlane) -> None:
-    shard = plane.shard("more")["uri"]
-    arguments = ("dataset", "add", shard, "--pair=image,text", "--model=scenes")
-    first = cmcl(*arguments, "--name=pixtext").split()[1].rstrip(",")
-    again = cmcl(*arguments, "--name=pixtext2")
-    assert again.startswith(f"existing dataset {first} (pixtext), job job-")
-    assert "the name pixtext2 is not used" in again
-    assert cmcl(*arguments, "--name=pixtext").startswith(f"dataset {first}, job job-")
-
-
 def test_branches_are_merged_and_datasets_unlearned(cmcl: Cmcl, plane: ControlPlane) -> None:
     cmcl("model", "branch", "scenes@1", "branch")
     plane.tick(3)
@@ -160,13 +132,6 @@ def test_branches_are_merged_and_datasets_unlearned(cmcl: Cmcl, plane: ControlPl
     assert cmcl.one("version", "show", "scenes@3")["kind"] == "unlearn"
     cmcl("dataset", "delete", str(two), "--watch", code=Exit.USAGE)
     cmcl("model", "merge", "branch", "--from", "scenes", code=Exit.FAILED)
-
-
-def test_jobs_are_listed_and_shown(cmcl: Cmcl) -> None:
-    first, second = cmcl.lines("job", "list", "--model=scenes", "--state=published")
-    assert first["version"] == 1
-    assert second["id"] in cmcl("job", "list")
-    assert "published" in cmcl("job", "show", first["id"])
 
 
 def test_candidates_are_approved_and_rejected(cmcl: Cmcl, plane: ControlPlane) -> None:
@@ -189,22 +154,6 @@ def test_candidates_are_approved_and_rejected(cmcl: Cmcl, plane: ControlPlane) -
     assert "because" in shown
     assert "reject (new)" in shown
     assert f"{job}: queued" in cmcl("job", "retry", job)
-
-
-def test_a_job_is_shown_without_a_candidate_that_was_removed(
-    cmcl: Cmcl, plane: ControlPlane, tmp_path: Path
-) -> None:
-    cmcl("model", "gate", "scenes", "--manual-approval")
-    job = plane.post_dataset("removed")
-    attempt = plane.tick_to(job, JobState.RUNNING).attempt
-    train(plane.store, job, attempt)
-    plane.tick_to(job, JobState.HELD)
-    cmcl("job", "reject", job)
-    plane.store.delete(layout.run_candidate(job, attempt))
-    assert re.search(r"state +rejected", cmcl("job", "show", job))
-    assert cmcl.one("job", "show", job)["candidate"] is None
-    drawn = cmcl("job", "show", job, "--picture", str(tmp_path / "c.svg"), code=Exit.FAILED)
-    assert f"job {job} is rejected and has no candidate to draw" in drawn
 
 
 def test_models_are_shown_at_a_glance(cmcl: Cmcl, plane: ControlPlane) -> None:
@@ -251,16 +200,6 @@ def test_versions_are_promoted_rolled_back_and_retired(cmcl: Cmcl) -> None:
     assert "has no" not in cmcl("version", "list", "scenes")
 
 
-def test_files_are_uploaded_and_their_addresses_printed(cmcl: Cmcl, tmp_path: Path) -> None:
-    for name in ("a.bin", "b.bin"):
-        (tmp_path / name).write_text(name)
-    files = [str(tmp_path / name) for name in ("a.bin", "b.bin")]
-    first, second = cmcl("upload", *files).splitlines()
-    assert first.startswith("upload:up-")
-    assert first.endswith("a.bin")
-    assert second.split()[0] == cmcl.lines("upload", *files)[1]["uri"]
-
-
 def test_keys_are_created_listed_and_revoked(cmcl: Cmcl) -> None:
     shown = cmcl("whoami")
     assert "name    local" in shown
@@ -275,12 +214,6 @@ def test_keys_are_created_listed_and_revoked(cmcl: Cmcl) -> None:
     assert names["robot"]["scopes"] == ["read", "train", "write"]
     cmcl("key", "revoke", again["id"])
     assert again["key"] not in cmcl("key", "list")
-
-
-def test_a_key_that_may_not_read_is_shown_without_quotas(cmcl: Cmcl, server: RestServer) -> None:
-    server.always((200, {"name": "robot", "owner": "shop", "scopes": ["embed"]}))
-    assert "quotas" not in cmcl("whoami", "--url", server.url)
-    assert [asked.path for asked in server.asked] == ["/v1/whoami"]
 
 
 def test_webhooks_are_added_listed_and_deleted(cmcl: Cmcl) -> None:
@@ -306,19 +239,6 @@ def test_embeddings_are_one_document(
         "embeddings": [[0.5, -1.0]],
     }
     assert server.asked[0].body["input"] == [[1, 2]]
-
-
-def test_texts_are_embedded_without_a_file(
-    cmcl: Cmcl, server: RestServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CMCL_EMBEDDINGS_URL", server.url)
-    vector = base64.b64encode(struct.pack("<2f", 0.5, -1.0)).decode()
-    server.always((200, {"model": "scenes@3", "data": [{"embedding": vector}] * 2}))
-    words = ("--text=a red chair", "--text=a table")
-    assert len(json.loads(cmcl("embed", "scenes", *words))["embeddings"]) == 2
-    cmcl("embed", "scenes", "caption", *words)
-    assert [asked.body["input"] for asked in server.asked] == 2 * [["a red chair", "a table"]]
-    assert [asked.body["modality"] for asked in server.asked] == ["text", "caption"]
 
 
 def test_migrated_vectors_are_one_document(

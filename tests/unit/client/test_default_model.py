@@ -1,11 +1,7 @@
 """CMCL_MODEL in place of MODEL, before other arguments."""
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 
-from cmcl import Client
 from cmcl.cli.errors import Exit
 from tests.unit.client.command_line import Cmcl
 
@@ -23,36 +19,6 @@ def test_a_version_is_named_with_and_without_its_model(cmcl: Cmcl, one: list[str
     assert "branch continues version 1 of scenes" in cmcl("model", "branch", *one, "branch")
     cmcl("version", "retire", *one, "--yes")
     assert cmcl.lines("version", "list")[0]["retired_at"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "reference"),
-    [([], "scenes"), (["1"], "scenes@1"), (["trees", "1"], "trees@1"), (["trees@1"], "trees@1")],
-)
-def test_a_version_is_exported_with_and_without_its_model(
-    cmcl: Cmcl,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: list[str],
-    reference: str,
-) -> None:
-    asked = []
-
-    def export_version(_: Client, model: str, *__: Any, **___: Any) -> None:
-        asked.append(model)
-
-    monkeypatch.setattr(Client, "export_version", export_version)
-    cmcl("version", "export", *arguments, "--format=onnx", f"--output={tmp_path / 'new'}")
-    assert asked == [reference]
-
-
-def test_without_a_version_the_newest_is_shown(cmcl: Cmcl) -> None:
-    assert cmcl.one("version", "show")["version"] == 2
-
-
-def test_a_modality_is_added_with_and_without_its_model(cmcl: Cmcl) -> None:
-    assert "depth 5" in cmcl("model", "add-modality", "depth=5")
-    assert "sound 6" in cmcl("model", "add-modality", "scenes", "sound=6")
 
 
 def test_a_model_named_like_a_number_is_not_taken_for_a_version(

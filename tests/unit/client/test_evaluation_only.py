@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from cmcl import Client
-from cmcl.cli.errors import Exit
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
 from tests.unit.client.command_line import Cmcl
@@ -48,19 +47,6 @@ def test_a_pair_is_measured_without_being_learned(
 
     cmcl("dataset", "delete", dataset["id"])
     assert dataset["id"] not in cmcl("dataset", "list")
-
-
-def test_a_modality_is_added_to_a_model(cmcl: Cmcl, published: Client) -> None:
-    assert "depth 5" in cmcl("model", "add-modality", "scenes", "depth=5")
-    refused = cmcl("model", "add-modality", "scenes", "depth=6", code=Exit.FAILED)
-    assert "choose another name" in refused
-    assert published.add_modality("scenes", "depth", 5).modalities["depth"].width == 5
-
-
-def test_a_dry_run_of_what_is_not_learned_is_refused(cmcl: Cmcl, plane: ControlPlane) -> None:
-    options = ("--pair=image,audio", "--model=scenes", "--evaluate-only", "--dry-run")
-    stderr = cmcl("dataset", "add", str(views(plane)), *options, code=Exit.USAGE)
-    assert "--evaluate-only" in stderr
 
 
 def test_both_clients_post_one_open_or_sealed(published: Client, plane: ControlPlane) -> None:

@@ -4,12 +4,10 @@ import xml.etree.ElementTree as ET
 from datetime import UTC, datetime
 from pathlib import Path
 
-import pytest
-
 from cmcl.contract.modality import FileEntry, ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import Drift, LearnedDataset, Recall, VersionManifest, VersionReport
-from cmcl.demo.figures import backward_transfer, draw, stream_figures
+from cmcl.demo.figures import draw, stream_figures
 
 DIGEST = "0" * 64
 AT_1 = [[0.8], [0.6, 0.5], [0.7, 0.3, 0.9]]
@@ -57,15 +55,6 @@ def version(index: int) -> VersionManifest:
     )
 
 
-def test_backward_transfer_is_the_mean_change_since_each_dataset_was_learned() -> None:
-    changes = (0.7 - 0.8, 0.3 - 0.5)
-    assert backward_transfer(AT_1) == pytest.approx(sum(changes) / 2)
-
-
-def test_there_is_no_backward_transfer_before_the_second_dataset() -> None:
-    assert backward_transfer([[0.8]]) == 0.0
-
-
 def test_the_matrix_has_a_row_for_each_version_and_a_column_for_each_dataset_so_far() -> None:
     figures = stream_figures([version(index) for index in range(3)])
     assert figures.names == ["data 0", "data 1", "data 2"]
@@ -73,21 +62,6 @@ def test_the_matrix_has_a_row_for_each_version_and_a_column_for_each_dataset_so_
     assert figures.at_10 == [[value / 2 for value in row] for row in AT_1]
     assert figures.drift == DRIFT
     assert figures.max_drift == 0.2
-
-
-def test_the_summary_is_about_the_last_version() -> None:
-    figures = stream_figures([version(index) for index in range(3)])
-    assert figures.summary() == {
-        "recall_at_1": 0.6333,
-        "recall_at_10": 0.3167,
-        "bwt_recall_at_1": -0.15,
-        "bwt_recall_at_10": -0.075,
-    }
-
-
-def test_a_single_dataset_has_no_forgetting() -> None:
-    figures = stream_figures([version(0)])
-    assert figures.max_drift == figures.summary()["bwt_recall_at_1"] == 0.0
 
 
 def test_the_picture_has_both_matrices(tmp_path: Path) -> None:

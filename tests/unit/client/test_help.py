@@ -1,12 +1,9 @@
 """Help of the command line."""
 
 from collections.abc import Iterator
-from importlib.metadata import version
 from typing import Any
 
 from cmcl.cli import command_tree
-from cmcl.contract import DISTRIBUTION
-from tests.unit.client.command_line import Cmcl
 
 
 def every_command() -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -24,15 +21,6 @@ def test_every_command_argument_and_option_has_help() -> None:
     for path, command in every_command():
         assert command.help, path
         assert [each.name for each in command.params if not each.help] == [], path
-
-
-def test_flags_show_no_value_in_the_help(cmcl: Cmcl) -> None:
-    for path, _ in every_command():
-        assert "<bool>" not in cmcl(*path, "--help"), path
-
-
-def test_the_version_is_that_of_the_distribution(cmcl: Cmcl) -> None:
-    assert cmcl("--version") == f"cmcl {version(DISTRIBUTION)}\n"
 
 
 def test_every_command_that_prints_has_json() -> None:

@@ -79,13 +79,6 @@ def test_a_version_has_recall_at_one_and_ten_by_item_and_by_own_row() -> None:
     ]
 
 
-def test_gains_are_green_and_losses_red() -> None:
-    text = drawn(matrix(ROWS, NAMES, {}), colours=True)
-    assert "\x1b[31m70.0 (-20.0)" in text
-    assert "\x1b[33m88.0 (-2.0)" in text
-    assert "\x1b[32m52.0 (+2.0)" in text
-
-
 def test_without_held_out_rows_there_is_no_matrix() -> None:
     assert "not measured" in drawn(matrix([row(1, "a")], NAMES, {}))
 
@@ -159,13 +152,6 @@ def test_words_of_a_table_are_never_truncated(width: int) -> None:
     assert "job-0123456789ab" in text
     assert "2026-11-2" in text
     assert text.count("x") == 70, "prose folds, and is not cut either"
-
-
-def test_columns_that_fit_do_not_wrap() -> None:
-    items = [Named(name="job-0123456789ab", value="too few rows of one of both modalities")]
-    text = drawn(table(items, LONG), 72)
-    assert "│ job-0123456789ab │ 2026-11-2" in text
-    assert max(map(len, text.splitlines())) <= 72
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,7 @@
 """The client's documentation, and the command in a separate process."""
 
 import asyncio
-import inspect
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -126,11 +124,6 @@ def test_the_page_names_every_call_and_every_command() -> None:
     assert [name for name in sorted(names) if f"`{name}`" not in PAGE] == []
 
 
-def test_the_page_names_every_exit_code() -> None:
-    table = PAGE[PAGE.index("| exit code |") :]
-    assert {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)} == set(Exit)
-
-
 def test_ctrl_c_stops_watching_and_not_the_job(published_plane: ControlPlane, url: str) -> None:
     job = published_plane.post_dataset("three")
     watching = subprocess.Popen(
@@ -187,21 +180,6 @@ def test_a_stop_is_not_interrupted(tmp_path: Path, ending: signal.Signals) -> No
     assert not Path(f"/proc/{part}").exists()
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_shells_can_complete_commands(shell: str) -> None:
-    asked = {"_CMCL_COMPLETE": f"complete_{shell}", "COMP_WORDS": "cmcl da", "COMP_CWORD": "1"}
-    fish = {"_TYPER_COMPLETE_ARGS": "cmcl da", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env={**os.environ, **asked, **fish},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "dataset" in done.stdout
-    assert "job" not in done.stdout.split()
-
-
 def test_many_requests_run_concurrently(url: str) -> None:
     async def ask() -> list[int]:
         async with AsyncClient(url, retries=PROMPT) as client:
@@ -231,14 +209,6 @@ def test_following_can_be_cancelled_at_any_time(published_plane: ControlPlane, u
             assert event.kind == "job.queued"
             break
         assert client.job(job).state == "queued"
-
-
-def test_help_shows_arguments_and_effect_of_a_call() -> None:
-    for client in (Client(), AsyncClient()):
-        named = list(inspect.signature(client.add_dataset).parameters)
-        assert named[:4] == ["model", "name", "pair", "shards"]
-        assert client.watch.__name__ == "watch"
-        assert "follow a job to its end" in (client.watch.__doc__ or "").lower()
 
 
 def test_a_command_that_is_ended_by_a_signal_leaves_no_packed_files(tmp_path: Path) -> None:

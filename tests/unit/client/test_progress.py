@@ -1,7 +1,6 @@
 """Display of a job's progress: all reported figures, and no others."""
 
 import io
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from cmcl.contract.prepare import PrepareProgress
 from tests.fakes.responses import response
 from tests.unit.client.rest_server import Asked, RestServer
 
-AT = datetime(2026, 11, 24, tzinfo=UTC)
 # As an older service reports it.
 OLDER = response(Progress, phase="training", updates_done=3, updates_total=10, loss=0.12345)
 READING = response(
@@ -80,11 +78,6 @@ def drawn(shown: Job, width: int) -> str:
 def test_a_job_without_progress_has_an_indeterminate_bar() -> None:
     shown = bar_fields(job("queued", None))
     assert shown == {"total": None, "completed": 0, "doing": "queued", "percent": "", "left": ""}
-
-
-def test_a_new_attempt_has_an_indeterminate_bar() -> None:
-    shown = bar_fields(job("running", response(Progress, phase="starting")))
-    assert (shown["total"], shown["doing"], shown["percent"]) == (None, "starting", "")
 
 
 def test_a_running_job_shows_how_far_its_phase_is() -> None:
@@ -157,18 +150,6 @@ def test_an_attempt_that_waits_shows_why() -> None:
     starting = response(Progress, phase="starting", note="the training ranks are starting")
     assert details(job("running", starting)) == ["the training ranks are starting"]
     assert details(job("running", None, "it starts")) == ["it starts"]
-
-
-def test_a_reported_dry_run_has_a_full_bar() -> None:
-    reported = job("reported", None).model_copy(update={"preparation": ENCODING})
-    shown = bar_fields(reported)
-    assert (shown["completed"], shown["doing"], shown["percent"]) == (12_000, "reported", "100 %")
-
-
-def test_training_does_not_show_the_rows_of_preparation() -> None:
-    training = job("running", TRAINING).model_copy(update={"preparation": ENCODING})
-    assert details(training) == WORDS
-    assert bar_fields(training)["total"] == 2000
 
 
 def test_a_figure_of_zero_is_shown() -> None:

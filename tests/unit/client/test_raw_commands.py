@@ -13,8 +13,8 @@ from cmcl.contract.dataset import RejectedRow
 from cmcl.storage import layout
 from cmcl.storage.object_store import ObjectStore
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.feature_shards import feature_table, table_with_nan, write_shard
-from tests.fakes.preparer import manifest_of, report_on, requests_in, write_manifest
+from tests.fakes.feature_shards import feature_table, write_shard
+from tests.fakes.preparer import report_on, requests_in
 from tests.fakes.served_app import served
 from tests.unit.client.command_line import Cmcl
 from tests.unit.client.rest_server import RestServer
@@ -41,21 +41,6 @@ def cmcl(
     with served(plane.app) as url:
         monkeypatch.setenv("CMCL_URL", url)
         yield Cmcl(capsys)
-
-
-def test_encoders_are_listed(cmcl: Cmcl) -> None:
-    assert "│ clip-image │ image │ 4     │" in cmcl("encoder", "list")
-    assert cmcl.one("encoder", "list")["title"]
-
-
-def test_without_encoders_the_list_says_how_to_declare_one(
-    server: RestServer, cmcl: Cmcl, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CMCL_URL", server.url)
-    server.always((200, {"items": [], "next_cursor": None}))
-    assert "cmcl up --encoder" in cmcl("encoder", "list")
-    created = ("model", "create", "b", "--modality=image=@clip", "--modality=text=3")
-    assert "no encoder 'clip'; permitted: none is declared" in cmcl(*created, code=Exit.USAGE)
 
 
 def test_a_modality_is_bound_to_an_encoder_and_takes_its_width(cmcl: Cmcl) -> None:
@@ -87,27 +72,6 @@ def test_what_was_found_in_a_folder_is_printed_before_it_is_sent(
     assert added["name"] == "my-birds"
     assert cmcl.one("dataset", "show", added["id"])["max_bad_share"] == 0.2
     assert cmcl("dataset", "add", str(folder), *OF_BIRDS) == out, "the same dataset"
-
-
-def test_files_that_a_manifest_names_and_that_are_missing_are_printed(
-    cmcl: Cmcl, tmp_path: Path
-) -> None:
-    folder = captioned(tmp_path / "birds", "jay")
-    rows = [{"image_file_name": name, "text": "a jay"} for name in ("jay.jpg", "gone[1].jpg")]
-    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    cmcl("dataset", "add", str(folder), *OF_BIRDS)
-    assert "1 picture, 1 caption; layout manifest" in cmcl.stderr
-    assert f"missing: {folder / 'gone[1].jpg'}" in cmcl.stderr
-
-
-def test_a_job_that_failed_on_a_folder_names_its_tar(
-    cmcl: Cmcl, plane: ControlPlane, tmp_path: Path
-) -> None:
-    folder = captioned(tmp_path / "summer", "jay")
-    job = cmcl.one("dataset", "add", str(folder), *OF_BIRDS)["job"]["id"]
-    # The fake preparation reads no raw files.
-    plane.run_to_end(job)
-    assert "summer-00001.tar: " in cmcl("job", "show", job)
 
 
 def test_a_manifest_is_written_and_nothing_sent(cmcl: Cmcl, tmp_path: Path) -> None:
@@ -148,16 +112,6 @@ def refuse(store: ObjectStore) -> None:
     """Report that each dataset would be rejected."""
     for request in requests_in(store):
         report_on(store, request, 16, refusals=("too few rows",))
-
-
-def test_a_dry_run_of_files_that_cannot_be_used_names_the_local_file(
-    cmcl: Cmcl, plane: ControlPlane, tmp_path: Path
-) -> None:
-    shard = tmp_path / "jays.parquet"
-    write_shard(shard, table_with_nan(16))
-    with ticking(plane):
-        add = ("dataset", "add", str(shard), *OF_BIRDS, "--dry-run")
-        assert "jays.parquet: " in cmcl(*add, code=Exit.FAILED)
 
 
 def test_rows_that_were_left_out_are_listed_with_their_reasons(
@@ -215,20 +169,3 @@ def test_an_input_that_cannot_be_embedded_is_a_usage_error(
 ) -> None:
     assert words in Cmcl(capsys)("embed", "birds", *arguments, code=Exit.USAGE)
     assert endpoint.asked == []
-
-
-def test_warnings_about_rows_that_are_used_are_printed(cmcl: Cmcl, plane: ControlPlane) -> None:
-    warning = "5 of 16 rows have a picture of one flat colour"
-
-    def warn(store: ObjectStore) -> None:
-        for request in requests_in(store):
-            manifest = manifest_of(store, request)
-            write_manifest(store, manifest.model_copy(update={"warnings": (warning,)}))
-
-    plane.preparer = warn
-    job = plane.post_dataset(model="birds")
-    dataset = plane.run_to_end(job).dataset
-    cmcl("job", "watch", job)
-    assert f"warning: {warning}" in cmcl.stderr
-    assert warning in cmcl("job", "show", job)
-    assert warning in cmcl("dataset", "show", str(dataset))

@@ -6,13 +6,11 @@ from pathlib import Path
 import pytest
 
 from cmcl import Client, CmclError
-from cmcl.client import InvalidArgument, UploadProgress
+from cmcl.client import UploadProgress
 from cmcl.contract.dataset import RejectedRow
 from cmcl.storage import layout
-from cmcl.storage.object_store import ObjectStore
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.feature_shards import feature_table, table_with_nan, write_shard
-from tests.fakes.preparer import fail, identity, requests_in
+from tests.fakes.preparer import identity
 from tests.fakes.served_app import served
 from tests.unit.client.either import connected
 from tests.unit.client.ticking import CLIP, RAW_MODEL, captioned, ticking
@@ -33,14 +31,6 @@ def client(kind: str, plane: ControlPlane) -> Iterator[Client]:
     with served(plane.app) as url, connected(kind, url) as client:
         client.create_model("birds", RAW_MODEL)
         yield client
-
-
-def test_encoders_are_listed_and_models_take_their_width(client: Client) -> None:
-    (encoder,) = client.encoders()
-    assert (encoder.name, encoder.takes, encoder.width) == ("clip-image", "image", 4)
-    modalities = client.model("birds").modalities
-    assert (modalities["image"].width, modalities["image"].encoder) == (4, "clip-image")
-    assert modalities["text"].encoder is None
 
 
 def test_a_folder_posted_twice_is_the_same_dataset(client: Client, tmp_path: Path) -> None:
@@ -74,36 +64,10 @@ def test_a_folder_is_read_by_what_the_models_encoders_take(client: Client, tmp_p
     assert client.raw_folder("s3://bucket/rows.jsonl", "others", ("bird", "text")) is None
 
 
-def test_a_loose_picture_is_refused_before_it_is_sent(client: Client, tmp_path: Path) -> None:
-    folder = captioned(tmp_path / "summer", "jay")
-    with pytest.raises(InvalidArgument, match=r"jay.jpg is a picture, .*: give the folder"):
-        client.add_dataset("birds", "one", PAIR, [folder / "jay.jpg"])
-
-
-def test_an_empty_folder_is_refused(client: Client, tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match="is empty"):
-        client.add_dataset("birds", "one", PAIR, [captioned(tmp_path / "none")])
-
-
 def test_raw_folders_are_appended_to_an_open_dataset(client: Client, tmp_path: Path) -> None:
     opened = client.open_dataset("birds", "many", PAIR, [captioned(tmp_path / "a", "jay")])
     grown = client.append_shards(opened.id, [captioned(tmp_path / "b", "tit")])
     assert [shard.uri[:10] for shard in grown.shards] == ["upload:up-"] * 2
-
-
-def test_a_raw_folder_is_not_read_in_place(client: Client, tmp_path: Path) -> None:
-    folder = captioned(tmp_path / "summer", "jay")
-    with pytest.raises(InvalidArgument, match="--write-manifest"):
-        client.add_dataset("birds", "one", PAIR, [folder], upload="never")
-
-
-def test_a_rejected_upload_of_a_folder_is_named_by_the_folder(
-    client: Client, tmp_path: Path
-) -> None:
-    folder = captioned(tmp_path / "summer", "jay")
-    with pytest.raises(CmclError, match=f"{folder} ") as caught:
-        client.add_dataset("birds", "one", PAIR, [folder, folder])
-    assert caught.value.status == 422
 
 
 def test_a_dry_run_returns_its_report_and_keeps_nothing(
@@ -124,16 +88,6 @@ def test_a_dry_run_returns_its_report_and_keeps_nothing(
     assert list(client.versions("birds")) == []
     job = client.job(str(tried.job))
     assert (job.dry_run, job.has_ended, job.report) == (True, True, tried.report)
-
-
-def test_a_dry_run_of_a_dataset_that_cannot_be_prepared_has_the_reason(
-    client: Client, plane: ControlPlane
-) -> None:
-    bad = write_shard(plane.shards / "bad.parquet", table_with_nan(16))
-    with ticking(plane):
-        tried = client.dry_run("birds", "tried", PAIR, [bad], timeout=60)
-    assert tried.report is None
-    assert "has NaN or infinity" in (tried.quarantine_reason or "")
 
 
 def test_a_declared_encoder_is_the_one_of_the_dataset(client: Client, plane: ControlPlane) -> None:
@@ -167,25 +121,3 @@ def test_all_rows_that_were_left_out_are_listed(client: Client, plane: ControlPl
     lines = "".join(f"{row.model_dump_json()}\n" for row in rows)
     plane.store.put(layout.rejected_rows(accepted.dataset.id), lines.encode())
     assert list(client.rejected_rows(accepted.dataset.id)) == rows
-
-
-def test_the_first_rows_that_cannot_be_used_come_with_the_job(
-    client: Client, plane: ControlPlane
-) -> None:
-    row = RejectedRow(
-        id="row-7", file="s3://b/a.jsonl", row=7, place="a.jsonl line 8", reason="no image"
-    )
-
-    def refuse(store: ObjectStore) -> None:
-        for request in requests_in(store):
-            fail(store, request, "invalid_dataset", "too many bad rows", rejected=[row])
-
-    plane.preparer = refuse
-    shard = write_shard(plane.shards / "a.parquet", feature_table(16))
-    accepted = client.add_dataset("birds", "one", PAIR, [shard])
-    plane.run_to_end(accepted.job.id)
-    job, dataset = client.job(accepted.job.id), client.dataset(accepted.dataset.id)
-    assert (job.state, job.reason) == ("failed", "invalid_dataset")
-    for rejected in (job.rejected, dataset.rejected):
-        assert rejected is not None
-        assert (rejected.rows, rejected.first) == (1, (row,))

@@ -223,19 +223,6 @@ def test_no_two_rows_of_captions_have_one_id(tmp_path: Path) -> None:
     ]
 
 
-def test_a_folder_says_how_many_files_and_captions_it_has(tmp_path: Path) -> None:
-    for stem in ("a", "b"):
-        write(tmp_path / "many", {f"{stem}.png": stem, f"{stem}.txt": "one\ntwo\nthree"})
-    assert f"{tmp_path}/many: 2 pictures, 6 captions (about 3 a picture)" in str(
-        read(tmp_path / "many")
-    )
-    assert read(tmp_path / "many").notes == ["each line of a text is a caption"]
-    classes(tmp_path / "classes")
-    assert "2 pictures in 2 classes" in str(read(tmp_path / "classes"))
-    manifest_csv(tmp_path / "manifest")
-    assert "1 picture, 1 caption; layout manifest" in str(read(tmp_path / "manifest"))
-
-
 @pytest.mark.parametrize("name", ["a.png", "a.txt", "unused.bin", "sub"])
 def test_a_link_that_leaves_the_folder_is_refused(tmp_path: Path, name: str) -> None:
     write(tmp_path / "outside", {"secret": "s", "b.txt": "t"})
@@ -371,14 +358,6 @@ def test_more_captions_than_a_reader_takes_are_packed_with_another_copy(tmp_path
     texts = [json.loads(data)["text"] for name, data in members(tar).items() if "json" in name]
     assert [len(each) for each in texts] == [1000, 1000, 500, 5, 3]
     assert [text for each in texts[:3] for text in each] == lines.splitlines()
-
-
-def test_packing_reports_how_many_bytes_are_packed(tmp_path: Path) -> None:
-    for at in range(4):
-        write(tmp_path, {f"{at}.jpg": "x" * (3 << 20), f"{at}.txt": "one\ntwo"})
-    found = read(tmp_path)
-    steps = [step.bytes >> 20 for step in packed(found, PAIR, "rows", tmp_path)]
-    assert (steps, found.bytes >> 20) == ([6, 12, 12], 12)
 
 
 def test_tars_have_a_bounded_size(tmp_path: Path) -> None:

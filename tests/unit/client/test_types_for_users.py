@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import cmcl
 from cmcl import AsyncClient, Client
 
 CALLS = sorted(name for name in dir(Client) if not name.startswith("_") and name != "close")
@@ -96,13 +95,6 @@ def test_both_clients_take_the_same_arguments() -> None:
         assert blocking.parameters == awaited.parameters
     assert inspect.iscoroutinefunction(AsyncClient.job)
     assert not inspect.iscoroutinefunction(Client.job)
-
-
-def test_every_name_that_is_exported_can_be_used() -> None:
-    assert {"Client", "Query", "Item", "ModelSpec", "Retries", "Unreachable"} <= set(cmcl.__all__)
-    for name in cmcl.__all__:
-        assert getattr(cmcl, name).__name__ == name
-        assert name in dir(cmcl)
 
 
 def test_importing_the_contract_loads_no_http_client() -> None:
