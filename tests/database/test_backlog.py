@@ -95,13 +95,6 @@ def read(database: Database) -> Backlog:
         return overviews.read_backlog(connection)
 
 
-def test_an_empty_database_has_no_backlog(database: Database) -> None:
-    found = read(database)
-    assert set(found.jobs) == set(JobState) - FINAL_STATES
-    assert set(found.jobs.values()) == {Standing()}
-    assert (found.unstored_since, found.unwritten_since) == (None, None)
-
-
 def test_jobs_are_counted_by_state_with_the_oldest(database: Database) -> None:
     add_model(database)
     for name, state, age in (
@@ -138,15 +131,6 @@ def test_the_newest_promotion_of_a_model_counts(database: Database) -> None:
     assert read(database).unwritten_since is None
 
 
-def test_other_news_of_the_pointer_count_as_well(database: Database) -> None:
-    add_model(database)
-    add_promotion(database, "scenes", 1, minutes_ago(60))
-    with database.write() as connection:
-        models.set_pointer_written(connection, "scenes", 1)
-        models.revise(connection, "scenes", minutes_ago(2))
-    assert read(database).unwritten_since == minutes_ago(2)
-
-
 def test_a_deleted_model_waits_for_its_pointer_to_go_alone(database: Database) -> None:
     add_model(database)
     add_version(database, "scenes", 1, minutes_ago(30))
@@ -155,10 +139,3 @@ def test_a_deleted_model_waits_for_its_pointer_to_go_alone(database: Database) -
         models.set_deleted(connection, _found(connection, "scenes"), "ours", minutes_ago(1))
     found = read(database)
     assert (found.unstored_since, found.unwritten_since) == (None, minutes_ago(1))
-
-
-def test_a_model_that_was_never_promoted_has_no_pointer(database: Database) -> None:
-    add_model(database)
-    with database.write() as connection:
-        models.set_deleted(connection, _found(connection, "scenes"), "ours", NOW)
-    assert read(database).unwritten_since is None

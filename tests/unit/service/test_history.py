@@ -9,13 +9,10 @@ from sqlalchemy import event
 from cmcl.contract.api.jobs import JobState
 from cmcl.contract.capacity import forecast
 from cmcl.contract.job import Failure, Phase
-from cmcl.contract.version import VersionManifest
 from cmcl.storage import layout
 from cmcl.storage.running import mark_ended
 from service.launchers.port import LaunchState
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.feature_shards import table_with_nan
-from tests.fakes.lost_database import rebuild, wreck
 from tests.fakes.measured import publish_measured, write_measured
 from tests.fakes.trainer import report_progress, train
 
@@ -70,13 +67,6 @@ def test_each_version_has_its_measurements(grown: tuple[ControlPlane, list[str]]
     assert of_third["recall"] == {}
 
 
-def test_measurements_of_datasets_can_be_left_out(grown: tuple[ControlPlane, list[str]]) -> None:
-    plane, _ = grown
-    whole = _get(plane, HISTORY)["items"]
-    brief = _get(plane, VERSIONS)["items"]
-    assert brief == [{**each, "by_dataset": None} for each in whole]
-
-
 def test_measurements_have_six_digits(plane: ControlPlane) -> None:
     one = publish_measured(plane, "one", recalls={"one": 1 / 3})
     publish_measured(plane, "two", drifts={"one": 1234567.8}, recalls={"one": 2e-7 / 3})
@@ -118,30 +108,6 @@ def test_the_history_reads_no_manifest(grown: tuple[ControlPlane, list[str]]) ->
     with plane.context.database.write() as connection:
         connection.exec_driver_sql("UPDATE versions SET manifest = '{}'")
     assert [_get(plane, path) for path in (HISTORY, CAPACITY)] == before
-
-
-def test_the_history_survives_the_loss_of_the_database(
-    grown: tuple[ControlPlane, list[str]],
-) -> None:
-    plane, _ = grown
-    before = [_get(plane, path) for path in (HISTORY, CAPACITY, "/v1/models/scenes/summary")]
-    plane.record()
-    wreck(plane.context.database)
-    rebuild(plane)
-    after = [_get(plane, path) for path in (HISTORY, CAPACITY, "/v1/models/scenes/summary")]
-    assert after == before
-
-
-def test_a_branch_has_the_history_of_its_versions(grown: tuple[ControlPlane, list[str]]) -> None:
-    plane, (one, two, _) = grown
-    plane.client.post("/v1/models/scenes/branch", json={"name": "branch", "version": 2})
-    found = _get(plane, "/v1/models/branch/versions?by_dataset=true")["items"]
-    assert [each["dataset"] for each in found] == [one, two]
-    original = _get(plane, HISTORY)["items"][:2]
-    same = ("by_dataset", "free_share", "pair", "max_drift", "mean_recall")
-    assert [[each[name] for name in same] for each in found] == [
-        [each[name] for name in same] for each in original
-    ]
 
 
 def test_capacity_is_forecast_from_the_datasets_of_each_modality(plane: ControlPlane) -> None:
@@ -187,13 +153,6 @@ def test_the_forecast_looks_beyond_the_versions_that_are_shown(plane: ControlPla
     }
 
 
-def test_capacity_before_the_first_version_is_empty(plane: ControlPlane) -> None:
-    plane.create_model("masked", **MASKED)
-    found = _get(plane, "/v1/models/masked/capacity")
-    assert (found["version"], found["modalities"]) == (None, {})
-    assert _get(plane, "/v1/models/masked/versions")["items"] == []
-
-
 @pytest.mark.parametrize(
     ("spec", "words"),
     [({"policy": "improve"}, "solves all heads"), ({"method": "vanilla"}, "vanilla")],
@@ -221,11 +180,6 @@ def test_bad_parameters_are_named(plane: ControlPlane, query: str, field: str) -
     response = plane.client.get(f"/v1/models/scenes/{query}")
     assert response.status_code == 422
     assert [each["field"] for each in response.json()["errors"]] == [field]
-
-
-def test_the_history_of_no_model_is_not_found(plane: ControlPlane) -> None:
-    for name in ("versions", "capacity", "summary"):
-        assert plane.client.get(f"/v1/models/none/{name}").status_code == 404
 
 
 def _all_pages(plane: ControlPlane, path: str, limit: int) -> list[list[dict[str, object]]]:
@@ -288,14 +242,6 @@ def test_a_list_in_descending_order_is_the_ascending_one_reversed(
     assert len(ascending) >= 3
 
 
-def test_new_items_do_not_shift_the_next_page(learned_plane: ControlPlane) -> None:
-    first = learned_plane.client.get("/v1/jobs?order=desc&limit=2").json()
-    learned_plane.post_dataset("four")
-    cursor = first["next_cursor"]
-    second = learned_plane.client.get(f"/v1/jobs?order=desc&limit=2&cursor={cursor}").json()
-    assert len({item["id"] for item in (*first["items"], *second["items"])}) == 3
-
-
 @pytest.mark.parametrize("path", ["/v1/jobs", "/v1/models", "/v1/events"])
 def test_a_cursor_is_of_one_order_only(learned_plane: ControlPlane, path: str) -> None:
     cursor = learned_plane.client.get(f"{path}?order=desc&limit=1").json()["next_cursor"]
@@ -324,13 +270,6 @@ def test_lists_can_be_narrowed(plane: ControlPlane) -> None:
     assert [item["job"] for item in items] == [second]
 
 
-def test_a_version_shows_its_whole_manifest(plane: ControlPlane) -> None:
-    plane.run_to_end(plane.post_dataset())
-    body = plane.client.get("/v1/models/scenes/versions/1").json()
-    assert VersionManifest.model_validate(body["manifest"]) == plane.versions()[0].manifest
-    assert body["stored_at"] is not None
-
-
 def test_a_dataset_shows_what_was_verified(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     dataset = plane.job(job).dataset
@@ -343,35 +282,10 @@ def test_a_dataset_shows_what_was_verified(plane: ControlPlane) -> None:
     assert after["shards"] == before["shards"]
 
 
-def test_a_finished_job_shows_its_times(plane: ControlPlane) -> None:
-    job = plane.post_dataset()
-    plane.run_to_end(job)
-    body = plane.client.get(f"/v1/jobs/{job}").json()
-    times = [body[f"{event}_at"] for event in ("created", "started", "finished")]
-    assert times == sorted(times)
-    assert body["version"] == 1
-
-
-def test_the_live_version_is_shown(plane: ControlPlane) -> None:
-    plane.run_to_end(plane.post_dataset())
-    live = plane.client.get("/v1/models/scenes/live").json()
-    assert live == {"version": 1, "generation": 1}
-    model = plane.client.get("/v1/models/scenes").json()
-    assert (model["live_version"], model["head_version"]) == (1, 1)
-
-
 def _summary(plane: ControlPlane, model: str = "scenes") -> Any:
     response = plane.client.get(f"/v1/models/{model}/summary")
     assert response.status_code == 200, response.text
     return response.json()
-
-
-def test_a_new_model_has_nothing_yet(plane: ControlPlane) -> None:
-    found = _summary(plane)
-    assert (found["name"], found["method"], found["policy"]) == ("scenes", None, "improve")
-    empty = ("live_version", "newest", "current", "last_ended", "branched_from")
-    assert [found[name] for name in empty] == [None] * 5
-    assert found["jobs"] == {"waiting": 0, "running": 0, "held": 0}
 
 
 def test_the_newest_and_the_live_version_are_shown(plane: ControlPlane) -> None:
@@ -403,29 +317,6 @@ def test_jobs_are_counted_by_what_they_wait_for(plane: ControlPlane) -> None:
     current = found["current"]
     assert (current["job"], current["state"], current["version"]) == (jobs[0], "running", 1)
     assert current["progress"]["loss"] == 0.5
-
-
-def test_a_held_job_is_the_current_one(plane: ControlPlane) -> None:
-    plane.client.put("/v1/models/scenes/gate", json={"manual_approval": True, "max_drift": 0.4})
-    job, waiting = plane.post_dataset("one"), plane.post_dataset("two")
-    write_measured(plane, job)
-    plane.tick_to(job, JobState.HELD)
-    found = _summary(plane)
-    assert found["jobs"] == {"waiting": 1, "running": 0, "held": 1}
-    assert (found["current"]["job"], found["current"]["state"]) == (job, "held")
-    assert found["drift_bound"] == 0.4
-    plane.client.post(f"/v1/jobs/{job}/reject", json={"reason": "worse"})
-    found = _summary(plane)
-    assert found["current"]["job"] == waiting
-    assert (found["last_ended"]["job"], found["last_ended"]["reason"]) == (job, "rejected_by_hand")
-
-
-def test_a_failed_job_is_shown_with_its_reason(plane: ControlPlane) -> None:
-    job = plane.post_dataset("bad", shards=[plane.shard("bad", table_with_nan(16))])
-    plane.run_to_end(job)
-    ended = _summary(plane)["last_ended"]
-    assert (ended["job"], ended["state"], ended["reason"]) == (job, "failed", "invalid_dataset")
-    assert ended["message"]
 
 
 def test_a_dry_run_is_not_what_the_model_waits_for(plane: ControlPlane) -> None:

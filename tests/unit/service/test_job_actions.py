@@ -88,13 +88,6 @@ def test_a_cancelled_dataset_can_be_posted_again(plane: ControlPlane) -> None:
     assert second.json()["job"]["id"] != first
 
 
-def test_a_waiting_job_is_cancelled_behind_another(plane: ControlPlane) -> None:
-    first, second = plane.post_dataset("one"), plane.post_dataset("two")
-    _bring_to(plane, first, JobState.RUNNING)
-    response = plane.client.post(f"/v1/jobs/{second}/cancel")
-    assert response.json()["state"] == "cancelled"
-
-
 def test_retry_gives_new_attempts_and_new_numbers(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     _bring_to(plane, job, JobState.FAILED)
@@ -125,12 +118,3 @@ def test_retry_yields_to_the_same_dataset_posted_again(plane: ControlPlane) -> N
     response = plane.client.post(f"/v1/jobs/{job}/retry")
     assert response.status_code == 409
     assert again in response.json()["detail"]
-
-
-def test_two_models_cancel_independently(plane: ControlPlane) -> None:
-    plane.create_model("sounds")
-    first, second = plane.post_dataset(), plane.post_dataset(model="sounds")
-    plane.tick_to(first, JobState.RUNNING)
-    plane.client.post(f"/v1/jobs/{first}/cancel")
-    assert plane.run_to_end(second).state == JobState.PUBLISHED
-    assert plane.job(first).state == JobState.CANCELLED

@@ -11,27 +11,9 @@ import httpx
 import pytest
 
 from cmcl.contract.api.jobs import JobState
-from cmcl.contract.model import ModelSpec
-from service.registry.models import NewModel
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.served_app import served
 from tests.fakes.trainer import train
-
-
-def test_a_model_answers_with_everything_resolved(plane: ControlPlane) -> None:
-    response = plane.client.post("/v1/models", json={"name": "new", **SPEC})
-    assert response.status_code == 201
-    assert response.headers["location"] == "/v1/models/new"
-    body = response.json()
-    sent = {field: body[field] for field in NewModel.model_fields}
-    assert ModelSpec.model_validate(SPEC) == NewModel.model_validate(sent).spec({})
-    assert (body["head_version"], body["live_version"], body["live_generation"]) == (None, None, 0)
-
-
-def test_the_same_model_again_is_the_same_answer(plane: ControlPlane) -> None:
-    first = plane.client.get("/v1/models/scenes").json()
-    again = plane.client.post("/v1/models", json={"name": "scenes", **SPEC})
-    assert (again.status_code, again.json()) == (200, first)
 
 
 def test_a_dataset_is_accepted_with_its_job(plane: ControlPlane) -> None:
@@ -59,14 +41,6 @@ def test_a_learned_dataset_again_is_the_same_job(plane: ControlPlane) -> None:
     again = plane.client.post("/v1/datasets", json=body)
     assert again.status_code == 200
     assert (again.json()["job"]["id"], again.json()["job"]["state"]) == (job, "published")
-
-
-def test_the_same_shards_are_new_to_another_model(plane: ControlPlane) -> None:
-    plane.create_model("sounds")
-    body = plane.dataset_body("one")
-    first = plane.client.post("/v1/datasets", json=body)
-    second = plane.client.post("/v1/datasets", json={**body, "model": "sounds"})
-    assert (first.status_code, second.status_code) == (202, 202)
 
 
 @pytest.mark.parametrize("route", ["/v1/models", "/v1/datasets", "cancel"])
@@ -214,15 +188,6 @@ def test_what_is_learned_or_being_learned_cannot_be_deleted(plane: ControlPlane)
     assert "version 1" in answer.json()["detail"]
 
 
-def test_a_failed_dataset_can_be_deleted_and_posted_again(plane: ControlPlane) -> None:
-    body = plane.dataset_body("one")
-    job = plane.client.post("/v1/datasets", json=body).json()["job"]["id"]
-    plane.client.post(f"/v1/jobs/{job}/cancel")
-    path = f"/v1/datasets/{plane.job(job).dataset}"
-    assert plane.client.request("DELETE", path).status_code == 204
-    assert plane.client.post("/v1/datasets", json=body).status_code == 202
-
-
 def test_a_dataset_of_a_deleted_model_cannot_be_sealed(plane: ControlPlane) -> None:
     dataset = _open(plane)
     _add(plane, dataset, shards=[plane.shard("a")])
@@ -269,13 +234,6 @@ def test_progress_does_not_change_what_was_seen(plane: ControlPlane) -> None:
     plane.tick(2)
     assert _act(plane, f"/v1/jobs/{job}/cancel", seen).status_code == 202
     assert _revision(plane, job) == seen + 1
-
-
-def test_cancelling_and_retrying_name_the_revision(plane: ControlPlane) -> None:
-    job = plane.post_dataset()
-    for action in ("cancel", "retry"):
-        assert _act(plane, f"/v1/jobs/{job}/{action}", 99).status_code == 412
-    assert plane.job(job).state == JobState.QUEUED
 
 
 def test_a_dataset_is_sealed_with_the_files_that_were_seen(plane: ControlPlane) -> None:
@@ -442,25 +400,12 @@ def test_an_address_named_twice_is_refused(plane: ControlPlane) -> None:
     assert "named twice" in errors["evaluation_shards[0].uri"]
 
 
-def test_an_unknown_model_is_named(plane: ControlPlane) -> None:
-    body = plane.dataset_body("one", model="missing")
-    errors = _assert_problem(plane.client.post("/v1/datasets", json=body), 404)
-    assert "'missing'" in errors["model"]
-    _assert_no_trace(plane)
-
-
 @pytest.mark.parametrize("route", ["/v1/models", "/v1/datasets"])
 @pytest.mark.parametrize("body", [b"{", b"", b"\xff\xfe", b"[" * 10_000, b"nope"])
 def test_a_body_that_is_no_json_is_refused(plane: ControlPlane, route: str, body: bytes) -> None:
     headers = {"Content-Type": "application/json"}
     response = plane.client.post(route, content=body, headers=headers)
     _assert_problem(response, 400 if body else 422)
-
-
-@pytest.mark.parametrize("body", ["[]", "null", "3", '"text"', "{}"])
-def test_json_that_is_no_dataset_is_refused(plane: ControlPlane, body: str) -> None:
-    headers = {"Content-Type": "application/json"}
-    _assert_problem(plane.client.post("/v1/datasets", content=body, headers=headers), 422)
 
 
 @pytest.mark.parametrize("text", ['{"name": NaN}', '{"name": "\\ud800"}', '{"\\ud800": 1e999}'])
@@ -520,23 +465,6 @@ def test_a_body_without_a_length_is_cut_off(plane: ControlPlane) -> None:
 
 
 @pytest.mark.parametrize(
-    "path",
-    [
-        "/v1/models/missing",
-        "/v1/models/missing/versions",
-        "/v1/models/missing/live",
-        "/v1/models/missing/promotions",
-        "/v1/models/scenes/versions/1",
-        "/v1/datasets/ds-0123456789ab",
-        "/v1/jobs/job-0123456789ab",
-        "/v2/models",
-    ],
-)
-def test_what_is_not_there_is_not_found(plane: ControlPlane, path: str) -> None:
-    _assert_problem(plane.client.get(path), 404)
-
-
-@pytest.mark.parametrize(
     ("path", "field"),
     [
         ("/v1/models/Scenes", "model"),
@@ -567,18 +495,6 @@ def test_what_is_not_there_is_not_found(plane: ControlPlane, path: str) -> None:
 )
 def test_a_bad_address_names_its_part(plane: ControlPlane, path: str, field: str) -> None:
     assert field in _assert_problem(plane.client.get(path), 422)
-
-
-def test_a_method_that_is_not_there_is_refused(plane: ControlPlane) -> None:
-    response = plane.client.request("DELETE", "/v1/models")
-    _assert_problem(response, 405)
-    assert response.headers["allow"]
-
-
-@pytest.mark.parametrize("version", [0, 2**31, -1, "one", None, 1.5])
-def test_a_live_version_must_be_a_number(plane: ControlPlane, version: object) -> None:
-    response = plane.client.put("/v1/models/scenes/live", json={"version": version})
-    assert "version" in _assert_problem(response, 422)
 
 
 @pytest.mark.parametrize("key", ["", "a b", "x" * 256, "ä"])

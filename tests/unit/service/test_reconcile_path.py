@@ -1,7 +1,7 @@
 """The reconciler: the path of a dataset to a version, and what may fail on it."""
 
 import itertools
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from sqlalchemy import update
@@ -11,7 +11,7 @@ from cmcl.contract.job import Failure, JobSpec, submission_id
 from cmcl.storage import layout
 from cmcl.storage.running import forget_running, mark_ended
 from cmcl.storage.versions import read_version
-from service.core.states import CANCELLABLE, IN_FLIGHT, LEGAL_MOVES, IllegalMove, check_move
+from service.core.states import CANCELLABLE, LEGAL_MOVES, IllegalMove, check_move
 from service.database import tables
 from service.database.queries import jobs
 from service.jobs.publish import judge
@@ -28,20 +28,6 @@ def test_a_dataset_becomes_one_live_version(plane: ControlPlane) -> None:
     assert (version.number, version.parent, version.job) == (1, None, job)
     assert plane.answering() == (1, 1)
     assert read_version(plane.store, "scenes", 1) == version.manifest
-
-
-def test_each_state_is_passed_in_order(plane: ControlPlane) -> None:
-    job = plane.post_dataset()
-    seen = [plane.job(job).state]
-    for _ in range(5):
-        plane.tick()
-        seen.append(plane.job(job).state)
-    train(plane.store, job, 1)
-    for _ in range(2):
-        plane.tick()
-        seen.append(plane.job(job).state)
-    waiting = ["queued", "preparing", "preparing", "prepared"]
-    assert seen == [*waiting, "submitting", "running", "gating", "published"]
 
 
 def test_the_second_version_grows_from_the_first(plane: ControlPlane) -> None:
@@ -73,13 +59,6 @@ def test_no_job_begins_before_its_parent_is_stored(plane: ControlPlane) -> None:
     assert plane.job(second).state == JobState.PREPARED
 
 
-def test_two_models_learn_beside_each_other(plane: ControlPlane) -> None:
-    plane.create_model("sounds")
-    first, second = plane.post_dataset(), plane.post_dataset(model="sounds")
-    plane.tick_to(first, JobState.RUNNING)
-    assert plane.job(second).state == JobState.RUNNING
-
-
 def test_the_spec_has_everything_that_the_worker_needs(plane: ControlPlane) -> None:
     job = plane.post_dataset(evaluation_shards=[plane.shard("held-out")])
     plane.tick_to(job, JobState.RUNNING)
@@ -106,34 +85,6 @@ def test_the_command_names_store_job_and_attempt(plane: ControlPlane) -> None:
     }
 
 
-def test_progress_of_the_attempt_is_shown(plane: ControlPlane) -> None:
-    job = plane.post_dataset()
-    plane.tick_to(job, JobState.RUNNING)
-    assert plane.job(job).message == "the attempt is starting on the cluster"
-    progress = report_progress(plane.store, job, 1, "training", updates_done=4)
-    plane.tick()
-    assert plane.job(job).progress == progress
-    assert plane.job(job).message is None
-
-
-def test_unreadable_progress_is_ignored(plane: ControlPlane) -> None:
-    job = plane.post_dataset()
-    plane.tick_to(job, JobState.RUNNING)
-    plane.store.put(layout.running_file(f"{job}-a1", "00000001_of_another_release"), b"{")
-    plane.tick()
-    assert plane.run_to_end(job).state == JobState.PUBLISHED
-
-
-def test_a_loss_that_is_no_number_is_kept_as_none(plane: ControlPlane) -> None:
-    job = plane.post_dataset()
-    plane.tick_to(job, JobState.RUNNING)
-    report_progress(plane.store, job, 1, "training", figures={"loss": float("nan")})
-    plane.tick()
-    progress = plane.job(job).progress
-    assert progress is not None
-    assert progress.loss is None
-
-
 @pytest.mark.parametrize("state", [LaunchState.FAILED, LaunchState.SUCCEEDED, LaunchState.STOPPED])
 def test_an_end_without_candidate_is_a_lost_attempt(
     plane: ControlPlane, state: LaunchState
@@ -147,31 +98,6 @@ def test_an_end_without_candidate_is_a_lost_attempt(
     assert plane.tick_to(job, JobState.RUNNING).attempt == 2
 
 
-def test_a_job_that_the_cluster_forgot_is_lost(plane: ControlPlane) -> None:
-    job = plane.post_dataset()
-    plane.tick_to(job, JobState.RUNNING)
-    plane.launcher.lose(f"{job}-a1")
-    plane.tick()
-    assert plane.job(job).state == JobState.PREPARED
-
-
-def test_a_failed_launch_with_candidate_is_adopted(plane: ControlPlane) -> None:
-    job = plane.post_dataset()
-    plane.tick_to(job, JobState.RUNNING)
-    train(plane.store, job, 1)
-    plane.launcher.end(f"{job}-a1", LaunchState.FAILED, "the head restarted")
-    assert plane.run_to_end(job).state == JobState.PUBLISHED
-    assert plane.versions()[0].attempt == 1
-
-
-def test_a_candidate_is_adopted_while_ray_is_unavailable(plane: ControlPlane) -> None:
-    job = plane.post_dataset()
-    plane.tick_to(job, JobState.RUNNING)
-    plane.launcher.is_down = True
-    train(plane.store, job, 1)
-    assert plane.run_to_end(job).state == JobState.PUBLISHED
-
-
 def test_a_candidate_is_looked_for_when_an_attempt_has_ended_without_showing_it(
     plane: ControlPlane,
 ) -> None:
@@ -182,6 +108,103 @@ def test_a_candidate_is_looked_for_when_an_attempt_has_ended_without_showing_it(
     plane.launcher.end(f"{job}-a1", LaunchState.FAILED, "the node was lost")
     assert plane.run_to_end(job).state == JobState.PUBLISHED
     assert plane.versions()[0].attempt == 1
+
+
+def _fails_without_a_reason(plane: ControlPlane, job: str) -> None:
+    plane.store.put(layout.run_failure(job, 1), b"{")
+    plane.launcher.end(f"{job}-a1", LaunchState.FAILED)
+
+
+def _changes_its_heads(plane: ControlPlane, job: str) -> None:
+    heads = train(plane.store, job, 1).files[layout.HEADS]
+    plane.store.put(layout.blob(heads.sha256), b"other bytes")
+
+
+def _shows(plane: ControlPlane, job: str, key: str, content: bytes) -> None:
+    plane.store.put(key, content)
+    mark_ended(plane.store, job, 1)
+
+
+def _falls_silent(plane: ControlPlane, job: str, seconds: float, *, reports: bool) -> None:
+    if reports:
+        report_progress(plane.store, job, 1, "training")
+    plane.tick()
+    plane.clock.advance(seconds)
+
+
+def _trains_although(plane: ControlPlane, job: str, trouble: Callable[[], object]) -> None:
+    train(plane.store, job, 1)
+    trouble()
+
+
+WHAT_HAPPENS: dict[
+    str, tuple[Callable[[ControlPlane, str], object], JobState, FailureReason | None]
+] = {
+    "the cluster forgets it": (
+        lambda plane, job: plane.launcher.lose(f"{job}-a1"),
+        *(JobState.PREPARED, None),
+    ),
+    "a failure that cannot be read": (
+        _fails_without_a_reason,
+        *(JobState.PREPARED, None),
+    ),
+    "a manifest that cannot be read": (
+        lambda plane, job: _shows(plane, job, layout.run_candidate(job, 1), b"{}"),
+        *(JobState.FAILED, FailureReason.INVALID_CANDIDATE),
+    ),
+    "a file of another size": (
+        _changes_its_heads,
+        *(JobState.FAILED, FailureReason.INVALID_CANDIDATE),
+    ),
+    "no progress in time": (
+        lambda plane, job: _falls_silent(plane, job, 601, reports=False),
+        *(JobState.FAILED, FailureReason.START_DEADLINE),
+    ),
+    "no end in time": (
+        lambda plane, job: _falls_silent(plane, job, 86401, reports=True),
+        *(JobState.FAILED, FailureReason.RUN_DEADLINE),
+    ),
+    "a false report of its end": (
+        lambda plane, job: _trains_although(
+            plane, job, lambda: plane.launcher.end(f"{job}-a1", LaunchState.FAILED)
+        ),
+        *(JobState.PUBLISHED, None),
+    ),
+    "an outage of the cluster": (
+        lambda plane, job: _trains_although(
+            plane, job, lambda: setattr(plane.launcher, "is_down", True)
+        ),
+        *(JobState.PUBLISHED, None),
+    ),
+    "progress that cannot be read": (
+        lambda plane, job: _trains_although(
+            plane,
+            job,
+            lambda: plane.store.put(layout.running_file(f"{job}-a1", "00000001_of_another"), b"{"),
+        ),
+        *(JobState.PUBLISHED, None),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WHAT_HAPPENS)
+def test_an_attempt_ends_as_what_happens_to_it(plane: ControlPlane, name: str) -> None:
+    happens, state, reason = WHAT_HAPPENS[name]
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    happens(plane, job)
+    assert plane.tick_to(job, state).reason == reason
+
+
+def test_a_cluster_that_keeps_refusing_fails_the_job(plane: ControlPlane) -> None:
+    plane.launcher.refuses = True
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.SUBMITTING)
+    plane.tick()
+    assert plane.job(job).state == JobState.SUBMITTING
+    plane.clock.advance(601)
+    plane.tick()
+    assert plane.job(job).reason == FailureReason.LAUNCHER_REJECTED
 
 
 def test_a_job_that_was_moved_to_another_attempt_is_not_published(plane: ControlPlane) -> None:
@@ -205,37 +228,6 @@ def test_a_late_candidate_of_a_lost_attempt_is_ignored(plane: ControlPlane) -> N
     plane.run_to_end(job)
     (version,) = plane.versions()
     assert version.attempt == 2
-
-
-def test_three_lost_attempts_are_enough(plane: ControlPlane) -> None:
-    job = plane.post_dataset()
-    for attempt in (1, 2, 3):
-        plane.tick_to(job, JobState.RUNNING)
-        plane.launcher.end(f"{job}-a{attempt}", LaunchState.FAILED, "no space left")
-        plane.tick()
-    found = plane.job(job)
-    assert (found.state, found.reason) == (JobState.FAILED, FailureReason.ATTEMPTS_EXHAUSTED)
-    assert "no space left" in (found.message or "")
-
-
-def test_a_failed_job_frees_the_way_for_the_next(plane: ControlPlane) -> None:
-    first, second = plane.post_dataset("one"), plane.post_dataset("two")
-    for attempt in (1, 2, 3):
-        plane.tick_to(first, JobState.RUNNING)
-        plane.launcher.end(f"{first}-a{attempt}", LaunchState.FAILED)
-        plane.tick()
-    plane.run_to_end(second)
-    assert [(version.number, version.job) for version in plane.versions()] == [(1, second)]
-
-
-def test_no_progress_in_time_fails_the_job(plane: ControlPlane) -> None:
-    job = plane.post_dataset()
-    plane.tick_to(job, JobState.RUNNING)
-    plane.tick()
-    plane.clock.advance(601)
-    plane.tick(2)
-    assert plane.job(job).reason == FailureReason.START_DEADLINE
-    assert plane.launcher.running() == []
 
 
 def test_the_reason_for_missing_ranks_is_shown_at_once_and_at_the_start_deadline(
@@ -264,16 +256,6 @@ def test_progress_keeps_the_start_deadline_away(plane: ControlPlane) -> None:
     assert plane.job(job).state == JobState.RUNNING
 
 
-def test_an_attempt_that_never_ends_is_stopped(plane: ControlPlane) -> None:
-    job = plane.post_dataset()
-    plane.tick_to(job, JobState.RUNNING)
-    report_progress(plane.store, job, 1, "training")
-    plane.tick()
-    plane.clock.advance(86401)
-    plane.tick(2)
-    assert plane.job(job).reason == FailureReason.RUN_DEADLINE
-
-
 def test_a_job_is_not_over_before_its_attempt_is(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
@@ -285,31 +267,6 @@ def test_a_job_is_not_over_before_its_attempt_is(plane: ControlPlane) -> None:
     plane.launcher.end(f"{job}-a1", LaunchState.STOPPED)
     plane.tick()
     assert plane.job(job).state == JobState.FAILED
-
-
-def test_an_unavailable_cluster_is_waited_for(plane: ControlPlane) -> None:
-    plane.launcher.is_down = True
-    job = plane.post_dataset()
-    plane.tick_to(job, JobState.SUBMITTING)
-    plane.clock.advance(10_000)
-    plane.tick(3)
-    assert plane.job(job).state == JobState.SUBMITTING
-    assert "waiting" in (plane.job(job).message or "")
-    plane.launcher.is_down = False
-    plane.clock.advance(30)
-    assert plane.run_to_end(job).state == JobState.PUBLISHED
-    assert plane.job(job).message is None
-
-
-def test_a_cluster_that_keeps_refusing_fails_the_job(plane: ControlPlane) -> None:
-    plane.launcher.refuses = True
-    job = plane.post_dataset()
-    plane.tick_to(job, JobState.SUBMITTING)
-    plane.tick()
-    assert plane.job(job).state == JobState.SUBMITTING
-    plane.clock.advance(601)
-    plane.tick()
-    assert plane.job(job).reason == FailureReason.LAUNCHER_REJECTED
 
 
 def test_trouble_in_one_model_stays_there(plane: ControlPlane) -> None:
@@ -359,24 +316,6 @@ def test_a_candidate_with_a_missing_file_is_refused(plane: ControlPlane, missing
     assert plane.versions() == []
 
 
-def test_a_candidate_with_a_file_of_another_size_is_refused(plane: ControlPlane) -> None:
-    job = plane.post_dataset()
-    plane.tick_to(job, JobState.RUNNING)
-    heads = train(plane.store, job, 1).files[layout.HEADS]
-    plane.store.put(layout.blob(heads.sha256), b"other bytes")
-    plane.tick(2)
-    assert plane.job(job).reason == FailureReason.INVALID_CANDIDATE
-
-
-def test_a_manifest_that_cannot_be_read_is_refused(plane: ControlPlane) -> None:
-    job = plane.post_dataset()
-    plane.tick_to(job, JobState.RUNNING)
-    plane.store.put(layout.run_candidate(job, 1), b"{}")
-    mark_ended(plane.store, job, 1)
-    plane.tick(2)
-    assert plane.job(job).reason == FailureReason.INVALID_CANDIDATE
-
-
 def test_a_database_older_than_the_bucket_writes_over_no_version(plane: ControlPlane) -> None:
     """As after the restore of a dump that is older than object storage."""
     plane.run_to_end(plane.post_dataset("one"))
@@ -393,19 +332,6 @@ def test_a_database_older_than_the_bucket_writes_over_no_version(plane: ControlP
     assert [version.number for version in plane.versions()] == [1]
 
 
-def test_too_much_drift_rejects_the_candidate(tmp_path: Path) -> None:
-    plane = ControlPlane(tmp_path)
-    plane.create_model(policy="preserve")
-    plane.run_to_end(plane.post_dataset("one"))
-    job = plane.post_dataset("two")
-    found = plane.run_to_end(job, drift=0.9)
-    assert (found.state, found.reason) == (JobState.REJECTED, FailureReason.DRIFT_TOO_LARGE)
-    assert "'one'" in (found.message or "")
-    assert "90 %" in (found.message or "")
-    assert plane.model().live_version == 1
-    plane.close()
-
-
 def test_a_stale_parent_sends_the_job_back(plane: ControlPlane) -> None:
     plane.run_to_end(plane.post_dataset("one"))
     job = plane.post_dataset("two")
@@ -417,16 +343,6 @@ def test_a_stale_parent_sends_the_job_back(plane: ControlPlane) -> None:
     plane.tick()
     assert plane.job(job).state == JobState.PREPARED
     assert len(plane.versions()) == 1
-
-
-def test_a_short_outage_of_the_store_is_survived(plane: ControlPlane) -> None:
-    job = plane.post_dataset()
-    plane.store.broken = ""
-    plane.tick(3)
-    assert plane.job(job).state == JobState.PREPARING
-    assert "waiting" in (plane.job(job).message or "")
-    plane.store.broken = None
-    assert plane.run_to_end(job).state == JobState.PUBLISHED
 
 
 @pytest.mark.parametrize(
@@ -452,20 +368,7 @@ def test_an_attempt_with_a_permanent_error_is_not_repeated(
     assert ended.message == failure.message
 
 
-def test_a_failure_that_cannot_be_read_is_a_lost_attempt(plane: ControlPlane) -> None:
-    job = plane.post_dataset()
-    plane.tick_to(job, JobState.RUNNING)
-    plane.store.put(layout.run_failure(job, 1), b"{")
-    plane.launcher.end(f"{job}-a1", LaunchState.FAILED)
-    plane.tick()
-    assert plane.job(job).state == JobState.PREPARED
-
-
 PAIRS = list(itertools.product(JobState, JobState))
-
-
-def test_every_state_has_a_line_in_the_table() -> None:
-    assert set(LEGAL_MOVES) == set(JobState)
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
@@ -485,11 +388,6 @@ def test_final_states_are_left_by_users_alone() -> None:
 def test_each_unfinished_state_has_a_step_or_is_prepared_or_watched() -> None:
     others = {JobState.QUEUED, JobState.PREPARING, JobState.RUNNING}
     assert set(STEPS) == set(JobState) - FINAL_STATES - others
-
-
-def test_in_flight_is_neither_waiting_nor_final() -> None:
-    waiting = {JobState.QUEUED, JobState.PREPARING, JobState.PREPARED}
-    assert set(JobState) - FINAL_STATES - waiting == IN_FLIGHT
 
 
 def test_every_cancellable_state_may_become_cancelled() -> None:

@@ -205,15 +205,6 @@ def test_a_lost_attempt_is_repeated_before_the_owners_other_jobs(make_plane: Mak
     assert PREPARED in shared.states(*others)
 
 
-def test_a_job_that_waits_is_cancelled_at_once(make_plane: MakePlane) -> None:
-    shared = make_plane(attempts_at_once=1)
-    first, second = shared.post("a", "a0"), shared.post("a", "a1")
-    shared.rounds()
-    assert shared.plane.client.post(f"/v1/jobs/{second}/cancel").status_code == 202
-    shared.end(first)
-    assert shared.states(second) == [JobState.CANCELLED]
-
-
 def test_preparations_are_shared_between_owners_and_dry_runs_count(make_plane: MakePlane) -> None:
     shared = make_plane(preparations_at_once=2)
     shared.plane.preparer = lambda store: None

@@ -9,7 +9,6 @@ from cmcl.contract.api.jobs import FailureReason, JobState
 from cmcl.contract.modality import FileEntry
 from cmcl.storage import layout
 from cmcl.storage.versions import read_version
-from service.launchers.port import LaunchState
 from service.maintenance.gc import GarbageCollector
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
@@ -131,17 +130,6 @@ def learn_id(plane: ControlPlane, name: str) -> str:
     return next(each["id"] for each in listed if each["name"] == name)
 
 
-def test_a_lost_attempt_is_followed_by_another(plane: ControlPlane) -> None:
-    _, second = learn(plane, "one", "two")
-    job = unlearn(plane, second).json()["id"]
-    running = plane.tick_to(job, JobState.RUNNING)
-    plane.launcher.end(str(running.submission_id), LaunchState.FAILED)
-    plane.tick_to(job, JobState.PREPARED)
-    found = plane.run_to_end(job)
-    assert (found.state, found.attempt) == (JobState.PUBLISHED, 2)
-    assert names(plane) == ["one"]
-
-
 def test_cancelled_it_leaves_the_dataset_as_it_is(plane: ControlPlane) -> None:
     _, second = learn(plane, "one", "two")
     job = unlearn(plane, second).json()["id"]
@@ -156,21 +144,6 @@ def test_cancelled_it_leaves_the_dataset_as_it_is(plane: ControlPlane) -> None:
     sweep(plane)
     assert any(plane.store.keys(layout.dataset_prefix(second)))
     assert unlearned(plane, second)
-
-
-def test_the_policy_judges_it_and_another_policy_lets_it_pass(plane: ControlPlane) -> None:
-    _, second, _ = learn(plane, "one", "two", "three")
-    plane.client.put("/v1/models/scenes/gate", json={"max_drift": 0.2, "min_gain": 0.1})
-    job = unlearn(plane, second).json()["id"]
-    found = plane.run_to_end(job, drift=0.5)
-    assert (found.state, found.reason) == (JobState.REJECTED, FailureReason.DRIFT_TOO_LARGE)
-    candidate = plane.client.get(f"/v1/jobs/{job}/candidate").json()
-    assert (candidate["kind"], candidate["dataset"]) == ("unlearn", second)
-    assert [each["is_new"] for each in candidate["datasets"]] == [False, False]
-    plane.client.put("/v1/models/scenes/gate", json={})
-    assert plane.client.post(f"/v1/jobs/{job}/retry").status_code == 202
-    plane.run_to_end(job, drift=0.5)
-    assert names(plane) == ["one", "three"]
 
 
 def test_a_candidate_that_keeps_the_dataset_is_refused(plane: ControlPlane) -> None:
@@ -337,14 +310,6 @@ def test_it_is_asked_for_once_and_again_with_an_idempotency_key(branched: Contro
     assert merge(branched, "site@2").status_code == 409
 
 
-def test_what_was_merged_can_be_unlearned(branched: ControlPlane) -> None:
-    merged(branched, "site@2")
-    three = branched.versions()[-1].manifest.learned[-1].dataset
-    unlearned(branched, three, model="scenes")
-    assert names(branched) == ["one", "two"]
-    assert names(branched, "site") == ["one", "three"]
-
-
 @pytest.mark.parametrize("is_unlearned_first", [False, True])
 def test_what_was_merged_outlives_the_other_model_as_long_as_a_version_with_it_can_be_branched(
     branched: ControlPlane, is_unlearned_first: bool
@@ -387,13 +352,6 @@ def test_what_the_other_model_loses_meanwhile_fails_the_job(branched: ControlPla
     found = branched.run_to_end(job)
     assert (found.state, found.reason) == (JobState.FAILED, FailureReason.CANNOT_COMBINE)
     assert "deleted" in str(found.message)
-
-
-def test_models_without_a_common_dataset_are_merged(branched: ControlPlane) -> None:
-    branched.create_model("apart")
-    learn(branched, "five", model="apart")
-    merged(branched, "apart@1")
-    assert names(branched) == ["one", "two", "five"]
 
 
 def test_a_modality_of_the_other_model_alone_is_taken_over(branched: ControlPlane) -> None:

@@ -2,11 +2,9 @@
 
 import os
 import re
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -112,15 +110,6 @@ def test_a_wrong_value_is_refused_in_one_line(
     assert len(complaints.splitlines()) == 1
 
 
-def test_an_unknown_scope_names_the_permitted_ones(
-    run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as ended:
-        run("create", "x", "--scopes", "read,root")
-    assert ended.value.code == 2
-    assert "permitted: read, write, train, admin, embed" in capsys.readouterr().err
-
-
 def test_a_database_that_cannot_be_reached_is_one_line(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,14 +118,3 @@ def test_a_database_that_cannot_be_reached_is_one_line(
     assert (status, output) == (1, "")
     assert complaints.startswith("the database did not respond")
     assert "Traceback" not in complaints
-
-
-def test_tables_are_brought_up_to_date_without_a_service(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CMCL_DATABASE_URL", f"sqlite:///{tmp_path / 'cmcl.db'}")
-    assert main(["migrate"]) == 0
-    with closing(sqlite3.connect(tmp_path / "cmcl.db")) as connection:
-        names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
-    assert {"alembic_version", "jobs", "models"} <= names
-    assert main(["migrate"]) == 0, "a second time changes nothing"

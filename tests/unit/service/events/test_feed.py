@@ -31,7 +31,6 @@ from service.events.feed import Feed, Item
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.database_outage import outage
 from tests.fakes.served_app import served
-from tests.fakes.trainer import FIGURES, report_progress
 
 EVERYTHING = EventFilter()
 
@@ -71,32 +70,6 @@ async def _until(is_so: Callable[[], bool]) -> None:
 
 async def _until_heard(heard: list[Item], number: int) -> None:
     await _until(lambda: len(heard) == number)
-
-
-def test_streams_that_start_together_read_the_database_together(plane: ControlPlane) -> None:
-    plane.post_dataset()
-
-    async def start() -> None:
-        feed = Feed(plane.context.database, poll_seconds=60)
-        heard: list[Item] = []
-
-        async def listen() -> None:
-            async with aclosing(feed.follow(EVERYTHING, await feed.start(None), None)) as items:
-                await _hear(items, heard)
-
-        first = asyncio.create_task(listen())
-        await _until(lambda: len(feed._listeners) == 1 and feed.is_polling)
-        with _counted(plane) as statements:
-            others = [asyncio.create_task(listen()) for _ in range(100)]
-            await _until(lambda: len(feed._listeners) == 101)
-            await asyncio.sleep(0.1)
-        for task in (first, *others):
-            task.cancel()
-        await asyncio.gather(first, *others, return_exceptions=True)
-        # The first of them asks for itself, the others together; none reads a page of events.
-        assert len(statements) <= 3 * 4
-
-    asyncio.run(start())
 
 
 def test_an_event_between_the_start_of_a_stream_and_its_first_poll_is_sent(
@@ -342,22 +315,6 @@ def test_a_displaced_stream_stops_reading_stored_events(
     assert asyncio.run(listen()) == []
 
 
-@pytest.mark.parametrize("of_a_job", [True, False])
-def test_an_expired_stream_stops_reading_stored_events(plane: ControlPlane, of_a_job: bool) -> None:
-    job = plane.post_dataset()
-    plane.tick(3)
-
-    async def listen() -> list[Item]:
-        feed = Feed(plane.context.database, longest_seconds=1)
-        stream = _follow(feed, job if of_a_job else None, "red")
-        async with asyncio.timeout(60):
-            await anext(stream)
-            await asyncio.sleep(1)
-            return [item async for item in stream]
-
-    assert asyncio.run(listen()) == []
-
-
 WHOLE_LIFE = [
     "job.queued",
     "job.preparing",
@@ -476,12 +433,6 @@ def test_a_foreign_position_is_refused_by_name(plane: ControlPlane) -> None:
         assert response.json()["errors"][0]["field"] == "after"
 
 
-def test_a_job_that_does_not_exist_is_a_problem(plane: ControlPlane) -> None:
-    response = _stream(plane, "job-0123456789ab")
-    assert response.status_code == 404
-    assert response.headers["content-type"] == "application/problem+json"
-
-
 STREAM = {"Accept": "text/event-stream"}
 
 
@@ -531,36 +482,6 @@ def test_a_job_is_followed_with_its_progress_to_its_end(plane: ControlPlane) -> 
     assert [event.event for event in rest] == ["job.gating", "job.published"]
 
 
-def test_a_late_listener_gets_the_newest_progress(plane: ControlPlane) -> None:
-    job = plane.post_dataset()
-    plane.tick_to(job, JobState.RUNNING)
-    _report(plane, job, 7)
-    with served(plane.app) as url, _listening(url, f"/v1/jobs/{job}/events") as received:
-        progress = next(event for event in received if event.event == "progress")
-    assert json.loads(progress.data)["updates_done"] == 7
-
-
-def test_all_progress_of_an_attempt_is_streamed(plane: ControlPlane) -> None:
-    """In the stream as in the job itself."""
-    job = plane.post_dataset()
-    attempt = plane.tick_to(job, JobState.RUNNING).attempt
-    written = report_progress(plane.store, job, attempt, "training", 3, FIGURES)
-    plane.tick()
-    with served(plane.app) as url, _listening(url, f"/v1/jobs/{job}/events") as received:
-        progress = next(event for event in received if event.event == "progress")
-    assert json.loads(progress.data) == written.model_dump(mode="json")
-    assert plane.client.get(f"/v1/jobs/{job}").json()["progress"] == json.loads(progress.data)
-    # It has its ranks.
-    assert [name for name, value in json.loads(progress.data).items() if value is None] == ["note"]
-
-
-def test_a_stream_has_all_events_from_now_on(plane: ControlPlane) -> None:
-    plane.post_dataset("earlier")
-    with served(plane.app) as url, _listening(url, "/v1/events") as received:
-        job = plane.post_dataset("later")
-        assert json.loads(next(received).data)["job"] == job
-
-
 @pytest.mark.parametrize("path", ["/v1/events", "/ui/stream"])
 def test_a_stream_that_had_no_event_continues_where_it_began(
     plane: ControlPlane, path: str
@@ -572,12 +493,6 @@ def test_a_stream_that_had_no_event_continues_where_it_began(
         job = plane.post_dataset("between")
         with _listening(url, path, **{"Last-Event-ID": first["id"]}) as received:
             assert json.loads(next(received).data)["job"] == job
-
-
-def test_a_stream_can_start_at_the_first_event(plane: ControlPlane) -> None:
-    job = plane.post_dataset("earlier")
-    with served(plane.app) as url, _listening(url, "/v1/events?after=0") as received:
-        assert json.loads(next(received).data)["job"] == job
 
 
 def test_a_stream_can_be_narrowed(plane: ControlPlane) -> None:
@@ -707,12 +622,6 @@ def test_pages_hold_each_event_once_and_in_order(plane: ControlPlane) -> None:
     assert found == whole
 
 
-def test_an_event_is_there_as_soon_as_its_cause_was_answered(plane: ControlPlane) -> None:
-    for number in range(3):
-        job = plane.post_dataset(f"set-{number}")
-        assert _items(plane)[-1]["job"] == job
-
-
 def test_events_can_be_narrowed(plane: ControlPlane) -> None:
     plane.create_model("sounds")
     first, second = plane.post_dataset(), plane.post_dataset(model="sounds")
@@ -726,12 +635,3 @@ def test_events_can_be_narrowed(plane: ControlPlane) -> None:
         ("job.queued", second),
     ]
     assert _items(plane, "&model=nowhere") == []
-
-
-@pytest.mark.parametrize("kind", ["job.exploded", "", "' OR 1=1 --"])
-def test_an_unknown_kind_is_refused_with_the_known_ones(plane: ControlPlane, kind: str) -> None:
-    response = plane.client.get("/v1/events", params={"kind": kind})
-    assert response.status_code == 422
-    (problem,) = response.json()["errors"]
-    assert problem["field"] == "kind[0]"
-    assert "job.queued" in problem["message"]

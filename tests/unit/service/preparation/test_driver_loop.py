@@ -174,33 +174,6 @@ def test_a_preparation_waits_for_as_long_as_the_queue_of_the_cluster_takes(plane
     assert plane.job(job).reason == FailureReason.PREPARE_DEADLINE
 
 
-def test_an_outage_of_the_cluster_is_shown_while_a_driver_runs(plane: Driven) -> None:
-    job = plane.post_dataset()
-    plane.tick(2)
-    plane.rounds(3)
-    plane.tick(2)
-    assert plane.job(job).message is None
-    plane.launcher.is_down = True
-    plane.rounds(2)
-    plane.clock.advance(60)
-    plane.tick(2)
-    assert plane.job(job).message == "waiting: no response (on purpose)"
-    plane.launcher.is_down = False
-    plane.rounds(2)
-    plane.clock.advance(60)
-    plane.tick(2)
-    assert plane.job(job).message == "waiting: the driver on the cluster is starting, or busy"
-
-
-def test_a_refusal_is_repeated_later(plane: Driven) -> None:
-    plane.launcher.refuses = True
-    plane.rounds(3)
-    assert "refused" in (plane.driver().message or "")
-    plane.launcher.refuses = False
-    plane.rounds(12)
-    assert plane.driver().runs
-
-
 def test_a_process_that_died_before_the_submission_loses_nothing(plane: Driven) -> None:
     with plane.context.database.write() as connection:
         instances.begin_driver(connection, DriverRow(), plane.clock())

@@ -70,12 +70,6 @@ def test_a_modality_that_cannot_be_resolved_is_refused(
     assert words in problem["message"]
 
 
-def test_the_width_of_the_encoder_may_be_given(plane: Unattended) -> None:
-    modalities = {"image": {"encoder": "clip-image", "width": 4}, "text": 3}
-    body = {"name": "new", "modalities": modalities}
-    assert plane.client.post("/v1/models", json=body).status_code == 201
-
-
 def test_the_first_known_encoder_is_fixed(plane: Unattended) -> None:
     assert fixed(plane) == {}
     learn(plane, "features")
@@ -107,12 +101,6 @@ def test_of_two_datasets_that_are_prepared_at_once_the_first_one_fixes_the_encod
     plane.tick(3)
     assert plane.job(first).state != JobState.FAILED
     assert plane.job(second).reason == FailureReason.ENCODER_MISMATCH
-
-
-def test_libraries_of_another_version_are_the_same_encoder(plane: Unattended) -> None:
-    learn(plane, "raw", image=OLD)
-    newer = OLD.model_copy(update={"versions": {"torch": "2.15"}})
-    assert plane.job(learn(plane, "next", image=newer)).state == JobState.PREPARED
 
 
 def test_features_of_another_declared_encoder_are_refused_at_once(plane: Unattended) -> None:
@@ -198,11 +186,6 @@ def encoders_of_settings(value: object) -> list[str]:
     return list(settings.encoders_by_name)
 
 
-@pytest.mark.parametrize("value", ["", "[]", ()])
-def test_without_declarations_there_are_none(value: object) -> None:
-    assert encoders_of_settings(value) == []
-
-
 def test_declarations_are_read_from_json_and_from_a_file(tmp_path: Path) -> None:
     text = json.dumps([CLIP, {**CLIP, "name": "other"}])
     (tmp_path / "encoders.json").write_text(text)
@@ -226,9 +209,3 @@ def test_declarations_are_read_from_json_and_from_a_file(tmp_path: Path) -> None
 def test_a_wrong_declaration_stops_the_start(value: str, words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         encoders_of_settings(value)
-
-
-def test_a_file_that_is_no_list_stops_the_start(tmp_path: Path) -> None:
-    (tmp_path / "encoders.json").write_text(json.dumps(CLIP))
-    with pytest.raises(ValidationError, match="not a JSON list"):
-        encoders_of_settings(str(tmp_path / "encoders.json"))

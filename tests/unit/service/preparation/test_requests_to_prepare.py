@@ -278,15 +278,6 @@ def test_results_are_read_less_often_the_longer_it_takes(plane: Unattended) -> N
     assert len(plane.store.calls) <= 3 * len(looks) + 1
 
 
-def test_a_small_dataset_does_not_wait(plane: Unattended) -> None:
-    job = plane.post_dataset()
-    request = plane.request_of(job)
-    plane.reconciler = Reconciler(plane.context)
-    prepare(plane.store, request)
-    run_round(plane.reconciler)
-    assert plane.job(job).state == JobState.PREPARED
-
-
 def test_a_late_failure_cannot_quarantine_a_prepared_dataset(plane: Unattended) -> None:
     job = plane.post_dataset()
     request = plane.request_of(job)
@@ -375,14 +366,6 @@ def test_a_row_that_cannot_be_read_stops_no_other_model(plane: Unattended) -> No
         connection.execute(broken.values(prepare_progress={"phase": "lunch"}))
     prepare(plane.store, plane.request_of(sound))
     plane.tick_to(sound, JobState.RUNNING)
-
-
-def test_a_training_is_watched_while_another_dataset_is_prepared(plane: Unattended) -> None:
-    first, second = plane.post_dataset("one"), plane.post_dataset("two")
-    prepare(plane.store, plane.request_of(first))
-    plane.tick_to(first, JobState.RUNNING)
-    assert plane.job(second).state == JobState.PREPARING
-    assert plane.run_to_end(first).state == JobState.PUBLISHED
 
 
 def write(plane: ControlPlane, dataset: str, rows: int, reason: str = "no image") -> None:

@@ -143,11 +143,6 @@ def test_ray_gets_the_gpus_of_any_kubernetes_resource(resource: str) -> None:
     assert _group(job)["rayStartParams"] == {"num-cpus": "4", "num-gpus": "2"}
 
 
-def test_without_gpus_ray_gets_none() -> None:
-    job = ray_job(Submission("job-1-a1", ["true"], ranks=2), Site("an-image"))
-    assert "num-gpus" not in _group(job)["rayStartParams"]
-
-
 def test_a_command_without_ranks_has_the_head_alone() -> None:
     job = ray_job(Submission("pf-1-a1", ["true"]), QUEUED)
     assert job["spec"]["rayClusterSpec"]["workerGroupSpecs"] == []

@@ -128,22 +128,6 @@ def test_a_preparation_that_waits_is_not_one_that_stands_still(
     assert shown(plane, "preparation_rows", **SCENES) is None
 
 
-@pytest.mark.parametrize("end", ["prepared", "cancelled"])
-def test_the_rows_of_a_preparation_vanish_with_it(plane: ControlPlane, end: str) -> None:
-    prepare = plane.preparer
-    job = plane.post_dataset()
-    report_preparing(plane, job, "reading", rows_done=1)
-    assert shown(plane, "preparation_rows", **SCENES) == 1
-    if end == "prepared":
-        plane.preparer = prepare
-        plane.run_to_end(job)
-    else:
-        plane.client.post(f"/v1/jobs/{job}/cancel")
-        plane.tick(2)
-    plane.clock.advance(5)
-    assert shown(plane, "preparation_rows", **SCENES) is None
-
-
 @pytest.mark.parametrize(
     ("phase", "progress"),
     [("training", 3 + FIGURES["rows_done"]), ("certifying", 0), ("waiting", None)],
@@ -189,19 +173,6 @@ def hold(plane: ControlPlane) -> str:
     train(plane.store, job, 1)
     plane.tick_to(job, JobState.HELD)
     return job
-
-
-def test_a_published_job_is_counted_once(plane: ControlPlane) -> None:
-    plane.run_to_end(plane.post_dataset())
-    assert shown(plane, FINISHED, state="published", reason="") == 1
-    assert shown(plane, "attempts_lost_total") == 0
-
-
-def test_a_job_cancelled_while_it_waits_is_counted(plane: ControlPlane) -> None:
-    job = plane.post_dataset()
-    for _ in range(2):
-        plane.client.post(f"/v1/jobs/{job}/cancel")
-    assert shown(plane, FINISHED, state="cancelled", reason="") == 1
 
 
 def test_a_candidate_rejected_by_hand_is_counted(plane: ControlPlane) -> None:
@@ -267,15 +238,6 @@ def test_the_counters_of_two_replicas_add_up(tmp_path: Path) -> None:
     assert shown(two, FINISHED, state="published", reason="") == 1
     one.close()
     two.close()
-
-
-def test_rounds_and_steps_are_measured(plane: ControlPlane) -> None:
-    plane.run_to_end(plane.post_dataset())
-    plane.tick()
-    for step in ("queued", "submitting", "running", "gating", "store", "pointer"):
-        assert (shown(plane, "reconcile_step_seconds_count", step=step) or 0) >= 1
-    plane.clock.advance(30)
-    assert shown(plane, "reconcile_round_age_seconds") == 31
 
 
 COUNT = "http_request_seconds_count"

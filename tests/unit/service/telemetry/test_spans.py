@@ -21,13 +21,11 @@ from tests.fakes.collector import Collector
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.conftest import Replica
-from tests.unit.service.telemetry.written import written_lines
 from workers.serve.api.context import open_tracing
 from workers.serve.settings import ServeSettings
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED = {"traceparent": f"00-{TRACE}-{CALLER}-01"}
-STATES = ["queued", "preparing", "prepared", "submitting", "running", "gating"]
 
 
 class Traced:
@@ -119,24 +117,6 @@ def test_without_tracing_nothing_is_stored_written_or_answered(tmp_path: Path) -
     assert (job.traceparent, plane.model().traceparent) == (None, None)
     assert not [key for key in plane.store.keys("") if key.endswith("stages.json")]
     plane.close()
-
-
-def test_a_job_has_a_span_for_each_state_below_its_request(traced: Traced) -> None:
-    job = traced.post()
-    traced.plane.clock.advance(30)
-    traced.plane.run_to_end(job)
-    states = traced.named(*STATES)
-    assert [span.name for span in states] == STATES
-    (post,) = traced.named("POST /v1/datasets")
-    for span in states:
-        assert trace_of(span) == TRACE
-        assert span.parent is not None
-        assert span.parent.span_id == id_of(post)
-        assert attributes_of(span)["cmcl.job"] == job
-    queued = states[0]
-    assert queued.end_time is not None
-    assert queued.start_time is not None
-    assert queued.end_time - queued.start_time == 30_000_000_000
 
 
 def test_the_request_stores_the_dataset_and_answers_with_its_span(traced: Traced) -> None:
@@ -276,16 +256,6 @@ def test_probes_are_not_traced(traced: Traced) -> None:
     assert traced.finished() == []
 
 
-def test_lines_of_a_request_and_of_its_job_name_the_trace(traced: Traced) -> None:
-    with written_lines() as written:
-        job = traced.post()
-        traced.plane.tick_to(job, JobState.RUNNING)
-    lines = [line for line in written if line.get("path") == "/v1/datasets"]
-    lines += [line for line in written if line.get("job") == job]
-    assert len(lines) > 3
-    assert {line["trace_id"] for line in lines} == {TRACE}
-
-
 def test_spans_have_no_query_no_message_and_no_key(traced: Traced) -> None:
     key = "cmcl_0123456789ab_secretsecretsecret"
     headers = {**SAMPLED, "authorization": f"Bearer {key}"}
@@ -413,24 +383,6 @@ def test_spans_beyond_the_queue_are_dropped_while_the_collector_hangs(
         close_provider(provider, seconds=60)
         assert len(collector.named("first")) == 4
         assert len(collector.named("later")) == 8
-
-
-def test_jobs_go_on_while_the_collector_hangs_or_is_down(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def published(folder: str) -> str:
-        plane = ControlPlane(tmp_path / folder)
-        plane.create_model()
-        job = plane.run_to_end(plane.post_dataset())
-        plane.close()
-        close_provider(plane.context.metrics.spans.provider, seconds=0.1)  # type: ignore[attr-defined]
-        return job.state
-
-    with Collector(hangs=True) as collector:
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.address)
-        assert published("hangs") == JobState.PUBLISHED
-        assert collector.spans == []
-    assert published("down") == JobState.PUBLISHED
 
 
 def test_stages_that_cannot_be_read_cost_the_trace_and_not_the_job(

@@ -26,7 +26,6 @@ from service.database.queries.deliveries import DeliveryRow
 from service.database.queries.webhooks import WebhookRow
 from service.events.webhook_delivery import (
     MAX_ATTEMPTS,
-    STEPS,
     AddressRejected,
     Answer,
     Sender,
@@ -374,19 +373,6 @@ def _until(is_so: Callable[[], bool]) -> None:
 
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
-
-
-def test_all_attempts_together_take_about_three_days() -> None:
-    assert 3 * 86400 < sum(STEPS) < 3.5 * 86400
-
-
-def test_each_pause_is_longer_than_the_one_before() -> None:
-    found = [seconds_to_next(attempts, chance=lambda: 1.0) for attempts in range(1, 10)]
-    longest = [seconds for seconds in found if seconds is not None]
-    shortest = [seconds_to_next(attempts, chance=lambda: 0.0) for attempts in range(1, 10)]
-    assert longest == sorted(longest)
-    assert len(longest) == len(found)
-    assert shortest == list(STEPS)
 
 
 def test_messages_that_failed_together_are_retried_apart() -> None:
