@@ -17,13 +17,6 @@ def request_from(host: str | None, *forwarded: str) -> Request:
     return Request({"type": "http", "client": client, "headers": headers})
 
 
-def test_all_keys_of_an_owner_are_one_owner() -> None:
-    keys = [Caller(f"key-{number}", "alice") for number in range(3)]
-    assert len({owner_of(each, request_from(None)) for each in keys}) == 1
-    other = owner_of(Caller("key-0", "bob"), request_from(None))
-    assert other != owner_of(keys[0], request_from(None))
-
-
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [

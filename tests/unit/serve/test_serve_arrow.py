@@ -55,12 +55,6 @@ def test_a_compressed_dictionary_beside_the_column_is_refused() -> None:
     np.testing.assert_array_equal(from_arrow(stream(columns), "a feature", 5, 50), ROWS)
 
 
-def test_batches_are_read_in_their_order() -> None:
-    rows_BF = np.random.default_rng(1).standard_normal((50, 5))
-    data = stream({"feature": lists_of(rows_BF)}, [7, 0, 13, 30])
-    np.testing.assert_array_equal(from_arrow(data, "a feature", 5, 50), rows_BF.astype(np.float32))
-
-
 def test_no_further_batch_is_looked_at_once_there_are_too_many_rows() -> None:
     """The null in the second batch is not reported."""
     data = stream({"feature": pyarrow.array([[1.0] * 5] * 50 + [None])}, [50, 1])

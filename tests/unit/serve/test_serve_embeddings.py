@@ -45,16 +45,6 @@ def test_the_answer_has_the_shape_of_openai(serving: Replica) -> None:
     assert response.headers["content-type"] == "application/json"
 
 
-def test_one_feature_is_a_list_of_one(serving: Replica) -> None:
-    row = random_rows(1, 5)[0]
-    assert serving.embed(input=row).content == serving.embed(input=[row]).content
-
-
-def test_whole_numbers_are_numbers(serving: Replica) -> None:
-    whole, floats = serving.embed(input=[1, 2, 3, 4, 5]), serving.embed(input=[1.0, 2, 3, 4, 5])
-    assert whole.json() == floats.json()
-
-
 def test_base64_holds_the_same_floats(serving: Replica) -> None:
     rows = random_rows(3, 5)
     floats = serving.embed(input=rows).json()["data"]
@@ -86,8 +76,3 @@ def test_ready_after_the_first_poll_and_not_before(replica: Replica) -> None:
     replica.poll()
     assert replica.get("/readyz").status_code == 200
     assert replica.get("/v1/models").json() == {"object": "list", "data": []}
-
-
-def test_rows_are_counted(serving: Replica) -> None:
-    serving.embed(input=random_rows(3, 5))
-    assert serving.metrics.answers == [("scenes", 3)]

@@ -202,11 +202,6 @@ def load_file_names(data: bytes) -> set[str]:
     return names
 
 
-def test_the_same_version_gives_the_same_bytes(exporting: Replica) -> None:
-    path = f"/v1/models/{MODEL}@1/export?format=onnx"
-    assert exporting.get(path).content == exporting.get(path).content
-
-
 def error(response: httpx.Response) -> tuple[int, str, str]:
     found = response.json()["error"]
     return response.status_code, found["code"], found["message"]
@@ -240,13 +235,6 @@ def test_a_manifest_damaged_after_it_was_loaded_is_500(exporting: Replica) -> No
     status, code, message = error(export(exporting, MODEL))
     assert (status, code) == (500, "version_damaged")
     assert "its manifest fails its checks" in message
-
-
-def test_an_encoder_that_is_not_declared_is_said_in_the_card(
-    exporting: Replica, tmp_path: Path
-) -> None:
-    card = (unpacked(exporting, "onnx", tmp_path) / "README.md").read_text()
-    assert "| text | 7 | not declared: features of any origin |" in card
 
 
 @pytest.mark.parametrize("format_", ["onnx", "mlflow"])

@@ -68,13 +68,6 @@ def test_rows_without_json_give_what_json_gives(
     np.testing.assert_allclose(got, reference(serving), atol=1e-3 if dtype == "float16" else 1e-6)
 
 
-def test_an_answer_in_arrow_is_read_back(serving: Replica) -> None:
-    response = post(serving, ROWS.tobytes(), RAW, accept=ARROW)
-    table = pyarrow.ipc.open_stream(response.content).read_all()
-    got = np.stack(table.column("embedding").to_numpy())
-    np.testing.assert_allclose(got, reference(serving), atol=1e-6)
-
-
 def packed(numbers: Sequence[float]) -> str:
     return base64.b64encode(np.array(numbers, np.float32).tobytes()).decode()
 
@@ -167,14 +160,6 @@ def test_a_binary_request_without_model_or_modality_names_the_field(serving: Rep
         assert (response.status_code, response.json()["error"]["param"]) == (400, missing)
 
 
-def test_an_unsupported_form_is_415(serving: Replica) -> None:
-    response = post(serving, b"<rows/>", "application/xml")
-    assert (response.status_code, response.json()["error"]["code"]) == (
-        415,
-        "unsupported_media_type",
-    )
-
-
 @pytest.mark.parametrize(
     ("item", "message"),
     [
@@ -230,12 +215,6 @@ def test_fewer_dimensions_are_the_first_numbers_at_unit_length(
     expected = whole[:, :width]
     size = np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(prefix, expected / size, atol=1e-6)
-
-
-def test_fewer_dimensions_of_outputs_are_not_scaled(serving: Replica) -> None:
-    whole = rows_of(serving.embed(normalize=False))
-    prefix = rows_of(serving.embed(normalize=False, dimensions=4))
-    np.testing.assert_array_equal(prefix, whole[:, :4])
 
 
 def test_heads_that_order_no_numbers_have_their_width_only(replica: Replica) -> None:

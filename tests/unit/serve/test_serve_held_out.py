@@ -122,23 +122,6 @@ def forget_who_learned(replica: Replica) -> None:
     replica.store.put(key, json.dumps(second).encode())
 
 
-def test_an_item_is_searched_for_in_the_other_modality(holding: Replica) -> None:
-    query = {"modality": "image", "feature": features(0)[2].tolist()}
-    by_item = search(holding, {"query": query, "top_k": 3}).json()
-    by_row = search(holding, {"row": 2, "modality": "image", "top_k": 3}).json()
-    assert [hit["id"] for hit in by_item["data"]] == [hit["id"] for hit in by_row["data"]]
-    assert by_item["partner"] is None
-    among = search(holding, {"query": query, "among": "image", "top_k": 1}).json()
-    assert among["data"][0]["id"] == "pair-2"
-    assert among["data"][0]["score"] == pytest.approx(1, abs=1e-5)
-
-
-def test_raw_text_is_encoded(holding: Replica) -> None:
-    answer = search(holding, {"query": {"modality": "text", "text": "aaa"}})
-    assert answer.status_code == 200, answer.text
-    assert {hit["modality"] for hit in answer.json()["data"]} == {"image"}
-
-
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -164,11 +147,6 @@ def test_a_wrong_search_says_what_is_wrong(
     answer = search(holding, body)
     assert answer.status_code == 400, answer.text
     assert message in answer.json()["error"]["message"]
-
-
-@pytest.mark.parametrize("query", ["offset=-1", "offset=x", "limit=0", "limit=201", "limit=1e3"])
-def test_a_wrong_page_is_refused(holding: Replica, query: str) -> None:
-    assert holding.get(f"{PATH}?{query}").status_code == 400
 
 
 def test_what_the_version_has_not_learned_is_not_there(holding: Replica, store: FlakyStore) -> None:

@@ -102,10 +102,6 @@ def test_roomy_heads_are_migrated_exactly(grown: Replica) -> None:
     assert float(headers["x-error-on-rows"]) == pytest.approx(migration["error_on_rows"])
 
 
-def test_without_a_target_the_live_version_is_meant(grown: Replica) -> None:
-    assert migrate(grown, to_version=None).content == migrate(grown).content
-
-
 def test_every_form_of_body_gives_the_same_vectors(grown: Replica) -> None:
     stored = vectors(1, "text")
     texts = [base64.b64encode(row.tobytes()).decode() for row in stored]
@@ -134,13 +130,6 @@ def test_every_form_of_body_gives_the_same_vectors(grown: Replica) -> None:
         if isinstance(data[0], str):
             data = [np.frombuffer(base64.b64decode(text), "<f4") for text in data]
         np.testing.assert_allclose(np.array(data), got, atol=1e-6)
-
-
-@pytest.mark.parametrize("encoded", [False, True])
-def test_one_vector_is_a_list_of_one(grown: Replica, encoded: bool) -> None:
-    stored = vectors(1, "text", count=1)
-    one = base64.b64encode(stored.tobytes()).decode() if encoded else stored[0].tolist()
-    assert migrate(grown, input=one).content == migrate(grown, input=[one]).content
 
 
 def test_an_error_above_what_is_permitted_is_refused(grown: Replica) -> None:

@@ -62,16 +62,6 @@ def test_the_change_of_scores_is_cached_for_the_next_request(store: FlakyStore) 
     assert worst > 0.1
 
 
-def test_a_version_is_compatible_with_itself(store: FlakyStore) -> None:
-    version = load_version(store, "m", 1)
-    assert compared(store, version, version)[1] == {"image--text": 0.0}
-
-
-def test_nothing_is_said_where_features_are_read_differently(store: FlakyStore) -> None:
-    old, new = (load_version(store, "m", number) for number in (1, 3))
-    assert compared(store, old, new)[1] == {"image--text": None}
-
-
 def test_what_could_not_be_read_is_tried_again(store: FlakyStore) -> None:
     old, new = (load_version(store, "m", number) for number in (1, 2))
 
@@ -121,22 +111,6 @@ def test_results_are_computed_once_and_the_oldest_are_evicted() -> None:
 
     asyncio.run(use())
     assert searched == [1, 2, 3, 2]
-
-
-def test_a_failed_search_is_started_again() -> None:
-    async def fail() -> int:
-        raise OSError("down")
-
-    async def succeed() -> int:
-        return 5
-
-    async def use() -> None:
-        results: AsyncLRUCache[str, int] = AsyncLRUCache(most=2)
-        with pytest.raises(OSError, match="down"):
-            await results.get("key", fail)
-        assert await results.get("key", succeed) == 5
-
-    asyncio.run(use())
 
 
 def test_a_client_that_hangs_up_does_not_end_the_search() -> None:

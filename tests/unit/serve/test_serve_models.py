@@ -54,19 +54,6 @@ def test_a_model_is_listed_with_all_its_fields(serving: Replica) -> None:
     }
 
 
-def test_one_model_is_found_by_its_name(serving: Replica) -> None:
-    (listed,) = models(serving)
-    one = serving.get("/v1/models/scenes").json()
-    assert {**one, "encoders": None} == {**listed, "encoders": None}
-
-
-def test_one_version_is_found_by_its_exact_name(serving: Replica) -> None:
-    serving.publish(version=2)
-    serving.poll()
-    body = serving.get("/v1/models/scenes@1").json()
-    assert (body["id"], body["version"], body["versions"]["live"]) == ("scenes@1", 1, 2)
-
-
 @pytest.mark.parametrize(
     ("name", "status"), [("missing", 404), ("scenes@7", 404), ("Scenes", 400), ("scenes@0", 400)]
 )
@@ -131,17 +118,6 @@ def encoder_of_text(replica: Replica, name: str = "scenes") -> dict[str, Any]:
     encoders: dict[str, dict[str, Any]] = replica.get(f"/v1/models/{name}").json()["encoders"]
     assert encoders.keys() == {"text"}
     return encoders["text"]
-
-
-LETTERS_HERE = {"name": "letters", "title": "synthetic", "takes": "text"}
-
-
-def test_an_encoder_is_shown_with_what_it_takes(with_encoder: Replica) -> None:
-    """No encoder is fixed before the first dataset of raw items, so any one matches."""
-    assert encoder_of_text(with_encoder) == {**LETTERS_HERE, "matches": True, "problem": None}
-    # The list asks no encoder.
-    (listed,) = models(with_encoder)
-    assert listed["encoders"]["text"] == {**LETTERS_HERE, "matches": None, "problem": None}
 
 
 def test_an_encoder_that_is_not_configured_here_is_shown_as_a_problem(serving: Replica) -> None:

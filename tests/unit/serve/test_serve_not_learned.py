@@ -17,7 +17,6 @@ from tests.fakes.versions import publish_version, random_heads
 from tests.unit.serve.collections.conftest import Searching
 from tests.unit.serve.conftest import MODEL, Replica
 from tests.unit.serve.exported import unpacked
-from workers.serve.api.wire.vectors import RAW
 from workers.serve.settings import ServeSettings
 
 SPEC = ModelSpec.model_validate(
@@ -85,17 +84,6 @@ def check_refused(response: httpx.Response) -> None:
     assert error["code"] == "modality_not_learned"
     for words in ("scenes@1", "'text'", "audio, image", "Post a dataset"):
         assert words in error["message"]
-
-
-def test_rows_of_numbers_are_refused_too(searching: Searching) -> None:
-    path = f"/v1/embeddings?model={MODEL}&modality=text"
-    data = np.ones(4, "<f4").tobytes()
-    headers = {"content-type": RAW}
-    check_refused(searching.run(lambda client: client.post(path, content=data, headers=headers)))
-
-
-def test_items_of_it_are_not_listed(searching: Searching) -> None:
-    check_refused(searching.ask("GET", "/things/items?modality=text"))
 
 
 def test_it_is_refused_again_after_its_only_dataset_was_unlearned(searching: Searching) -> None:

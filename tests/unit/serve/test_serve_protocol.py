@@ -1,14 +1,14 @@
 """A small response is written whole or not at all."""
 
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
 import pytest
 import uvicorn
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.config import HTTP_PROTOCOLS
 
@@ -19,7 +19,6 @@ from workers.serve.api.protocol import HttpProtocol, install_protocol
 SECONDS = 120.0
 GET = b"GET / HTTP/1.1\r\nhost: replica\r\n\r\n"
 HEAD = b"HEAD / HTTP/1.1\r\nhost: replica\r\n\r\n"
-LAST = b"GET / HTTP/1.1\r\nhost: replica\r\nconnection: close\r\n\r\n"
 
 
 @contextmanager
@@ -36,13 +35,6 @@ def test_head_and_body_are_one_segment() -> None:
             client.sendall(GET)
             assert read_until(client, b"the body").startswith(b"HTTP/1.1 200 OK")
             assert segments_received(client) == answers
-
-
-def test_an_answer_without_a_body_leaves_as_well() -> None:
-    with connected(Response(b"the body")) as client:
-        client.sendall(HEAD)
-        assert b"content-length: 8" in read_until(client, b"\r\n\r\n")
-        assert segments_received(client) == 1
 
 
 def test_expect_100_continue_is_answered_before_the_body() -> None:
@@ -84,24 +76,6 @@ def test_what_the_server_itself_refuses_leaves_before_the_connection_is_closed()
         client.sendall(b"no HTTP at all\r\n\r\n")
         assert read_until(client, b"received.").startswith(b"HTTP/1.1 400")
         assert client.recv(1) == b""
-
-
-@pytest.mark.parametrize("pieces", [1, 64])
-def test_a_large_answer_comes_whole(pieces: int) -> None:
-    size = 16 << 20
-    piece = bytes(range(256)) * (size // pieces // 256)
-
-    async def body() -> AsyncIterator[bytes]:
-        for _ in range(pieces):
-            yield piece
-
-    headers = {"content-length": str(size)}
-    with connected(StreamingResponse(body(), headers=headers)) as client:
-        client.sendall(LAST)
-        received = bytearray()
-        while chunk := client.recv(1 << 20):
-            received += chunk
-    assert bytes(received).partition(b"\r\n\r\n")[2] == piece * pieces
 
 
 def test_servers_that_are_started_after_it_was_asked_for_do_so(

@@ -38,15 +38,6 @@ def test_openais_client_embeds_texts(with_encoder: Replica, client: openai.OpenA
     np.testing.assert_allclose(got, reference(with_encoder), atol=1e-6)
 
 
-def test_openais_client_embeds_one_text_as_floats(
-    with_encoder: Replica, client: openai.OpenAI
-) -> None:
-    answer = client.embeddings.create(
-        model="scenes@1", input="a cat", encoding_format="float", dimensions=6, user="somebody"
-    )
-    np.testing.assert_allclose(answer.data[0].embedding, reference(with_encoder)[0], atol=1e-6)
-
-
 def test_openais_client_understands_our_errors(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as unknown:
         client.embeddings.create(model="missing", input="a cat")
@@ -112,13 +103,6 @@ def test_another_encoder_than_the_one_of_the_features_is_409_with_field_and_valu
     assert with_encoder.embed(modality="text", input=FEATURES["tree"]).status_code == 200
     before = with_encoder.embed(model="scenes@1", modality=None, input=["a cat"])
     assert before.status_code == 200
-
-
-def test_the_encoder_of_the_features_is_used(with_encoder: Replica) -> None:
-    newer = IDENTITY.model_copy(update={"versions": {"torch": "3"}})
-    with_encoder.publish(version=2, encoders={"text": newer})
-    with_encoder.poll()
-    assert with_encoder.embed(modality=None, input=["a cat"]).status_code == 200
 
 
 @pytest.mark.parametrize(
