@@ -26,27 +26,11 @@ def test_the_forecast_follows_the_latest_datasets() -> None:
     assert left > 100
 
 
-def test_a_full_head_has_room_for_none() -> None:
-    assert _left([0.3, 0.09]) == 0
-    assert _left([0.0]) == 0
-
-
-@pytest.mark.parametrize("shares", [[], [0.7], [0.7, 0.7], [0.5, 0.6], [0.6, 0.59999]])
-def test_no_fall_gives_no_forecast(shares: list[float]) -> None:
-    assert _left(shares) is None
-
-
 def test_a_share_that_ends_on_ten_percent_still_fits() -> None:
     assert _left([0.4, 0.2]) == 1
     # 0.6 of the rest each time, of which rounding makes a little less than one dataset.
     assert _left([0.1 / 0.6 / 0.6, 0.1 / 0.6]) == 1
     assert _left([0.9, 0.3, 0.1]) == 0
-
-
-@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
-def test_shares_out_of_range_are_refused(share: float) -> None:
-    with pytest.raises(ValueError, match="it must be from 0 to 1"):
-        _left([share, 0.5])
 
 
 @settings(max_examples=60)
@@ -59,8 +43,3 @@ def test_the_share_after_further_datasets_follows_from_what_each_takes(
     last = start * factor ** (seen - 1)
     after = last * (1 - (found.taken_per_dataset or 0)) ** more
     assert after == pytest.approx(start * factor ** (seen - 1 + more))
-
-
-@pytest.mark.parametrize("shares", [[], [0.7], [0.5, 0.6]])
-def test_without_a_fall_nothing_is_taken(shares: list[float]) -> None:
-    assert forecast(shares).taken_per_dataset is None

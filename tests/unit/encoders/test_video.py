@@ -50,15 +50,6 @@ def test_frames_lie_in_the_middle_of_equal_parts(container: str, codec: str) -> 
     np.testing.assert_allclose(seconds, [[0.5, 1.5, 2.5, 3.5]], atol=0.01)
 
 
-def test_windows_are_evenly_spaced() -> None:
-    limits = Limits(bytes=1 << 24, pixels=10_000, seconds=20, window_seconds=1, windows=3, frames=2)
-    assert shown(video("mp4", "libx264", 40), limits) == [[2, 7], [17, 22], [32, 37]]
-
-
-def test_a_single_frame_is_repeated() -> None:
-    assert shown(video("mp4", "libx264", 1), LIMITS) == [[0, 0, 0, 0]]
-
-
 def test_the_rotation_of_a_phone_is_applied() -> None:
     data = bytearray(video("mp4", "libx264", 4))
     matrix = data.index(b"tkhd") + 44

@@ -14,7 +14,6 @@ from workers.model.artifact import save_heads, save_selftest
 from workers.model.heads import content_keys, initial_heads, unit_rows, with_constant
 from workers.nullspace.conditioning import Conditioning, conditioning
 from workers.nullspace.moments import SecondMoment, pair_moments
-from workers.serve.export.formats import RECIPE
 
 SPEC = ModelSpec(width=16, modalities={"image": 16, "text": 9, "audio": 30}, lift=0)
 TWO = ModelSpec(width=2, modalities={"image": 2, "text": 2}, lift=0)
@@ -39,20 +38,6 @@ def test_head_of_equal_width_starts_as_identity() -> None:
     torch.testing.assert_close(weight, torch.eye(16, 17))
 
 
-def test_head_of_other_width_starts_orthonormal() -> None:
-    text, audio = (initial_heads(SPEC).weights[name] for name in ("text", "audio"))
-    torch.testing.assert_close(text[:, :9].mT @ text[:, :9], torch.eye(9))
-    torch.testing.assert_close(audio @ audio.mT, torch.eye(16))
-
-
-def test_another_modality_does_not_change_the_start_of_the_others() -> None:
-    fewer = ModelSpec(width=16, modalities={"audio": 30, "text": 9}, lift=0)
-    for name in ("text", "audio"):
-        torch.testing.assert_close(
-            initial_heads(SPEC).weights[name], initial_heads(fewer).weights[name]
-        )
-
-
 def test_conditioned_features_are_centred_mapped_and_of_unit_length() -> None:
     conditioning = Conditioning(torch.tensor([0.6, 0.0]), torch.diag(torch.tensor([5.0, 2.0])))
     heads = initial_heads(TWO).conditioned({"image": conditioning})
@@ -64,11 +49,6 @@ def test_conditioning_of_the_first_dataset_is_never_replaced() -> None:
     first, later = (Conditioning(torch.full((9,), x), torch.eye(9)) for x in (1.0, 2.0))
     heads = initial_heads(SPEC).conditioned({"text": first}).conditioned({"text": later})
     assert heads.conditioning == {"text": first}
-
-
-def test_embeddings_are_unit_vectors() -> None:
-    embeddings = initial_heads(SPEC).embed("audio", torch.randn(5, 30))
-    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(5))
 
 
 def recipe() -> str:
@@ -107,9 +87,3 @@ def test_the_documented_recipe_gives_the_embeddings_of_the_heads(
     rows_BF[0] = conditioned.mean_F / conditioned.mean_F.norm()
     given = embed(names["heads"], "image", rows_BF.numpy())
     np.testing.assert_allclose(given, heads.embed("image", rows_BF).numpy(), atol=1e-5)
-
-
-def test_an_export_has_the_same_recipe() -> None:
-    functions = recipe().rpartition("\n\nheads = ")[0]
-    assert "def embed(" in functions
-    assert functions in RECIPE

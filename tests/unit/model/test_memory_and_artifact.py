@@ -58,12 +58,6 @@ def test_inputs_and_partners_come_from_all_datasets_of_a_modality() -> None:
     torch.testing.assert_close(partners.sum_II, embeddings.mT @ embeddings, rtol=1e-5, atol=1e-5)
 
 
-def test_modality_without_datasets_has_nothing_to_protect() -> None:
-    memory = Memory().with_dataset(IMAGE_TEXT, pair_moments(*rows(IMAGE_TEXT, 0)))
-    assert memory.inputs_of("depth") is None
-    assert memory.partners_of("depth", HEADS) is None
-
-
 def test_memory_survives_a_round_trip() -> None:
     memory = two_datasets()
     again = artifact.load_memory(artifact.save_memory(memory))
@@ -86,20 +80,6 @@ def test_heads_keep_their_conditioning_in_the_file() -> None:
     run_selftest(artifact.save_selftest(heads, SPEC), again)
     with pytest.raises(InvalidVersion, match="self-test of head 'text'"):
         run_selftest(artifact.save_selftest(heads, SPEC), HEADS)
-
-
-def test_what_a_method_keeps_survives_a_round_trip() -> None:
-    kept = {"ewc/image/fisher": torch.rand(3, 4)}
-    again = artifact.load_method_state(artifact.save_method_state(kept))
-    assert torch.equal(again["ewc/image/fisher"], kept["ewc/image/fisher"])
-    assert artifact.load_method_state(artifact.save_method_state({})) == {}
-
-
-def test_moments_survive_a_round_trip() -> None:
-    moments = pair_moments(*rows(IMAGE_TEXT, 3))
-    again = artifact.load_moments(artifact.save_moments(moments))
-    assert again.count == moments.count
-    assert torch.equal(again.cross_IJ, moments.cross_IJ)
 
 
 def test_centred_moments_of_a_dataset_are_a_quarter_and_exact() -> None:

@@ -17,7 +17,6 @@ from workers.nullspace.centred import (
     CentredMoments,
     PairNames,
     centred,
-    components,
     dataset_weight,
     pooled,
 )
@@ -185,13 +184,6 @@ def test_directions_solve_the_generalised_eigenproblem() -> None:
         torch.testing.assert_close(ours, theirs * (ours @ theirs).sign(), rtol=1e-6, atol=1e-8)
 
 
-def test_the_mean_of_a_modality_has_the_embedding_zero() -> None:
-    (group,) = solved(summed(stream(4))).groups
-    for name, weight_EI in group.weights(group.scaling(WIDTH)).items():
-        mean_I = torch.cat([group.means[name], torch.ones(1, dtype=DOUBLE)])
-        torch.testing.assert_close(weight_EI @ mean_I, torch.zeros(WIDTH, dtype=DOUBLE))
-
-
 def test_no_more_directions_are_solved_than_all_pairs_have_together() -> None:
     pairs = pooled(summed(stream(3)))
     limits = dict.fromkeys(pairs.crosses, 2.0)
@@ -250,18 +242,6 @@ def test_groups_without_a_dataset_in_common_are_solved_apart_in_all_directions()
         assert all(torch.equal(group.heads[name], alone.heads[name]) for name in pair)
 
 
-def test_groups_join_when_a_dataset_connects_them() -> None:
-    pairs = [("a", "b"), ("c", "d"), ("e", "f"), ("b", "c")]
-    assert components(pairs[:3]) == [("a", "b"), ("c", "d"), ("e", "f")]
-    assert components(pairs) == [("a", "b", "c", "d"), ("e", "f")]
-
-
-def test_a_dataset_given_twice_changes_no_score() -> None:
-    pair = ("audio", "text")
-    once = moments_of(*rows_of(pair, 6))
-    assert_same_scores(solved({pair: once}), solved({pair: once + once}))
-
-
 def test_negative_correlations_are_learned_like_positive_ones() -> None:
     pair = ("audio", "text")
     first, second = rows_of(pair, 7)
@@ -299,11 +279,6 @@ def test_values_that_are_not_finite_are_refused() -> None:
     first[3, 2] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
         moments_of(first, second)
-
-
-def test_no_pair_is_refused() -> None:
-    with pytest.raises(ValueError, match="one dataset at least"):
-        pooled({})
 
 
 def test_parts_of_a_dataset_without_rows_weigh_nothing() -> None:

@@ -263,19 +263,6 @@ def test_kept_energy_of_full_spectra_leaves_both_heads_a_share() -> None:
         assert space.free_EI[:, leading:].double().mean() > 0.8
 
 
-def test_second_order_term_shrinks_at_partial_kept_energy() -> None:
-    rows = rows_of(500, CAUSES, noise=0.3)
-    moments, heads = pair_moments(*rows), untrained_heads()
-
-    def second_order(spaces: Spaces) -> float:
-        first, second = (random_change(501 + i, space) for i, space in enumerate(spaces))
-        return float(((rows[0] @ first.mT) @ (rows[1] @ second.mT).mT).square().mean())
-
-    assert second_order(shared(moments, heads, 0.8)) < 0.5 * second_order(
-        first_order(moments, heads, 0.8)
-    )
-
-
 def test_outputs_that_are_all_protected_block_old_inputs_altogether() -> None:
     rows = rows_of(600, CAUSES, noise=0.0)
     heads = PairWeights(random(601, 4, FEATURES), random(602, 4, FEATURES))
@@ -298,14 +285,6 @@ def test_outputs_that_one_side_may_not_move_are_the_others(
     assert (old_freedom(first, 3), old_freedom(second, first_rank)) == expected
 
 
-def test_shares_are_the_same_on_every_call(old_rows: Rows, learned: PairWeights) -> None:
-    one = shared(pair_moments(*old_rows), learned, 1.0)
-    other = shared(pair_moments(*old_rows), learned, 1.0)
-    for left, right in zip(one, other, strict=True):
-        assert torch.equal(left.outputs.vectors_II, right.outputs.vectors_II)
-        assert torch.equal(left.free_EI, right.free_EI)
-
-
 def test_shares_do_not_depend_on_rounding_of_the_moments(old_rows: Rows) -> None:
     """The space of a head's effect on old inputs is the same after noise in the sixteenth digit."""
     noisy = (old_rows[0] * (1 + 1e-15 * random(700, *old_rows[0].shape)), old_rows[1])
@@ -315,13 +294,3 @@ def test_shares_do_not_depend_on_rounding_of_the_moments(old_rows: Rows) -> None
         own_EK = space.outputs.vectors_II[:, space.free_EI[:, 0]]
         own.append(own_EK @ own_EK.mT)
     torch.testing.assert_close(own[0], own[1], atol=1e-9, rtol=0)
-
-
-def test_heads_of_unequal_width_are_refused() -> None:
-    with pytest.raises(ValueError, match="first head has 3 outputs, second head 4"):
-        disjoint_shares(everything_free(3, 5), everything_free(4, 5), 0.9, product_mask)
-
-
-def test_energy_to_keep_beyond_one_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"kept_energy is 1\.5; permitted are 0 to 1"):
-        disjoint_shares(everything_free(3, 5), everything_free(3, 5), 1.5, product_mask)

@@ -102,17 +102,6 @@ def test_few_rows_neither_lose_nor_promise_too_much(count: int) -> None:
     assert error < 0.8 * float(change.norm() / (unseen @ new.mT).norm())
 
 
-@pytest.mark.parametrize("count", [1, 3, 300])
-def test_identical_versions_give_the_identity(count: int) -> None:
-    """Also on vectors of rows that the moment has not seen, and however few it has seen."""
-    for width in (4, 12):
-        old, _ = heads(5, width)
-        found = migration(moment(features(4, count)), old, old)
-        stored = features(40) @ old.mT
-        torch.testing.assert_close(found.apply(stored), stored, atol=1e-9, rtol=0)
-        assert found.predicted_error < 1e-9
-
-
 @settings(max_examples=20)
 @given(st.integers(0, 500), st.integers(1, 12))
 def test_expected_moment_keeps_energy_and_mean(seed: int, count: int) -> None:
@@ -139,19 +128,6 @@ def test_expected_moment_is_nearer_to_that_of_gaussian_rows(count: int) -> None:
 
 def covariance(mean_II: torch.Tensor) -> torch.Tensor:
     return mean_II[:-1, :-1] - torch.outer(mean_II[:-1, -1], mean_II[:-1, -1])
-
-
-def test_of_many_rows_the_moment_is_expected_as_it_is() -> None:
-    rows = features(33)
-    torch.testing.assert_close(
-        expected_moment(of_many(rows)).sum_II, moment(rows).mean_II, atol=1e-9, rtol=1e-6
-    )
-
-
-def test_rows_without_spread_leave_all_directions_alike() -> None:
-    for rows in (features(34, 1).expand(5, -1), torch.eye(FEATURES + 1, dtype=DOUBLE)[-1:]):
-        found = covariance(expected_moment(moment(rows)).sum_II)
-        torch.testing.assert_close(found, torch.eye(FEATURES, dtype=DOUBLE) / FEATURES)
 
 
 def test_a_singular_head_reports_its_rank_and_error() -> None:
@@ -187,14 +163,6 @@ def test_unit_vectors_keep_their_direction() -> None:
     single = found.apply_unit(stored.float())
     assert single.dtype == torch.float32
     torch.testing.assert_close(single, expected.float(), atol=1e-4, rtol=0)
-
-
-def test_migrated_unit_vectors_are_unit_or_zero() -> None:
-    found = migration(moment(features(14)), *heads(15, 5))
-    stored = torch.cat([random(16, 10, 5), torch.zeros(1, 5, dtype=DOUBLE)]).half()
-    lengths = found.apply_unit(stored).double().norm(dim=1)
-    torch.testing.assert_close(lengths[:10], torch.ones(10, dtype=DOUBLE), atol=1e-3, rtol=0)
-    assert lengths[10] == 0
 
 
 def test_a_map_that_would_be_garbage_is_refused() -> None:

@@ -12,7 +12,6 @@ from workers.nullspace.moments import pair_moments
 from workers.nullspace.two_folds import RIDGES, Choice, best_choice, climbed
 
 PAIR = ("image", "text")
-NOWHERE = (None, None)
 
 
 def sides_of(seed: int, rows: int, noise: tuple[float, float] = (0.5, 0.5)) -> list[Tensor]:

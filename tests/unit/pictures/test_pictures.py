@@ -74,13 +74,6 @@ def test_a_name_that_is_cut_is_whole_in_its_title(name: str) -> None:
     assert any("…" in text for text in shown)
 
 
-@pytest.mark.parametrize("name", LARGEST)
-def test_the_largest_pictures_are_small(name: str) -> None:
-    picture = LARGEST[name]()
-    check_structure(picture)
-    assert len(picture.svg().encode()) < KIBIBYTES_60
-
-
 @pytest.mark.parametrize("name", [*WITH_NAMES, "loss_curve", "drift_curve", "optimality_curve"])
 def test_nothing_and_a_single_value_can_be_drawn(name: str) -> None:
     empty: dict[str, Callable[[], Picture]] = {
@@ -197,12 +190,6 @@ def test_every_recall_and_every_change_is_in_the_table_of_the_matrix(
                 assert cell == f"{percent(recall)} ({points_of(recall - learned[dataset])})"
 
 
-def test_the_table_of_retention_has_first_lowest_and_last() -> None:
-    rows = [MemoryRow(v, "a", [share]) for v, share in ((1, None), (2, 0.5), (5, 0.25), (7, 0.375))]
-    _, found = cells(pictures.retention_curves(Memory(["a"], rows)).table.html())
-    assert found == ["a", "2", "50.0", "25.0", "37.5", "−12.5"]
-
-
 def test_the_other_tables_have_their_numbers() -> None:
     drift = [pictures.DriftRow("a", 0.0123, 0.004), pictures.DriftRow("b", None)]
     assert cells(pictures.drift_bars(drift, 0.01).table.html())[1:] == [
@@ -271,23 +258,6 @@ def test_a_dataset_that_a_version_unlearned_is_struck_through() -> None:
     assert [row[1] for row in chain.table.rows] == ["unlearned fashion", "views", "fashion"]
 
 
-@pytest.mark.parametrize("name", WITH_NAMES)
-def test_hostile_names_are_text_in_tables(name: str) -> None:
-    table = WITH_NAMES[name](HOSTILE).table
-    found = cells(table.html())
-    assert len(found) == len(table.rows) + 1
-    assert {len(row) for row in found} == {len(table.headings)}
-    whole = {re.sub("[\u2068\u2069]", "", cell) for row in found for cell in row}
-    assert any(clean(HOSTILE[0]) in cell for cell in whole)
-
-
-def test_a_page_of_a_table_makes_its_own_rows_alone() -> None:
-    table = pictures.forgetting_matrix(memory(1000, ["a", "b"])).table
-    assert len(table.rows) == 1000
-    _, *found = cells(table.html(slice(990, None)))
-    assert [row[0] for row in found] == [str(version) for version in range(991, 1001)]
-
-
 def test_small_numbers_keep_their_digits() -> None:
     assert [significant(each) for each in (0.000012345, -0.5, 123456.0, None, float("nan"))] == [
         "1.23e−05",
@@ -345,12 +315,3 @@ def test_only_a_standalone_picture_has_a_style_sheet_and_every_class_has_a_rule(
             assert f".{name}{{" in pictures.STYLESHEET
 
 
-def test_a_notebook_shows_the_picture_with_its_own_colours() -> None:
-    html = pictures.drift_bars([pictures.DriftRow("a", 0.1)])._repr_html_()
-    assert "<style>" in html
-    assert "<table" in html
-
-
-def test_the_largest_of_the_bars_that_are_cut_off_has_the_unit_of_the_others() -> None:
-    rows = [pictures.DriftRow(f"dataset-{n}", 0.1 - n / 1000) for n in range(30)]
-    assert "6 more, at most 7.6 %" in pictures.drift_bars(rows, 0.1).svg()

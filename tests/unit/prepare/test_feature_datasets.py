@@ -72,13 +72,6 @@ def write_lists(path: Path, rows: list[tuple[str, list[float | None] | None]]) -
     )
 
 
-def test_only_the_result_is_left(ground: Ground) -> None:
-    write_shard(ground.folder / "a.parquet", feature_table(16))
-    ground.prepare(ground.request("a.parquet"))
-    keys = list(ground.store.keys("datasets/"))
-    assert keys == [layout.dataset_manifest("ds-0123456789ab")]
-
-
 def test_a_traced_preparation_reports_its_stages(ground: Ground) -> None:
     write_shard(ground.folder / "a.parquet", feature_table(16))
     ground.prepare(ground.request("a.parquet", traceparent="00-trace"))
@@ -305,13 +298,6 @@ def test_a_dry_run_leaves_only_its_report(ground: Ground) -> None:
     assert report.report.findings["image"].rows == 20
     keys = list(ground.store.keys("datasets/"))
     assert keys == [layout.preparation_file("ds-0123456789ab", "report")]
-
-
-def test_a_dry_run_reports_why_a_dataset_would_be_refused(ground: Ground) -> None:
-    write_shard(ground.folder / "a.parquet", damaged(feature_table(16), 1, np.nan))
-    report = dry_run(ground, "a.parquet", report_version=0).report
-    assert report.refusals[0].endswith("has NaN or infinity in row 1")
-    assert report.heads == {}
 
 
 def dry_run(ground: Ground, *names: str, report_version: int) -> PrepareReport:

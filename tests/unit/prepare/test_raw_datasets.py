@@ -109,13 +109,6 @@ def test_raw_rows_become_the_features_of_their_encoders(ground: Ground) -> None:
     }
 
 
-def test_equal_items_of_a_unit_are_encoded_once(ground: Ground) -> None:
-    write_rows(ground, 1000)
-    manifest = ground.prepare(ground.request("raw.jsonl", encoders=ENCODERS))
-    # Of 1,000 captions 280 differ, and these lie in each unit.
-    assert sum(ground.cluster.batches) == 1000 + 280 * len(manifest.shards)
-
-
 def test_the_same_rows_are_not_encoded_again(ground: Ground) -> None:
     write_rows(ground, 100)
     first = ground.prepare(ground.request("raw.jsonl", encoders=ENCODERS))
@@ -286,17 +279,6 @@ def test_pictures_of_one_colour_are_used_with_a_warning(ground: Ground) -> None:
     assert ground.prepare(request).warnings == ()
 
 
-def test_the_report_of_a_dry_run_has_the_warning(ground: Ground) -> None:
-    write_pictures(ground, 100, flat=(3,))
-    encoders = {"image": PICTURES, "text": WORDS}
-    request = ground.request("raw.jsonl", encoders=encoders, report_version=0)
-    with pytest.raises(AssertionError):  # there is no manifest
-        ground.prepare(request)
-    key = layout.preparation_file(request.dataset, "report")
-    report = PrepareReport.model_validate_json(ground.store.read(key)).report
-    assert report.advice[0].startswith("1 of 100 rows have a picture (image) of one flat colour")
-
-
 def test_a_row_whose_feature_is_not_finite_is_left_out(ground: Ground) -> None:
     write_rows(ground, 200, r7={"text": "broken"}, r30={"text": "broken"})
 
@@ -344,14 +326,6 @@ def test_bad_rows_above_one_in_a_hundred_quarantine_the_dataset(ground: Ground) 
         ground.request("raw.jsonl", request=1, encoders=ENCODERS, max_bad_share=0.02)
     )
     assert manifest.rows == 98
-
-
-def test_all_bad_rows_of_a_refused_dataset_are_listed(ground: Ground) -> None:
-    bad: dict[str, Any] = {f"r{row}": {"text": ""} for row in range(0, 2500, 50)}
-    write_rows(ground, 2500, **bad)
-    with pytest.raises(PreparationFailed, match="50 of 2,500 rows") as caught:
-        ground.prepare(ground.request("raw.jsonl", encoders=ENCODERS))
-    assert [row.id for row in caught.value.prepared.rejected] == list(bad)
 
 
 def test_a_dry_run_of_a_dataset_with_too_many_bad_rows_counts_the_usable_ones(
