@@ -41,15 +41,15 @@ class Attempts:
     def __init__(self, stack: LocalStack, store: ObjectStore, folder: Path) -> None:
         self._stack, self._store, self._folder = stack, store, folder
 
-    def request(self, job: str, dataset: int, training: TrainingSpec, ranks: int = 2) -> None:
+    def request(self, job: str, dataset: int, training: TrainingSpec) -> None:
         """Request the first attempt of a job on one of the example's datasets."""
         self._prepare(job, dataset, training)
         request = AttemptRequest(
             job=job,
             attempt=1,
             owner="default",
-            ranks=ranks,
-            min_ranks=ranks,
+            ranks=2,
+            min_ranks=2,
             gpus_per_rank=0,
             idle_seconds=0,
         )
@@ -66,14 +66,12 @@ class Attempts:
         wait_until(lambda: list(self._store.keys(key)))
         return AttemptOutcome.model_validate_json(self._store.read(key))
 
-    def start_cold(
-        self, job: str, dataset: int, training: TrainingSpec, ranks: int = 2
-    ) -> subprocess.Popen[bytes]:
-        """Begin an attempt with ranks of its own, as a RayJob does."""
+    def start_cold(self, job: str, dataset: int, training: TrainingSpec) -> subprocess.Popen[bytes]:
+        """Begin an attempt with two ranks of its own, as a RayJob does."""
         self._prepare(job, dataset, training)
         command = [
             *(sys.executable, "-m", "workers.train", "--store", self._store.uri),
-            *("--job", job, "--attempt", "1", "--ranks", str(ranks)),
+            *("--job", job, "--attempt", "1", "--ranks", "2"),
         ]
         return self._stack.start_driver(command)
 

@@ -20,8 +20,6 @@ LONG = TrainingSpec(epochs=30, learning_rate=1e-4)
 VERY_LONG = TrainingSpec(epochs=1000, learning_rate=1e-4)
 WILD = TrainingSpec(epochs=1, temperature=1e-40)
 SUCCEEDED = AttemptOutcome(state="succeeded")
-# A message of Ray Train, which reaches the driver's output some time later.
-_GROUP_OF_ONE = "Started training worker group of size 1:"
 
 
 @pytest.fixture
@@ -75,17 +73,6 @@ def test_a_failed_attempt_is_reported_and_a_stopped_one_frees_its_resources(
             attempts.candidate(job)
 
 
-def test_cold_ranks_do_not_try_again_what_fails_alike(
-    attempts: Attempts, stack: LocalStack
-) -> None:
-    def groups() -> int:
-        return stack.log("driver").read_text().count(_GROUP_OF_ONE)
-
-    assert ended(attempts.start_cold("wild-alone", 0, WILD, ranks=1)) == 1
-    wait_until(lambda: groups() > 0)
-    assert groups() == 1
-
-
 @pytest.mark.parametrize(
     ("victim", "process"), [("pool", "ray::PoolActor"), ("driver", "-m workers.driver --store")]
 )
@@ -97,11 +84,3 @@ def test_an_attempt_survives_the_death_of_its_pool_and_of_the_driver(
     ray_processes(stack, process)[-1].send_signal(signal.SIGKILL)
     assert attempts.outcome(victim) == SUCCEEDED
     assert attempts.candidate(victim).report.ranks == 2
-
-
-def test_another_number_of_ranks_is_another_group(attempts: Attempts, stack: LocalStack) -> None:
-    attempts.request("alone", 0, QUICK, ranks=1)
-    assert attempts.outcome("alone") == SUCCEEDED
-    assert attempts.candidate("alone").report.ranks == 1
-    # What the group of two held is free.
-    wait_until(lambda: len(ranks(stack)) == 1)

@@ -188,15 +188,6 @@ def test_shrinking_keeps_the_bound_and_says_what_it_cost() -> None:
     assert drift.since_learned == pytest.approx(second.shrinkage.drift_after, rel=1e-4)
 
 
-def test_within_the_bound_nothing_is_shrunk() -> None:
-    spec = spec_with(policy="preserve", max_drift=50.0)
-    first = learned_from(latent_rows(1), spec)
-    earlier = PastDataset.in_memory(
-        "one", PAIR, first.moments, weights_of(PAIR, first.model_state.heads)
-    )
-    assert learned_from(latent_rows(2), spec, first.model_state, earlier).shrinkage is None
-
-
 def test_conditioning_stays_that_of_the_first_dataset() -> None:
     spec = spec_with(policy="preserve")
     first = learned_from(latent_rows(1), spec).model_state

@@ -5,6 +5,7 @@ Memory that an attempt has freed returns to the machine.
 
 import pickle
 import platform
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -13,6 +14,7 @@ import ray
 import torch
 from ray.exceptions import RayActorError
 from ray.train import RunConfig
+from ray.train.constants import TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
@@ -26,6 +28,7 @@ from ray.train.v2._internal.execution.controller.state import (
     TrainControllerState,
 )
 from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
+from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.exceptions import (
     ControllerError,
     PreemptionError,
@@ -34,10 +37,12 @@ from ray.train.v2.api.exceptions import (
 )
 from ray.train.v2.api.preemption import PreemptionInfo
 
+from cmcl.contract.errors import TrainingDiverged
 from workers.train import distributed, ranks
 from workers.train.distributed import World
 from workers.train.queue import Retire
 from workers.train.ranks import FailureReporter, release_device_memory
+from workers.train.settings import Ranks
 
 PIECES, FLOATS = 200, 1 << 18
 MIB = PIECES * FLOATS * 4 >> 20
@@ -150,6 +155,33 @@ def test_running_growing_preempted_and_waiting_groups_have_not_died(
     state: TrainControllerState,
 ) -> None:
     assert told_of(state) == []
+
+
+def test_ranks_of_one_attempt_do_not_try_again_what_fails_alike(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An error that a callback raises ends the run of Ray Train."""
+    runs: list[RunConfig] = []
+
+    class Trainer:
+        def __init__(self, *_: Any, run_config: RunConfig, **__: Any) -> None:
+            runs.append(run_config)
+
+        def fit(self) -> None:
+            """As if it had run."""
+
+    monkeypatch.setattr(ranks, "DataParallelTrainer", Trainer)
+    # Which the callback sets for the process of the controller.
+    monkeypatch.setenv(TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S, "3")
+    ranks.run_attempt(tmp_path.as_uri(), "job-1", 1, Ranks(1, 1))
+    [callback] = runs[0].callbacks or []
+    assert isinstance(callback, UserCallback)
+    context: Any = None
+    callback.after_exception(context, {0: RuntimeError("connection reset")})
+    with pytest.raises(TrainingDiverged):
+        callback.after_exception(
+            context, {0: RuntimeError("a peer left"), 1: TrainingDiverged("NaN")}
+        )
 
 
 def test_ray_train_takes_the_callback_to_its_controller() -> None:
