@@ -27,6 +27,7 @@ from benchmarks.isolation.bystander import PROBES, Bystander, Record, SteadyLoad
 from benchmarks.isolation.result import (
     Goals,
     Windows,
+    markdown,
     missed,
     percentile,
     processes,
@@ -66,11 +67,23 @@ def test_a_percentile_is_the_smallest_value_that_so_many_do_not_exceed(
     assert percentile([], share) is None
 
 
+def test_a_steady_owner_misses_no_goal() -> None:
+    found = figures(steady(100))
+    assert missed(found, Goals()) == []
+    assert (found["requests"], found["failed"]) == (100, 0)
+    assert (found["quiet_p99_s"], found["p99_s"], found["healthz_worst_s"]) == (0.01, 0.01, 0.01)
+
+
 @pytest.mark.parametrize("status", [0, 400, 404, 429, 500, 503, 507])
 def test_every_answer_but_success_is_a_failure(status: int) -> None:
     found = figures([*steady(100), work(150, status=status)])
     assert (found["requests"], found["failed"]) == (101, 1)
     assert missed(found, Goals()) == ["failed"]
+
+
+def test_an_answer_that_came_too_late_is_a_failure() -> None:
+    found = figures([*steady(100), Record("read", 150, 10.1, 200, "timeout")])
+    assert (found["failed"], found["failures"]) == (1, {"read: timeout": 1})
 
 
 def test_a_request_belongs_to_the_window_in_which_it_began() -> None:
@@ -130,6 +143,32 @@ def test_a_peak_that_was_given_back_is_a_peak_alone() -> None:
     found = {**figures(steady(100)), **processes([QUIET], [high, QUIET])}
     assert (found["peak_mib"][SERVICE], found["end_mib"][SERVICE]) == (1714, 100)
     assert missed(found, Goals()) == ["peak_mib.service"]
+
+
+@pytest.mark.parametrize(("state", "misses"), [("published", []), ("failed", ["dataset"])])
+def test_a_dataset_that_was_posted_is_learned(state: str, misses: list[str]) -> None:
+    found = {**figures(steady(100)), "dataset": {"state": state, "seconds": 4.0}}
+    assert missed(found, Goals()) == misses
+
+
+def page(found: dict[str, Any]) -> str:
+    shown = {**found, "words": "No key.", "attacker": {"connections": 4}, "recovery_s": 6.0}
+    shown["missed"] = missed(shown, Goals())
+    goals = vars(Goals())
+    attacks = {"bombs": shown, "others": {"words": "", "error": "no room", "missed": ["error"]}}
+    return markdown({"attacks": attacks, "goals": goals, "configuration": {}, "machine": {}})
+
+
+def test_the_page_marks_what_misses_its_goal() -> None:
+    found = page(figures([*steady(100), work(150, 8, 503), work(150, 8, 503)]))
+    assert (
+        "| bombs | **2** | 102 | 0 | 0.01 | **8** | 0.01 | 100 | 100 | 100 | 100 | 6 | – |  |"
+        in found
+    )
+    assert "| bombs | read: 503: 2 |" in found
+    assert "**0 of 2 attacks" in found
+    assert "others was **not tested**: no room" in found
+    assert "**1 of 2 attacks" in page(figures(steady(100)))
 
 
 ANSWER = {

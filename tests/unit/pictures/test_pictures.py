@@ -17,7 +17,7 @@ from cmcl.pictures import Memory, MemoryRow, Picture
 from cmcl.pictures.scales import percent, points_of, significant
 from cmcl.pictures.svg import clean
 from tests.architecture.repository import ROOT
-from tests.unit.pictures.examples import HOSTILE, LARGEST, WITH_NAMES, memory, progress
+from tests.unit.pictures.examples import HOSTILE, WITH_NAMES, progress
 
 SVG = "{http://www.w3.org/2000/svg}"
 # All of Unicode, with control characters and surrogates, which JSON may contain as well.
@@ -313,5 +313,3 @@ def test_only_a_standalone_picture_has_a_style_sheet_and_every_class_has_a_rule(
         for name in used:
             assert f".{name}{{" in style
             assert f".{name}{{" in pictures.STYLESHEET
-
-

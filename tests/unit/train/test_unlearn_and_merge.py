@@ -280,6 +280,15 @@ def test_a_merged_version_is_certified_against_both(bench: Bench) -> None:
     assert_same_scores(bench.heads(then), bench.heads(bench.learn("never", "abde")))
 
 
+def test_models_without_a_common_dataset_are_merged(bench: Bench) -> None:
+    """Two sites that started independently."""
+    bench.learn("site", "ce")
+    bench.learn("m2", "dab")
+    merged = bench.run("m2", 4, merges=VersionRef(model="site", version=2))
+    assert names(merged) == "dabce"
+    assert_same_scores(bench.heads(merged), bench.heads(read_version(bench.store, "m", 5)))
+
+
 def test_with_more_features_than_rows_unlearning_and_merging_are_exact_too(tmp_path: Path) -> None:
     bench = Bench(LocalStore(tmp_path / "store"), tmp_path, LIFTED)
     union = bench.learn("m", "ace")
