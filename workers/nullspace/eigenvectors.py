@@ -100,9 +100,7 @@ def with_canonical_signs(vectors_DK: Tensor) -> Tensor:
     return vectors_DK * sign_1K
 
 
-def _filtered(
-    product: Product, block_DN: Tensor, ends: tuple[float, float], degree: int
-) -> Tensor:
+def _filtered(product: Product, block_DN: Tensor, ends: tuple[float, float], degree: int) -> Tensor:
     """p(A) times the block, p the Chebyshev polynomial that stays small on [−1, cut]. `ends`: cut and largest value.
 
     With t(A) = (A − centre) / half mapping [−1, cut] to [−1, 1] it is the recurrence
