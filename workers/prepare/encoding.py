@@ -128,7 +128,10 @@ class SideEncoder:
             self.rows_done += key in self.known or key in self.new or key in self._reasons
             return
         if item is None or isinstance(item, np.ndarray):
-            raise TypeError("the child sent no item where the side has an encoder")
+            # A child that was taken over: it costs its row, and not the preparation.
+            self._reasons[key] = "the decoder sent no item for the encoder"
+            self.rows_done += 1
+            return
         if isinstance(item, Image.Image) and is_flat(item):
             self.flat.add(key)
         size = size_of(item)

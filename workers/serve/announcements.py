@@ -104,7 +104,10 @@ class AnnouncementListener:
         self._is_pausing = True
         asyncio.get_running_loop().call_later(_SECONDS, self._resume)
         # Without a channel the other replicas notice when they poll; this one need not wait for that.
-        self._channel.announce() if self._channel is not None else self._wake()
+        if self._channel is None:
+            self._wake()
+        else:
+            self._channel.announce()
 
     def _resume(self) -> None:
         self._is_pausing = False

@@ -56,6 +56,18 @@ def test_texts_are_sorted_by_length_before_they_are_batched() -> None:
     assert feature_F.tolist() == [2, 1]
 
 
+@pytest.mark.parametrize("sent", [None, np.zeros(3, np.float32)])
+def test_an_item_that_no_encoder_takes_costs_its_row_alone(sent: np.ndarray | None) -> None:
+    recorder = Recorder()
+    side = SideEncoder(recorder, WORDS, {})
+    side.add(key(0), sent)
+    side.add(key(0), sent)
+    side.add(key(1), "word")
+    list(side.finish())
+    assert (side.feature(key(0)), side.rows_done) == ("the decoder sent no item for the encoder", 3)
+    assert isinstance(side.feature(key(1)), np.ndarray)
+
+
 def test_equal_keys_are_encoded_once() -> None:
     recorder = Recorder()
     side = SideEncoder(recorder, WORDS, {})
