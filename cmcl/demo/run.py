@@ -132,12 +132,14 @@ class DemoModel:
             )
         trained = [each for each in self.versions if each.report.protection]
         updates = sum(each.report.updates for each in trained)
-        ran = f"DDP on {self.ranks} ranks, {updates:,} updates for {len(trained)} datasets, gradients all-reduced"
+        ran = (
+            f"DDP on {self.ranks} ranks, {updates:,} updates for {len(trained)} datasets, gradients"
+        )
         if self.spec.policy is None:
-            return f"{ran}; nothing blocked"
+            return f"{ran} all-reduced; nothing blocked"
         blocked = 100 * fmean(self.removed) if self.removed else 0.0
         return (
-            f"{ran} and projected: {blocked:.1f} % of the gradient's square was blocked; the first dataset was solved "
+            f"{ran} projected and all-reduced: {blocked:.1f} % of the gradient's square was blocked; the first dataset was solved "
             f"from the moments of {self.versions[0].learned[0].rows:,} rows"
         )
 
