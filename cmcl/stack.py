@@ -73,10 +73,10 @@ _SPARE_CPUS = 2
 _RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1",
-    # On a machine of two cores, the loops of Ray that look ten times a second take a fifth of one at rest.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # With intervals of 0.1 s, the stack takes 0.42 of a core at rest, and with these 0.28.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # Each check is a task of 4 KB that Ray's head stores, by default 100,000 of them.
     "RAY_task_events_max_num_task_in_gcs": "10000",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",

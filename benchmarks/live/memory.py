@@ -45,7 +45,8 @@ def memory_of(stack: LocalStack) -> dict[str, Processes]:
 def _kind(words: str) -> str:
     """Return what a process is, from its command line: `ray::IDLE`, `python -m service`, `gcs_server`."""
     if words.startswith("ray::"):
-        return words[:_LONGEST_NAME]
+        # Ray pads the title to the length of the command line that it replaces.
+        return words[:_LONGEST_NAME].rstrip()
     if module := _MODULE.search(words):
         return f"python -m {module[1]}"
     program, *arguments = words.split() or [""]

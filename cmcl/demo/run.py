@@ -132,15 +132,13 @@ class DemoModel:
             )
         trained = [each for each in self.versions if each.report.protection]
         updates = sum(each.report.updates for each in trained)
-        ran = (
-            f"DDP on {self.ranks} ranks, {updates:,} updates for {len(trained)} datasets, gradients"
-        )
+        ran = f"DDP on {self.ranks} ranks, {updates:,} updates for {len(trained)} datasets"
         if self.spec.policy is None:
-            return f"{ran} all-reduced; nothing blocked"
+            return f"{ran}, gradients all-reduced; nothing blocked"
         blocked = 100 * fmean(self.removed) if self.removed else 0.0
         return (
-            f"{ran} projected and all-reduced: {blocked:.1f} % of the gradient's square was blocked; the first dataset was solved "
-            f"from the moments of {self.versions[0].learned[0].rows:,} rows"
+            f"{ran}, gradients projected and all-reduced: {blocked:.1f} % of the gradient's square was blocked; "
+            f"the first dataset was solved from the moments of {self.versions[0].learned[0].rows:,} rows"
         )
 
     def document(self) -> Json:

@@ -135,7 +135,9 @@ class _Limited:
         body = await self._read()
         is_large = len(body) > _LARGE_BYTES
         if is_large and body.count(b",") > _MOST_VALUES:
-            raise BodyTooLarge(f"the body may have at most {_MOST_VALUES} values")
+            raise BodyTooLarge(
+                f"the body may have at most {_MOST_VALUES} values (commas are counted)"
+            )
         await self.wait_for_slot(self._budgets.large if is_large else self._budgets.requests)
         return {"type": "http.request", "body": body, "more_body": False}
 

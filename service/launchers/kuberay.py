@@ -173,13 +173,9 @@ def _labels(submission: Submission, site: Site) -> dict[str, str]:
 
 def legal_value(text: str) -> str:
     """The text as a valid label value. Owner names from tokens may contain other characters."""
-    if _is_value(text):
+    if len(text) <= _LABEL_LENGTH and _LABEL_VALUE.fullmatch(text):
         return text
     return re.sub(r"[^-A-Za-z0-9_.]", "_", text)[:_LABEL_LENGTH].strip("-_.")
-
-
-def _is_value(text: str) -> bool:
-    return len(text) <= _LABEL_LENGTH and _LABEL_VALUE.fullmatch(text) is not None
 
 
 def _cluster(submission: Submission, site: Site) -> dict[str, Any]:
