@@ -1,4 +1,4 @@
-"""Import contracts hold, and each one detects a violation."""
+"""Each import contract detects a violation; that none is there is shown by `make check`."""
 
 import os
 import re
@@ -76,11 +76,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     result = lint(copy)
     assert result.returncode == 1, result.stderr
     return result.stdout
-
-
-def test_all_import_contracts_are_kept() -> None:
-    result = lint(ROOT)
-    assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize(("contract", "importer", "imported"), PLANTED)
