@@ -47,7 +47,7 @@ _BASIS = 384
 # and far below the width of the basis, beyond which nothing is compared.
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 # The fewest directions are taken that reach this share of the best score (docs/decisions/0045).
-_ENOUGH, _NEARLY_ALL = 0.98, 0.9
+_ENOUGH = 0.98
 # If nothing agrees, the score is about 1 / rows of a half. Up to nine times that is chance: three standard errors.
 _CHANCE = 9
 # A variance below this share of the smallest ridge is left out: whitening would leave a tenth of it at
@@ -93,18 +93,19 @@ def best_choice(halves: tuple[CentredMoments, CentredMoments]) -> Choice:
 
 
 def _significant(scores: Sequence[Tensor], rows: int, rank: int) -> int | None:
-    """The fewest directions that reach enough of the best mean score, rounded up to one of `COUNTS`.
+    """The fewest directions that reach enough of the best mean score, rounded up to one of `COUNTS`; None beyond these.
 
-    `scores`: of each fold, by number of directions (K). `rows`: of the smaller half. If nearly all that can be
-    compared are needed, there may be more: as many as the dataset has, `rank`. None beyond `COUNTS`.
+    `scores`: of each fold, by number of directions (K). `rows`: of the smaller half. Halves with fewer rows than
+    directions that are counted do not show which agree by chance: all count in which the dataset varies, `rank`.
     """
     compared = min(map(len, scores))
     mean_K = torch.stack([fold_K[:compared] for fold_K in scores]).mean(0)
-    if not compared or float(mean_K.max()) * rows < _CHANCE:
-        return COUNTS[0]
-    fewest = int((mean_K >= _ENOUGH * mean_K.max()).nonzero()[0]) + 1
-    if fewest > _NEARLY_ALL * compared:
+    if rows < COUNTS[-1]:
         fewest = rank
+    elif not compared or float(mean_K.max()) * rows < _CHANCE:
+        fewest = 1
+    else:
+        fewest = int((mean_K >= _ENOUGH * mean_K.max()).nonzero()[0]) + 1
     return next((count for count in COUNTS if count >= fewest), None)
 
 
