@@ -1,6 +1,8 @@
 """A whole control plane in a folder: real database, real store, real API; the cluster is a fake."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import psutil
 import pyarrow as pa
+from pydantic_settings import PydanticBaseSettingsSource
 
 from cmcl.contract.api.jobs import FINAL_STATES, JobState
 from cmcl.storage import layout
@@ -41,6 +44,16 @@ SPEC = {
     "modalities": {"image": 4, "text": 3, "audio": 4},
     "training": {"batch_size": 8},
 }
+
+
+class _GivenSettings(Settings):
+    """Settings without the environment: looking up a hundred fields there takes a fifth of a control plane's start."""
+
+    @classmethod
+    def settings_customise_sources(  # type: ignore[override]
+        cls, *_: Any, init_settings: PydanticBaseSettingsSource, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource]:
+        return (init_settings,)
 
 
 @cache
@@ -96,7 +109,7 @@ class ControlPlane:
             folder.mkdir(parents=True, exist_ok=True)
             database.write_bytes(newest_tables())
         parts = Parts(self.store, self.launcher, self.clock, spans, Tuning(**tuned))
-        self.app = create_app(Settings.model_validate(values), parts)
+        self.app = create_app(_GivenSettings.model_validate(values), parts)
         self.context: Context = self.app.state.context
         self.reconciler: Reconciler = self.app.state.reconciler
         self.client = AppClient(self.app)
@@ -212,3 +225,13 @@ class ControlPlane:
             launcher=CrashingLauncher(self.launcher, lifeline),
         )
         return Reconciler(mortal)
+
+
+@contextmanager
+def reopened(folder: Path, copy: Path) -> Iterator[ControlPlane]:
+    """The closed control plane of a folder, in a copy and an hour later: copying is faster than publishing."""
+    shutil.copytree(folder, copy, dirs_exist_ok=True)
+    plane = ControlPlane(copy)
+    plane.clock.advance(3600)
+    yield plane
+    plane.close()

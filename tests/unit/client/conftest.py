@@ -11,17 +11,11 @@ import pytest
 
 from cmcl import Client
 from tests.architecture.repository import ROOT
-from tests.fakes.control_plane import ControlPlane
+from tests.fakes.control_plane import ControlPlane, reopened
 from tests.fakes.served_app import served
 from tests.unit.client.command_line import Cmcl
 from tests.unit.client.either import KINDS, connected, in_process
 from tests.unit.client.rest_server import RestServer, running
-
-
-def copied(source: Path, target: Path) -> Path:
-    """Copy a control plane's folder."""
-    shutil.copytree(source, target, dirs_exist_ok=True)
-    return target
 
 
 @pytest.fixture(autouse=True)
@@ -32,17 +26,9 @@ def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def new_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of an unused control plane, which tests copy."""
-    folder = tmp_path_factory.mktemp("new-plane")
-    ControlPlane(folder).close()
-    return folder
-
-
-@pytest.fixture(scope="session")
-def published_folder(new_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def published_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a control plane whose model `scenes` has two versions."""
-    folder = copied(new_folder, tmp_path_factory.mktemp("published-plane"))
+    folder = tmp_path_factory.mktemp("published-plane")
     plane = ControlPlane(folder)
     plane.create_model()
     for name in ("one", "two"):
@@ -52,8 +38,8 @@ def published_folder(new_folder: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture
-def plane(new_folder: Path, tmp_path: Path) -> Iterator[ControlPlane]:
-    plane = ControlPlane(copied(new_folder, tmp_path))
+def plane(tmp_path: Path) -> Iterator[ControlPlane]:
+    plane = ControlPlane(tmp_path)
     yield plane
     plane.close()
 
@@ -61,10 +47,8 @@ def plane(new_folder: Path, tmp_path: Path) -> Iterator[ControlPlane]:
 @pytest.fixture
 def published_plane(published_folder: Path, tmp_path: Path) -> Iterator[ControlPlane]:
     """A control plane whose model `scenes` has two versions."""
-    plane = ControlPlane(copied(published_folder, tmp_path))
-    plane.clock.advance(3600)
-    yield plane
-    plane.close()
+    with reopened(published_folder, tmp_path) as plane:
+        yield plane
 
 
 @pytest.fixture

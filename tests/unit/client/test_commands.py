@@ -5,7 +5,6 @@ import json
 import re
 import struct
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +14,11 @@ from cmcl.cli.errors import Exit
 from cmcl.contract.api.jobs import JobState
 from service.database.engine import Seek
 from service.database.queries import jobs
+from service.database.rows import JobRow
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, table_with_nan, write_shard
 from tests.fakes.trainer import train
+from tests.fakes.waiting import until
 from tests.unit.client.command_line import Cmcl
 from tests.unit.client.rest_server import RestServer
 
@@ -36,18 +37,17 @@ def in_background(act: Callable[[], object]) -> threading.Thread:
 
 
 def train_next(plane: ControlPlane) -> threading.Thread:
-    """Train the next posted dataset to its end in a thread."""
-    known = len(plane.versions())
+    """Train the next job to its end in a thread."""
+
+    def all_jobs() -> list[JobRow]:
+        with plane.context.database.read() as connection:
+            return jobs.page(connection, {}, Seek(limit=99))
+
+    known = len(all_jobs())
 
     def act() -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with plane.context.database.read() as connection:
-                found = jobs.page(connection, {}, Seek(limit=99))
-            if len(found) > known:
-                plane.run_to_end(found[-1].id)
-                return
-            threading.Event().wait(0.02)
+        until(lambda: len(all_jobs()) > known)
+        plane.run_to_end(all_jobs()[-1].id)
 
     return in_background(act)
 
@@ -118,16 +118,19 @@ def test_a_job_that_ends_without_a_version_has_its_own_exit_code(
 def test_branches_are_merged_and_datasets_unlearned(cmcl: Cmcl, plane: ControlPlane) -> None:
     cmcl("model", "branch", "scenes@1", "branch")
     plane.tick(3)
-    said = cmcl("model", "merge", "branch", "--from", "scenes@2")
+    thread = train_next(plane)
+    said = cmcl("model", "merge", "branch", "--from", "scenes@2", "--watch")
+    thread.join()
     assert "merges scenes@2 into model branch" in said
-    job = said.split()[1]
-    assert "kind" in cmcl("job", "show", job)
-    assert plane.run_to_end(job).version == 2
+    assert "published as version 2" in said
+    assert "kind" in cmcl("job", "show", said.split()[1])
     assert "scenes@2" in cmcl("version", "list", "branch")
     two = plane.versions()[1].manifest.dataset
-    said = cmcl("dataset", "delete", str(two), "--unlearn")
+    thread = train_next(plane)
+    said = cmcl("dataset", "delete", str(two), "--unlearn", "--watch")
+    thread.join()
     assert f"unlearns dataset {two} from model scenes" in said
-    assert plane.run_to_end(said.split()[1]).version == 3
+    assert "published as version 3" in said
     assert "unlearn" in cmcl("version", "show", "scenes@3")
     assert cmcl.one("version", "show", "scenes@3")["kind"] == "unlearn"
     cmcl("dataset", "delete", str(two), "--watch", code=Exit.USAGE)

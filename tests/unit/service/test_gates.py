@@ -1,5 +1,6 @@
 """The gate: what a candidate must show, what follows from it, and candidates beside their parents."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from cmcl.contract.errors import InvalidVersion
 from cmcl.contract.gate import Gate
 from cmcl.contract.job import JobSpec
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.version import HeadCapacity, Quality, Recall, VersionManifest, VersionReport
+from cmcl.contract.version import Quality, Recall, VersionManifest, VersionReport
 from cmcl.storage import layout
 from service.jobs.gate import check_answers, judge
-from tests.fakes.control_plane import ControlPlane
+from tests.fakes.control_plane import ControlPlane, reopened
+from tests.fakes.measured import head
 from tests.fakes.trainer import train
 
 GATE = "/v1/models/scenes/gate"
@@ -43,16 +45,25 @@ def _rewrite(plane: ControlPlane, candidate: VersionManifest, **changes: object)
     train(plane.store, candidate.job, candidate.attempt, changes=changes)
 
 
-@pytest.fixture
-def grown(plane: ControlPlane) -> ControlPlane:
-    """A control plane with a version that has a recall of 0.8 on its own dataset."""
+@pytest.fixture(scope="module")
+def grown_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    plane = ControlPlane(tmp_path_factory.mktemp("grown"))
+    plane.create_model()
     job = plane.post_dataset("one")
     plane.tick_to(job, JobState.RUNNING)
     candidate = train(plane.store, job, 1, write=False)
     line = candidate.learned[0].model_copy(update={"recall": _recall(0.8)})
     _rewrite(plane, candidate, learned=(line,))
     plane.run_to_end(job)
-    return plane
+    plane.close()
+    return plane.folder
+
+
+@pytest.fixture
+def grown(grown_folder: Path, tmp_path: Path) -> Iterator[ControlPlane]:
+    """A control plane with a version that has a recall of 0.8 on its own dataset."""
+    with reopened(grown_folder, tmp_path) as plane:
+        yield plane
 
 
 @pytest.mark.parametrize(
@@ -207,15 +218,19 @@ def test_an_earlier_dataset_whose_held_out_rows_are_lost_was_not_shown(grown: Co
 Asked = tuple[JobSpec, VersionManifest, VersionManifest]
 
 
-@pytest.fixture
-def asked(plane: ControlPlane) -> Asked:
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
     """The job spec, the parent's manifest, and a valid candidate."""
+    plane = ControlPlane(tmp_path_factory.mktemp("asked"))
+    plane.create_model()
     plane.run_to_end(plane.post_dataset("one"))
     job = plane.post_dataset("two")
     plane.tick_to(job, JobState.RUNNING)
     candidate = train(plane.store, job, 1)
     spec = JobSpec.model_validate_json(plane.store.read(layout.run_spec(job, 1)))
-    return spec, plane.versions()[0].manifest, candidate
+    parent = plane.versions()[0].manifest
+    plane.close()
+    return spec, parent, candidate
 
 
 def test_a_truthful_candidate_passes(asked: Asked) -> None:
@@ -281,16 +296,6 @@ def test_without_a_bound_scores_may_drift(tmp_path: Path, spec: dict[str, Any]) 
     plane.close()
 
 
-def _head(free_share: float) -> HeadCapacity:
-    return HeadCapacity(
-        free_share=free_share,
-        input_directions=1,
-        input_width=5,
-        output_directions=2,
-        output_width=8,
-    )
-
-
 def _publish_first(plane: ControlPlane) -> str:
     """Publish a version with a recall of 0.8 and a free share of 0.7; return its dataset."""
     job = plane.post_dataset("one")
@@ -298,7 +303,7 @@ def _publish_first(plane: ControlPlane) -> str:
     made = train(plane.store, job, 1, write=False)
     line = made.learned[0].model_copy(update={"recall": _recall(0.8)})
     report = made.report.model_copy(
-        update={"evaluation": {made.dataset: _recall(0.8)}, "capacity": {"image": _head(0.7)}}
+        update={"evaluation": {made.dataset: _recall(0.8)}, "capacity": {"image": head(0.7)}}
     )
     train(plane.store, job, 1, changes={"learned": (line,), "report": report})
     plane.run_to_end(job)
@@ -314,7 +319,7 @@ def _train_second(plane: ControlPlane, job: str, old: float = 0.75) -> VersionRe
         update={
             "evaluation": {first: _recall(old), made.dataset: _recall(0.6)},
             "recall_before": _recall(0.1),
-            "capacity": {"image": _head(0.5), "text": _head(0.9)},
+            "capacity": {"image": head(0.5), "text": head(0.9)},
             "quality": {first: Quality(now=-0.9, best=-1.2, norm_change={"image": 0.1})},
         }
     )

@@ -1,5 +1,6 @@
 """Reading: lists in pages, versions with their measurements, capacity, summaries, phases of a job."""
 
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -27,9 +28,16 @@ def _get(plane: ControlPlane, path: str) -> Any:
     return response.json()
 
 
-@pytest.fixture
-def grown(plane: ControlPlane) -> tuple[ControlPlane, list[str]]:
-    """A control plane whose model has learned three datasets, and their ids."""
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ControlPlane, list[str]]]:
+    """A control plane whose model has learned three datasets, and their ids; for tests that read."""
+    plane = ControlPlane(tmp_path_factory.mktemp("grown"))
+    plane.create_model()
+    yield plane, _learn_three(plane)
+    plane.close()
+
+
+def _learn_three(plane: ControlPlane) -> list[str]:
     one = publish_measured(plane, "one", recalls={"one": 0.8}, free={"image": 0.8, "text": 0.8})
     two = publish_measured(
         plane,
@@ -46,7 +54,7 @@ def grown(plane: ControlPlane) -> tuple[ControlPlane, list[str]]:
         losses={"one": (-0.8, None), "two": (-1.0, -1.1)},
         free={"image": 0.4, "text": 0.2, "audio": 0.45},
     )
-    return plane, [one, two, three]
+    return [one, two, three]
 
 
 def test_each_version_has_its_measurements(grown: tuple[ControlPlane, list[str]]) -> None:
@@ -102,8 +110,8 @@ def test_a_long_history_can_be_thinned(
     assert found == expected
 
 
-def test_the_history_reads_no_manifest(grown: tuple[ControlPlane, list[str]]) -> None:
-    plane, _ = grown
+def test_the_history_reads_no_manifest(plane: ControlPlane) -> None:
+    _learn_three(plane)
     before = [_get(plane, path) for path in (HISTORY, CAPACITY)]
     with plane.context.database.write() as connection:
         connection.exec_driver_sql("UPDATE versions SET manifest = '{}'")
@@ -220,12 +228,11 @@ _ORDERED = {
 
 
 @pytest.fixture
-def learned_plane(plane: ControlPlane) -> ControlPlane:
-    """A control plane whose model has three versions."""
+def learned_plane(three: ControlPlane) -> ControlPlane:
+    """A control plane with four models, one of which has three versions."""
     for name in ("one", "two", "three"):
-        plane.create_model(f"model-{name}")
-        plane.run_to_end(plane.post_dataset(name))
-    return plane
+        three.create_model(f"model-{name}")
+    return three
 
 
 @pytest.mark.parametrize(("path", "field"), _ORDERED.items())

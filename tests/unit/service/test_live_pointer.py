@@ -1,6 +1,5 @@
 """The live pointer: written, removed, repaired, and announced to the endpoint."""
 
-import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -26,71 +25,49 @@ from tests.fakes.rounds import run_round
 from tests.fakes.waiting import until
 
 
-@pytest.fixture(scope="module")
-def three_versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Published once: copying is faster than publishing."""
-    folder = tmp_path_factory.mktemp("three-versions")
-    made = ControlPlane(folder)
-    made.create_model()
-    for name in ("one", "two", "three"):
-        made.run_to_end(made.post_dataset(name))
-    made.close()
-    return folder
-
-
-@pytest.fixture
-def serving(three_versions: Path, tmp_path: Path) -> Iterator[ControlPlane]:
-    """A control serving with one model, `scenes`, whose third version is live."""
-    shutil.copytree(three_versions, tmp_path, dirs_exist_ok=True)
-    serving = ControlPlane(tmp_path)
-    serving.clock.advance(3600)
-    yield serving
-    serving.close()
-
-
-def _pointer(serving: ControlPlane) -> LivePointer:
+def _pointer(three: ControlPlane) -> LivePointer:
     """live.json, after a round of the reconciler."""
-    serving.tick()
-    found = read_live(serving.store, "scenes")
+    three.tick()
+    found = read_live(three.store, "scenes")
     assert found is not None
     return found
 
 
-def _delete(serving: ControlPlane) -> None:
-    assert serving.client.request("DELETE", "/v1/models/scenes").status_code == 204
+def _delete(three: ControlPlane) -> None:
+    assert three.client.request("DELETE", "/v1/models/scenes").status_code == 204
 
 
-def test_live_json_has_the_owner_of_the_model(serving: ControlPlane) -> None:
-    assert _pointer(serving).owner == serving.model().owner == "default"
+def test_live_json_has_the_owner_of_the_model(three: ControlPlane) -> None:
+    assert _pointer(three).owner == three.model().owner == "default"
 
 
-def test_a_retired_version_reaches_the_replicas(serving: ControlPlane) -> None:
-    before = _pointer(serving)
+def test_a_retired_version_reaches_the_replicas(three: ControlPlane) -> None:
+    before = _pointer(three)
     for number in (2, 1, 1):
         path = f"/v1/models/scenes/versions/{number}"
-        assert serving.client.request("DELETE", path).status_code == 204
-    after = _pointer(serving)
+        assert three.client.request("DELETE", path).status_code == 204
+    after = _pointer(three)
     assert (after.retired, after.generation) == ((1, 2), before.generation)
     assert after.revision == before.revision + 2
 
 
-def test_a_deleted_model_has_no_pointer_after_one_round(serving: ControlPlane) -> None:
-    _pointer(serving)
-    _delete(serving)
-    serving.tick()
-    assert read_live(serving.store, "scenes") is None
-    assert serving.model().is_pointer_written
+def test_a_deleted_model_has_no_pointer_after_one_round(three: ControlPlane) -> None:
+    _pointer(three)
+    _delete(three)
+    three.tick()
+    assert read_live(three.store, "scenes") is None
+    assert three.model().is_pointer_written
 
 
-def test_a_pointer_that_cannot_be_removed_now_is_removed_later(serving: ControlPlane) -> None:
-    serving.store.broken = "live.json"
-    _delete(serving)
-    serving.tick(2)
-    serving.store.broken = None
-    assert read_live(serving.store, "scenes") is not None
-    serving.clock.advance(30)
-    serving.tick(2)
-    assert read_live(serving.store, "scenes") is None
+def test_a_pointer_that_cannot_be_removed_now_is_removed_later(three: ControlPlane) -> None:
+    three.store.broken = "live.json"
+    _delete(three)
+    three.tick(2)
+    three.store.broken = None
+    assert read_live(three.store, "scenes") is not None
+    three.clock.advance(30)
+    three.tick(2)
+    assert read_live(three.store, "scenes") is None
 
 
 class LateStore(FlakyStore):
@@ -105,43 +82,43 @@ class LateStore(FlakyStore):
         super().put(key, data)
 
 
-def test_a_write_that_comes_late_does_not_bring_a_deleted_model_back(serving: ControlPlane) -> None:
+def test_a_write_that_comes_late_does_not_bring_a_deleted_model_back(three: ControlPlane) -> None:
     def during() -> None:
-        _delete(serving)
-        serving.tick()
-        assert read_live(serving.store, "scenes") is None
+        _delete(three)
+        three.tick()
+        assert read_live(three.store, "scenes") is None
 
-    live_pointer.write(replace(serving.context, store=LateStore(serving.store, during)), "scenes")
-    assert read_live(serving.store, "scenes") is not None
-    serving.tick()
-    assert read_live(serving.store, "scenes") is None
+    live_pointer.write(replace(three.context, store=LateStore(three.store, during)), "scenes")
+    assert read_live(three.store, "scenes") is not None
+    three.tick()
+    assert read_live(three.store, "scenes") is None
 
 
-def test_a_late_write_before_a_crash_is_repaired_at_the_next_start(serving: ControlPlane) -> None:
-    late = _pointer(serving)
-    _delete(serving)
-    serving.tick()
-    write_live(serving.store, "scenes", late)
-    successor = ControlPlane(serving.folder, serving.launcher, serving.clock)
+def test_a_late_write_before_a_crash_is_repaired_at_the_next_start(three: ControlPlane) -> None:
+    late = _pointer(three)
+    _delete(three)
+    three.tick()
+    write_live(three.store, "scenes", late)
+    successor = ControlPlane(three.folder, three.launcher, three.clock)
     successor.tick(2)
-    assert read_live(serving.store, "scenes") is None
+    assert read_live(three.store, "scenes") is None
     successor.close()
 
 
 @pytest.mark.parametrize("dies_at", range(1, 16))
 def test_a_death_at_any_moment_keeps_no_pointer_of_a_deleted_model(
-    serving: ControlPlane, dies_at: int
+    three: ControlPlane, dies_at: int
 ) -> None:
-    _delete(serving)
+    _delete(three)
     lifeline = FaultAtMoment(dies_at)
     with suppress(Crash):
         for _ in range(3):
-            run_round(serving.crashing_reconciler(lifeline))
-            serving.clock.advance(1)
-    serving.clock.advance(2)
-    run_round(Reconciler(serving.context))
-    assert read_live(serving.store, "scenes") is None
-    assert serving.model().is_pointer_written
+            run_round(three.crashing_reconciler(lifeline))
+            three.clock.advance(1)
+    three.clock.advance(2)
+    run_round(Reconciler(three.context))
+    assert read_live(three.store, "scenes") is None
+    assert three.model().is_pointer_written
 
 
 WAIT_SECONDS = 120.0

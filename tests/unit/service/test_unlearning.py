@@ -1,6 +1,7 @@
 """Jobs that read no rows: unlearning and merging."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from cmcl.contract.modality import FileEntry
 from cmcl.storage import layout
 from cmcl.storage.versions import read_version
 from service.maintenance.gc import GarbageCollector
-from tests.fakes.control_plane import ControlPlane
+from tests.fakes.control_plane import ControlPlane, reopened
 from tests.fakes.trainer import train
 
 AUDIO_IMAGE = {"first": "audio", "second": "image"}
@@ -257,16 +258,26 @@ def test_unlearned_from_a_branch_it_stays_a_dataset_of_its_model(plane: ControlP
     assert names(plane) == ["one", "two"]
 
 
-@pytest.fixture
-def branched(plane: ControlPlane) -> ControlPlane:
-    """`scenes` has learned one and two; its branch `site` three as well."""
+@pytest.fixture(scope="module")
+def branched_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("branched")
+    plane = ControlPlane(folder)
+    plane.create_model()
     learn(plane, "one")
     body = {"name": "site", "version": 1}
     assert plane.client.post("/v1/models/scenes/branch", json=body).status_code == 201
     plane.tick(3)
     learn(plane, "two")
     learn(plane, "three", model="site")
-    return plane
+    plane.close()
+    return folder
+
+
+@pytest.fixture
+def branched(branched_folder: Path, tmp_path: Path) -> Iterator[ControlPlane]:
+    """`scenes` has learned one and two; its branch `site` three as well."""
+    with reopened(branched_folder, tmp_path) as plane:
+        yield plane
 
 
 def merge(plane: ControlPlane, source: str, model: str = "scenes") -> Any:

@@ -377,7 +377,7 @@ PAYLOADS = (
 )
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.text(min_size=1, max_size=300).map(lambda text: f"x{text}"))
 def test_text_from_outside_is_shown_as_text(hostile: Hostile, text: str) -> None:
     check_shown_as_text(hostile, text)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -267,14 +266,9 @@ def test_versions_without_a_common_measurement_have_no_means(
 
 
 @pytest.fixture
-def person(tmp_path: Path) -> Iterator[Browser]:
+def person(three: ControlPlane) -> Browser:
     """A browser at a control plane without keys, whose model has three versions."""
-    plane = ControlPlane(tmp_path)
-    plane.create_model()
-    for name in ("one", "two", "three"):
-        plane.run_to_end(plane.post_dataset(name))
-    yield Browser(plane)
-    plane.close()
+    return Browser(three)
 
 
 def _live(person: Browser) -> tuple[int, int]:

@@ -1,17 +1,15 @@
 """A control plane whose model has three recorded versions; the third one is live."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.fakes.control_plane import ControlPlane
+from tests.fakes.control_plane import ControlPlane, reopened
 
 
 @pytest.fixture(scope="session")
 def recorded_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Published once: copying is faster than publishing."""
     folder = tmp_path_factory.mktemp("recorded")
     made = ControlPlane(folder)
     made.create_model()
@@ -25,8 +23,5 @@ def recorded_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def plane(recorded_world: Path, tmp_path: Path) -> Iterator[ControlPlane]:
     """A copy in its own folder."""
-    shutil.copytree(recorded_world, tmp_path, dirs_exist_ok=True)
-    plane = ControlPlane(tmp_path)
-    plane.clock.advance(3600)
-    yield plane
-    plane.close()
+    with reopened(recorded_world, tmp_path) as plane:
+        yield plane
