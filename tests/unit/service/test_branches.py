@@ -312,11 +312,20 @@ def test_an_unknown_version_is_not_found(two: ControlPlane) -> None:
     assert "permitted: 1 to 2" in response.json()["errors"][0]["message"]
 
 
-def test_a_version_without_its_files_cannot_go_live(two: ControlPlane) -> None:
+def test_a_version_that_is_being_stored_neither_goes_live_nor_is_branched_or_merged(
+    two: ControlPlane,
+) -> None:
+    assert _branch(two, version=1) == 201
+    two.tick(3)
     with two.context.database.write() as connection:
-        connection.exec_driver_sql("UPDATE versions SET stored_at = NULL WHERE number = 1")
-    response = two.client.put("/v1/models/scenes/live", json={"version": 1})
-    assert response.status_code == 409
+        connection.exec_driver_sql("UPDATE versions SET stored_at = NULL WHERE model = 'scenes'")
+    for method, path, body in (
+        ("PUT", "scenes/live", {"version": 1}),
+        ("POST", "scenes/branch", {"name": "late", "version": 2}),
+        ("POST", "fork/merge", {"from": "scenes@2"}),
+    ):
+        response = two.client.request(method, f"/v1/models/{path}", json=body)
+        assert (response.status_code, "being stored" in response.text) == (409, True), path
 
 
 @pytest.mark.parametrize("damage", ["missing", "garbled", "behind"])
