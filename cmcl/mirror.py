@@ -94,7 +94,7 @@ class Published:
 
     def picture(self) -> str:
         """All pictures of the version as one SVG."""
-        drawn = version_pictures(self.version, self.version.manifest.spec.drift_bound)
+        drawn = version_pictures(self.version)
         return stacked(self.name, [each for each in drawn if each is not None])
 
 

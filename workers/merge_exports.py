@@ -35,8 +35,8 @@ from workers.serve.export.archive import write_files
 from workers.serve.export.formats import (
     HEADS_FILE,
     MOMENTS_FOLDER,
+    evaluation_matrix,
     export_files,
-    measured_version,
     moments_files,
 )
 from workers.train.job import train_dataset
@@ -74,7 +74,8 @@ def merge_exports(ours: Path, theirs: Path, output: Path) -> MergedExports:
         merged = _merged(store, parent, other)
         whole = Path(folder, "export")
         files = export_files(
-            measured_version(store, merged),
+            merged,
+            evaluation_matrix(store, merged),
             read_heads(store, merged),
             "safetensors",
             moments_files(store, merged),

@@ -150,9 +150,10 @@ def show_progress(
         found = client.progress(job, attempt)
     show(found, as_json, progress_view)
     if picture is not None:
-        from cmcl.pictures import progress_picture
+        from cmcl.pictures import loss_curve
 
-        save_pictures(picture, f"job {job}", [progress_picture([found])])
+        has_loss = any(point.loss is not None for point in found.points)
+        save_pictures(picture, f"job {job}", [loss_curve([found])] if has_loss else [])
 
 
 @app.command("log")

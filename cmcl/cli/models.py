@@ -170,9 +170,10 @@ def show_capacity(
         found = client.capacity(model)
     show(found, as_json, capacity_view)
     if picture is not None:
-        from cmcl.pictures import capacity_picture
+        from cmcl.pictures import capacity_curves
 
-        save_pictures(picture, f"capacity of {model}", [capacity_picture(found)])
+        drawn = [capacity_curves(found)] if found.modalities else []
+        save_pictures(picture, f"capacity of {model}", drawn)
 
 
 @app.command("merge")

@@ -123,7 +123,7 @@ def show_version(
     if picture is not None:
         from cmcl.pictures import version_pictures
 
-        drawn = version_pictures(found, found.manifest.spec.drift_bound)
+        drawn = version_pictures(found)
         save_pictures(picture, f"{name}@{number}", drawn)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from cmcl.contract.api.jobs import Candidate, Job
+from cmcl.contract.api.jobs import Candidate, Job, JobPhase
 from cmcl.contract.api.versions import Version
 
 # Pictures are imported when they are drawn: they are no part of the start-up of other programs.
@@ -25,7 +25,7 @@ def version_html(version: Version) -> str:
         "created": version.created_at,
         "retired": version.retired_at,
     }
-    drawn = version_pictures(version, version.manifest.spec.drift_bound)
+    drawn = version_pictures(version)
     return _html(f"{version.model}@{version.version}", facts, drawn)
 
 
@@ -78,7 +78,7 @@ def job_html(job: Job) -> str:
 
 def _phases(job: Job) -> "Picture | None":
     """Return the time until the job started, and since; None before it started."""
-    from cmcl.pictures import Phase, job_phases
+    from cmcl.pictures import job_phases
 
     if job.started_at is None:
         return None
@@ -86,8 +86,8 @@ def _phases(job: Job) -> "Picture | None":
     waited = (job.started_at - job.created_at).total_seconds()
     trained = (last - job.started_at).total_seconds()
     phases = [
-        Phase("until it started", waited),
-        Phase("since it started", trained, running=job.finished_at is None),
+        JobPhase(phase="until it started", seconds=waited),
+        JobPhase(phase="since it started", seconds=trained, running=job.finished_at is None),
     ]
     return job_phases(phases)
 

@@ -1,36 +1,29 @@
 """Pictures of a model's memory, capacity, graph and jobs: SVG and tables from plain data.
 
 Every function returns a `Picture`: `svg()`, `html()`, a description in words, and a `table` of its numbers.
-Nothing but the standard library is imported, and the same data gives the same bytes.
+The same data gives the same bytes.
 """
 
 from cmcl.pictures.bars import Bound, DriftRow, Share, drift_bars, share_bars
 from cmcl.pictures.curves import (
-    CapacityCurve,
-    LossCurve,
-    LossPoint,
     capacity_curves,
     drift_curve,
     loss_curve,
     optimality_curve,
-    sparkline,
 )
 from cmcl.pictures.dumbbells import Optimality, RecallChange, optimality_bars, recall_changes
 from cmcl.pictures.graph import Pair, modality_graph
-from cmcl.pictures.history import (
-    HistoryPictures,
-    capacity_picture,
-    history_pictures,
-    progress_picture,
-)
 from cmcl.pictures.matrix import forgetting_matrices, forgetting_matrix
 from cmcl.pictures.memory import Learned, Memory, MemoryRow
 from cmcl.pictures.picture import Picture, Table, stacked
 from cmcl.pictures.results import (
     CandidatePictures,
+    HistoryPictures,
     VersionPictures,
     candidate_pictures,
     emergent_pairs,
+    history_pictures,
+    manifest_pictures,
     memory_of,
     version_pictures,
 )
@@ -39,7 +32,6 @@ from cmcl.pictures.theme import STYLESHEET
 from cmcl.pictures.timeline import (
     Branch,
     ChainVersion,
-    Phase,
     duration,
     job_phases,
     version_chain,
@@ -50,18 +42,14 @@ __all__ = [
     "Bound",
     "Branch",
     "CandidatePictures",
-    "CapacityCurve",
     "ChainVersion",
     "DriftRow",
     "HistoryPictures",
     "Learned",
-    "LossCurve",
-    "LossPoint",
     "Memory",
     "MemoryRow",
     "Optimality",
     "Pair",
-    "Phase",
     "Picture",
     "RecallChange",
     "Share",
@@ -69,7 +57,6 @@ __all__ = [
     "VersionPictures",
     "candidate_pictures",
     "capacity_curves",
-    "capacity_picture",
     "drift_bars",
     "drift_curve",
     "duration",
@@ -79,16 +66,15 @@ __all__ = [
     "history_pictures",
     "job_phases",
     "loss_curve",
+    "manifest_pictures",
     "mean_retention",
     "memory_of",
     "modality_graph",
     "optimality_bars",
     "optimality_curve",
-    "progress_picture",
     "recall_changes",
     "retention_curves",
     "share_bars",
-    "sparkline",
     "stacked",
     "version_chain",
     "version_pictures",

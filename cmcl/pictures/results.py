@@ -1,15 +1,24 @@
-"""Pictures of what the API returns: a version, a candidate that waits for a decision.
+"""Pictures of what the API returns: a version, a candidate, and the versions of a model.
 
-Parameters are structural types, so that the views of the control plane and the results of the client both
-fit, and the package depends on neither. A picture of what was not measured is None.
+A picture of what was not measured is None.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import fmean
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
+from cmcl.contract.api.jobs import Candidate
+from cmcl.contract.api.versions import DatasetFigures, EvaluationRow, Version, VersionSummary
+from cmcl.contract.capacity import FULL_BELOW
+from cmcl.contract.version import (
+    HeadCapacity,
+    LearnedDataset,
+    MeasuredDataset,
+    Protection,
+    VersionManifest,
+)
 from cmcl.pictures.bars import Bound, DriftRow, Share, drift_bars, share_bars
-from cmcl.pictures.curves import FULL_BELOW
+from cmcl.pictures.curves import drift_curve, optimality_curve
 from cmcl.pictures.dumbbells import Optimality, RecallChange, optimality_bars, recall_changes
 from cmcl.pictures.graph import Pair, modality_graph
 from cmcl.pictures.matrix import forgetting_matrix
@@ -17,95 +26,6 @@ from cmcl.pictures.memory import Memory, MemoryRow
 from cmcl.pictures.picture import Picture
 from cmcl.pictures.retention import retention_curves
 from cmcl.pictures.scales import percent
-
-
-class _Recall(Protocol):
-    @property
-    def at_1(self) -> float: ...
-
-
-class _Evaluation(Protocol):
-    @property
-    def version(self) -> int: ...
-    @property
-    def learned(self) -> str | None: ...
-    @property
-    def recall(self) -> Mapping[str, _Recall]: ...
-
-
-class _Drift(Protocol):
-    @property
-    def since_learned(self) -> float: ...
-    @property
-    def against_parent(self) -> float: ...
-
-
-class _Quality(Protocol):
-    @property
-    def now(self) -> float: ...
-    @property
-    def best(self) -> float | None: ...
-
-
-class _Protection(Protocol):
-    @property
-    def blocked_share(self) -> float: ...
-
-
-class _Head(Protocol):
-    @property
-    def free_share(self) -> float: ...
-    @property
-    def input_directions(self) -> int: ...
-    @property
-    def input_width(self) -> int: ...
-
-
-class _Certificate(Protocol):
-    @property
-    def drift(self) -> Mapping[str, _Drift]: ...
-    @property
-    def quality(self) -> Mapping[str, _Quality]: ...
-    @property
-    def protection(self) -> Mapping[str, _Protection]: ...
-
-
-class _Pair(Protocol):
-    @property
-    def first(self) -> str: ...
-    @property
-    def second(self) -> str: ...
-
-
-class _Learned(Protocol):
-    @property
-    def dataset(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def pair(self) -> _Pair: ...
-
-
-class _Measured(Protocol):
-    @property
-    def pair(self) -> _Pair: ...
-    @property
-    def recall(self) -> _Recall | None: ...
-
-
-class VersionLike(Protocol):
-    """A version with its measurements: `GET /v1/models/{model}/versions/{version}`."""
-
-    @property
-    def certificate(self) -> _Certificate: ...
-    @property
-    def evaluation_matrix(self) -> Sequence[_Evaluation]: ...
-    @property
-    def evaluation_only(self) -> Sequence[_Measured]: ...
-    @property
-    def capacity(self) -> Mapping[str, _Head]: ...
-    @property
-    def lineage(self) -> Sequence[_Learned]: ...
 
 
 class VersionPictures(NamedTuple):
@@ -120,35 +40,47 @@ class VersionPictures(NamedTuple):
     graph: Picture
 
 
-def version_pictures(version: VersionLike, drift_bound: float | None = None) -> VersionPictures:
-    """Draw a version. `drift_bound`: the largest permitted drift, if there is one."""
-    names = {line.dataset: line.name for line in version.lineage}
-    certificate, memory = version.certificate, memory_of(version)
+def version_pictures(version: Version) -> VersionPictures:
+    """Draw a version with its measurements, as the API returns it."""
+    return manifest_pictures(version.manifest, version.evaluation_matrix, version.evaluation_only)
+
+
+def manifest_pictures(
+    manifest: VersionManifest,
+    matrix: Sequence[EvaluationRow],
+    evaluation_only: Sequence[MeasuredDataset],
+) -> VersionPictures:
+    """Draw a version from its manifest.
+
+    `matrix`: recall of the versions up to this one, oldest first. `evaluation_only`: datasets that it was
+    measured on and never learned.
+    """
+    names = {line.dataset: line.name for line in manifest.learned}
+    report, memory = manifest.report, memory_of(manifest.learned, matrix)
     best = [
         Optimality(names.get(dataset, dataset), quality.now, quality.best)
-        for dataset, quality in certificate.quality.items()
+        for dataset, quality in report.quality.items()
         if quality.best is not None
     ]
     drift = [
         DriftRow(names.get(dataset, dataset), each.since_learned, each.against_parent)
-        for dataset, each in certificate.drift.items()
+        for dataset, each in report.drift.items()
     ]
     return VersionPictures(
         forgetting_matrix(memory) if memory.in_order else None,
         retention_curves(memory) if memory.in_order else None,
-        drift_bars(drift, drift_bound) if drift else None,
+        drift_bars(drift, manifest.spec.drift_bound) if drift else None,
         optimality_bars(best) if best else None,
-        _protection(certificate.protection),
-        _capacity(version.capacity),
-        modality_graph(_pairs(version)),
+        _protection(report.protection),
+        _capacity(report.capacity),
+        modality_graph(_pairs(manifest.learned, matrix, evaluation_only)),
     )
 
 
-def memory_of(version: VersionLike) -> Memory:
-    """Return R@1 of every version up to this one on the datasets that it knows."""
-    names = {line.dataset: line.name for line in version.lineage}
-    rows = version.evaluation_matrix
-    measured = [each for each in names if any(each in row.recall for row in rows)]
+def memory_of(lineage: Sequence[LearnedDataset], matrix: Sequence[EvaluationRow]) -> Memory:
+    """Return R@1 of every version in `matrix` on the datasets of `lineage` that were measured."""
+    names = {line.dataset: line.name for line in lineage}
+    measured = [each for each in names if any(each in row.recall for row in matrix)]
     return Memory(
         [names[each] for each in measured],
         [
@@ -157,18 +89,18 @@ def memory_of(version: VersionLike) -> Memory:
                 "nothing" if row.learned is None else names.get(row.learned, row.learned),
                 [row.recall[each].at_1 if each in row.recall else None for each in measured],
             )
-            for row in rows
+            for row in matrix
         ],
     )
 
 
-def _protection(heads: Mapping[str, _Protection]) -> Picture | None:
+def _protection(heads: Mapping[str, Protection]) -> Picture | None:
     rows = [Share(modality, head.blocked_share) for modality, head in heads.items()]
     return share_bars("Share of each head that the update could not change", rows) if rows else None
 
 
 def _capacity(
-    heads: Mapping[str, _Head], before: Mapping[str, _Head | None] | None = None
+    heads: Mapping[str, HeadCapacity], before: Mapping[str, HeadCapacity | None] | None = None
 ) -> Picture | None:
     bound = Bound(FULL_BELOW, f"full below {percent(FULL_BELOW, 0)} %", is_minimum=True)
     rows = []
@@ -182,12 +114,16 @@ def _capacity(
     return share_bars(heading, rows, bound) if rows else None
 
 
-def _pairs(version: VersionLike) -> list[Pair]:
+def _pairs(
+    lineage: Sequence[LearnedDataset],
+    matrix: Sequence[EvaluationRow],
+    evaluation_only: Sequence[MeasuredDataset],
+) -> list[Pair]:
     """Return the learned and the emergent pairs, each with the mean recall of its datasets in this version."""
-    newest = version.evaluation_matrix[-1].recall if version.evaluation_matrix else {}
+    newest = matrix[-1].recall if matrix else {}
     recalls: dict[tuple[str, str], list[float]] = {}
     counts: dict[tuple[str, str], int] = {}
-    for line in version.lineage:
+    for line in lineage:
         low, high = sorted((line.pair.first, line.pair.second))
         counts[low, high] = counts.get((low, high), 0) + 1
         if line.dataset in newest:
@@ -196,11 +132,11 @@ def _pairs(version: VersionLike) -> list[Pair]:
         Pair(*pair, fmean(recalls[pair]) if pair in recalls else None, datasets=count)
         for pair, count in counts.items()
     ]
-    return [*learned, *emergent_pairs(version.evaluation_only, counts.keys())]
+    return [*learned, *emergent_pairs(evaluation_only, counts.keys())]
 
 
 def emergent_pairs(
-    measured: Sequence[_Measured], learned: Collection[tuple[str, str]]
+    measured: Sequence[MeasuredDataset], learned: Collection[tuple[str, str]]
 ) -> list[Pair]:
     """Return the pairs that were measured and never trained, each with the mean recall of its datasets.
 
@@ -214,53 +150,6 @@ def emergent_pairs(
     return [Pair(*pair, fmean(found), emergent=True) for pair, found in recalls.items()]
 
 
-# --- A candidate ----------------------------------------------------------------------------------
-
-
-class _Bound(Protocol):
-    @property
-    def name(self) -> str: ...
-    @property
-    def permitted(self) -> float | None: ...
-
-
-class _CandidateDataset(Protocol):
-    @property
-    def name(self) -> str: ...
-    @property
-    def recall_before(self) -> _Recall | None: ...
-    @property
-    def recall_after(self) -> _Recall | None: ...
-    @property
-    def drift_after(self) -> float | None: ...
-    @property
-    def drift_against_parent(self) -> float | None: ...
-    @property
-    def is_new(self) -> bool: ...
-
-
-class _CapacityChange(Protocol):
-    @property
-    def before(self) -> _Head | None: ...
-    @property
-    def after(self) -> _Head: ...
-
-
-class CandidateLike(Protocol):
-    """A candidate beside its parent: `GET /v1/jobs/{job}/candidate`."""
-
-    @property
-    def parent(self) -> int | None: ...
-    @property
-    def bounds(self) -> Sequence[_Bound]: ...
-    @property
-    def datasets(self) -> Sequence[_CandidateDataset]: ...
-    @property
-    def capacity(self) -> Mapping[str, _CapacityChange]: ...
-    @property
-    def protection(self) -> Mapping[str, _Protection]: ...
-
-
 class CandidatePictures(NamedTuple):
     """The pictures of a candidate: what publishing it would change."""
 
@@ -270,7 +159,7 @@ class CandidatePictures(NamedTuple):
     protection: Picture | None
 
 
-def candidate_pictures(candidate: CandidateLike) -> CandidatePictures:
+def candidate_pictures(candidate: Candidate) -> CandidatePictures:
     """Draw a candidate beside its parent."""
     bounds = {bound.name: bound.permitted for bound in candidate.bounds}
     recall = [
@@ -296,4 +185,63 @@ def candidate_pictures(candidate: CandidateLike) -> CandidatePictures:
             {modality: change.before for modality, change in candidate.capacity.items()},
         ),
         _protection(candidate.protection),
+    )
+
+
+class HistoryPictures(NamedTuple):
+    """The pictures of a model over its versions."""
+
+    forgetting: Picture | None
+    retention: Picture | None
+    drift: Picture | None
+    optimality: Picture | None
+
+
+def history_pictures(
+    versions: Iterable[VersionSummary],
+    drift_bound: float | None = None,
+    names: Mapping[str, str] | None = None,
+) -> HistoryPictures:
+    """Draw a model over versions, in any order. `drift_bound`: the largest permitted drift, if there is one.
+
+    `names`: names of datasets by id, of those that were learned before the first of the versions.
+    """
+    in_order = sorted(versions, key=lambda each: each.version)
+    memory = _memory(in_order, names or {})
+    drift = {each.version: each.max_drift for each in in_order}
+    best = {each.version: _optimality(each.by_dataset) for each in in_order}
+    return HistoryPictures(
+        forgetting_matrix(memory) if memory.in_order else None,
+        retention_curves(memory) if memory.in_order else None,
+        drift_curve(drift, drift_bound) if set(drift.values()) - {None} else None,
+        optimality_curve(best) if set(best.values()) - {(None, None)} else None,
+    )
+
+
+def _memory(versions: Sequence[VersionSummary], names: Mapping[str, str]) -> Memory:
+    learned = {each.dataset: each.dataset_name for each in versions if each.dataset is not None}
+    names = {**names, **learned}
+    recalls = [each.by_dataset.recall if each.by_dataset else {} for each in versions]
+    # Datasets in the order in which they were first measured.
+    measured = list(dict.fromkeys(dataset for recall in recalls for dataset in recall))
+    rows = [
+        MemoryRow(
+            each.version,
+            each.dataset_name,
+            [recall.get(dataset) for dataset in measured],
+            each.kind == "unlearn",
+        )
+        for each, recall in zip(versions, recalls, strict=True)
+    ]
+    return Memory([names.get(dataset, dataset) for dataset in measured], rows)
+
+
+def _optimality(figures: DatasetFigures | None) -> tuple[float | None, float | None]:
+    """Return the mean loss now and the mean attainable loss of the datasets that have both."""
+    both = {} if figures is None else figures.quality.keys() & figures.best.keys()
+    if figures is None or not both:
+        return None, None
+    in_order = sorted(both)
+    return fmean(figures.quality[each] for each in in_order), fmean(
+        figures.best[each] for each in in_order
     )

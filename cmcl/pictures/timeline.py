@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
+from cmcl.contract.api.jobs import JobPhase
 from cmcl.pictures.picture import WIDTH, Picture, Table
 from cmcl.pictures.scales import MINUS, Scale, counted, percent
 from cmcl.pictures.svg import (
@@ -210,32 +211,23 @@ def _branches(models: Sequence[str], x: float) -> str:
     return group("".join(rows), shared | fill("ink"))
 
 
-@dataclass(frozen=True)
-class Phase:
-    """A phase of a job and how long it took, or has taken so far."""
-
-    name: str
-    seconds: float
-    running: bool = False
-
-
-def job_phases(phases: Sequence[Phase], *, width: float = WIDTH) -> Picture:
+def job_phases(phases: Sequence[JobPhase], *, width: float = WIDTH) -> Picture:
     """Draw the phases of a job as one bar, each as long as it took, with a key of those that took long enough."""
-    total = sum(max(0.0, phase.seconds) for phase in phases)
+    total = sum(phase.seconds for phase in phases)
     scale = Scale(0.0, total or 1.0, _GAP, width - _GAP)
     body, start = [], 0.0
     entries = list[tuple[Callable[[float, float], str], str]]()
     for phase in phases:
-        end = start + max(0.0, phase.seconds)
+        end = start + phase.seconds
         wide = scale(end) - scale(start)
         is_seen = phase.running or phase.seconds > _SEEN * total
         colour = "warn" if phase.running else series(len(entries)) if is_seen else "line"
         # A gap of a pixel between two, as far as there is room.
         size = (max(1.0, wide - 1), _BAR)
-        words = title(f"{clean(phase.name)}: {_taken(phase)}")
+        words = title(f"{clean(phase.phase)}: {_taken(phase)}")
         body.append(group(rectangle((scale(start), _GAP), size, colour) + words, {}))
         if is_seen:
-            entries.append((partial(_swatch, colour=colour), phase.name))
+            entries.append((partial(_swatch, colour=colour), phase.phase))
         start = end
     drawn, height = key(entries, _GAP, 2 * _GAP + _BAR, width)
     if not phases:
@@ -245,7 +237,7 @@ def job_phases(phases: Sequence[Phase], *, width: float = WIDTH) -> Picture:
         ("phase", "seconds", "share (%)"),
         [
             (
-                clean(phase.name) + (" (running)" if phase.running else ""),
+                clean(phase.phase) + (" (running)" if phase.running else ""),
                 f"{phase.seconds:.1f}",
                 percent(phase.seconds / total if total else None),
             )
@@ -262,11 +254,11 @@ def job_phases(phases: Sequence[Phase], *, width: float = WIDTH) -> Picture:
     )
 
 
-def _phase_words(phases: Sequence[Phase], total: float) -> str:
+def _phase_words(phases: Sequence[JobPhase], total: float) -> str:
     if not phases:
         return "The job has not started."
     longest = sorted(phases, key=lambda phase: -phase.seconds)[:3]
-    named_phases = ", ".join(f"{brief(phase.name)} {_taken(phase)}" for phase in longest)
+    named_phases = ", ".join(f"{brief(phase.phase)} {_taken(phase)}" for phase in longest)
     return f"{duration(total)} in all; the longest: {named_phases}."
 
 
@@ -274,7 +266,7 @@ def _swatch(x: float, y: float, colour: str) -> str:
     return rectangle((x - 6, y - 5), (12, 10), colour, 2)
 
 
-def _taken(phase: Phase) -> str:
+def _taken(phase: JobPhase) -> str:
     return duration(phase.seconds) + (" so far" if phase.running else "")
 
 

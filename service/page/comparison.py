@@ -12,9 +12,9 @@ from typing import Annotated, Literal
 from fastapi import Depends, Query
 from pydantic import BaseModel
 
-from cmcl.contract.api.jobs import CandidateDataset
+from cmcl.contract.api.jobs import CandidateDataset, JobPhase
 from cmcl.contract.api.versions import VersionSummary
-from cmcl.pictures import DriftRow, Optimality, Phase, drift_bars, job_phases, optimality_bars
+from cmcl.pictures import DriftRow, Optimality, drift_bars, job_phases, optimality_bars
 from service.api.pagination import LARGEST_NUMBER
 from service.api.versions import list_versions, read_version
 from service.context import Context
@@ -193,7 +193,7 @@ def optimality_figure(comparison: Comparison) -> Figure | None:
 
 
 def time_figure(seconds: Mapping[str, float]) -> Figure | None:
-    phases = [Phase(name, spent) for name, spent in seconds.items()]
+    phases = [JobPhase(phase=name, seconds=spent) for name, spent in seconds.items()]
     return figure(lambda width: job_phases(phases, width=width)) if phases else None
 
 

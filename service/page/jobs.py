@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from cmcl.contract.api.events import Event
 from cmcl.contract.api.jobs import Attempt, Candidate, Job, JobPhase, JobState
 from cmcl.contract.api.models import ModelSummary
-from cmcl.pictures import LossCurve, LossPoint, Phase, job_phases, loss_curve
+from cmcl.pictures import job_phases, loss_curve
 from service.api import jobs
 from service.api.datasets import post_seal, read_dataset
 from service.api.dependencies import ContextDep, DatasetPath, JobPath, Reader, Reason
@@ -209,20 +209,15 @@ def loss_of(
     """The loss of the newest attempts over their updates; None before one has trained."""
     curves = []
     for attempt in reversed(attempts[:_DRAWN_ATTEMPTS]):
-        points = jobs.read_progress(job.id, principal, context, attempt.attempt).points
-        trained = [
-            LossPoint(point.updates_done, point.loss, point.removed_share)
-            for point in points
-            if point.loss is not None
-        ]
-        curves += [LossCurve(attempt.attempt, trained)] if len(trained) > 1 else []
+        progress = jobs.read_progress(job.id, principal, context, attempt.attempt)
+        if sum(point.loss is not None for point in progress.points) > 1:
+            curves.append(progress)
     return figure(lambda width: loss_curve(curves, width=width), TWO_THIRDS) if curves else None
 
 
 def time_of(phases: Sequence[JobPhase]) -> Figure | None:
     """Where the time of a job went; None before it has any."""
-    found = [Phase(each.phase, each.seconds, each.running) for each in phases]
-    return figure(lambda width: job_phases(found, width=width), TWO_THIRDS) if found else None
+    return figure(lambda width: job_phases(phases, width=width), TWO_THIRDS) if phases else None
 
 
 @dataclass(frozen=True)

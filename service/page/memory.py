@@ -17,7 +17,6 @@ from cmcl.contract.api.models import Model
 from cmcl.contract.api.versions import ModalityCapacity, ModelCapacity, Version, VersionSummary
 from cmcl.contract.version import LearnedDataset, Recall, Solution
 from cmcl.pictures import (
-    CapacityCurve,
     Learned,
     Memory,
     MemoryRow,
@@ -358,7 +357,7 @@ def capacity_page(
         ahead=AHEAD,
         newest=_NEWEST,
         most_said=_SAID,
-        curves=_curves(found) if rooms else None,
+        curves=figure(lambda width: capacity_curves(found, width=width), WHOLE) if rooms else None,
         solved=None if rooms or not found.version else _solved(found, principal, context),
         wider=_wider(spec),
     )
@@ -377,21 +376,6 @@ def _room(modality: str, found: ModalityCapacity, capacity: ModelCapacity) -> Ro
     taken, now = found.taken_per_dataset, found.now.free_share
     after = {more: None if taken is None else now * (1 - taken) ** more for more in AHEAD}
     return Room(modality, found, after, capacity.full_below)
-
-
-def _curves(capacity: ModelCapacity) -> Figure:
-    curves = [
-        CapacityCurve(
-            modality,
-            {point.version: point.free_share for point in each.history},
-            each.datasets_left,
-            each.taken_per_dataset,
-        )
-        for modality, each in capacity.modalities.items()
-    ]
-    return figure(
-        lambda width: capacity_curves(curves, full_below=capacity.full_below, width=width), WHOLE
-    )
 
 
 def _solved(capacity: ModelCapacity, principal: Principal, context: Context) -> Solved:

@@ -54,11 +54,6 @@ def test_libraries_of_encoders_are_loaded_in_their_own_processes_alone() -> None
     assert not loaded.intersection({"sentence_transformers", "transformers", "PIL"})
 
 
-def test_pictures_need_the_standard_library_alone() -> None:
-    loaded = {name.partition(".")[0] for name in loaded_by("cmcl.pictures")}
-    assert loaded - sys.stdlib_module_names <= {"cmcl", "__main__", *loaded_by_python()}
-
-
 @functools.cache
 def loaded_by_python() -> set[str]:
     """Modules that an interpreter of this environment loads before the program: hooks of editable packages."""

@@ -19,14 +19,13 @@ from cmcl.client import (
     VersionSummary,
 )
 from cmcl.contract.api.jobs import JobState
-from cmcl.contract.capacity import FULL_BELOW
 from cmcl.contract.version import Drift, Quality
 from cmcl.pictures import (
-    capacity_picture,
-    curves,
+    capacity_curves,
     history_pictures,
+    loss_curve,
+    manifest_pictures,
     memory_of,
-    progress_picture,
     version_pictures,
 )
 from tests.fakes.control_plane import ControlPlane
@@ -57,7 +56,7 @@ def headings(svg: str) -> list[str]:
 def test_a_notebook_shows_a_version_with_its_pictures(published: Client) -> None:
     version = published.version("scenes", 2)
     html = version._repr_html_() or ""
-    drawn = version_pictures(version, version.manifest.spec.drift_bound)
+    drawn = version_pictures(version)
     assert html.count("<svg") == len([each for each in drawn if each is not None])
     assert "scenes@2" in html
     assert "two" in html
@@ -67,11 +66,11 @@ def test_a_notebook_shows_a_version_with_its_pictures(published: Client) -> None
 
 def test_what_was_not_measured_has_no_picture(published: Client) -> None:
     version = published.version("scenes", 1)
-    drawn = version_pictures(version)
-    assert drawn.drift is None, "the first version has no earlier dataset"
-    empty = version.model_copy(update={"capacity": {}, "evaluation_matrix": []})
-    assert version_pictures(empty).forgetting is None
-    assert version_pictures(empty).capacity is None
+    assert version_pictures(version).drift is None, "the first version has no earlier dataset"
+    report = version.manifest.report.model_copy(update={"capacity": {}})
+    empty = manifest_pictures(version.manifest.model_copy(update={"report": report}), [], [])
+    assert empty.forgetting is None
+    assert empty.capacity is None
 
 
 def test_pictures_have_names_instead_of_ids(published: Client) -> None:
@@ -79,8 +78,10 @@ def test_pictures_have_names_instead_of_ids(published: Client) -> None:
     ids = [line.dataset for line in version.lineage]
     quality = {ids[0]: Quality(now=-0.9, best=-1.2, norm_change={})}
     drift = {ids[0]: Drift(since_learned=0.2, against_parent=0.1)}
-    certificate = version.certificate.model_copy(update={"quality": quality, "drift": drift})
-    drawn = version_pictures(version.model_copy(update={"certificate": certificate}), 0.1)
+    report = version.manifest.report.model_copy(update={"quality": quality, "drift": drift})
+    spec = version.manifest.spec.model_copy(update={"max_drift": 0.1})
+    manifest = version.manifest.model_copy(update={"report": report, "spec": spec})
+    drawn = manifest_pictures(manifest, version.evaluation_matrix, [])
     assert drawn.optimality is not None
     assert list(drawn.optimality.table.rows) == [("one", "−0.9", "−1.2")]
     assert drawn.drift is not None
@@ -92,7 +93,7 @@ def test_pictures_have_names_instead_of_ids(published: Client) -> None:
 def test_the_memory_of_a_version_has_every_recall(published: Client) -> None:
     version = published.version("scenes", 2)
     names = {line.dataset: line.name for line in version.lineage}
-    found = memory_of(version)
+    found = memory_of(version.lineage, version.evaluation_matrix)
     for row, shown in zip(version.evaluation_matrix, found.rows, strict=True):
         assert shown.version == row.version
         by_name = dict(zip(found.datasets, shown.recall, strict=True))
@@ -194,11 +195,9 @@ def test_capacity_is_drawn_with_its_forecast() -> None:
         "modalities": {"image": room},
         "remark": None,
     }
-    picture = capacity_picture(ModelCapacity.model_validate(full))
-    assert picture is not None
+    picture = capacity_curves(ModelCapacity.model_validate(full))
     assert list(picture.table.rows)[:2] == [("4", "50.0"), ("5 (forecast)", "25.0")]
     assert "about 3 datasets left" in picture.description
-    assert capacity_picture(ModelCapacity.model_validate({**full, "modalities": {}})) is None
 
 
 PROGRESS: dict[str, Any] = {
@@ -219,11 +218,8 @@ PROGRESS: dict[str, Any] = {
 
 
 def test_reports_without_a_loss_are_no_part_of_a_loss_curve() -> None:
-    picture = progress_picture([ProgressHistory.model_validate(PROGRESS)])
-    assert picture is not None
+    picture = loss_curve([ProgressHistory.model_validate(PROGRESS)])
     assert list(picture.table.rows) == [("2", "10", "0.5", "25.0")]
-    none = {**PROGRESS, "attempt": None, "points": []}
-    assert progress_picture([ProgressHistory.model_validate(none)]) is None
 
 
 def test_the_loss_of_an_attempt_is_written_to_a_file(
@@ -241,7 +237,3 @@ def test_the_history_of_a_model_is_written_to_a_file(cmcl: Cmcl, tmp_path: Path)
     assert headings(file.read_text()) == ["Largest drift by version"]
     error = cmcl("model", "capacity", "scenes", "--picture", str(file), code=Exit.FAILED)
     assert "nothing is measured that could be drawn" in error
-
-
-def test_a_head_counts_as_full_where_the_forecast_says_so() -> None:
-    assert curves.FULL_BELOW == FULL_BELOW

@@ -1,10 +1,15 @@
 """Every picture of the library, made from names and numbers that a test chooses."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from itertools import combinations
 
 from cmcl import pictures
+from cmcl.contract.api.jobs import JobPhase, ProgressHistory, ProgressPoint
+from cmcl.contract.api.versions import FreeShare, ModalityCapacity, ModelCapacity
+from cmcl.contract.capacity import FULL_BELOW
+from cmcl.contract.version import HeadCapacity
 from cmcl.pictures import Memory, MemoryRow, Picture
 from cmcl.pictures.picture import WIDTH
 
@@ -62,11 +67,38 @@ def changes(names: Sequence[str], width: float = WIDTH) -> Picture:
 
 
 def capacity(names: Sequence[str], width: float = WIDTH, versions: int = 12) -> Picture:
-    curves = [
-        pictures.CapacityCurve(name, {v + 1: 0.99**v / (1 + i) for v in range(versions)}, 3, 0.1)
+    shares = {
+        name: {v + 1: 0.99**v / (1 + i) for v in range(versions)}
         for i, name in enumerate(names[:10])
-    ]
-    return pictures.capacity_curves(curves, width=width)
+    }
+    return pictures.capacity_curves(capacities(shares, 0.1), width=width)
+
+
+HEAD = HeadCapacity(
+    free_share=0.5, input_directions=3, input_width=9, output_directions=2, output_width=8
+)
+
+
+def capacities(free: Mapping[str, Mapping[int, float]], taken: float) -> ModelCapacity:
+    """Free shares of heads by version, each with a forecast. Names of modalities are not checked."""
+    return ModelCapacity.model_construct(
+        model="model",
+        version=None,
+        full_below=FULL_BELOW,
+        remark=None,
+        modalities={
+            name: ModalityCapacity.model_construct(
+                now=HEAD,
+                datasets_left=3,
+                taken_per_dataset=taken,
+                history=[
+                    FreeShare(version=version, free_share=share, learned=True)
+                    for version, share in shares.items()
+                ],
+            )
+            for name, shares in free.items()
+        },
+    )
 
 
 def graph(names: Sequence[str], width: float = WIDTH) -> Picture:
@@ -87,7 +119,9 @@ def chain(names: Sequence[str], width: float = WIDTH, versions: int | None = Non
 
 
 def phases(names: Sequence[str], width: float = WIDTH) -> Picture:
-    found = [pictures.Phase(name, 3.0**i, i == 8) for i, name in enumerate(names[:9])]
+    found = [
+        JobPhase(phase=name, seconds=3.0**i, running=i == 8) for i, name in enumerate(names[:9])
+    ]
     return pictures.job_phases(found, width=width)
 
 
@@ -139,17 +173,23 @@ WITHOUT_NAMES: dict[str, Draw] = {
 def progress(attempts: int, points: int, width: float = WIDTH) -> Picture:
     return pictures.loss_curve(
         [
-            pictures.LossCurve(
-                attempt + 1,
-                [
-                    pictures.LossPoint(7 * i, 5 / (1 + i), i / points if attempt else None)
-                    for i in range(points)
-                ],
+            attempt(
+                number + 1, [(5 / (1 + i), i / points if number else None) for i in range(points)]
             )
-            for attempt in range(attempts)
+            for number in range(attempts)
         ],
         width=width,
     )
+
+
+def attempt(number: int, points: Sequence[tuple[float | None, float | None]]) -> ProgressHistory:
+    """An attempt with a report every seven updates: its loss, and the removed share of the gradient."""
+    at = datetime(2026, 12, 1, tzinfo=UTC)
+    reports = [
+        ProgressPoint(at=at, phase="training", updates_done=7 * i, loss=loss, removed_share=share)
+        for i, (loss, share) in enumerate(points)
+    ]
+    return ProgressHistory(job="job", attempt=number, interval_seconds=5, points=reports)
 
 
 NAMES = [f"{index:02}-a-name-of-forty-eight-characters-of-a-dataset" for index in range(100)]

@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmcl import pictures
+from cmcl.contract.api.jobs import JobPhase
 from cmcl.pictures import Memory, MemoryRow, Picture
 from cmcl.pictures.scales import percent, points_of, significant
 from cmcl.pictures.svg import clean
 from tests.architecture.repository import ROOT
-from tests.unit.pictures.examples import HOSTILE, WITH_NAMES, progress
+from tests.unit.pictures.examples import HOSTILE, WITH_NAMES, attempt, capacities, progress
 
 SVG = "{http://www.w3.org/2000/svg}"
 # All of Unicode, with control characters and surrogates, which JSON may contain as well.
@@ -81,7 +82,7 @@ def test_nothing_and_a_single_value_can_be_drawn(name: str) -> None:
         "forgetting_matrices": lambda: pictures.forgetting_matrices({}),
         "retention_curves": lambda: pictures.retention_curves(Memory([], [])),
         "mean_retention": lambda: pictures.mean_retention({}),
-        "capacity_curves": lambda: pictures.capacity_curves([]),
+        "capacity_curves": lambda: pictures.capacity_curves(capacities({}, 0.1)),
         "drift_bars": lambda: pictures.drift_bars([]),
         "share_bars": lambda: pictures.share_bars("shares", []),
         "optimality_bars": lambda: pictures.optimality_bars([]),
@@ -115,10 +116,8 @@ def test_recall_may_be_missing_anywhere(table: list[list[float | None]]) -> None
 
 @given(st.lists(st.one_of(st.none(), st.floats()), max_size=6))
 def test_losses_that_are_not_numbers_are_gaps(losses: list[float | None]) -> None:
-    points = [pictures.LossPoint(update, loss, loss) for update, loss in enumerate(losses)]
-    check_structure(pictures.loss_curve([pictures.LossCurve(1, points)]))
+    check_structure(pictures.loss_curve([attempt(1, [(loss, loss) for loss in losses])]))
     check_structure(pictures.drift_curve(dict(enumerate(losses, start=1)), 0.1))
-    ET.fromstring(pictures.sparkline(losses, "losses"))
 
 
 def test_a_recall_that_is_no_share_is_an_error() -> None:
@@ -196,8 +195,8 @@ def test_the_other_tables_have_their_numbers() -> None:
         ["a", "1.23", "0.4"],
         ["b", "–", "–"],
     ]
-    curve = pictures.CapacityCurve("image", {3: 0.5}, 1, 0.5)
-    assert cells(pictures.capacity_curves([curve]).table.html())[1:3] == [
+    found = capacities({"image": {3: 0.5}}, 0.5)
+    assert cells(pictures.capacity_curves(found).table.html())[1:3] == [
         ["3", "50.0"],
         ["4 (forecast)", "25.0"],
     ]
@@ -218,7 +217,9 @@ def test_the_other_tables_have_their_numbers() -> None:
     assert cells(pictures.drift_curve({4: 0.01}).table.html())[1:] == [["4", "1"]]
     shares = pictures.share_bars("x", [pictures.Share("a", 0.5, "note")])
     assert cells(shares.table.html())[1:] == [["a", "50.0", "note"]]
-    phases = pictures.job_phases([pictures.Phase("queued", 2.25), pictures.Phase("b", 1, True)])
+    phases = pictures.job_phases(
+        [JobPhase(phase="queued", seconds=2.25), JobPhase(phase="b", seconds=1, running=True)]
+    )
     assert cells(phases.table.html())[1:] == [
         ["queued", "2.2", "69.2"],
         ["b (running)", "1.0", "30.8"],

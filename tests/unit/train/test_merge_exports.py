@@ -15,7 +15,7 @@ from workers.merge_exports import main, merge_exports
 from workers.model.artifact import load_heads
 from workers.model.heads import ModalityHeads
 from workers.serve.export.archive import write_files
-from workers.serve.export.formats import HEADS_FILE, export_files, measured_version, moments_files
+from workers.serve.export.formats import HEADS_FILE, evaluation_matrix, export_files, moments_files
 
 # Of two sites, which have one dataset in common, and of a third one.
 SITES = {"north": "ce", "south": "dce", "west": "ab"}
@@ -23,7 +23,8 @@ SITES = {"north": "ce", "south": "dce", "west": "ab"}
 
 def export(bench: Bench, manifest: VersionManifest, folder: Path) -> Path:
     files = export_files(
-        measured_version(bench.store, manifest),
+        manifest,
+        evaluation_matrix(bench.store, manifest),
         bench.heads(manifest),
         "safetensors",
         moments_files(bench.store, manifest),

@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from cmcl.contract.api.versions import EvaluationRow
 from cmcl.contract.errors import ObjectNotFound, StorageUnavailable, WorkerError
 from cmcl.contract.version import VersionManifest
 from workers.serve.api.context import (
@@ -29,13 +30,12 @@ from workers.serve.errors import (
     shortened,
 )
 from workers.serve.export.archive import ExportedFile, tar
-from workers.serve.export.card import ExportedVersion
 from workers.serve.export.formats import (
     FORMATS,
     check_format,
     check_moments,
+    evaluation_matrix,
     export_files,
-    measured_version,
     moments_files,
 )
 from workers.serve.versions.live import parse_reference
@@ -104,11 +104,11 @@ class _Export:
         async with within_deadline(context):
             version = await replica.lookup.find(wanted, 0, context.caller)
             check_format(format_, version.heads)
-            measured = await asyncio.to_thread(self._measured, version)
+            manifest, matrix = await asyncio.to_thread(self._measured, version)
             moments = None
             if with_moments:
-                moments = await asyncio.to_thread(self._moments, version, measured.manifest)
-        files = export_files(measured, version.heads, format_, moments)
+                moments = await asyncio.to_thread(self._moments, version, manifest)
+        files = export_files(manifest, matrix, version.heads, format_, moments)
         name = f"{version.label}-{format_}.tar"
         headers = {
             "x-model-version": str(version.number),
@@ -116,12 +116,12 @@ class _Export:
         }
         return StreamingResponse(tar(files, version.created_at), media_type=_TAR, headers=headers)
 
-    def _measured(self, version: ServedVersion) -> ExportedVersion:
-        """Raises NotFound, NotReady, VersionDamaged."""
+    def _measured(self, version: ServedVersion) -> tuple[VersionManifest, list[EvaluationRow]]:
+        """Return the manifest, and the recall of the versions up to it. Raises NotFound, NotReady, VersionDamaged."""
         try:
             manifest = self._stored.manifest(version.model, version.number)
             _check_same(manifest, version)
-            return measured_version(self._replica.store, manifest)
+            return manifest, evaluation_matrix(self._replica.store, manifest)
         except ObjectNotFound as error:
             message = f"{version.label} is no longer in object storage"
             raise NotFound(message, "model", "version_not_found") from error

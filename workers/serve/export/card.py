@@ -1,18 +1,11 @@
 """The model card of an export: what the version learned, how good it is, and how it is used."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 
-from cmcl.contract.version import (
-    HeadCapacity,
-    LearnedDataset,
-    MeasuredDataset,
-    Recall,
-    VersionManifest,
-    VersionReport,
-)
-from cmcl.pictures import Picture, VersionPictures, version_pictures
+from cmcl.contract.api.versions import EvaluationRow
+from cmcl.contract.version import Recall, VersionManifest, VersionReport
+from cmcl.pictures import Picture, VersionPictures, manifest_pictures
 from workers.serve.export.archive import ExportedFile
 
 _USE: Mapping[str, str] = MappingProxyType(
@@ -90,55 +83,33 @@ _CERTIFICATE = (
 )
 
 
-@dataclass(frozen=True)
-class EvaluationRow:
-    """Recall of one version on every dataset so far that has held-out rows."""
-
-    version: int
-    learned: str | None
-    recall: Mapping[str, Recall]
-
-
-@dataclass(frozen=True)
-class ExportedVersion:
-    """A version with its measurements, as `cmcl.pictures` reads them. `evaluation_matrix`: the last row is its own."""
-
-    manifest: VersionManifest
-    evaluation_matrix: Sequence[EvaluationRow]
-
-    @property
-    def certificate(self) -> VersionReport:
-        return self.manifest.report
-
-    @property
-    def evaluation_only(self) -> Sequence[MeasuredDataset]:
-        return self.manifest.report.evaluation_only
-
-    @property
-    def capacity(self) -> Mapping[str, HeadCapacity]:
-        return self.manifest.report.capacity
-
-    @property
-    def lineage(self) -> Sequence[LearnedDataset]:
-        return self.manifest.learned
-
-
 def card_files(
-    version: ExportedVersion, format_: str, *, with_moments: bool = False
+    manifest: VersionManifest,
+    matrix: Sequence[EvaluationRow],
+    format_: str,
+    *,
+    with_moments: bool = False,
 ) -> Iterator[ExportedFile]:
-    """The card as README.md, which says whether moments are exported, too, and its pictures."""
-    manifest = version.manifest
-    drawn = version_pictures(version, manifest.spec.drift_bound)
+    """The card as README.md, which says whether moments are exported, too, and its pictures.
+
+    `matrix`: recall of the versions up to this one, whose row is the last.
+    """
+    drawn = manifest_pictures(manifest, matrix, manifest.report.evaluation_only)
     moments = _WITH_MOMENTS if with_moments else _WITHOUT_MOMENTS
-    yield ExportedFile.of("README.md", _card(version, format_, drawn, moments))
+    yield ExportedFile.of("README.md", _card(manifest, matrix, format_, drawn, moments))
     for name, picture in drawn._asdict().items():
         if picture is not None:
             svg = picture.svg(standalone=True)
             yield ExportedFile.of(f"pictures/{name}.svg", svg + "\n")
 
 
-def _card(version: ExportedVersion, format_: str, drawn: VersionPictures, moments: str) -> str:
-    manifest = version.manifest
+def _card(
+    manifest: VersionManifest,
+    matrix: Sequence[EvaluationRow],
+    format_: str,
+    drawn: VersionPictures,
+    moments: str,
+) -> str:
     spec, label = manifest.spec, f"{manifest.model}@{manifest.version}"
     learned = {name for line in manifest.learned for name in line.pair.modalities}
     first = min(learned)
@@ -159,11 +130,11 @@ def _card(version: ExportedVersion, format_: str, drawn: VersionPictures, moment
         "## Modalities",
         _modalities(manifest),
         "## What it learned",
-        _learned(version),
+        _learned(manifest),
         _unconnected(manifest.report),
         _shown(graph=drawn.graph),
         "## Recall",
-        _recall(version),
+        _recall(manifest, matrix),
         _shown(forgetting=drawn.forgetting, retention=drawn.retention),
         "## Certificates",
         _certificates(manifest),
@@ -214,18 +185,17 @@ def _modalities(manifest: VersionManifest) -> str:
     return _table(("modality", "width of its features", "encoder", "learned"), rows)
 
 
-def _learned(version: ExportedVersion) -> str:
+def _learned(manifest: VersionManifest) -> str:
     rows = [
         (line.name, line.pair.key, f"{line.rows:,}", str(line.version), _percent(line.recall))
-        for line in version.lineage
+        for line in manifest.learned
     ]
     heading = ("dataset", "pair", "rows", "version that learned it", "recall at 1 then")
     return _table(heading, rows)
 
 
-def _recall(version: ExportedVersion) -> str:
-    names = {line.dataset: line.name for line in version.lineage}
-    matrix = version.evaluation_matrix
+def _recall(manifest: VersionManifest, matrix: Sequence[EvaluationRow]) -> str:
+    names = {line.dataset: line.name for line in manifest.learned}
     datasets = [each for each in names if any(each in row.recall for row in matrix)]
     if not datasets:
         return "Not measured: its datasets have no held-out rows."

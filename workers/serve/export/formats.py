@@ -10,7 +10,7 @@ Moments of its datasets can be added: another site needs them to merge the versi
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from types import MappingProxyType
@@ -18,6 +18,7 @@ from typing import Final
 
 import torch
 
+from cmcl.contract.api.versions import EvaluationRow
 from cmcl.contract.errors import DigestMismatch, InvalidVersion, ObjectNotFound
 from cmcl.contract.version import VersionManifest
 from cmcl.storage import layout
@@ -26,7 +27,7 @@ from cmcl.storage.versions import read_version, stream_blob
 from workers.model.artifact import head_tensors, save_selftest
 from workers.model.heads import ModalityHeads
 from workers.serve.export.archive import ExportedFile
-from workers.serve.export.card import EvaluationRow, ExportedVersion, card_files
+from workers.serve.export.card import card_files
 from workers.serve.export.heads import (
     Affine,
     ExportedHead,
@@ -222,17 +223,17 @@ def check_format(format_: str, heads: ModalityHeads) -> None:
 
 
 def export_files(
-    version: ExportedVersion,
+    manifest: VersionManifest,
+    matrix: Sequence[EvaluationRow],
     heads: ModalityHeads,
     format_: str,
     moments: Iterable[ExportedFile] | None = None,
 ) -> Iterator[ExportedFile]:
     """All files of an export, one after the other. Call `check_format` before.
 
-    `moments`: those of its datasets (`moments_files`), if they are exported, too.
+    `matrix`: recall of the versions up to this one. `moments`: those of its datasets (`moments_files`), if they are exported, too.
     """
-    manifest = version.manifest
-    yield from card_files(version, format_, with_moments=moments is not None)
+    yield from card_files(manifest, matrix, format_, with_moments=moments is not None)
     yield ExportedFile.of("manifest.json", manifest.model_dump_json(indent=2) + "\n")
     with torch.inference_mode():
         yield ExportedFile.of("selftest.safetensors", save_selftest(heads, manifest.spec))
@@ -240,8 +241,8 @@ def export_files(
     yield from moments or ()
 
 
-def measured_version(store: ObjectStore, manifest: VersionManifest) -> ExportedVersion:
-    """The version with the recall of those before it, as far as they are stored. Raises StorageUnavailable."""
+def evaluation_matrix(store: ObjectStore, manifest: VersionManifest) -> list[EvaluationRow]:
+    """Recall of the version and of those before it, as far as they are stored. Raises StorageUnavailable."""
     numbers = sorted({line.version for line in manifest.learned} - {manifest.version})
 
     def read(number: int) -> VersionManifest | None:
@@ -252,10 +253,8 @@ def measured_version(store: ObjectStore, manifest: VersionManifest) -> ExportedV
 
     with ThreadPoolExecutor(_READ_AT_ONCE) as threads:
         earlier = list(threads.map(read, numbers[-_MOST_ROWS:]))
-    return ExportedVersion(manifest, list(_rows([*earlier, manifest])))
-
-
-def _rows(manifests: Iterable[VersionManifest | None]) -> Iterator[EvaluationRow]:
-    for each in manifests:
-        if each is not None:
-            yield EvaluationRow(each.version, each.dataset, each.report.evaluation)
+    return [
+        EvaluationRow(version=each.version, learned=each.dataset, recall=each.report.evaluation)
+        for each in (*earlier, manifest)
+        if each is not None
+    ]
