@@ -45,14 +45,6 @@ class NoVersion(Exception):
     """The followed job ended without a version."""
 
 
-class CreatedTwice(CmclError):
-    """Someone else created the same at the same time, and what was created here is removed."""
-
-
-class NotRemoved(CmclError):
-    """The same, but what was created here is still there."""
-
-
 _UNAUTHORIZED = 401
 
 

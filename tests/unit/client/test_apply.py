@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cmcl import Client, Gate
-from cmcl.cli import apply_plan
+from cmcl.cli import apply as apply_command
 from cmcl.cli.apply_file import read_file
 from cmcl.cli.errors import Exit
 from cmcl.client import InvalidArgument
@@ -105,7 +105,7 @@ def test_nothing_is_changed_if_something_is_fixed(cmcl: Cmcl, file: Path) -> Non
 
 def test_conflicts_name_the_field_and_both_values(client: Client, file: Path) -> None:
     file.write_text("models: {scenes: {width: 16, modalities: {image: {encoder: x}, text: 3}}}")
-    plan = apply_plan.plan_changes(client, read_file(file), prune=False)
+    plan = apply_command.plan_changes(client, read_file(file), prune=False)
     fixed = "it is fixed when a model is created"
     assert plan.conflicts == [
         f"models.scenes.width is 8 and the file says 16; {fixed}",
@@ -191,9 +191,9 @@ def test_a_policy_changed_since_it_was_read_is_not_overwritten(
         "  scenes: {modalities: {image: 4, text: 3}, gate: {max_drift: 0.2}}\n"
         "  last: {modalities: {image: 4, text: 3}}\n"
     )
-    planned = apply_plan.plan_changes
+    planned = apply_command.plan_changes
 
-    def someone_else_is_faster(*given: Any, **options: Any) -> apply_plan.Plan:
+    def someone_else_is_faster(*given: Any, **options: Any) -> apply_command.Plan:
         plan = planned(*given, **options)
         client.set_gate("scenes", Gate(max_drift=0.7))
         return plan
