@@ -109,22 +109,29 @@ class StoredFile:
             raise self.changed() from error
         if left:
             raise self.changed()
-        if digest.hexdigest() != self.ref.sha256:
-            raise self.wrong(f"its SHA-256 is {digest.hexdigest()}, expected {self.ref.sha256}")
+        self.compare_digest(digest.hexdigest())
 
-    def opened(self) -> "_Opened":
+    def compare_digest(self, found: str) -> None:
+        """Raises InvalidDataset if the user gave another digest."""
+        if self.ref.sha256 not in (None, found):
+            raise self.wrong(f"its SHA-256 is {found}, expected {self.ref.sha256}")
+
+    def opened(self) -> "OpenedFile":
         """Return a file object for reading by position."""
-        return _Opened(self)
+        return OpenedFile(self)
 
     def buffered(self, size: int = _BUFFER_BYTES) -> io.BufferedReader:
         """Return a buffered file object for small reads."""
         return io.BufferedReader(self.opened(), size)
 
 
-class _Opened(io.RawIOBase):
+class OpenedFile(io.RawIOBase):
+    """A file that is read by position. Bytes that are read from first to last are digested on the way."""
+
     def __init__(self, file: StoredFile) -> None:
         super().__init__()
         self._file, self._place = file, 0
+        self._digest, self._digested = hashlib.sha256(), 0
 
     def readable(self) -> bool:
         return True
@@ -144,5 +151,16 @@ class _Opened(io.RawIOBase):
         view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
         data = self._file.read_range(self._place, self._place + len(view))
         view[: len(data)] = data
+        if self._place == self._digested and self._file.ref.sha256 is not None:
+            self._digest.update(data)
+            self._digested += len(data)
         self._place += len(data)
         return len(data)
+
+    def check_digest(self) -> None:
+        """Check the digest that the user gave, if any. Call it when all bytes were read in order.
+
+        Raises InvalidDataset.
+        """
+        if self._file.ref.sha256 is not None:
+            self._file.compare_digest(self._digest.hexdigest())

@@ -4,6 +4,7 @@ JSONL has one object on each line. CSV has fields separated by commas, quoted as
 """
 
 import csv
+import io
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -39,8 +40,12 @@ class Line(NamedTuple):
 def lines(
     file: StoredFile, start: int = 0, stop: int | None = None, first: int = 1
 ) -> Iterator[Line]:
-    """Yield the lines of a file from byte `start`, with line `first`, to `stop`. A byte order mark is left out."""
-    with file.buffered(_BUFFER_BYTES) as reader:
+    """Yield the lines of a file from byte `start`, with line `first`, to `stop`. A byte order mark is left out.
+
+    A file that is read as a whole has its digest checked at its end. Raises InvalidDataset.
+    """
+    opened = file.opened()
+    with io.BufferedReader(opened, _BUFFER_BYTES) as reader:
         place, number = start, first
         if place == 0 and reader.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK:
             place = len(BYTE_ORDER_MARK)
@@ -52,6 +57,8 @@ def lines(
                 size += len(rest)
             yield Line(place, place + size, None if is_long else data, number)
             place, number = place + size, number + 1
+        if start == 0 and stop is None:
+            opened.check_digest()
 
 
 def _json_records(found: Iterable[Line]) -> Iterator[Record]:
@@ -81,7 +88,6 @@ def _json_parsed(data: bytes) -> tuple[dict[str, Any], str | None]:
 
 
 def _json_scanned(file: StoredFile, sides: Sides) -> Iterator[Record]:
-    file.check_digest()
     cutter, check = UnitCutter(sides), ColumnCheck(sides, file, media_inline=False, of="column")
     for record in _json_records(lines(file)):
         # Records that cannot be read are rejected one by one later.
@@ -162,7 +168,6 @@ def _csv_record(row: _CsvRow, columns: tuple[str, ...]) -> Record:
 
 
 def _csv_scan(file: StoredFile, sides: Sides) -> Scan:
-    file.check_digest()
     rows = _csv_rows(file)
     header = next(rows, None)
     if header is None or len(header.data) > _LONGEST_HEADER:
