@@ -118,6 +118,8 @@ class VersionCache:
         # By key, and how often a model of this name was deleted: a new one does not join the loads of an old one.
         self._loading: dict[tuple[Key, int], Future[CachedVersion]] = {}
         self._retired: dict[str, frozenset[int]] = {}
+        # By model, while versions of it are read: how many are, and how often it was deleted meanwhile.
+        self._reading: Counter[str] = Counter()
         self._deletions: Counter[str] = Counter()
         self._lock = threading.Lock()
         # Separate threads: requests for many versions must not delay a swap.
@@ -215,7 +217,8 @@ class VersionCache:
             self._answered.pop(model, None)
             self._live.pop(model, None)
             self._retired.pop(model, None)
-            self._deletions[model] += 1
+            if self._reading[model]:
+                self._deletions[model] += 1
             for key in [key for key in self._entries if key[0] == model]:
                 del self._entries[key]
 
@@ -263,15 +266,24 @@ class VersionCache:
         if (present := self._use(key)) is not None:
             return present
         model, number = key
-        deletions = self._deletions[model]
-        entry = self._read(key, evict=evict, beside_live=beside_live)
         with self._lock:
-            entry.used = next(self._uses)
-            # Not what was retired, or whose model was deleted, while it loaded.
-            is_retired = number in self._retired.get(model, ()) and not self._is_live(key)
-            if deletions == self._deletions[model] and not is_retired:
-                self._entries[key] = entry
-        return entry
+            self._reading[model] += 1
+            deletions = self._deletions[model]
+        try:
+            entry = self._read(key, evict=evict, beside_live=beside_live)
+            with self._lock:
+                entry.used = next(self._uses)
+                # Not what was retired, or whose model was deleted, while it loaded.
+                is_retired = number in self._retired.get(model, ()) and not self._is_live(key)
+                if deletions == self._deletions[model] and not is_retired:
+                    self._entries[key] = entry
+            return entry
+        finally:
+            with self._lock:
+                self._reading[model] -= 1
+                if not self._reading[model]:
+                    del self._reading[model]
+                    self._deletions.pop(model, None)
 
     def _read(self, key: Key, *, evict: bool, beside_live: bool) -> CachedVersion:
         manifest = self._stored.manifest(*key)
