@@ -25,6 +25,7 @@ from cmcl.cli.options import (
 )
 from cmcl.cli.progress import follow
 from cmcl.client import Client, Encoder, Model, ModelCapacity, ModelGate, ModelSummary, SummaryJob
+from cmcl.client.wire import without_none
 from cmcl.contract.gate import Gate
 from cmcl.contract.model import ModalitySpec, ModelSpec
 
@@ -68,6 +69,20 @@ def create_model(  # noqa: PLR0913 - a model's specification
             help="largest relative drift of earlier scores; default: 0.5 under preserve, else none"
         ),
     ] = None,
+    kept_energy: Annotated[
+        float | None,
+        typer.Option(
+            help="under preserve: share of the energy of earlier scores whose entries are blocked; default 0.8"
+        ),
+    ] = None,
+    centred: Annotated[
+        bool | None,
+        typer.Option(
+            "--centred/--not-centred",
+            help="under improve: centre features in a narrow cone by the mean of the modality's first dataset; "
+            "default: centred",
+        ),
+    ] = None,
     lift: Annotated[
         int | None,
         typer.Option(
@@ -81,19 +96,35 @@ def create_model(  # noqa: PLR0913 - a model's specification
     learning_rate: Annotated[
         float | None, typer.Option(help="learning rate of the optimizer; default 0.001")
     ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="temperature of InfoNCE; default 0.07")
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="of the products of an update: float32 (the default) or bfloat16"),
+    ] = None,
     seed: Annotated[int, typer.Option(help="seed of the initial heads and the order of rows")] = 0,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
     """Create a model. Repeating the command with the same options returns the same model."""
-    training = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
-    chosen = {"policy": policy, "method": method, "max_drift": max_drift, "lift": lift}
-    options = {
-        "width": width,
-        **{name: value for name, value in chosen.items() if value is not None},
-        "training": {name: value for name, value in training.items() if value is not None},
-        "seed": seed,
-    }
+    options = without_none(
+        width=width,
+        policy=policy,
+        method=method,
+        max_drift=max_drift,
+        kept_energy=kept_energy,
+        centred=centred,
+        lift=lift,
+        seed=seed,
+        training=without_none(
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            temperature=temperature,
+            precision=precision,
+        ),
+    )
     with Client(url) as client:
         modalities = _bound_to_encoders(client, dict(map(_modality, modality)))
         spec = from_options(ModelSpec, {**options, "modalities": modalities})
@@ -253,14 +284,13 @@ def model_gate(  # noqa: PLR0913 - each bound is an option
     as_json: AsJson = False,
 ) -> None:
     """Show or change the gate, which a candidate must meet before it is published."""
-    given: dict[str, Any] = {
-        "max_drift": max_drift,
-        "min_backward_transfer": min_backward_transfer,
-        "min_gain": min_gain,
-        "manual_approval": manual_approval,
-        "priority": priority,
-    }
-    changes = {name: value for name, value in given.items() if value is not None}
+    changes = without_none(
+        max_drift=max_drift,
+        min_backward_transfer=min_backward_transfer,
+        min_gain=min_gain,
+        manual_approval=manual_approval,
+        priority=priority,
+    )
     changes.update(dict.fromkeys(map(_bound, unset or ()), None))
     with Client(url) as client:
         gate = client.gate(model)

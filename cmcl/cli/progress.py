@@ -27,6 +27,7 @@ from rich.text import Text
 from cmcl.cli.console import print_json, stderr, stdout
 from cmcl.cli.errors import NoVersion
 from cmcl.client import Client, Job, PrepareProgress, Progress, UploadProgress
+from cmcl.client.wire import without_none
 
 OnUpload = Callable[[UploadProgress], None]
 
@@ -145,7 +146,7 @@ def preparation_figures(now: PrepareProgress) -> dict[str, str]:
         "rows/s": None if rate is None else f"{rate:,.0f}",
         "left out": f"{now.bad_rows:,}" if now.bad_rows else None,
     }
-    return {name: value for name, value in values.items() if value is not None}
+    return without_none(**values)
 
 
 def figures(progress: Progress) -> dict[str, str]:

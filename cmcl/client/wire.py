@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -88,6 +88,11 @@ def is_stream(response: httpx.Response) -> bool:
 def given(**values: str | list[str] | None) -> Params:
     """Return query parameters without empty values."""
     return {name: value for name, value in values.items() if value}
+
+
+def without_none(**values: Any) -> dict[str, Any]:
+    """Return the values that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def segment(name: str) -> str:

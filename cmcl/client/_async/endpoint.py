@@ -38,6 +38,7 @@ from cmcl.client.wire import (
     read,
     segment,
     validated,
+    without_none,
 )
 from cmcl.contract.api.endpoint import (
     Collection,
@@ -287,7 +288,7 @@ class EndpointCalls(Calls):
     ) -> httpx.Response:
         """Send a request. Omits values of the body that are None; bytes are a body in JSON."""
         if isinstance(body, Mapping):
-            body = {name: value for name, value in body.items() if value is not None}
+            body = without_none(**body)
         request = Request(
             method,
             path,

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from cmcl.client._sync.session import Calls
 from cmcl.client.errors import secret_lost_error
-from cmcl.client.wire import Order, Request, given, read, segment
+from cmcl.client.wire import Order, Request, given, read, segment, without_none
 from cmcl.contract.api.access import ApiKey, CreatedKey, Quotas, Whoami
 from cmcl.contract.api.events import CreatedWebhook, Delivery, Webhook
 
@@ -30,14 +30,10 @@ class AccessCalls(Calls):
         expires_in_days: int | None = None,
     ) -> CreatedKey:
         """Create a key. Only this result has the secret, in `key`. `owner` needs the operator's key."""
-        body = {
-            "name": name,
-            "scopes": list(scopes),
-            "owner": owner,
-            "expires_in_days": expires_in_days,
-        }
-        named = {field: value for field, value in body.items() if value is not None}
-        made = self._session.post(CreatedKey, "/v1/keys", named)
+        body = without_none(
+            name=name, scopes=list(scopes), owner=owner, expires_in_days=expires_in_days
+        )
+        made = self._session.post(CreatedKey, "/v1/keys", body)
         if made.key is None:
             raise secret_lost_error("key", made.id)
         return made
@@ -67,14 +63,10 @@ class AccessCalls(Calls):
         Without `kinds`, the webhook receives events that need action; without `model`, events of all
         models of the key's owner. `every_owner` selects all owners and needs the operator's key.
         """
-        body = {
-            "url": url,
-            "kinds": list(kinds) or None,
-            "model": model,
-            "every_owner": every_owner or None,
-        }
-        named = {field: value for field, value in body.items() if value is not None}
-        made = self._session.post(CreatedWebhook, "/v1/webhooks", named)
+        body = without_none(
+            url=url, kinds=list(kinds) or None, model=model, every_owner=every_owner or None
+        )
+        made = self._session.post(CreatedWebhook, "/v1/webhooks", body)
         if made.secret is None:
             raise secret_lost_error("webhook", made.id)
         return made

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cmcl.cli import command_tree
+from cmcl.contract.model import ModelSpec, TrainingSpec
 
 
 def every_command() -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -38,3 +39,9 @@ def test_every_command_that_prints_has_json() -> None:
         and not any("--json" in parameter.opts for parameter in command.params)
     }
     assert without == silent
+
+
+def test_model_create_has_an_option_for_every_field_of_a_specification() -> None:
+    fields = {*ModelSpec.model_fields, *TrainingSpec.model_fields} - {"modalities", "training"}
+    (create,) = (command for path, command in every_command() if path == ("model", "create"))
+    assert fields <= {each.name for each in create.params}
