@@ -59,18 +59,6 @@ SERVING = {
 }
 
 
-def rays_own() -> dict[str, str]:
-    """What Ray 2.60 does by default, to measure beside ours. Raises FileNotFoundError."""
-    return {
-        "RAY_SERVE_HAPROXY_BINARY_PATH": find_haproxy(),
-        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "16384",
-        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "3600",
-        "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "",
-        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure",
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "10",
-    }
-
-
 def places(ports: Ports, folder: Path) -> dict[str, str]:
     """HAProxy's program, ports and files on this machine: Ray's defaults would collide for two stacks.
 

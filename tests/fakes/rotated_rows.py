@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from torch import Tensor
+
 from workers.methods.method import DatasetStatistics, TrainingContext
 from workers.model.heads import PairedRows
-from workers.model.pair import rotate
 from workers.nullspace.mask import UpdateSpace
 from workers.nullspace.moments import pair_moments
 from workers.train.rows import RotatedRows, RowsInMemory
@@ -14,6 +15,11 @@ from workers.train.rows import RotatedRows, RowsInMemory
 def seen(prepared: PairedRows) -> DatasetStatistics:
     """Learned rows, in the form that a method gets."""
     return DatasetStatistics(pair_moments(prepared.first_NI, prepared.second_NJ), prepared)
+
+
+def rotate(prepared_NI: Tensor, space: UpdateSpace) -> Tensor:
+    """Rows in the input coordinates of a head."""
+    return prepared_NI @ space.inputs.vectors_II.to(prepared_NI)
 
 
 def rotated(

@@ -200,11 +200,6 @@ def _is_fused(conditioning: Conditioning, lift: Lift | None) -> bool:
     return lift is None and type(conditioning) is Conditioning and conditioning.map.ndim == 2
 
 
-def rotate(prepared_NI: Tensor, space: UpdateSpace) -> Tensor:
-    """Rows in the input coordinates of a head. Done once, before training, not in every update."""
-    return prepared_NI @ space.inputs.vectors_II.to(prepared_NI)
-
-
 def trained_weight(weight_EI: Tensor, change_EI: Tensor, space: UpdateSpace) -> Tensor:
     """Back to the original coordinates: W₀ + V M Uᵀ, in the precision of W₀."""
     change_EI = space.outputs.vectors_II @ change_EI.cpu().double() @ space.inputs.vectors_II.mT

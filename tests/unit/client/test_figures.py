@@ -7,7 +7,7 @@ from pathlib import Path
 from cmcl.contract.modality import FileEntry, ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import Drift, LearnedDataset, Recall, VersionManifest, VersionReport
-from cmcl.demo.figures import draw, stream_figures
+from cmcl.demo.run import draw, stream_figures
 
 DIGEST = "0" * 64
 AT_1 = [[0.8], [0.6, 0.5], [0.7, 0.3, 0.9]]

@@ -10,13 +10,13 @@ import torch
 from cmcl.contract.errors import TrainingDiverged
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, TrainingSpec
-from tests.fakes.rotated_rows import rotated
+from tests.fakes.rotated_rows import rotate, rotated
 from workers.methods.method import Method, Recipe, TrainingContext, UpdateRule, Vanilla
 from workers.methods.preserve import Preserve
 from workers.model.heads import ModalityHeads, PairedRows, initial_heads
 from workers.model.loss import unit
 from workers.model.memory import Memory
-from workers.model.pair import PairInEigenCoordinates, rotate
+from workers.model.pair import PairInEigenCoordinates
 from workers.nullspace.certificate import PairScores, PairWeights
 from workers.nullspace.mask import everything_free
 from workers.nullspace.moments import PairMoments, pair_moments
