@@ -64,8 +64,7 @@ from service.maintenance.backup import BackupWriter
 from service.maintenance.gc import GarbageCollector
 from service.page.application import PageBesideApi, create_page
 from service.registry.live_pointer import Announcer
-from service.telemetry.instrumented import InstrumentedStore
-from service.telemetry.metrics import BacklogCollector, Metrics
+from service.telemetry.metrics import BacklogCollector, InstrumentedStore, Metrics
 from service.telemetry.spans import Spans
 
 if TYPE_CHECKING:

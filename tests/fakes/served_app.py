@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
-from workers.serve.api.protocol import HttpProtocol
+from workers.serve.api.middleware import HttpProtocol
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from cmcl.storage.uris import open_store
 from workers.serve.announcements import AnnouncementListener
 from workers.serve.api.app import create_api
 from workers.serve.api.context import Admission, Replica, open_tracing
-from workers.serve.api.protocol import install_protocol
+from workers.serve.api.middleware import install_protocol
 from workers.serve.auth import Access, AllowAll, SignedKeys, read_public_keys
 from workers.serve.background import BackgroundExecutor
 from workers.serve.batcher import Batcher, stuck

@@ -14,7 +14,7 @@ from uvicorn.config import HTTP_PROTOCOLS
 
 from tests.fakes.segments import read_until, segments_received
 from tests.fakes.served_app import served
-from workers.serve.api.protocol import HttpProtocol, install_protocol
+from workers.serve.api.middleware import HttpProtocol, install_protocol
 
 SECONDS = 120.0
 GET = b"GET / HTTP/1.1\r\nhost: replica\r\n\r\n"

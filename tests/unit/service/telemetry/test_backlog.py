@@ -31,8 +31,7 @@ from service.launchers.port import (
     WatchedLauncher,
     status_of,
 )
-from service.telemetry.instrumented import InstrumentedStore
-from service.telemetry.metrics import Metrics
+from service.telemetry.metrics import InstrumentedStore, Metrics
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.database_outage import outage
 from tests.fakes.flaky_store import FlakyStore
