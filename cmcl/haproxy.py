@@ -133,7 +133,7 @@ def _frontend(trusted: Sequence[str], buffer: int, body_seconds: int) -> list[st
     above = f"{{ sc0_conn_cur gt {CONNECTIONS_PER_SOURCE} }}"
     return [
         "stick-table type ipv6 size 64k expire 60s store conn_cur",
-        # Of IPv6, one customer's network.
+        # For IPv6, one customer's network.
         f"tcp-request connection track-sc0 src,ipmask(32,64){unless_trusted}",
         f"tcp-request connection reject if {above}",
         # What a client says of itself is replaced; what a trusted proxy says of its clients is kept.

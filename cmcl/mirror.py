@@ -32,7 +32,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _NOT_FOUND = 404
 
 _MODEL, _LAST, _LIVE, _SERVICE = "cmcl.model", "cmcl.version", "cmcl.live_version", "cmcl.service"
-# Of one request.
+# Metrics in one request.
 _MOST_METRICS = 900
 _TRANSIENT = frozenset({408, 429})
 

@@ -76,7 +76,7 @@ def open_provider(
 
 
 def close_provider(provider: TracerProvider, seconds: float = _CLOSING_SECONDS) -> None:
-    """Export what is in the queue, for so many seconds at most: then the process ends without it."""
+    """Export what is in the queue, for at most `seconds`: then the process ends without it."""
     thread = threading.Thread(target=provider.shutdown, name="close-traces", daemon=True)
     thread.start()
     thread.join(seconds)

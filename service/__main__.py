@@ -71,7 +71,7 @@ def _serve(settings: Settings, _: argparse.Namespace) -> int:
     from service.app import create_app, make_server
     from service.database.stale import check_at_start
 
-    # With Python's own 5 ms, each thread that computes delays each step of the event loop by so long.
+    # The default switch interval lets each busy thread delay the event loop by 5 ms.
     sys.setswitchinterval(_SWITCH_SECONDS)
     config = log_config(settings.log_level, secret_texts(settings))
     logging.config.dictConfig(config)

@@ -285,7 +285,7 @@ def made_of(made: Candidate | VersionSummary) -> dict[str, Cell]:
     return {_MADE_OF.get(made.kind, "dataset"): name}
 
 
-# Of a curve on a terminal.
+# Lines of a curve on a terminal.
 _MOST_LINES = 20
 
 ATTEMPT_COLUMNS: Columns[Attempt] = {

@@ -227,7 +227,7 @@ def history(
 _BAR = 20
 # Points of recall that count as a change; less is noise of small held-out sets.
 _NOTICEABLE = 0.5
-# Of a head; below it, few more datasets fit.
+# Free share of a head below which few more datasets fit.
 _SCARCE = 0.2
 # What recall at 1 counts as a hit; see contract.version.Recall.
 _COUNTS = {
@@ -301,7 +301,7 @@ def matrix(
         learned_here = names.get(row.learned or "") or outcomes.get(row.version, "-")
         lines.append([Text(str(row.version)), Text(learned_here), *cells])
     legend = " ".join(_COUNTS[each] for each in dict.fromkeys(counts.values()))
-    # Of more than a hundred versions, not all rows are there.
+    # With more than a hundred versions, not all rows are there.
     since = "learned" if rows[0].version == 1 else f"version {rows[0].version} or learned"
     title = f"recall at 1 in % (points since {since})"
     return Group(Grid(headings, lines, title), Text(legend, style="dim"))

@@ -165,7 +165,7 @@ class RawBatchSize:
         return True
 
     def grow(self, sent: int, seconds: float) -> None:
-        """Note a request that was answered after so many seconds."""
+        """Note a request that was answered after `seconds`."""
         if sent == self.items and seconds < _FAST_SECONDS:
             self.items = min(2 * sent, _MOST_RAW_ITEMS)
 

@@ -25,7 +25,7 @@ from cmcl.client.errors import (
 
 T = TypeVar("T", bound=BaseModel)
 Params = Mapping[str, str | list[str]]
-# Of a list: the oldest item or smallest name first, or the other way round.
+# Order of a list: the oldest item or smallest name first, or the other way round.
 Order = Literal["asc", "desc"]
 
 

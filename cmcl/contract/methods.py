@@ -8,7 +8,7 @@ from typing import Literal
 
 BUILT_IN_METHODS = ("vanilla",)
 METHOD_ENTRY_POINTS = "cmcl.methods"
-# Of an attempt.
+# Priority of an attempt.
 Priority = Literal["low", "normal", "high"]
 
 

@@ -174,7 +174,7 @@ class DemoOptions:
     folder: Path
     ranks: int = 2
     queries_per_second: float = 200.0
-    # Of the raw pairs, by the names that `MODALITIES` of `raw.py` binds to.
+    # Encoders of the raw pairs, by the names that `MODALITIES` of `raw.py` binds to.
     encoders: tuple[EncoderSpec, ...] = ()
     plugins: Path | None = None
 
@@ -231,7 +231,7 @@ class DemoModel:
     versions: list[VersionManifest] = field(default_factory=list)
     # Seconds from each POST to the first response of its version.
     to_live: list[float] = field(default_factory=list)
-    # Of each dataset that was trained on rows: the share of the gradient's square that the mask removed.
+    # Share of the gradient's square that the mask removed, for each dataset that was trained on rows.
     removed: list[float] = field(default_factory=list)
 
     @property

@@ -96,9 +96,9 @@ class Plot:
     bands: Sequence[Band] = ()
     levels: Sequence[Level] = ()
     height: float = 240.0
-    # Of x, where several plots above each other have one axis.
+    # Range of x, where several plots above each other have one axis.
     x_range: tuple[float, float] | None = None
-    # Of the labels at the right, likewise.
+    # Width of the labels at the right, likewise.
     labels_width: float | None = None
 
     def gutter(self, width: float) -> float:

@@ -8,7 +8,7 @@ from cmcl.pictures.svg import text_width
 
 Point = tuple[float, float]
 MINUS = "−"
-# Of a line, in buckets of pixels: each keeps its lowest and its highest point.
+# Points that a line is thinned to: each bucket of pixels keeps its lowest and its highest.
 _POINTS_SEEN = 120
 
 
@@ -158,7 +158,7 @@ def signed(value: float | None, places: int = 1) -> str:
 
 
 def plain(value: float | None, places: int) -> str:
-    """Return a number with so many decimals and a true minus sign, or a dash where there is none."""
+    """Return a number with `places` decimals and a true minus sign, or a dash where there is none."""
     if value is None or not math.isfinite(value):
         return "–"
     written = f"{value:.{places}f}"
@@ -168,7 +168,7 @@ def plain(value: float | None, places: int) -> str:
 
 
 def significant(value: float | None, digits: int = 3) -> str:
-    """Return a number with so many digits, `0.0123`, or a dash where there is none."""
+    """Return a number with `digits` significant digits, `0.0123`, or a dash where there is none."""
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value:.{digits}g}".replace("-", MINUS)

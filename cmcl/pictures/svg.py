@@ -85,7 +85,7 @@ def cut(text: str, width: float, size: float = TEXT) -> str:
 
 
 def _fitting(text: str, room: float) -> int:
-    """Return how many letters fit into so many em."""
+    """Return how many letters fit into `room` em."""
     for index, letter in enumerate(text):
         room -= _letter_width(letter)
         if room < 0:

@@ -36,7 +36,7 @@ _LARGEST_POSITION = 2**63 - 1
 # Delay before a client reconnects. During a stream, comment lines keep proxies from closing it.
 _RECONNECT_MILLISECONDS = 2000
 _HEARTBEAT_SECONDS = 15
-# A client that takes nothing for so long is disconnected.
+# A client that takes nothing for this long is disconnected.
 _SEND_SECONDS = 30.0
 # Time for a stream to end when the server stops.
 _GOODBYE_SECONDS = 1.0

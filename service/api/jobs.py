@@ -370,7 +370,7 @@ def _number(job: JobRow, attempt: int | None) -> int | None:
     return attempt
 
 
-# Of the newest events of a job; each attempt has three.
+# Newest events of a job that are read; each attempt has three.
 _MOST_EVENTS = 200
 _STATE = "job."
 

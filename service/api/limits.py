@@ -75,7 +75,7 @@ class OwnerLimits:
                 await request.wait_for_slot(self._budgets.requests)
             await self._app(scope, request.receive, request.send)
         except OverLimit as error:
-            # Of the slot: others are answered within the app.
+            # The slot was denied: other errors are answered within the app.
             await error_response(error, scope["path"])(scope, receive, send)
         finally:
             request.end()

@@ -22,8 +22,8 @@ from service.core.loops import Loop
 
 router = APIRouter(tags=["operations"])
 
-# Probes come every few seconds, and a call may hang for minutes: each check has so many threads of its own, and takes
-# none of those that serve requests.
+# Probes come every few seconds, and a call may hang for minutes: each check has these
+# threads of its own, and takes none of those that serve requests.
 _THREADS = 2
 # More frequent requests get the same response.
 _TTL_SECONDS = 1.0

@@ -16,7 +16,7 @@ from service.telemetry.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 _HEADER = "x-request-id"
-# Of W3C Trace Context: the span that answered.
+# Header of W3C Trace Context that names the span that answered.
 _TRACE = "traceresponse"
 # Tells a client with the wrong address which server this is; the embeddings endpoint sends one, too.
 _SERVER = ("x-cmcl-server", "control-plane")

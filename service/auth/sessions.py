@@ -44,7 +44,7 @@ _TEXT = re.compile(r"((?:ses|ops)-[0-9a-f]{12})\.([A-Za-z0-9_-]{43})")
 _OF_OPERATOR = "ops-"
 _NO_DIGEST = sha256("")
 _NOT_VALID = "the session has ended; sign in again"
-# Of one key, or one holder of tokens: a further one ends the oldest.
+# Sessions of one key, or one holder of tokens: a further one ends the oldest.
 MOST_OF_HOLDER = 20
 _MOST_LISTED = 200
 _LONGEST_AGENT = 200

@@ -320,7 +320,7 @@ class Listener:
         return True
 
     def wait(self, seconds: float) -> set[str]:
-        """Return the models of events since the last call, once there are any; empty after so many seconds.
+        """Return the models of events since the last call, once there are any; empty after `seconds`.
 
         Raises DatabaseUnavailable.
         """

@@ -107,7 +107,7 @@ models = Table(
     Column("live_revision", Integer, nullable=False),
     Column("written_revision", Integer, nullable=False),
     Column("revised_at", UtcDateTime, nullable=True),
-    # Of the job or the request that caused this revision, if it is traced.
+    # Trace context of the job or the request that caused this revision, if it is traced.
     Column("traceparent", String(55), nullable=True),
     # Which instance reconciles the model, while it is alive (`service.database.queries.instances`). It saves work; fences
     # keep the order.
@@ -206,12 +206,12 @@ jobs = Table(
     Column("cancel_requested", Boolean, nullable=False),
     # While it waits for the scheduler: since when, plus the offset of its priority. Jobs of an owner start in this order.
     Column("eligible_at", UtcDateTime, nullable=True),
-    # Of the request that created it, if that is traced: the parent of the job's spans.
+    # Trace context of the request that created it, if that is traced: the parent of the job's spans.
     Column("traceparent", String(55), nullable=True),
     Column("created_at", UtcDateTime, nullable=False),
     Column("state_changed_at", UtcDateTime, nullable=False),
     Column("started_at", UtcDateTime, nullable=True),
-    # Of the current attempt, by the clock of this service: first seen running, last progress, first seen ended.
+    # Times of the current attempt, by the clock of this service: first seen running, last progress, first seen ended.
     Column("launched_at", UtcDateTime, nullable=True),
     Column("heard_at", UtcDateTime, nullable=True),
     Column("ended_at", UtcDateTime, nullable=True),
@@ -311,7 +311,7 @@ versions = Table(
     Column("retired_at", UtcDateTime, nullable=True),
     # When its files were given up, after it was retired: it had learned a dataset that was unlearned.
     Column("swept_at", UtcDateTime, nullable=True),
-    # Of the manifest as it is stored.
+    # Digest of the manifest as it is stored.
     Column("manifest_sha256", String(64), nullable=False),
     # Large columns come last: SQLite reads a column by way of those before it.
     # FiguresByDataset: one document with rounded numbers, since a page of a history has thousands.
@@ -538,7 +538,7 @@ backup_outbox = Table(
     metadata,
     Column("sequence", Counter, primary_key=True, autoincrement=True),
     Column("kind", String(16), nullable=False),
-    # Of a version: model/number.
+    # For a version: model/number.
     Column("name", String(64), nullable=False),
 )
 

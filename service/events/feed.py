@@ -168,7 +168,7 @@ class Feed:
     async def follow(
         self, wanted: EventFilter, after: int, owner: str | None, seconds: float | None = None
     ) -> AsyncGenerator[Item, None]:
-        """Events after `after`: stored ones, then new ones, for so many seconds if given."""
+        """Events after `after`: stored ones, then new ones, for `seconds` if given."""
         async with self._listen(wanted, owner, seconds) as listener:
             async for event in self._stored(listener, after):
                 after = event.sequence
@@ -184,7 +184,7 @@ class Feed:
     async def follow_job(
         self, job: str, after: int, owner: str | None, seconds: float | None = None
     ) -> AsyncGenerator[Item, None]:
-        """A job's events and progress, until an event that ends it, or for so many seconds if given."""
+        """A job's events and progress, until an event that ends it, or for `seconds` if given."""
         wanted = EventFilter(job=job)
         last: str | None = None
         async with self._listen(wanted, owner, seconds) as listener:

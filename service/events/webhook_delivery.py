@@ -334,7 +334,7 @@ _PAUSES_AFTER_ERROR = 10
 _BATCH_SECONDS = 20.0
 _LEASE_SECONDS = _BATCH_SECONDS + ANSWER_SECONDS + 25.0
 _STOP_SECONDS = 5.0
-# A webhook without a delivery for so long is disabled. Less than the time over which one message is retried, so the
+# A webhook without a delivery for this long is disabled. Less than the time over which one message is retried, so the
 # first message that is abandoned disables it.
 _DISABLED_AFTER = timedelta(days=3)
 _MINUTE, _HOUR = 60.0, 3600.0
@@ -354,7 +354,7 @@ STEPS = (
 MAX_ATTEMPTS = len(STEPS) + 1
 # Messages that failed together must not be retried together.
 _JITTER = 0.2
-# After a failed message all messages of that webhook pause, at most so long: more often the receiver is down than the
+# After a failed message all messages of that webhook pause, at most this long: more often the receiver is down than the
 # message is bad.
 _LONGEST_PAUSE = 5 * _MINUTE
 

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 Step = Callable[[Context, JobRow, ModelRow], None]
 
-# Of the job whose turn it is, except of a running one (`attempts.watch`) and of jobs that are being prepared (`Preparations`).
+# Step of the job whose turn it is, except of a running one (`attempts.watch`) and of jobs that are being prepared (`Preparations`).
 STEPS: dict[JobState, Step] = {
     JobState.PREPARED: attempts.begin,
     JobState.SUBMITTING: attempts.submit,
@@ -140,7 +140,7 @@ class Reconciler(PeriodicLoop):
             self.queue.add(Key(name, Work.DATASETS))
 
     def resync(self, within_seconds: float = 0.0) -> None:
-        """Have the leased models processed for which a step may be due, evenly over so many seconds."""
+        """Have the leased models processed for which a step may be due, evenly over `within_seconds`."""
         self._resync_at = self._now() + self._context.tuning.resync_seconds
         if not self._has_listed_live:
             with self._context.database.read() as connection:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from service.core.clock import Seconds
 
 _SHORTEST_BACKOFF, _LONGEST_BACKOFF = 0.2, 30.0
-# A low-priority key is taken as if it had become due so much later, so that it is taken in the end. Far below the
+# A low-priority key is taken as if it had become due this much later, so that it is taken in the end. Far below the
 # minute after which a key that waits makes the process not ready.
 _LOW_PRIORITY_SECONDS = 10.0
 
@@ -39,7 +39,7 @@ class Key(NamedTuple):
 
 
 class _Priority(IntEnum):
-    """Of two keys that are due at the same time, the one with the lower number is taken first."""
+    """Priority of a key: the lower number is taken first where two keys are due at the same time."""
 
     NORMAL = 0
     LOW = 1
@@ -105,12 +105,12 @@ class WorkQueue:
         self.add_after(key, 0.0)
 
     def add_after(self, key: Key, seconds: float) -> None:
-        """Have the key processed after so many seconds, or earlier if it is due earlier already."""
+        """Have the key processed after `seconds`, or earlier if it is due earlier already."""
         with self._changed:
             self._add(key, self._seconds() + seconds, _Priority.NORMAL)
 
     def add_with_low_priority(self, key: Key, seconds: float = 0.0) -> None:
-        """Have the key processed after so many seconds, behind those that events have added."""
+        """Have the key processed after `seconds`, behind those that events have added."""
         with self._changed:
             self._add(key, self._seconds() + seconds, _Priority.LOW)
 

@@ -27,7 +27,7 @@ _SLOW_SECONDS = 2.0
 _PAUSE_SECONDS = 15.0
 # How long the resources of a cluster are cached.
 _RESOURCES_SECONDS = 30.0
-# A submission that was not requested for so long has ended, or another instance watches it.
+# A submission that was not requested for this long has ended, or another instance watches it.
 _ASKED_SECONDS = 60.0
 
 # Times a call: its name, and the id of the submission or an empty text.

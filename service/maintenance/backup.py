@@ -153,7 +153,7 @@ class BackupWriter(PeriodicLoop):
             entries = backup.pending(connection, _AT_ONCE)
         if not entries or not self.lease.acquire():
             return False
-        # Of a record that fails, the newest entry is kept: more would keep those of others out of the next round.
+        # Only the newest entry of a record that fails is kept: more would keep those of others out of the next round.
         newest = {(entry.kind, entry.name): entry for entry in entries}
         with ThreadPoolExecutor(_THREADS) as threads:
             errors = dict(

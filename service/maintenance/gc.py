@@ -107,7 +107,7 @@ GRACE = timedelta(hours=1)
 _AFTER_A_SESSION = timedelta(days=7)
 # Files of a job's attempts after it ended: logs, and checkpoints for a retry.
 _RUNS_KEPT_DAYS = 7
-# Of the response to an Idempotency-Key: longer than clients retry.
+# How long the response to an Idempotency-Key is kept: longer than clients retry.
 _IDEMPOTENCY_HOURS = 24
 # A reader of events that was away for a quarter of a year starts again.
 EVENTS_KEPT_DAYS = 90

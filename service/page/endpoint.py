@@ -36,7 +36,7 @@ SECONDS = 10.0
 _MOST_BYTES = 4 << 20
 _AT_ONCE, _AT_ONCE_OF_OWNER, _WAITING_OF_OWNER = 16, 4, 32
 _CONNECT_SECONDS = 2.0
-# Of the report on the endpoint's parts: how long it may take, how old it may be, and how long a page waits for it.
+# The report on the endpoint's parts: how long it may take, how old it may be, and how long a page waits for it.
 _CHECK_SECONDS, _CHECK_AGE_SECONDS, _GLANCE_SECONDS = 5.0, 5.0, 1.0
 _STOPPING = {"STOPPING", "STOPPED"}
 # What to do, by status of the endpoint.

@@ -24,7 +24,7 @@ _PICTURE = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/]+=*")
 
 
 def number(value: float | None, digits: int = 3) -> str | Markup:
-    """A whole number with groups of three digits, or another one with so many significant digits."""
+    """A whole number with groups of three digits, or another one with `digits` significant digits."""
     if value is None:
         return NOTHING
     if isinstance(value, int) or (
@@ -39,7 +39,7 @@ def number(value: float | None, digits: int = 3) -> str | Markup:
 
 
 def percent(share: float | None, digits: int = 1) -> str | Markup:
-    """A share of 1 in percent, with so many decimals."""
+    """A share of 1 in percent, with `digits` decimals."""
     if share is None:
         return NOTHING
     return f"{100 * share:.{digits}f}\N{NARROW NO-BREAK SPACE}%"

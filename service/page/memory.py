@@ -53,7 +53,7 @@ _FEW, _SIGNS, _SIGNS_WIDTH = 6, 48, 900.0
 class Wanted:
     """The part of the memory that is shown.
 
-    `to`: the newest of versions that follow each other; None: evenly spaced ones. `at`: recall among so many results.
+    `to`: the newest of versions that follow each other; None: evenly spaced ones. `at`: recall among how many results.
     `rows` and `columns`: datasets before those of the two tables; None: the table of the matrix is folded.
     """
 
@@ -273,7 +273,7 @@ def _drifts(versions: Sequence[VersionSummary]) -> dict[int, float | None]:
 
 
 def distance(newest: int) -> int:
-    """The distance of evenly spaced versions, of so many."""
+    """The distance of evenly spaced versions up to `newest`."""
     return max(1, -(-newest // MOST))
 
 

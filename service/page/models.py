@@ -207,7 +207,7 @@ def _chain(
     return version_chain(versions, drawn, width=WHOLE)
 
 
-# Of a model with more modalities, the picture and the tables have the pairs of these.
+# Modalities whose pairs are in the picture and the tables.
 _MODALITIES = 30
 
 

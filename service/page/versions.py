@@ -47,7 +47,7 @@ from service.page.rendering import PREFIX, pages_of
 router = APIRouter(prefix=PREFIX + "/models/{model}")
 
 _ADDRESS = "/versions/{version}"
-# Of a lineage with more lines, the newest ones are shown.
+# Lines of a lineage that are shown, the newest ones.
 _LINES, _LINKS = 50, 12
 _HELD_BY_FILE = {
     layout.HEADS: "weights of all heads",

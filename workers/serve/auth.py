@@ -48,7 +48,7 @@ _SCHEME = "bearer"
 _KEY = re.compile(KEY_PATTERN)
 _NEEDED = "a key is needed: send it as Authorization: Bearer cmcl_..."
 # One message for every reason: it must not reveal whether a key exists.
-# Of a token: three parts, and its bytes are verified only if they are few.
+# A token has three parts, and is verified only if it is short.
 _DOTS, _LONGEST_TOKEN = 2, 1024
 Signed = TypeVar("Signed", KeySnapshot, SessionToken)
 _NOT_VALID = "the key is not valid: mistyped, expired, revoked, or without the scope embed"

@@ -127,7 +127,7 @@ class RowQueue:
         self.rows += work.waiting
 
     def take(self, most_rows: int) -> list[Slice]:
-        """The next rows, at most so many together, without those of abandoned requests."""
+        """The next rows, at most `most_rows` together, without those of abandoned requests."""
         taken: dict[PendingRows, Slice] = {}
         free = most_rows
         while self._queue and free:

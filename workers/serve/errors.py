@@ -28,7 +28,7 @@ from typing import ClassVar
 
 from cmcl.fairness import OverLimit
 
-# Of a value of the client, in a message.
+# Characters of a client's value in a message.
 _LONGEST_VALUE = 60
 _RETRY_SOON = MappingProxyType({"retry-after": "1"})
 

@@ -23,7 +23,7 @@ class AsyncLRUCache(Generic[K, V]):
 
     def peek(self, key: K, load: Callable[[], Coroutine[Any, Any, V]]) -> V | None:
         """Return the cached result; None while it is being loaded, which this begins while fewer than `most` are loading."""
-        # Of loads that have ended, `most` are kept.
+        # Only `most` of the loads that have ended are kept.
         if key not in self._tasks and len(self._tasks) >= 2 * self._most:
             return None
         task = self._task(key, load)

@@ -46,7 +46,7 @@ class OpenTelemetryTracing:
         attributes: Attributes,
         error: str | None = None,
     ) -> None:
-        """Record that a version was loaded or refused, so many seconds after its pointer was read."""
+        """Record that a version was loaded or rejected, `seconds` after its pointer was read."""
         parent = _extracted({} if traceparent is None else {"traceparent": traceparent})
         if not trace.get_current_span(parent).get_span_context().is_valid:
             return

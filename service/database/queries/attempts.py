@@ -140,7 +140,7 @@ _Clock = tuple[datetime | None, float | None]
 
 
 def _clocks(connection: Connection, jobs: Collection[str]) -> dict[tuple[str, int], _Clock]:
-    """Of all attempts of these jobs: the time of the first progress, and the length of an interval."""
+    """Return the time of the first progress and the length of an interval, for all attempts of these jobs."""
     columns = (attempts.c.progress_since, attempts.c.progress_interval)
     found: dict[tuple[str, int], _Clock] = {}
     for some in in_chunks(sorted(jobs)):

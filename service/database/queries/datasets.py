@@ -108,7 +108,7 @@ def page(
     return [_from_row(row) for row in rows]
 
 
-# Of its job. A dataset whose job has failed or was cancelled is not measured, until the job is retried.
+# States of the job of a dataset that is measured. A dataset whose job has failed or was cancelled is not measured, until the job is retried.
 _MEASURED = (JobState.PREPARED, JobState.SUBMITTING, JobState.RUNNING, JobState.EVALUATED)
 
 

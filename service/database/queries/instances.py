@@ -90,7 +90,7 @@ def leased(connection: Connection, instance: str) -> list[str]:
 
 
 def claim(connection: Connection, instance: str, now: datetime, most: int) -> list[str]:
-    """Lease at most so many models with work whose lease is free, and return them.
+    """Lease at most `most` models with work whose lease is free, and return them.
 
     Of several instances that claim concurrently, each skips what another has locked.
     """

@@ -15,7 +15,7 @@ from service.database.queries import backup, events
 from service.database.rows import Event, FiguresByDataset, PromotionRow, VersionOutline, VersionRow
 from service.database.tables import promotions, versions
 
-# Of one version: rows of measurements.
+# Rows of measurements of one version.
 MOST_EVALUATIONS = 100
 
 _OUTLINE, _RECORD = (

@@ -72,9 +72,9 @@ ANSWERED_VERSION = {
 _HOLDING = "cmcl.holding"
 # A proxy in front has its own limit; uvicorn has none.
 _MOST_HEADER_BYTES = 32 << 10
-# Of proxies, which are few.
+# Addresses of proxies, which are few.
 _ADDRESSES = 64
-# Parsing or writing so much takes at most about 5 ms on the event loop; more goes to the background. The way there
+# Parsing or writing this much takes at most about 5 ms on the event loop; more goes to the background. The way there
 # and back costs as much under load: 32 rows of width 1024 in JSON from 16 clients fell from 8,049 to 5,640
 # rows a second when 128 KiB was the limit.
 _INLINE_BYTES = 1 << 20
@@ -143,7 +143,7 @@ def hold_until_sent(request: Request, quota: Quota, owner: str, amount: int) -> 
 
 
 def hold_answer(request: Request, quota: Quota, owner: str, size: int) -> None:
-    """Count a response of about so many bytes before it is made. Raises OverLimit, InvalidRequest."""
+    """Count a response of about `size` bytes before it is made. Raises OverLimit, InvalidRequest."""
     if size > quota.share_of_one:
         raise InvalidRequest(
             f"the response would have about {size} bytes; permitted are {quota.share_of_one}: send fewer "

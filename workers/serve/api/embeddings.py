@@ -77,7 +77,7 @@ _TOKENS = (
     "the input looks like token ids: send texts (LangChain: check_embedding_ctx_length=False; other clients: "
     "without an own tokenizer)"
 )
-# Kept parsed: so many queries of so many bytes.
+# Queries that are kept parsed, and the largest of them in bytes.
 _QUERIES = 256
 _SHORT_QUERY = 512
 PATH = "/v1/embeddings"

@@ -38,7 +38,7 @@ from workers.serve.versions.loading import Float32Array, ServedVersion
 
 # Items that are read before the event loop gets control.
 _ITEMS_AT_ONCE = 128
-# Of an item's id, in a message.
+# Characters of an item's id in a message.
 _LONGEST_NAME = 60
 
 
@@ -206,7 +206,7 @@ async def _features(
     rows_BF = np.empty((len(indices), width), np.float32)
     features: list[int] = []
     raw: dict[type, dict[int, Raw]] = {}
-    # Of the rows that are looked at, for the name of a wrong one.
+    # Places of the rows that are looked at, for the name of a wrong one.
     places: Sequence[int] = ()
     try:
         for place, index in enumerate(indices):

@@ -31,7 +31,7 @@ from workers.serve.errors import ApiError, Forbidden, InvalidRequest, Overloaded
 
 # nginx's number for a client that disconnected before it was answered; it is only counted.
 CLIENT_CLOSED_REQUEST = 499
-# Of a path or method that there is not: most often it is the other server's.
+# Message for an unknown path or method, which is most often the other server's.
 _ELSEWHERE = (
     "this is the embeddings endpoint; models, datasets, jobs and versions are at the control plane "
     "(CMCL_URL of the client, by default port 8000)"
@@ -54,7 +54,7 @@ INTERNAL_PATHS = frozenset({"/healthz", "/readyz", ANNOUNCEMENTS, PARTS})
 _SERVER = (b"x-cmcl-server", b"embeddings")
 _UNAUTHORIZED = 401
 # Responses 401 at once and in a second; beyond that each waits, so that a flood of wrong keys, which comes on
-# so many connections, takes little of the processor. As at the control plane.
+# as many connections, takes little of the processor. As at the control plane.
 _REFUSALS_AT_ONCE = 600
 _REFUSALS_PER_SECOND = 10
 _REFUSAL_SECONDS = 1.0
@@ -206,7 +206,7 @@ def _address(name: str) -> IPv4Address | IPv6Address | None:
 
 
 class TokenBucket:
-    """A token bucket: so many at once, and so many in a second after that."""
+    """A token bucket: `burst` at once, and `per_second` after that."""
 
     def __init__(
         self, burst: float, per_second: float, clock: Callable[[], float] = time.monotonic

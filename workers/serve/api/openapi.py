@@ -39,7 +39,7 @@ _WORDS = {
     504: "The request exceeded its deadline.",
     507: "Insufficient storage: the endpoint's limit is reached.",
 }
-# Of every route that needs a key, of those that wait for something, and of those that read a body.
+# Statuses of every route that needs a key, of those that wait for something, and of those that read a body.
 KEY = frozenset({401, 403, 500, 503})
 WAIT = KEY | {400, 404, 429, 431, 504}
 BODY = WAIT | {408, 413}

@@ -13,7 +13,7 @@ from workers.serve.versions.loading import Float32Array
 
 _PIECE = 1 << 20
 _LENGTH_BYTES = 8
-# Of a safetensors header, so that the numbers behind it are aligned.
+# Alignment of a safetensors header, and so of the numbers behind it.
 _ALIGNED = 8
 
 

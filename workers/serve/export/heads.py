@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 INPUT, OUTPUT = "features", "embeddings"
 # Operators of 2023, which every present runtime has; the format of the file is that of the same year.
 _OPSET, _IR_VERSION = 18, 8
-# Of protobuf, less what is around the numbers.
+# Protobuf's limit, less what is around the numbers.
 _LARGEST = (2 << 30) - (1 << 20)
 # As torch.nn.functional.normalize divides, and Conditioning decides what lies on the mean.
 _SHORTEST, _ON_THE_MEAN = 1e-12, 1e-6

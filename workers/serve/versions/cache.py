@@ -78,7 +78,7 @@ def _mib(size: int) -> str:
     return f"{size / 2**20:.1f} MiB"
 
 
-# Of each model, besides the live version.
+# Versions of each model that are kept besides the live one.
 KEPT_FOR_ROLLING_BACK = 4
 _LOADING_THREADS = 2
 

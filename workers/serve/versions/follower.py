@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 _FIRST_DELAY_SECONDS = 0.1
 _LONGEST_DELAY_SECONDS = 15.0
-# Of one version: it may fail for weeks.
+# Failures of one version that are traced: it may fail for weeks.
 _TRACED_FAILURES = 5
 
 

@@ -140,7 +140,7 @@ class Refusal:
 
     @property
     def generation(self) -> int:
-        """Of the pointer."""
+        """Generation of the pointer."""
         return self.order[0]
 
 

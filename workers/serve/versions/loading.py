@@ -107,7 +107,7 @@ class TensorPool:
 
     @property
     def bytes(self) -> int:
-        """Of all tensors that something refers to."""
+        """Bytes of all tensors that something refers to."""
         with self._lock:
             while self._freed:
                 self._bytes -= self._freed.popleft()

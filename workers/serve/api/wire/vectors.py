@@ -32,12 +32,12 @@ RAW = "application/octet-stream"
 ARROW = "application/vnd.apache.arrow.stream"
 
 _FLOAT_BYTES = 4
-# Of a float32 as text, with its comma; most take 12 to 14.
+# Bytes of a float32 as text, with its comma; most take 12 to 14.
 _JSON_BYTES: Mapping[Encoding, int] = {"float": 16, "base64": 6}
 # curl sends the second of these by default.
 _MEANS_JSON = (JSON, "application/x-www-form-urlencoded", "text/plain", "")
 
-# orjson holds the interpreter while it writes, and the event loop waits: 2.5 ms for so many numbers.
+# orjson holds the interpreter while it writes, and the event loop waits: 2.5 ms for this many numbers.
 _NUMBERS_AT_ONCE = 1 << 15
 _COLUMN = "feature"
 _LONGEST_REASON = 200
@@ -63,7 +63,7 @@ _DATA = 1
 _SHORTEST = 1e-12
 _LONGEST = 1e18
 _WRONG_WIDTH = "wrong_width"
-# Of the first row, before all are looked at.
+# Numbers of the first row that are looked at before all are.
 _LOOKED_AT = 64
 
 Rows = Sequence[Sequence[float]] | NDArray[np.float64]
@@ -83,14 +83,14 @@ def content_type_of(request: Request) -> str:
 def binary_rows(
     form: str, body: bytes, dtype: np.dtype, what: str, width: int, most: int
 ) -> Float32Array:
-    """Return the rows of a RAW or ARROW body, at most so many. Raises InvalidRequest."""
+    """Return the rows of a RAW or ARROW body, at most `most`. Raises InvalidRequest."""
     if form == ARROW:
         return from_arrow(body, what, width, most)
     return from_bytes(body, dtype, what, width, most)
 
 
 def answer_bytes(request: Request, numbers: int, encoding: Encoding) -> int:
-    """Estimate the bytes of a response of so many numbers and of the array that it is made of; or less."""
+    """Estimate the bytes of a response with `numbers` numbers and of the array that it is made of; or less."""
     if request.headers.get("accept", JSON) in (RAW, ARROW):
         return 2 * _FLOAT_BYTES * numbers
     return (_FLOAT_BYTES + _JSON_BYTES[encoding]) * numbers
@@ -177,7 +177,7 @@ def dtype_of(name: str | None) -> np.dtype:
 
 
 def from_arrow(data: bytes, what: str, width: int, most: int) -> Float32Array:
-    """The column `feature` of an IPC stream as B × F, at most so many rows. Raises InvalidRequest."""
+    """The column `feature` of an IPC stream as B × F, at most `most` rows. Raises InvalidRequest."""
     try:
         pieces = [_rows_of(column, what, width) for column in _columns(data, most)]
     except _DAMAGED as error:
@@ -189,7 +189,7 @@ def from_arrow(data: bytes, what: str, width: int, most: int) -> Float32Array:
 
 
 def _columns(data: bytes, most: int) -> Iterator[pyarrow.Array]:
-    """Of each batch; no further one is decoded once there are too many rows."""
+    """Yield the column of each batch; no further one is decoded once there are too many rows."""
     buffer = pyarrow.py_buffer(data)
     check_messages(buffer, most)
     with pyarrow.ipc.open_stream(buffer) as whole:
@@ -352,7 +352,7 @@ def from_array(rows_BF: NDArray[np.floating], what: str, width: int) -> Float32A
 
 
 def from_bytes(data: bytes, dtype: np.dtype, what: str, width: int, most: int) -> Float32Array:
-    """Return rows of raw numbers, little endian, at most so many. Raises InvalidRequest."""
+    """Return rows of raw numbers, little endian, at most `most`. Raises InvalidRequest."""
     size = width * dtype.itemsize
     if not data or len(data) % size:
         found = f"the body has {len(data)} bytes of {dtype.name}"
