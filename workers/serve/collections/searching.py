@@ -1,0 +1,100 @@
+"""Searching a collection at one moment, by the vectors of one version.
+
+Shapes: E width of the embeddings.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from workers.serve.collections.columns import column_of
+from workers.serve.collections.table import ITEMS, State
+from workers.serve.collections.terms import quoted
+from workers.serve.versions.loading import Float32Array, ServedVersion
+
+# Ten times as many candidates as hits would find no more: docs/decisions/0058-*.md.
+_RESCORED = 2
+# Partitions hold all modalities, and a text's neighbours are texts: of another one more are looked through.
+_PARTITIONS = 60
+_ALL_PARTITIONS = 1 << 16
+
+
+@dataclass(frozen=True)
+class SearchQuery:
+    """A search. `modalities` None: all. `filter`: SQL over the columns of items."""
+
+    top_k: int
+    modalities: Collection[str] | None = None
+    filter: str | None = None
+    exact: bool = False
+
+
+@dataclass(frozen=True, order=True)
+class Hit:
+    """An item that was found, with its cosine. `payload`: JSON, or None."""
+
+    score: float
+    id: str
+    modality: str
+    payload: str | None
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Hits, best first. `exact`: all items were compared."""
+
+    hits: list[Hit]
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A collection at one moment, with vectors of one version; immutable."""
+
+    state: State
+    version: ServedVersion
+
+    @property
+    def revision(self) -> int:
+        return self.state.head.revision
+
+    def search(self, query_E: Float32Array, wanted: SearchQuery) -> SearchResult:
+        """Return the items nearest to a query that this version embedded."""
+        column, dataset = column_of(self.version), self.state.dataset
+        exact = wanted.exact or column not in {each["name"] for each in dataset.list_indices()}
+        nearest = {"column": column, "q": query_E, "k": wanted.top_k, "metric": "cosine"}
+        if exact:
+            nearest["use_index"] = False
+        else:
+            narrowed = wanted.modalities is not None or wanted.filter is not None
+            nearest["refine_factor"] = _RESCORED
+            nearest["minimum_nprobes"] = _ALL_PARTITIONS if narrowed else _PARTITIONS
+        found = dataset.scanner(
+            columns=["id", "modality", "payload", "_distance"],
+            nearest=nearest,
+            filter=_filter(wanted),
+            prefilter=True,
+            disable_scoring_autoprojection=True,
+        ).to_table()
+        hits = [
+            Hit(1 - each["_distance"], each["id"], each["modality"], each["payload"])
+            for each in found.to_pylist()
+        ]
+        # Ties by id, so that all replicas answer alike.
+        return SearchResult(sorted(hits, key=lambda hit: (-hit.score, hit.id)), exact)
+
+
+def newest(state: State, versions: Collection[ServedVersion]) -> Searched | None:
+    """Return what answers: the first of these versions whose column is complete, the live one first."""
+    for version in versions:
+        if column_of(version) in state.head.complete:
+            return Searched(state, version)
+    return None
+
+
+def _filter(wanted: SearchQuery) -> str:
+    parts = [ITEMS]
+    if wanted.modalities is not None:
+        parts = [f"modality IN ({', '.join(map(quoted, sorted(wanted.modalities)))})"]
+    if wanted.filter is not None:
+        parts.append(f"({wanted.filter})")
+    return " AND ".join(parts)
