@@ -23,7 +23,7 @@ import pyarrow as pa
 from lance import LanceOperation
 from lance.commit import CommitConflictError
 
-from workers.serve.collections.table import CollectionTable, Embed, Head, State
+from workers.serve.collections.table import VECTORS, CollectionTable, Embed, Head, State
 from workers.serve.collections.terms import quoted
 from workers.serve.versions.loading import Float32Array, ServedVersion
 
@@ -41,7 +41,7 @@ _FRAGMENT_ROWS = 65_536
 
 def column_of(version: ServedVersion) -> str:
     """Return the name of its column. A model can be deleted and created again: its numbers begin again."""
-    return f"v{version.number}_{int(version.created_at.timestamp())}"
+    return f"{VECTORS}{version.number}_{int(version.created_at.timestamp())}"
 
 
 @dataclass(frozen=True)

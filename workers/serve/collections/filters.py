@@ -11,30 +11,19 @@ condition holds; `not` inverts any result, this one as well.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from cmcl.contract.errors import shortened
-from workers.serve.background import Steps
-from workers.serve.collections.payloads import Column, Kind, Mask, Payloads
+from workers.serve.collections.terms import Scalar, as_float, kind_of, quoted, range_column, term
 
 MOST_CONDITIONS = 64
 DEEPEST = 8
 MOST_VALUES = 1000
 LONGEST_FIELD = 128
 
-Scalar = str | float | bool
-
-_COMPARISONS = {
-    "gt": pc.greater,
-    "gte": pc.greater_equal,
-    "lt": pc.less,
-    "lte": pc.less_equal,
-}
+_COMPARISONS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+_EXTREMES = {"gt": "array_max", "gte": "array_max", "lt": "array_min", "lte": "array_min"}
 _FORMS = (
     '{"field": ..., "equals": ...}, {"field": ..., "in": [...]}, {"field": ..., "range": {...}}, '
     '{"and": [...]}, {"or": [...]} and {"not": {...}}'
@@ -85,69 +74,34 @@ class Not:
 Filter = AnyOf | Range | And | Or | Not
 
 
-def mask(wanted: Filter, payloads: Payloads) -> Steps[Mask]:
-    """Return which rows satisfy the filter; a step for each condition."""
+def sql_of(wanted: Filter, columns: Collection[str]) -> str:
+    """Return the SQL that holds for items that satisfy the filter. `columns`: those of the table."""
     match wanted:
         case AnyOf():
-            yield
-            return _any_of(wanted, payloads)
+            terms = ", ".join(quoted(term(wanted.field, value)) for value in wanted.values)
+            return f"coalesce(array_has_any(terms, [{terms}]), false)"
         case Range():
-            yield
-            return _in_range(wanted, payloads)
+            return _range_sql(wanted, columns)
         case Not():
-            inside = yield from mask(wanted.part, payloads)
-            return ~inside
-    combine = np.logical_and if isinstance(wanted, And) else np.logical_or
-    found = yield from mask(wanted.parts[0], payloads)
-    for part in wanted.parts[1:]:
-        found = combine(found, (yield from mask(part, payloads)))
-    return found
+            return f"NOT ({sql_of(wanted.part, columns)})"
+    between = " AND " if isinstance(wanted, And) else " OR "
+    return between.join(f"({sql_of(part, columns)})" for part in wanted.parts)
 
 
-def _any_of(wanted: AnyOf, payloads: Payloads) -> Mask:
-    found = np.zeros(len(payloads), bool)
-    for kind in Kind:
-        column = payloads.column(wanted.field, kind)
-        values = [value for value in wanted.values if _kind(value) == kind]
-        if column is not None and values:
-            found[column.rows_where(lambda c, v=values: _is_in(c, v))] = True  # type: ignore[misc]
-    return found
+def _range_sql(wanted: Range, columns: Collection[str]) -> str:
+    """Two bounds hold for a list whose values, from its smallest to its largest, overlap them."""
+    column = range_column(wanted.field, kind_of(next(iter(wanted.bounds.values()))))
+    if column not in columns:
+        return "false"  # No item has the field, with values of that kind.
+    parts = [
+        f"{_EXTREMES[name]}({column}) {_COMPARISONS[name]} {_literal(bound)}"
+        for name, bound in wanted.bounds.items()
+    ]
+    return f"coalesce({' AND '.join(parts)}, false)"
 
 
-def _is_in(values: pa.Array, wanted: list[Scalar]) -> pa.BooleanArray:
-    if len(wanted) == 1:
-        # 0.0 and -0.0 are equal, but is_in distinguishes them.
-        return pc.equal(values, pa.scalar(wanted[0], values.type))
-    plain = [value + 0.0 if isinstance(value, float) else value for value in wanted]
-    if pa.types.is_floating(values.type):
-        values = pc.add(values, 0.0)
-    return pc.is_in(values, value_set=pa.array(plain, values.type))
-
-
-def _in_range(wanted: Range, payloads: Payloads) -> Mask:
-    found = np.zeros(len(payloads), bool)
-    kind = _kind(next(iter(wanted.bounds.values())))
-    column = payloads.column(wanted.field, kind)
-    if column is not None:
-        found[_rows_within(column, wanted.bounds)] = True
-    return found
-
-
-def _rows_within(column: Column, bounds: Mapping[str, str | float]) -> np.ndarray:
-    def condition(values: pa.Array) -> pa.BooleanArray:
-        holds = pa.array(np.ones(len(values), bool))
-        for name, bound in bounds.items():
-            compared = _COMPARISONS[name](values, pa.scalar(bound, values.type))
-            holds = pc.and_(holds, compared)
-        return holds
-
-    return column.rows_where(condition)
-
-
-def _kind(value: Scalar) -> Kind:
-    if isinstance(value, bool):
-        return Kind.FLAG
-    return Kind.TEXT if isinstance(value, str) else Kind.NUMBER
+def _literal(bound: str | float) -> str:
+    return quoted(bound) if isinstance(bound, str) else f"CAST('{as_float(bound)!r}' AS DOUBLE)"
 
 
 def parse_filter(document: object) -> Filter:
@@ -233,8 +187,8 @@ def _bounds(bounds: object, where: str) -> dict[str, str | float]:
             f"{', '.join(_COMPARISONS)}"
         )
     parsed = {name: _scalar(value, f"{where}.{name}") for name, value in bounds.items()}
-    kinds = {_kind(value) for value in parsed.values()}
-    if len(kinds) > 1 or Kind.FLAG in kinds:
+    kinds = {kind_of(value) for value in parsed.values()}
+    if len(kinds) > 1 or "b" in kinds:
         raise InvalidFilter(
             f"{where} is {shortened(ascii(bounds))}; permitted are bounds that are all numbers, or all texts"
         )

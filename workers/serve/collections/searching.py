@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from workers.serve.collections.columns import column_of
+from workers.serve.collections.filters import Filter, sql_of
 from workers.serve.collections.table import ITEMS, State
 from workers.serve.collections.terms import quoted
 from workers.serve.versions.loading import Float32Array, ServedVersion
@@ -20,11 +21,11 @@ _ALL_PARTITIONS = 1 << 16
 
 @dataclass(frozen=True)
 class SearchQuery:
-    """A search. `modalities` None: all. `filter`: SQL over the columns of items."""
+    """A search. `modalities` None: all."""
 
     top_k: int
     modalities: Collection[str] | None = None
-    filter: str | None = None
+    filter: Filter | None = None
     exact: bool = False
 
 
@@ -71,7 +72,7 @@ class Searched:
         found = dataset.scanner(
             columns=["id", "modality", "payload", "_distance"],
             nearest=nearest,
-            filter=_filter(wanted),
+            filter=_conditions(wanted, dataset.schema.names),
             prefilter=True,
             disable_scoring_autoprojection=True,
         ).to_table()
@@ -91,10 +92,10 @@ def newest(state: State, versions: Collection[ServedVersion]) -> Searched | None
     return None
 
 
-def _filter(wanted: SearchQuery) -> str:
+def _conditions(wanted: SearchQuery, columns: Collection[str]) -> str:
     parts = [ITEMS]
     if wanted.modalities is not None:
         parts = [f"modality IN ({', '.join(map(quoted, sorted(wanted.modalities)))})"]
     if wanted.filter is not None:
-        parts.append(f"({wanted.filter})")
+        parts.append(f"({sql_of(wanted.filter, columns)})")
     return " AND ".join(parts)

@@ -1,7 +1,7 @@
 """A collection as one table of Lance: its items, their vectors by version, and a head row with its state.
 
-Columns: `id`, `modality`, `feature` (a list: widths differ by modality), `payload` (JSON), `terms` (for filters), and
-a column of vectors for each version that serves or is being made (`columns.py`). A removed item keeps its id until
+Columns: `id`, `modality`, `feature` (a list: widths differ by modality), `payload` (JSON), `terms` and those of fields
+(for filters: `terms.py`), and one of vectors for each version that serves or is being made (`columns.py`). A removed item keeps its id until
 `purge`; all else of it is null.
 
 **The head row** has the empty id, and the collection's state as its payload. Every change of items updates it in the
@@ -13,6 +13,7 @@ cannot: compaction and indexes make versions too.
 Shapes: B rows, F width of the raw feature, E width of the embeddings.
 """
 
+import logging
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,11 +29,16 @@ from pydantic import Field
 from cmcl.contract.api.endpoint import FeatureType
 from cmcl.contract.errors import InvalidVersion, ObjectExists, StorageUnavailable, WorkerError
 from cmcl.contract.modality import Frozen
-from workers.serve.collections.terms import quoted, terms_of
+from workers.serve.collections.terms import RANGES, PayloadTerms, quoted, range_type
 from workers.serve.versions.loading import Float32Array
+
+logger = logging.getLogger(__name__)
 
 HEAD_ID = ""
 ITEMS = "modality IS NOT NULL"
+VECTORS = "vectors_"
+# Of fields that a range filter can name.
+_MOST_RANGES = 64
 # A repeated write is recognised among so many later ones.
 _KEPT_MARKS = 512
 # Short, or the one that writes most often would always be first.
@@ -86,12 +92,17 @@ class State:
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns of vectors, also of those that are being made."""
-        return tuple(set(self.dataset.schema.names) - set(_schema("float32").names))
+        return tuple(name for name in self.dataset.schema.names if is_vectors(name))
 
     def rows(self, modality: str | None = None) -> int:
         """Return the number of items, of one modality or of all."""
         wanted = ITEMS if modality is None else f"modality = {quoted(modality)}"
         return int(self.dataset.count_rows(wanted))
+
+
+def is_vectors(column: str) -> bool:
+    """Whether a column of this name has vectors."""
+    return column.startswith(VECTORS)
 
 
 class CollectionTable:
@@ -133,9 +144,13 @@ class CollectionTable:
 
         Where a write with this mark was applied before, nothing is written. Raises NoCollection, CollectionBusy.
         """
+        terms = [PayloadTerms(row.payload) for row in rows]
+        ranges = {column for each in terms for column in each.values}
         for state in self._attempts():
             if mark is not None and mark in state.head.marks:
                 return state.head.revision
+            if self._add_ranges(state, ranges):
+                continue
             marks = (*state.head.marks, mark)[-_KEPT_MARKS:] if mark else state.head.marks
             head = state.head.model_copy(
                 update={"revision": state.head.revision + 1, "marks": marks}
@@ -179,6 +194,17 @@ class CollectionTable:
         """Remove what is left of removed items. A concurrent write of the same id wins."""
         self.read().dataset.delete(f"modality IS NULL AND id != {quoted(HEAD_ID)}")
 
+    def _add_ranges(self, state: State, wanted: set[str]) -> bool:
+        """Add columns of fields that the table has not had; whether there were any."""
+        present = {name for name in state.dataset.schema.names if name.startswith(RANGES)}
+        missing = sorted(wanted - present)[: max(0, _MOST_RANGES - len(present))]
+        if missing:
+            try:
+                state.dataset.add_columns([pa.field(name, range_type(name)) for name in missing])
+            except (CommitConflictError, OSError, ValueError) as error:
+                logger.debug("%s: columns of fields: %s", self.uri, error)
+        return bool(missing)
+
     def _attempts(self):  # type: ignore[no-untyped-def]
         for _ in range(_ATTEMPTS):
             state = self.read()
@@ -211,15 +237,19 @@ def _schema(feature_type: FeatureType) -> pa.Schema:
 def _batch(schema: pa.Schema, rows: Sequence[Row], head: Head, embed: Embed) -> pa.Table:
     """Return rows as they are stored, and the head, with a vector for each column of vectors."""
     payloads = [None if row.feature_F is None else row.payload for row in rows]
-    columns = {
+    terms = [PayloadTerms(payload) for payload in payloads]
+    columns: dict[str, object] = {
         "id": [*(row.id for row in rows), HEAD_ID],
         "modality": [*(None if row.feature_F is None else row.modality for row in rows), None],
         "feature": _features(rows, schema.field("feature").type.value_type),
         "payload": [*payloads, head.model_dump_json()],
-        "terms": [*map(terms_of, payloads), None],
+        "terms": [*(each.terms for each in terms), None],
     }
-    vectors = set(schema.names) - set(columns)
-    columns |= {name: _vectors(name, schema.field(name).type, rows, embed) for name in vectors}
+    for name in set(schema.names) - set(columns):
+        if is_vectors(name):
+            columns[name] = _vectors(name, schema.field(name).type, rows, embed)
+        else:
+            columns[name] = [*(each.values.get(name) for each in terms), None]
     return pa.table([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
 
 
