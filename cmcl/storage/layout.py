@@ -302,31 +302,18 @@ def collections() -> str:
     return "collections/"
 
 
-def collection_revisions(collection: str) -> str:
-    """Prefix of a collection's revisions; in lexical order the newest is last."""
-    return f"{collections()}{collection}/revisions/"
+def collection_lives(collection: str) -> str:
+    """Prefix of a collection's lives; in lexical order the newest is last."""
+    return f"{collections()}{collection}/lives/"
 
 
-def collection_revision(collection: str, revision: int) -> str:
-    return f"{collection_revisions(collection)}{revision:012d}.json"
+def collection_life(collection: str, number: int) -> str:
+    return f"{collection_lives(collection)}{number:08d}.json"
 
 
-def collection_numbers() -> str:
-    """Prefix of these keys; in lexical order the highest is last."""
-    return "collection-numbers/"
-
-
-def collection_number(number: int) -> str:
-    return f"{collection_numbers()}{number:012d}"
-
-
-def collection_segments(collection: str) -> str:
-    """Prefix of a collection's segments; in lexical order the oldest is first."""
-    return f"{collections()}{collection}/segments/"
-
-
-def collection_segment(collection: str, name: str) -> str:
-    return f"{collection_segments(collection)}{name}"
+def collection_table(collection: str, life: int) -> str:
+    """Folder of the table of a collection's life, in the format of Lance."""
+    return f"{collections()}{collection}/tables/{life:08d}.lance"
 
 
 def upload_prefix(upload: str) -> str:

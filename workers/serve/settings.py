@@ -20,12 +20,11 @@ Proxies = tuple[IPv4Network | IPv6Network, ...]
 
 
 class CollectionLimits(NamedTuple):
-    """Collections of one owner, rows of one collection, rows and bytes of all of them in a replica."""
+    """Collections of one owner, rows of one collection, rows of all of them."""
 
     collections: int
     rows: int
     all_rows: int
-    all_bytes: int
 
 
 class ServeArgs(Frozen):
@@ -62,12 +61,6 @@ class ServeArgs(Frozen):
         description="of a replica's memory for the heads of all versions, shared tensors "
         "counted once; what does not fit is loaded on demand. A version can be swapped if its heads "
         "take at most half of it (CMCL_HEADS_BYTES_MAX of the control plane)",
-    )
-    max_collections_bytes: int = Field(
-        default=2 << 30,
-        ge=1 << 20,
-        description="of a replica's memory for all collections, counted with vectors and graphs of three "
-        "versions and with what is still to be read, before 507",
     )
 
     encoders: tuple[EncoderSpec, ...] = Field(
@@ -154,7 +147,6 @@ class ServeSettings(ServeArgs):
             self.max_collections,
             self.max_collection_rows,
             self.max_searched_rows,
-            self.max_collections_bytes,
         )
 
     @property

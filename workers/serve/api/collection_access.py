@@ -13,15 +13,15 @@ from cmcl.contract.modality import NAME_PATTERN
 from workers.serve.api.context import Replica
 from workers.serve.api.openapi import answered_header, header_parameter
 from workers.serve.auth import Caller
-from workers.serve.collections.collections import Collections, Permitted, TooManySegments
-from workers.serve.collections.quota import (
+from workers.serve.collections.collections import (
     AllFull,
     CollectionFull,
-    RowsUncounted,
+    Collections,
     TooManyCollections,
+    mark_of,
 )
-from workers.serve.collections.revision_log import CollectionBusy, Revision, mark_of
-from workers.serve.collections.writes import CollectionExists, NoCollection
+from workers.serve.collections.registry import CollectionExists, Life, Permitted
+from workers.serve.collections.table import CollectionBusy, NoCollection
 from workers.serve.errors import (
     ApiError,
     Conflict,
@@ -62,9 +62,9 @@ def collections_of(replica: Replica) -> Collections:
     """Return the collections of the replica. Raises NotInstalled."""
     if replica.collections is None:
         raise NotInstalled(
-            "this endpoint runs without collections, because usearch is not installed where it runs. "
+            "this endpoint runs without collections, because Lance is not installed where it runs. "
             "The worker image has it, and so has a checkout after `make setup`; in an environment of "
-            "your own: pip install usearch"
+            "your own: pip install pylance"
         )
     return replica.collections
 
@@ -86,26 +86,26 @@ class OwnerlessCollection(WorkerError):
 
 def listed_for(caller: Caller) -> Permitted:
     """Return a filter for the collections that the caller may use."""
-    return lambda revision: caller.owns(revision.owner)
+    return lambda life: caller.owns(life.owner)
 
 
 def permitted_to(caller: Caller) -> Permitted:
     """Return a filter for the collections visible to the caller; raises OwnerlessCollection for one without an owner."""
 
-    def permitted(revision: Revision) -> bool:
-        if revision.owner is None and not caller.owns(None):
+    def permitted(life: Life) -> bool:
+        if life.owner is None and not caller.owns(None):
             raise OwnerlessCollection(
-                f"collection {revision.name!r} has no owner, so only the operator's key may use "
+                f"collection {life.name!r} has no owner, so only the operator's key may use "
                 "it: ask the operator to export or delete it, or create your own "
                 "under another name"
             )
-        return caller.owns(revision.owner)
+        return caller.owns(life.owner)
 
     return permitted
 
 
 async def mark_of_write(request: Request, caller: Caller, body: bytes = b"") -> str | None:
-    """Return the mark by which a repeated write is recognised, see `revision_log.py`; None where there is none.
+    """Return the mark by which a repeated write is recognised, see `table.py`; None where there is none.
 
     By the client's key, or the proxy's. A client may send the proxy's header, too, but the proxy appends its own.
     """
@@ -147,15 +147,12 @@ def _busy(message: str) -> Overloaded:
     return Overloaded(message, code="collection_busy")
 
 
-# The first match counts: TooManySegments is a StorageUnavailable.
 _WORDS: Mapping[type[WorkerError], Callable[[str], ApiError]] = MappingProxyType(
     {
         NoCollection: not_found,
         OwnerlessCollection: lambda message: Forbidden(message, "name", "collection_without_owner"),
         CollectionExists: lambda message: Conflict(message, "name"),
         CollectionBusy: _busy,
-        TooManySegments: _busy,
-        RowsUncounted: _busy,
         TooManyCollections: lambda message: Full(message, "name", "too_many_collections"),
         AllFull: lambda message: Full(message, "items", "collections_full"),
         CollectionFull: lambda message: InvalidRequest(message, "items", "collection_full"),
@@ -166,7 +163,7 @@ _WORDS: Mapping[type[WorkerError], Callable[[str], ApiError]] = MappingProxyType
 )
 
 
-async def find(replica: Replica, name: str, caller: Caller) -> Revision:
+async def find(replica: Replica, name: str, caller: Caller) -> Life:
     """Read a collection from the store. Raises InvalidRequest, NotFound, NotReady, NotInstalled."""
     collections = collections_of(replica)
     return await in_store(collections.find, checked_name(name), permitted_to(caller))

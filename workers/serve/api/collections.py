@@ -52,10 +52,9 @@ from workers.serve.api.wire.collection_bodies import (
 )
 from workers.serve.api.wire.requests import parse
 from workers.serve.auth import Caller
-from workers.serve.collections.indexer import CollectionSnapshot
-from workers.serve.collections.revision_log import Revision
-from workers.serve.collections.segments import Entry, rows_bytes
-from workers.serve.collections.writes import CollectionSpec, was_written_for
+from workers.serve.collections.follower import CollectionSnapshot
+from workers.serve.collections.registry import CollectionSpec, Life
+from workers.serve.collections.table import Row
 from workers.serve.errors import InvalidRequest
 from workers.serve.versions.live import ModelReference, parse_reference
 from workers.serve.versions.loading import Float32Array, ServedVersion
@@ -134,7 +133,7 @@ class _Collections:
             model = _name_alone(wanted.model)
             await replica.lookup.find(model, 0, context.caller)
         spec = CollectionSpec(name, model.name, context.caller.owner, wanted.feature_type)
-        return self._answer(await in_store(collections.create, spec))
+        return await self._answer(await in_store(collections.create, spec))
 
     async def list_all(self, request: Request) -> Response:
         """List all collections of the caller, by name."""
@@ -142,8 +141,12 @@ class _Collections:
         collections = collections_of(self._replica)
         with self._replica.admission.requests.held(context.owner, 1):
             async with within_deadline(context):
-                revisions = await in_store(collections.all, listed_for(context.caller))
-        data = [_described(each, collections.snapshot(each.name)) for each in revisions]
+                lives = await in_store(collections.all, listed_for(context.caller))
+                revisions = [await in_store(collections.revision, each) for each in lives]
+        data = [
+            _described(life, revision, collections.snapshot(life.name))
+            for life, revision in zip(lives, revisions, strict=True)
+        ]
         # The owner of a collection that cannot be read is unknown.
         damage = collections.damaged() if context.caller.owns(None) else {}
         damaged = [{"id": name, "reason": reason} for name, reason in sorted(damage.items())]
@@ -154,7 +157,7 @@ class _Collections:
         context = read_context(request, self._replica)
         with self._replica.admission.requests.held(context.owner, 1):
             async with within_deadline(context):
-                return self._answer(await find(self._replica, name, context.caller))
+                return await self._answer(await find(self._replica, name, context.caller))
 
     async def delete(self, name: str, request: Request) -> Response:
         """Delete a collection with all its items."""
@@ -165,11 +168,11 @@ class _Collections:
             await in_store(collections.delete, checked_name(name), permitted_to(caller), mark)
         return JSONResponse({"id": name, "object": "collection.deleted", "deleted": True})
 
-    def _answer(self, revision: Revision) -> Response:
-        snapshot = collections_of(self._replica).snapshot(revision.name)
-        return JSONResponse(
-            _described(revision, snapshot), headers={REVISION: str(revision.revision)}
-        )
+    async def _answer(self, life: Life) -> Response:
+        collections = collections_of(self._replica)
+        revision = await in_store(collections.revision, life)
+        described = _described(life, revision, collections.snapshot(life.name))
+        return JSONResponse(described, headers={REVISION: str(revision)})
 
 
 class _Items:
@@ -191,20 +194,17 @@ class _Items:
             items = read.items
             target = await find(replica, name, context.caller)
             mark = await mark_of_write(request, context.caller, body)
-            if mark is not None and was_written_for(target, mark):
-                return _written(target, len(items))
             payloads = await run_if_large(replica, owner, len(body), self._payloads, items)
             model = ModelReference(target.model, None)
             version = await replica.lookup.find(model, context.min_version, context.caller)
-            size = rows_bytes(version.spec.width, [item.id for item in items], payloads)
-            self._check_room(target, len(items), size)
+            self._check_room(target, len(items))
             with replica.admission.rows.held(context.owner, len(items)):
                 rows = await self._rows(version, items, context.owner)
             entries = [
-                Entry(item.id, item.modality, row_F, payload)
+                Row(item.id, item.modality, row_F, payload)
                 for item, row_F, payload in zip(items, rows, payloads, strict=True)
             ]
-        return await self._write(target, entries, context.caller, mark, size)
+        return await self._write(target, entries, mark)
 
     async def remove(self, name: str, request: Request) -> Response:
         """Remove items; a missing one is not an error."""
@@ -218,8 +218,8 @@ class _Items:
             ids = read.ids
             target = await find(replica, name, context.caller)
             mark = await mark_of_write(request, context.caller, body)
-        entries = [Entry(each, "", None, None) for each in dict.fromkeys(ids)]
-        return await self._write(target, entries, context.caller, mark)
+        entries = [Row(each, "", None, None) for each in dict.fromkeys(ids)]
+        return await self._write(target, entries, mark)
 
     def _payloads(self, items: Sequence[CollectionItem]) -> list[str | None]:
         most = self._replica.args.max_payload_bytes
@@ -236,30 +236,25 @@ class _Items:
 
     async def _write(
         self,
-        target: Revision,
-        entries: Sequence[Entry],
-        caller: Caller,
+        target: Life,
+        entries: Sequence[Row],
         mark: str | None,
-        size: int = 0,
     ) -> Response:
         collections = collections_of(self._replica)
         # Shielded: a write cannot be undone half-way, and its end wakes requests that wait for it.
-        written = await asyncio.shield(
-            in_store(collections.write, target, entries, permitted_to(caller), mark, size)
-        )
-        return _written(written, len(entries))
+        written = await asyncio.shield(in_store(collections.write, target, entries, mark))
+        return _written(target, written, len(entries))
 
-    def _check_room(self, target: Revision, rows: int, size: int) -> None:
+    def _check_room(self, target: Life, rows: int, size: int) -> None:
         """Check limits by what this replica has read: a collection can get a little larger than permitted."""
         try:
-            collections_of(self._replica).check_room(target, rows, size)
+            collections_of(self._replica).check_room(target, rows)
         except WorkerError as error:
             raise api_error(error) from error
 
 
-def _written(revision: Revision, rows: int) -> Response:
-    number = revision.revision
-    answer = {"object": "collection.write", "id": revision.name, "rows": rows, "revision": number}
+def _written(life: Life, number: int, rows: int) -> Response:
+    answer = {"object": "collection.write", "id": life.name, "rows": rows, "revision": number}
     return JSONResponse(answer, headers={REVISION: str(number)})
 
 
@@ -274,16 +269,14 @@ def _name_alone(text: str) -> ModelReference:
     return reference
 
 
-def _described(revision: Revision, snapshot: CollectionSnapshot | None) -> dict[str, object]:
+def _described(life: Life, revision: int, snapshot: CollectionSnapshot | None) -> dict[str, object]:
     return {
-        "id": revision.name,
+        "id": life.name,
         "object": "collection",
-        "model": revision.model,
-        "feature_type": revision.feature_type,
-        "revision": revision.revision,
-        "created": int(revision.created_at.timestamp()),
-        "changed": int(revision.changed_at.timestamp()),
-        "stored_bytes": sum(segment.bytes for segment in revision.segments),
+        "model": life.model,
+        "feature_type": life.feature_type,
+        "revision": revision,
+        "created": int(life.created_at.timestamp()),
         "damaged": snapshot.problem if snapshot is not None and snapshot.is_damaged else None,
         "searched": _searched(snapshot),
     }
@@ -291,17 +284,19 @@ def _described(revision: Revision, snapshot: CollectionSnapshot | None) -> dict[
 
 def _searched(snapshot: CollectionSnapshot | None) -> dict[str, object] | None:
     """What this replica searches; null until it has vectors."""
-    if snapshot is None or snapshot.index is None:
+    if snapshot is None or snapshot.searched is None:
         return (
             None if snapshot is None or snapshot.problem is None else {"problem": snapshot.problem}
         )
-    index = snapshot.index
-    modalities = sorted({part.contents.modality for part in index.parts})
+    searched = snapshot.searched
+    missing = searched.version.not_learned
     return {
-        "version": index.version.number,
-        "revision": index.revision,
-        "rows": {modality: index.rows_of(modality) for modality in modalities},
-        "not_learned": dict(index.not_learned),
-        "memory_bytes": index.memory_bytes,
+        "version": searched.version.number,
+        "revision": searched.revision,
+        "rows": {name: rows for name, rows in searched.modalities.items() if name not in missing},
+        "not_learned": {
+            name: rows for name, rows in searched.modalities.items() if name in missing
+        },
+        "progress": snapshot.progress,
         "problem": snapshot.problem,
     }

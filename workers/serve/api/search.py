@@ -1,7 +1,6 @@
 """`/v1/collections/{name}/search`, `/items` and `/export`: from memory, by one version at one revision."""
 
 import asyncio
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,22 +41,19 @@ from workers.serve.api.wire.requests import (
     parse,
     parse_number,
 )
-from workers.serve.api.wire.vectors import ARROW, JSON, width_of
+from workers.serve.api.wire.vectors import JSON, width_of
 from workers.serve.auth import Caller
 from workers.serve.batcher import Ticket
-from workers.serve.collections.exports import FORMATS, pgvector_table
+from workers.serve.collections.exports import FORMATS
 from workers.serve.collections.filters import InvalidFilter, parse_filter
-from workers.serve.collections.index import Hit, Index, SearchQuery, SearchResult
-from workers.serve.collections.indexer import CollectionSnapshot
+from workers.serve.collections.follower import CollectionSnapshot
+from workers.serve.collections.searching import Hit, Searched, SearchQuery, SearchResult
 from workers.serve.errors import InvalidRequest, NotFound, NotReady, shortened
 from workers.serve.telemetry import StageTimer
 from workers.serve.versions.live import parse_version
 from workers.serve.versions.loading import Float32Array, ServedVersion
 
 _WAIT_STEP_SECONDS = 0.02
-_TABLE_PATTERN = r"[a-z_][a-z0-9_]{0,62}"
-_BINARY = ("application/vnd.apache.parquet", ARROW)
-_DDL, _DDL_KIND = "pgvector-ddl", "text/plain; charset=utf-8"
 
 
 def router(replica: Replica) -> APIRouter:
@@ -78,10 +74,7 @@ def router(replica: Replica) -> APIRouter:
         parameters=[*_EXPORTED, *ASKED_VERSION, ASKED_REVISION],
         success={
             "headers": ANSWERED_VERSION | ANSWERED_REVISION,
-            "content": {
-                kind.partition(";")[0]: BYTES if kind in _BINARY else {"schema": {"type": "string"}}
-                for kind in (_DDL_KIND, *(each for _, each in FORMATS.values()))
-            },
+            "content": {kind: BYTES for _, kind in FORMATS.values()},
         },
     )
     listed = operation(
@@ -101,10 +94,7 @@ def _parameter(name: str, schema: dict[str, Any], *, required: bool) -> dict[str
     return {"name": name, "in": "query", "required": required, "schema": schema}
 
 
-_EXPORTED = (
-    _parameter("format", {"type": "string", "enum": [*FORMATS, _DDL]}, required=True),
-    _parameter("table", {"type": "string", "pattern": f"^{_TABLE_PATTERN}$"}, required=False),
-)
+_EXPORTED = (_parameter("format", {"type": "string", "enum": [*FORMATS]}, required=True),)
 
 
 _LISTED = (
@@ -139,8 +129,7 @@ class _Search:
             wanted = self._wanted(query, index.version)
             with replica.admission.rows.held(context.owner, 1):
                 query_E = await self._embedded(index.version, query.query, context.ticket)
-                steps = index.search_in_steps(query_E, wanted)
-                found = await replica.background.run_steps(context.owner, steps)
+                found = await replica.background.run(context.owner, index.search, query_E, wanted)
         replica.metrics.answered(index.version.model, 1, timer.seconds)
         return Response(_body(index, found), media_type=JSON, headers=_headers(index))
 
@@ -164,7 +153,7 @@ class _Search:
                     found = await self._replica.background.run(
                         context.owner, index.items, offset, limit, modality
                     )
-        rows = index.rows if modality is None else index.rows_of(modality)
+        rows = await self._replica.background.run(context.owner, index.rows, modality)
         following = offset + len(found)
         answer = {
             "object": "list",
@@ -180,31 +169,23 @@ class _Search:
         return Response(orjson.dumps(answer), media_type=JSON, headers=_headers(index))
 
     async def export(self, name: str, request: Request) -> Response:
-        """Export all items with their vectors for another store or a table: Qdrant, pgvector, Parquet, Arrow."""
+        """Export all items with their vectors as a Parquet file or an Arrow stream."""
         context = read_context(request, self._replica)
         collections_of(self._replica)
         format_ = request.query_params.get("format", "")
-        table = request.query_params.get("table", name.replace("-", "_"))
-        if format_ not in (*FORMATS, _DDL):
-            permitted = ", ".join((*FORMATS, _DDL))
+        if format_ not in FORMATS:
             raise InvalidRequest(
-                f"format is {shortened(format_)}; permitted are {permitted}", "format"
-            )
-        if format_ == _DDL and not re.fullmatch(_TABLE_PATTERN, table):
-            raise InvalidRequest(
-                f"table is {shortened(table)}; permitted are lower-case letters, digits and "
-                "underscores, up to 63 characters, no digit first",
-                "table",
+                f"format is {shortened(format_)}; permitted are {', '.join(FORMATS)}", "format"
             )
         with self._replica.admission.requests.held(context.owner, 1):
             async with within_deadline(context):
                 index = await self._index(name, request, context)
-        export, kind = FORMATS.get(format_) or (pgvector_table(table), _DDL_KIND)
+        export, kind = FORMATS[format_]
         # The index stays in memory until then, even if it is replaced or deleted.
         hold_until_sent(request, self._replica.admission.exports, context.owner, 1)
         return StreamingResponse(export(index), media_type=kind, headers=_headers(index))
 
-    async def _index(self, name: str, request: Request, context: RequestContext) -> Index:
+    async def _index(self, name: str, request: Request, context: RequestContext) -> Searched:
         """Raises InvalidRequest, NotFound, NotReady."""
         min_revision = parse_version(request.headers.get(MIN_REVISION), MIN_REVISION)
         waits = _Waiting(self._replica, checked_name(name), context.caller)
@@ -241,13 +222,13 @@ class _Waiting:
         self._name = name
         self._caller = caller
 
-    async def index(self, min_version: int, min_revision: int) -> Index:
+    async def index(self, min_version: int, min_revision: int) -> Searched:
         """Raises NotFound, NotReady."""
         index = self._new_enough(min_version, min_revision)
         if index is not None:
             return index
         await self._check_exists()
-        self._collections.wake()
+        self._collections.follower.wake()
         deadline = self._now() + self._replica.args.min_version_wait_seconds
         while index is None and self._now() < deadline:
             await asyncio.sleep(_WAIT_STEP_SECONDS)
@@ -262,25 +243,24 @@ class _Waiting:
     def _snapshot(self) -> CollectionSnapshot | None:
         """The state of the collection; None for one of another owner, as for one that does not exist."""
         snapshot = self._collections.snapshot(self._name)
-        return snapshot if snapshot and self._caller.owns(snapshot.revision.owner) else None
+        return snapshot if snapshot and self._caller.owns(snapshot.life.owner) else None
 
-    def _new_enough(self, min_version: int, min_revision: int) -> Index | None:
+    def _new_enough(self, min_version: int, min_revision: int) -> Searched | None:
         snapshot = self._snapshot()
-        index = snapshot.index if snapshot else None
+        index = snapshot.searched if snapshot else None
         if index is None or index.version.number < min_version or index.revision < min_revision:
             return None
         return index
 
     async def _check_exists(self) -> None:
         """Check the store: another replica may have created it a moment ago."""
-        revision = await find(self._replica, self._name, self._caller)
-        pointer = self._replica.live.pointer(revision.model)
+        life = await find(self._replica, self._name, self._caller)
+        pointer = self._replica.live.pointer(life.model)
         if self._replica.live.readiness.ready and (
             pointer is None or not self._caller.sees(pointer.owner)
         ):
             raise NotFound(
-                f"collection {self._name!r} is of model {revision.model!r}, and there is no such "
-                "model",
+                f"collection {self._name!r} is of model {life.model!r}, and there is no such model",
                 "model",
             )
 
@@ -288,12 +268,12 @@ class _Waiting:
         snapshot, seconds = self._snapshot(), self._replica.args.min_version_wait_seconds
         if snapshot is None:
             return not_found(f"there is no collection {self._name!r}")
-        if snapshot.index is None:
+        if snapshot.searched is None:
             return NotReady(
                 f"the vectors of collection {self._name!r} are being computed",
                 code="collection_not_ready",
             )
-        index = snapshot.index
+        index = snapshot.searched
         return NotReady(
             f"collection {self._name!r} is at revision {index.revision} with version "
             f"{index.version.number}; asked for are at least {min_revision} and {min_version}, which "
@@ -302,11 +282,11 @@ class _Waiting:
         )
 
 
-def _headers(index: Index) -> dict[str, str]:
+def _headers(index: Searched) -> dict[str, str]:
     return {"x-model-version": str(index.version.number), REVISION: str(index.revision)}
 
 
-def _body(index: Index, found: SearchResult) -> bytes:
+def _body(index: Searched, found: SearchResult) -> bytes:
     answer = {
         "object": "list",
         "data": _hits(found.hits),

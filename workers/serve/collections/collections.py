@@ -1,159 +1,138 @@
-"""Collections as the routes use them: changes go to the store, searches to memory."""
+"""Collections as the routes use them: changes go to their tables, searches to what the follower has opened."""
 
+import hashlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 
-from cmcl.contract.errors import InvalidVersion, StorageUnavailable
+from cmcl.contract.errors import InvalidVersion, WorkerError
+from cmcl.fairness import fits, share_now
 from cmcl.storage.object_store import ObjectStore
-from workers.serve.collections import revision_log, writes
-from workers.serve.collections.follower import CollectionsFollower
-from workers.serve.collections.index import is_installed
-from workers.serve.collections.indexer import CollectionSnapshot
-from workers.serve.collections.maintenance import Maintenance
-from workers.serve.collections.quota import CollectionsQuota
-from workers.serve.collections.revision_log import Revision
-from workers.serve.collections.segments import Entry
+from workers.serve.collections import registry
+from workers.serve.collections.follower import CollectionsFollower, CollectionSnapshot
+from workers.serve.collections.registry import CollectionSpec, Life, Permitted
+from workers.serve.collections.table import Row
 from workers.serve.settings import CollectionLimits
-from workers.serve.versions.live import LiveVersions
 
-# Where compaction does not keep up with writing, writers have to wait.
-_MOST_SEGMENTS = 256
-
-Permitted = Callable[[Revision], bool]
-NO_LIMITS = CollectionLimits(*[sys.maxsize] * 4)
+NO_LIMITS = CollectionLimits(*[sys.maxsize] * 3)
+_MARK_DIGITS = 16
 
 
-class TooManySegments(StorageUnavailable):
-    """Writing is faster than compaction; trying again can help."""
+class TooManyCollections(WorkerError):
+    """The owner has the permitted number of collections."""
+
+
+class CollectionFull(WorkerError):
+    """The collection has the permitted number of rows."""
+
+
+class AllFull(WorkerError):
+    """The owner's collections, or all together, have the permitted rows."""
+
+
+def is_installed() -> bool:
+    """Whether Lance is installed: without it there are no collections."""
+    return find_spec("lance") is not None
+
+
+def mark_of(*request: bytes) -> str:
+    """Return the mark of a request from what identifies it: 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for part in request:
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest()[:_MARK_DIGITS]
 
 
 class Collections:
-    """All collections of a store. Methods that block say so; all may be called from any thread."""
+    """All collections of a store. Methods that block say so; all may be called from any thread.
+
+    Limits are checked by what this replica has read: where several write at the same moment, one can be exceeded by
+    what the others add between two polls.
+    """
 
     def __init__(
         self,
         store: ObjectStore,
         follower: CollectionsFollower,
-        maintenance: Maintenance,
         limits: CollectionLimits = NO_LIMITS,
     ) -> None:
         self._store = store
-        self._follower = follower
-        self._maintenance = maintenance
-        self._quota = CollectionsQuota(limits, follower.snapshots)
-
-    def start(self) -> None:
-        """Start the threads of follower and maintenance."""
-        self._follower.start()
-        self._maintenance.start()
-
-    def stop(self) -> None:
-        """Stop both threads and join them."""
-        self._follower.stop()
-        self._maintenance.stop()
-
-    @property
-    def alive(self) -> bool:
-        """Whether both threads run."""
-        return self._follower.alive and self._maintenance.alive
-
-    def wake(self) -> None:
-        """Poll now: a version or a collection has changed."""
-        self._follower.wake()
-
-    def wait_loaded(self, seconds: float) -> bool:
-        """Block until all collections of the first poll are searched. False after `seconds`."""
-        return self._follower.wait_loaded(seconds)
+        self._limits = limits
+        self.follower = follower
 
     def snapshot(self, name: str) -> CollectionSnapshot | None:
-        """Return what this replica searches of a collection."""
-        return self._follower.snapshot(name)
+        """Return what this replica knows of a collection."""
+        return self.follower.snapshots().get(name)
 
-    def behind(self) -> int:
-        """How many collections this replica does not search at their latest revision."""
-        return self._follower.behind()
-
-    def damaged(self) -> Mapping[str, str]:
-        """What is wrong, by name, with collections whose stored parts fail their checks."""
-        return self._follower.damaged()
-
-    def find(self, name: str, permitted: Permitted) -> Revision:
+    def find(self, name: str, permitted: Permitted) -> Life:
         """Read a collection from the store. Blocks. Raises NoCollection, StorageUnavailable, InvalidVersion."""
-        return writes.existing(revision_log.newest(self._store, name), name, permitted)
+        return registry.existing(self._store, name, permitted)
 
-    def all(self, permitted: Permitted) -> list[Revision]:
-        """Read all collections from the store, by name, without those that cannot be read (see `damaged`).
+    def revision(self, life: Life) -> int:
+        """Return the latest revision. Blocks."""
+        return registry.table_of(self._store, life).read().head.revision
 
-        Blocks. Raises StorageUnavailable.
-        """
-        heads = (self._readable(name) for name in revision_log.collection_names(self._store))
-        return [head for head in heads if head and not head.deleted and permitted(head)]
+    def all(self, permitted: Permitted) -> list[Life]:
+        """Read all collections from the store, by name, without those that cannot be read. Blocks."""
+        return [life for life in self._readable() if life.ended is None and permitted(life)]
 
-    def _readable(self, name: str) -> Revision | None:
-        try:
-            return revision_log.newest(self._store, name)
-        except InvalidVersion:
-            return None  # The follower logs it; the others are listed anyway.
-
-    def create(self, spec: writes.CollectionSpec) -> Revision:
-        """Create a collection. Blocks. Raises as `writes.create` does, and TooManyCollections."""
-        with self._quota.for_one_more(spec.name, spec.owner):
-            return self._made(writes.create(self._store, spec))
+    def create(self, spec: CollectionSpec) -> Life:
+        """Create a collection. Blocks. Raises CollectionExists, TooManyCollections."""
+        theirs = {life.name for life in self.all(lambda life: life.owner == spec.owner)}
+        if spec.name not in theirs and len(theirs) >= self._limits.collections:
+            raise TooManyCollections(
+                f"you have {len(theirs)} collections, which is the limit of one owner; delete one "
+                f"before you create {spec.name!r}"
+            )
+        life = registry.create(self._store, spec)
+        self.follower.wake()
+        return life
 
     def delete(self, name: str, permitted: Permitted, mark: str | None = None) -> None:
-        """Delete a collection. Blocks. Raises as `writes.delete` does."""
-        made = self._made(writes.delete(self._store, name, permitted, mark))
-        if made.deleted:  # Otherwise it was deleted before and created again.
-            self._quota.deleted(made)
+        """Delete a collection. Blocks. Raises NoCollection."""
+        registry.delete(self._store, name, permitted, mark)
+        self.follower.wake()
 
-    def bytes(self) -> int:
-        """Bytes of all collections in memory, with vectors of three versions."""
-        return self._quota.bytes()
+    def write(self, life: Life, rows: Sequence[Row], mark: str | None = None) -> int:
+        """Write rows and return the revision. Blocks. Raises as `CollectionTable.write` and `check_room` do."""
+        self.check_room(life, sum(row.feature_F is not None for row in rows))
+        versions = self.follower.versions_of(life)
+        versions.live()
+        made = registry.table_of(self._store, life).write(rows, versions.embed, mark)
+        self.follower.wake()
+        return made
 
-    def check_room(self, target: Revision, rows: int, size: int) -> None:
-        """Check that so many rows, of so many bytes in memory, fit.
-
-        Raises CollectionFull, AllFull, RowsUncounted.
-        """
-        self._quota.check(target, rows, size)
-
-    def write(
-        self,
-        target: Revision,
-        entries: Sequence[Entry],
-        permitted: Permitted,
-        mark: str | None = None,
-        size: int = 0,
-    ) -> Revision:
-        """Write rows. `size`: bytes that the added rows take in memory.
-
-        Blocks. Raises as `writes.write` and `check_room` do, and TooManySegments.
-        """
-        if len(target.segments) >= _MOST_SEGMENTS:
-            self._maintenance.notice(target)
-            raise TooManySegments(
-                f"collection {target.name!r} has {len(target.segments)} segments, which are being "
-                "merged; try again"
+    def check_room(self, life: Life, more: int) -> None:
+        """Check that so many rows fit. Raises CollectionFull, AllFull."""
+        rows = {each.life: each.rows for each in self.follower.snapshots().values()}
+        present = rows.get(life, 0)
+        if more and present + more > self._limits.rows:
+            raise CollectionFull(
+                f"collection {life.name!r} has {present} rows, and {more} more would be over the "
+                f"limit of {self._limits.rows}"
             )
-        added = sum(each.feature_F is not None for each in entries)
-        if not added:
-            return self._made(writes.write(self._store, target, entries, permitted, mark))
-        with self._quota.writing(target, added, size) as done:
-            made = writes.write(self._store, target, entries, permitted, mark)
-            done(made)
-        return self._made(made)
+        total = sum(rows.values())
+        own = sum(count for each, count in rows.items() if each.owner == life.owner)
+        limit = self._limits.all_rows
+        free = total + more <= limit
+        if more and not (free if life.owner is None else fits(limit, own, total, more)):
+            share = "" if life.owner is None else f", {share_now(limit, own, total)} of them yours"
+            raise AllFull(
+                f"your collections have {own} rows, all together {total}, and these items {more}; "
+                f"permitted are {limit} for all{share}: remove items or collections, or ask the "
+                "operator of the endpoint for a larger max_searched_rows"
+            )
 
-    def _made(self, revision: Revision) -> Revision:
-        self._follower.wake()
-        self._maintenance.notice(revision)
-        return revision
+    def damaged(self) -> Mapping[str, str]:
+        """What is wrong, by name, with collections whose stored parts cannot be read."""
+        return self.follower.damaged()
 
-
-def open_collections(
-    store: ObjectStore, live: LiveVersions, poll_seconds: float, limits: CollectionLimits
-) -> Collections | None:
-    """Return the collections, not yet started; None where the extra `search` is not installed."""
-    if not is_installed():
-        return None
-    follower = CollectionsFollower(store, live, poll_seconds)
-    return Collections(store, follower, Maintenance(store), limits)
+    def _readable(self) -> Iterator[Life]:
+        for name in registry.names(self._store):
+            try:
+                life = registry.newest(self._store, name)
+            except InvalidVersion:
+                continue  # The follower logs it; the others are listed anyway.
+            if life is not None:
+                yield life

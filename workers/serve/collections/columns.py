@@ -123,9 +123,7 @@ class ColumnBuilder:
                 state.dataset.add_columns(field)
 
         _again(add)
-        self._table.update(
-            lambda state: state.head.model_copy(update={"making": target.column})
-        )
+        self._table.update(lambda state: state.head.model_copy(update={"making": target.column}))
 
     def _fill(self, target: Target, embed: Embed) -> Iterator[float]:
         while True:
@@ -152,9 +150,7 @@ class ColumnBuilder:
         changed, fields = fragment.update_columns(made, "_rowid", "_rowid")
         operation = LanceOperation.Update(updated_fragments=[changed], fields_modified=fields)
         try:
-            lance.LanceDataset.commit(
-                state.dataset, operation, read_version=state.dataset.version
-            )
+            lance.LanceDataset.commit(state.dataset, operation, read_version=state.dataset.version)
         except CommitConflictError:
             return  # An item of it was written meanwhile: the next round does it again.
 

@@ -3,8 +3,13 @@
 Shapes: E width of the embeddings.
 """
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from workers.serve.collections.columns import column_of
 from workers.serve.collections.filters import Filter, sql_of
@@ -40,6 +45,15 @@ class Hit:
 
 
 @dataclass(frozen=True)
+class StoredItem:
+    """An item of a collection. `payload`: JSON, or None."""
+
+    id: str
+    modality: str
+    payload: str | None
+
+
+@dataclass(frozen=True)
 class SearchResult:
     """Hits, best first. `exact`: all items were compared."""
 
@@ -58,9 +72,46 @@ class Searched:
     def revision(self) -> int:
         return self.state.head.revision
 
+    def rows(self, modality: str | None = None) -> int:
+        """Return the number of items with vectors, of one modality or of all."""
+        wanted = "" if modality is None else f" AND modality = {quoted(modality)}"
+        return int(self.state.dataset.count_rows(f"{self._column} IS NOT NULL{wanted}"))
+
+    @cached_property
+    def modalities(self) -> Mapping[str, int]:
+        """The number of items by modality, with and without vectors."""
+        found = Counter[str]()
+        for batch in self.state.dataset.to_batches(columns=["modality"], filter=ITEMS):
+            for each in pc.value_counts(batch["modality"]):
+                found[each["values"].as_py()] += each["counts"].as_py()
+        return found
+
+    def items(self, offset: int, count: int, modality: str | None = None) -> list[StoredItem]:
+        """Return up to `count` items with vectors after `offset` of them, in the order of the table."""
+        wanted = "" if modality is None else f" AND modality = {quoted(modality)}"
+        found = self.state.dataset.to_table(
+            columns=["id", "modality", "payload"],
+            filter=f"{self._column} IS NOT NULL{wanted}",
+            offset=offset,
+            limit=count,
+        )
+        return [StoredItem(**each) for each in found.to_pylist()]
+
+    def vectors(self, rows: int) -> Iterator[pa.RecordBatch]:
+        """Yield id, modality, payload and vector of all items with vectors, at most `rows` at a time."""
+        yield from self.state.dataset.to_batches(
+            columns=["id", "modality", "payload", self._column],
+            filter=f"{self._column} IS NOT NULL",
+            batch_size=rows,
+        )
+
+    @property
+    def _column(self) -> str:
+        return column_of(self.version)
+
     def search(self, query_E: Float32Array, wanted: SearchQuery) -> SearchResult:
         """Return the items nearest to a query that this version embedded."""
-        column, dataset = column_of(self.version), self.state.dataset
+        column, dataset = self._column, self.state.dataset
         exact = wanted.exact or column not in {each["name"] for each in dataset.list_indices()}
         nearest = {"column": column, "q": query_E, "k": wanted.top_k, "metric": "cosine"}
         if exact:

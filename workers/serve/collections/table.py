@@ -121,7 +121,11 @@ class CollectionTable:
         rows = _batch(schema, [], head, lambda *_: None)
         try:
             made = lance.write_dataset(
-                rows, self.uri, mode="create", enable_stable_row_ids=True, storage_options=self._options
+                rows,
+                self.uri,
+                mode="create",
+                enable_stable_row_ids=True,
+                storage_options=self._options,
             )
         except OSError as error:
             if "already exists" in str(error):
@@ -167,13 +171,13 @@ class CollectionTable:
                 return head
         raise CollectionBusy(f"{self.uri}: other writers were first {_ATTEMPTS} times")
 
-    def delete(self, mark: str | None = None) -> Head | None:
-        """End the collection: later writes raise NoCollection."""
-        return self.update(
-            lambda state: state.head.model_copy(
-                update={"deleted": True, "marks": (*state.head.marks, mark or "")}
-            )
-        )
+    def delete(self) -> Head:
+        """End the collection: later writes raise NoCollection. Returns its last head. Idempotent."""
+        try:
+            self.update(lambda state: state.head.model_copy(update={"deleted": True}))
+        except NoCollection:
+            pass  # By a request that died before it said so.
+        return self.read().head
 
     def commit(
         self, state: State, head: Head, rows: Sequence[Row] = (), embed: Embed = lambda *_: None
@@ -257,7 +261,10 @@ def _features(rows: Sequence[Row], number: pa.DataType) -> list[np.ndarray | Non
     """Features of unit length in float16: only their direction matters, and lengths could exceed float16."""
     present = [row.feature_F for row in rows]
     if number == pa.float16():
-        halved = [None if f_F is None else (f_F / np.linalg.norm(f_F)).astype(np.float16) for f_F in present]
+        halved = [
+            None if f_F is None else (f_F / np.linalg.norm(f_F)).astype(np.float16)
+            for f_F in present
+        ]
         return [*halved, None]
     return [*present, None]
 
@@ -267,7 +274,9 @@ def _vectors(name: str, kind: pa.DataType, rows: Sequence[Row], embed: Embed) ->
     missing_B = np.ones(len(rows) + 1, bool)
     for modality in {row.modality for row in rows if row.feature_F is not None}:
         places = [
-            at for at, row in enumerate(rows) if row.modality == modality and row.feature_F is not None
+            at
+            for at, row in enumerate(rows)
+            if row.modality == modality and row.feature_F is not None
         ]
         vectors_BE = embed(name, modality, np.stack([rows[at].feature_F for at in places]))
         if vectors_BE is not None:

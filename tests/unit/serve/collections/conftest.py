@@ -20,7 +20,6 @@ from workers.serve.api.app import create_api
 from workers.serve.auth import Access, AllowAll, Caller
 from workers.serve.collections.collections import Collections
 from workers.serve.collections.follower import CollectionsFollower
-from workers.serve.collections.maintenance import Maintenance
 from workers.serve.settings import ServeSettings
 
 
@@ -55,16 +54,14 @@ class Searching(Replica):
     access: Access = AllowAll()
 
     def open(self) -> None:
-        follower = CollectionsFollower(self.store, self.live, poll_seconds=0.01)
-        self.collections = Collections(
-            self.store, follower, Maintenance(self.store), self.args.collection_limits
-        )
-        self.collections.start()
+        follower = CollectionsFollower(self.store, self.live, self.cache.load, "me", 0.01)
+        self.collections = Collections(self.store, follower, self.args.collection_limits)
+        follower.start()
         self.app = self.app_of(self.args)
 
     def close(self) -> None:
         if self.collections is not None:
-            self.collections.stop()
+            self.collections.follower.stop()
 
     def app_of(self, args: ServeSettings) -> ASGIApp:
         parts = replace(self.parts(args), collections=self.collections, access=self.access)
