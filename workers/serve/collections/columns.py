@@ -59,18 +59,15 @@ class ColumnBuilder:
     `name`: of this process. Used from one thread.
     """
 
-    def __init__(
-        self, table: CollectionTable, name: str, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, table: CollectionTable, name: str) -> None:
         self._table = table
         self._name = name
-        self._clock = clock
 
     def claim(self) -> bool:
         """Take or extend the lease; False where another process has it."""
 
         def change(state: State) -> Head | None:
-            head, now = state.head, self._clock()
+            head, now = state.head, time.time()
             if head.builder not in (None, self._name) and now < head.builder_until:
                 return None
             lease = {"builder": self._name, "builder_until": now + _LEASE_SECONDS}
@@ -128,15 +125,15 @@ class ColumnBuilder:
     def _fill(self, target: Target, embed: Embed) -> Iterator[float]:
         while True:
             state = self._table.read()
-            todo = [
-                (fragment, count)
-                for fragment in state.dataset.get_fragments()
-                if (count := fragment.count_rows(lacking(target)))
-            ]
-            if not todo:
+            # Not `LanceFragment.count_rows`: with a filter it holds the interpreter, and searches beside it deadlock.
+            places = state.dataset.to_table(
+                columns=[], filter=lacking(target), with_row_address=True
+            )["_rowaddr"].to_numpy()
+            if not len(places):
                 return
-            yield 1 - sum(count for _, count in todo) / max(state.rows(), 1)
-            self._fill_fragment(state, todo[0][0], target, embed)
+            yield 1 - len(places) / max(state.rows(), 1)
+            fragment = state.dataset.get_fragment(int(places[0]) >> 32)
+            self._fill_fragment(state, fragment, target, embed)
 
     def _fill_fragment(
         self, state: State, fragment: lance.LanceFragment, target: Target, embed: Embed
@@ -157,9 +154,7 @@ class ColumnBuilder:
     def _index(self, target: Target) -> None:
         state = self._table.read()
         rows = state.dataset.count_rows(f"{target.column} IS NOT NULL")
-        if rows < INDEX_FROM_ROWS or target.column in {
-            each["name"] for each in state.dataset.list_indices()
-        }:
+        if rows < INDEX_FROM_ROWS or target.column in state.indexes():
             return
         partitions = max(1, int(math.sqrt(rows) / 2))
         _again(

@@ -105,6 +105,10 @@ class Searched:
             batch_size=rows,
         )
 
+    @cached_property
+    def _is_indexed(self) -> bool:
+        return self._column in self.state.indexes()
+
     @property
     def _column(self) -> str:
         return column_of(self.version)
@@ -112,7 +116,7 @@ class Searched:
     def search(self, query_E: Float32Array, wanted: SearchQuery) -> SearchResult:
         """Return the items nearest to a query that this version embedded."""
         column, dataset = self._column, self.state.dataset
-        exact = wanted.exact or column not in {each["name"] for each in dataset.list_indices()}
+        exact = wanted.exact or not self._is_indexed
         nearest = {"column": column, "q": query_E, "k": wanted.top_k, "metric": "cosine"}
         if exact:
             nearest["use_index"] = False

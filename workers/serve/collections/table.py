@@ -94,6 +94,10 @@ class State:
         """The columns of vectors, also of those that are being made."""
         return tuple(name for name in self.dataset.schema.names if is_vectors(name))
 
+    def indexes(self) -> set[str]:
+        """Return the names of its indexes; one of vectors has the name of its column."""
+        return {each.name for each in self.dataset.describe_indices()}
+
     def rows(self, modality: str | None = None) -> int:
         """Return the number of items, of one modality or of all."""
         wanted = ITEMS if modality is None else f"modality = {quoted(modality)}"

@@ -9,26 +9,25 @@ from cmcl.contract.api.endpoint import FeatureType
 from cmcl.contract.version import LivePointer
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.served_versions import rows, version
-from workers.serve.collections import writes
-from workers.serve.collections.follower import CollectionsFollower
-from workers.serve.collections.index import Index, SearchQuery, SearchResult
-from workers.serve.collections.index_builder import project
-from workers.serve.collections.revision_log import Revision
-from workers.serve.collections.segments import Entry
+from workers.serve.collections import registry
+from workers.serve.collections.follower import CollectionsFollower, Versions
+from workers.serve.collections.registry import CollectionSpec, Life
+from workers.serve.collections.searching import Searched, SearchQuery, SearchResult
+from workers.serve.collections.table import CollectionTable, Row
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import Float32Array, ServedVersion
 
 NAME = "things"
 MODEL = "m"
-EVERYONE = lambda revision: True  # noqa: E731
+EVERYONE = lambda life: True  # noqa: E731
 
 
 def entries(
     first: int, count: int, modality: str = "image", payload: str | None = None
-) -> list[Entry]:
+) -> list[Row]:
     """Rows `<modality>-<number>`, whose features follow from their numbers."""
     return [
-        Entry(f"{modality}-{number}", modality, feature(modality, number), payload)
+        Row(f"{modality}-{number}", modality, feature(modality, number), payload)
         for number in range(first, first + count)
     ]
 
@@ -37,17 +36,12 @@ def feature(modality: str, number: int) -> Float32Array:
     return rows(modality, 1, seed=number)[0]
 
 
-def removals(ids: Sequence[str]) -> list[Entry]:
-    return [Entry(each, "", None, None) for each in ids]
+def removals(ids: Sequence[str]) -> list[Row]:
+    return [Row(each, "", None, None) for each in ids]
 
 
-def create(store: FlakyStore, feature_type: FeatureType = "float32") -> Revision:
-    return writes.create(store, writes.CollectionSpec(NAME, MODEL, None, feature_type))
-
-
-def add(store: FlakyStore, new: Sequence[Entry]) -> Revision:
-    """Make one change of the collection's newest revision."""
-    return writes.write(store, create(store), new, EVERYONE)
+def create(store: FlakyStore, feature_type: FeatureType = "float32") -> Life:
+    return registry.create(store, CollectionSpec(NAME, MODEL, None, feature_type))
 
 
 @dataclass
@@ -60,61 +54,84 @@ class Clock:
 
 @dataclass
 class Scene:
-    """A replica's collections follower, run in the test's thread."""
+    """A replica's collections follower, run in the test's thread. `name`: of the replica."""
 
     store: FlakyStore
-    graph_from: int = 1000
     live: LiveVersions = field(default_factory=LiveVersions)
     clock: Clock = field(default_factory=Clock)
+    name: str = "one"
 
     def __post_init__(self) -> None:
         self.generation = 0
+        self.served: dict[int, ServedVersion] = {}
         self.follower = CollectionsFollower(
-            self.store, self.live, 0.01, self.graph_from, self.clock
+            self.store, self.live, self.version, self.name, 0.01, self.clock
         )
+
+    def version(self, model: str, number: int) -> ServedVersion:
+        """A version as the store has it."""
+        return self.served.setdefault(number, version(number))
 
     def swap(self, number: int, served: ServedVersion | None = None) -> ServedVersion:
         """Make this version live."""
         self.generation += 1
         pointer = LivePointer(generation=self.generation, version=number)
-        served = served or version(number)
+        if served is not None:
+            self.served[number] = served
+        served = self.version(MODEL, number)
         self.live.update(MODEL, pointer)
         assert self.live.swap(MODEL, pointer, served)
         return served
 
-    def settle(self) -> Index:
-        """Poll, and finish all work; return the index."""
+    @property
+    def table(self) -> CollectionTable:
+        return registry.table_of(self.store, create(self.store))
+
+    def add(self, new: Sequence[Row], mark: str | None = None) -> int:
+        """Make one change, as a replica does; return its revision."""
+        versions = Versions(MODEL, self.live, self.version)
+        versions.live()
+        return self.table.write(new, versions.embed, mark)
+
+    def settle(self) -> Searched:
+        """Poll, and finish all work; return what is searched."""
         self.follower.poll()
         while self.follower.work():
             pass
         self.follower.poll()
-        return self.index()
+        return self.searched()
 
-    def index(self) -> Index:
-        snapshot = self.follower.snapshot(NAME)
-        assert snapshot is not None
-        assert snapshot.index is not None
-        return snapshot.index
+    def searched(self) -> Searched:
+        snapshot = self.follower.snapshots()[NAME]
+        assert snapshot.searched is not None, snapshot.problem
+        return snapshot.searched
 
 
 def embedded(served: ServedVersion, modality: str, number: int) -> Float32Array:
-    vector_E: Float32Array = project(served, modality, feature(modality, number)[None])[0]
+    import torch
+
+    vector_E: Float32Array = served.heads.embed(
+        modality, torch.from_numpy(feature(modality, number)[None])
+    )[0].numpy()
     return vector_E
 
 
-def search(index: Index, modality: str, number: int, **wanted: object) -> SearchResult:
-    """Search with the feature of that number, embedded by the index's own version."""
-    query_E = embedded(index.version, modality, number)
-    return index.search(query_E, SearchQuery(**{"top_k": 10, **wanted}))  # type: ignore[arg-type]
+def search(searched: Searched, modality: str, number: int, **wanted: object) -> SearchResult:
+    """Search with the feature of that number, embedded by the version that is searched with."""
+    query_E = embedded(searched.version, modality, number)
+    return searched.search(query_E, SearchQuery(**{"top_k": 10, **wanted}))  # type: ignore[arg-type]
 
 
 def brute_force(
-    index: Index, query_E: Float32Array, candidates: Sequence[tuple[str, int]], top_k: int = 10
+    searched: Searched,
+    query_E: Float32Array,
+    candidates: Sequence[tuple[str, int]],
+    top_k: int = 10,
 ) -> list[str]:
     """Ids of the nearest of these rows, by plain products in float64."""
     scores = {
         f"{modality}-{number}": float(
-            embedded(index.version, modality, number).astype(np.float64) @ query_E
+            embedded(searched.version, modality, number).astype(np.float64) @ query_E
         )
         for modality, number in candidates
     }

@@ -1,5 +1,7 @@
 """Collections follow the model: vectors are computed again from features while the old ones answer."""
 
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -8,12 +10,10 @@ import pytest
 
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
-from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.collections.scene import (
     EVERYONE,
     NAME,
     Scene,
-    add,
     brute_force,
     create,
     embedded,
@@ -23,35 +23,32 @@ from tests.unit.serve.collections.scene import (
     search,
 )
 from tests.unit.serve.served_versions import version
-from workers.serve.collections import revision_log, writes
-from workers.serve.collections.compaction import compact
-from workers.serve.collections.index import Index, is_installed
-from workers.serve.collections.segments import ROWS_AT_ONCE, Entry
+from workers.serve.collections import columns, registry
+from workers.serve.collections.searching import Searched
+from workers.serve.collections.table import NoCollection, Row
 from workers.serve.versions.loading import ServedVersion
 
 BOTH = [("image", n) for n in range(30)] + [("text", n) for n in range(10)]
 
 
-def segment_reads(store: FlakyStore) -> int:
-    return sum("/segments/" in call for call in store.calls)
-
-
-def is_right(index: Index) -> bool:
+def is_right(searched: Searched) -> bool:
     """Whether what it finds is what its own version finds by brute force."""
-    query_E = embedded(index.version, "text", 300)
-    return [hit.id for hit in search(index, "text", 300).hits] == brute_force(index, query_E, BOTH)
+    query_E = embedded(searched.version, "text", 300)
+    found = [hit.id for hit in search(searched, "text", 300).hits]
+    return found == brute_force(searched, query_E, BOTH)
 
 
 @pytest.fixture
 def filled(scene: Scene) -> Scene:
-    add(scene.store, entries(0, 20) + entries(0, 10, "text"))
-    add(scene.store, entries(20, 10))
+    create(scene.store)
+    scene.add(entries(0, 20) + entries(0, 10, "text"))
+    scene.add(entries(20, 10))
     scene.settle()
     return scene
 
 
 def test_vectors_are_those_of_the_new_version_after_a_swap(filled: Scene) -> None:
-    before = filled.index()
+    before = filled.searched()
     filled.swap(2)
     after = filled.settle()
     assert (before.version.number, after.version.number) == (1, 2)
@@ -64,80 +61,40 @@ def test_the_old_version_answers_while_vectors_are_made(filled: Scene) -> None:
     filled.follower.poll()
     numbers = []
     while filled.follower.work():
-        numbers.append(filled.index().version.number)
-        assert is_right(filled.index())
-    assert numbers
+        filled.follower.poll()
+        numbers.append(filled.searched().version.number)
+        assert is_right(filled.searched())
     assert set(numbers) == {1}
-    assert filled.index().version.number == 2
-
-
-def test_a_collection_is_behind_until_the_new_version_searches_it(filled: Scene) -> None:
-    follower, rows = filled.follower, filled.index().rows
-    assert (follower.behind(), follower.rows()) == (0, rows)
-    filled.swap(2)
-    assert follower.behind() == 1
-    filled.settle()
-    assert (follower.behind(), follower.rows()) == (0, rows)
-    add(filled.store, entries(500, 3))
-    filled.settle()
-    assert (follower.behind(), follower.rows()) == (0, rows + 3)
+    assert filled.searched().version.number == 2
 
 
 def test_what_is_written_while_vectors_are_made_is_found_at_once(filled: Scene) -> None:
     filled.swap(2)
     filled.follower.poll()
     assert filled.follower.work()
-    add(filled.store, [*entries(500, 1), *removals(["image-0"])])
+    filled.add([*entries(500, 1), *removals(["image-0"])])
     filled.follower.poll()
-    during = filled.index()
+    during = filled.searched()
     assert during.version.number == 1
     assert search(during, "image", 500).hits[0].id == "image-500"
     after = filled.settle()
     assert after.version.number == 2
     assert search(after, "image", 500).hits[0].id == "image-500"
-    assert after.rows == during.rows == 40
+    assert after.rows() == during.rows() == 40
 
 
-def test_ids_and_payloads_are_shared_between_versions(filled: Scene) -> None:
-    before = filled.index()
-    filled.swap(2)
-    after = filled.settle()
-    assert [part.contents for part in after.parts] == [part.contents for part in before.parts]
-
-
-def test_a_roll_back_uses_the_index_that_was_kept(filled: Scene) -> None:
+def test_a_roll_back_answers_at_once_with_what_was_written_since(filled: Scene) -> None:
     filled.swap(2)
     filled.settle()
-    reads = segment_reads(filled.store)
+    filled.add(entries(500, 1))
     filled.swap(1)
     filled.follower.poll()
-    assert filled.index().version.number == 1
-    assert is_right(filled.index())
-    assert segment_reads(filled.store) == reads
+    assert filled.searched().version.number == 1
+    assert search(filled.searched(), "image", 500).hits[0].id == "image-500"
+    assert filled.searched().rows() == 41
 
 
-def test_a_kept_index_takes_in_what_was_written_since(filled: Scene) -> None:
-    filled.swap(2)
-    filled.settle()
-    add(filled.store, entries(500, 1))
-    filled.settle()
-    filled.swap(1)
-    filled.follower.poll()
-    assert search(filled.index(), "image", 500).hits[0].id == "image-500"
-    assert filled.index().rows == 41
-
-
-def test_a_roll_back_in_the_middle_leaves_the_old_index(filled: Scene) -> None:
-    filled.swap(2)
-    filled.follower.poll()
-    filled.follower.work()
-    filled.swap(1)
-    filled.follower.poll()
-    assert not filled.follower.work()
-    assert filled.index().version.number == 1
-
-
-def test_a_newer_version_still_waits_for_the_one_that_is_being_built(filled: Scene) -> None:
+def test_a_newer_version_still_waits_for_the_one_that_is_being_made(filled: Scene) -> None:
     filled.swap(2)
     filled.follower.poll()
     filled.follower.work()
@@ -145,134 +102,129 @@ def test_a_newer_version_still_waits_for_the_one_that_is_being_built(filled: Sce
     filled.follower.poll()
     while filled.follower.work():
         pass
-    assert filled.index().version.number == 2
+    assert filled.searched().version.number == 2
     assert filled.settle().version.number == 3
 
 
-def test_an_unavailable_store_leaves_what_is_loaded(filled: Scene) -> None:
-    filled.store.broken = "/segments/"
-    filled.swap(2)
+def test_a_second_replica_makes_no_vectors_and_searches_what_the_first_one_made(
+    filled: Scene,
+) -> None:
+    other = Scene(filled.store, name="two")
+    other.swap(1)
+    assert other.settle().rows() == 40
+    for each in (filled, other):
+        each.swap(2)
+        each.follower.poll()
+    assert not other.follower.work()
     filled.settle()
-    snapshot = filled.follower.snapshot(NAME)
-    assert snapshot is not None
-    assert snapshot.problem is not None
-    assert filled.index().version.number == 1
-    assert is_right(filled.index())
-    filled.store.broken = None
-    filled.clock.now += 60
-    assert filled.settle().version.number == 2
-    snapshot = filled.follower.snapshot(NAME)
-    assert snapshot is not None
-    assert snapshot.problem is None
+    other.follower.poll()
+    assert other.searched().version.number == 2
+    assert is_right(other.searched())
 
 
-def test_a_partially_read_change_is_invisible(filled: Scene) -> None:
-    add(filled.store, [*entries(0, 1), *entries(500, 2, "text")])
-    last = add(filled.store, entries(600, 1))
-    before = filled.index()
-    filled.store.broken = last.segments[-1].name
-    filled.follower.poll()
-    assert filled.index() is before
-    filled.store.broken = None
-    filled.clock.now += 60
-    assert filled.settle().rows == 43
-
-
-def test_a_version_with_other_widths_is_not_followed(filled: Scene) -> None:
-    other = version(2, spec=ModelSpec(width=6, modalities={"image": 9, "text": 4}))
-    filled.swap(2, other)
-    filled.settle()
-    snapshot = filled.follower.snapshot(NAME)
-    assert snapshot is not None
-    assert "features of modality 'image' have width 5" in (snapshot.problem or "")
-    assert filled.index().version.number == 1
-
-
-def test_failures_are_tried_again_ever_more_rarely(filled: Scene) -> None:
-    filled.store.broken = "/segments/"
+def test_vectors_of_a_dead_builder_are_finished_by_another(
+    filled: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     filled.swap(2)
-    reads = []
-    for _ in range(100):
-        filled.clock.now += 0.1
-        filled.settle()
-        reads.append(segment_reads(filled.store))
-    assert 3 <= len(set(reads)) <= 12
-
-
-def test_a_collection_of_a_deleted_model_has_no_index(filled: Scene) -> None:
-    filled.live.forget("m")
     filled.follower.poll()
-    snapshot = filled.follower.snapshot(NAME)
-    assert snapshot is not None
-    assert snapshot.index is None
+    filled.follower.work()  # And then it dies.
+    other = Scene(filled.store, name="two")
+    other.swap(2)
+    assert other.settle().version.number == 1
+    late = time.time() + columns._LEASE_SECONDS + 1
+    monkeypatch.setattr(columns.time, "time", lambda: late)
+    other.settle()
+    assert other.searched().version.number == 2
+    assert is_right(other.searched())
 
 
-def test_a_deleted_collection_is_not_shown(filled: Scene) -> None:
-    writes.delete(filled.store, NAME, EVERYONE)
-    filled.follower.poll()
-    assert filled.follower.snapshot(NAME) is None
+def test_two_writers_of_the_same_new_id_leave_it_once(scene: Scene) -> None:
+    create(scene.store)
+    scene.settle()
+    done: list[int] = []
+
+    def write(writer: int) -> None:
+        for change in range(3):
+            done.append(scene.add([*entries(10 * writer + change, 1), *entries(999, 1)]))
+
+    threads = [threading.Thread(target=write, args=(writer,)) for writer in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(done) == list(range(2, 14))
+    assert scene.settle().rows() == 13
 
 
-def test_a_recreated_collection_is_empty(filled: Scene) -> None:
-    writes.delete(filled.store, NAME, EVERYONE)
+def test_a_repeated_write_undoes_nothing_that_came_after_it(filled: Scene) -> None:
+    first = filled.add([Row("x", "image", feature("image", 1), '{"n": 1}')], mark="one")
+    filled.add([Row("x", "image", feature("image", 2), '{"n": 2}')], mark="two")
+    assert filled.add([Row("x", "image", feature("image", 1), '{"n": 1}')], mark="one") > first
+    (hit,) = [hit for hit in search(filled.settle(), "image", 2, top_k=50).hits if hit.id == "x"]
+    assert hit.payload == '{"n": 2}'
+
+
+def test_a_write_to_a_deleted_collection_is_refused_also_if_the_name_is_used_again(
+    filled: Scene,
+) -> None:
+    table = filled.table
+    revision = table.read().head.revision
+    registry.delete(filled.store, NAME, EVERYONE)
+    with pytest.raises(NoCollection):
+        table.write(entries(1, 1), lambda *_: None)
+    again = create(filled.store)
+    assert registry.table_of(filled.store, again).read().head.revision > revision
+    assert filled.settle().rows() == 0
+
+
+def test_a_repeated_deletion_leaves_a_new_collection(filled: Scene) -> None:
+    registry.delete(filled.store, NAME, EVERYONE, mark="one")
     create(filled.store)
-    assert filled.settle().rows == 0
+    registry.delete(filled.store, NAME, EVERYONE, mark="one")
+    assert registry.existing(filled.store, NAME, EVERYONE).ended is None
 
 
-def test_merging_segments_changes_nothing_and_reads_nothing(filled: Scene) -> None:
-    head = revision_log.newest(filled.store, NAME)
-    assert head is not None
-    compact(filled.store, head)
-    reads = segment_reads(filled.store)
-    filled.follower.poll()
-    assert segment_reads(filled.store) == reads
-    assert filled.index().revision == head.revision + 1
+WRITER = """
+import sys
+from workers.serve.collections.table import CollectionTable, Row
+import numpy as np
+table = CollectionTable(sys.argv[1])
+for number in range(10_000):
+    row = Row(f"n-{number}", "image", np.ones(5, np.float32), None)
+    print(number, table.write([row], lambda name, modality, f_BF: np.ones((len(f_BF), 6), np.float32)), flush=True)
+"""
+
+
+def test_a_killed_writer_loses_nothing_that_was_acknowledged(filled: Scene) -> None:
+    before = filled.table.read().head.revision
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, filled.table.uri], stdout=subprocess.PIPE, text=True
+    )
+    assert writer.stdout is not None
+    acknowledged = [writer.stdout.readline() for _ in range(5)]
+    writer.kill()
+    acknowledged += writer.stdout.read().splitlines(keepends=True)
+    writer.wait()
+    whole = [each.split() for each in acknowledged if each.endswith("\n")]
+    state = filled.table.read()
+    ids = state.dataset.to_table(columns=["id"], filter="id LIKE 'n-%'")["id"].to_pylist()
+    assert {f"n-{number}" for number, _ in whole} <= set(ids)
+    assert len(ids) == len(set(ids)) == state.head.revision - before
+
+
+def test_an_index_finds_what_comparing_all_finds(
+    filled: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columns, "INDEX_FROM_ROWS", 100)
+    filled.add(entries(1000, 400))
     filled.swap(2)
-    assert is_right(filled.settle())
-
-
-def test_a_replica_that_missed_purged_removals_reads_everything(filled: Scene) -> None:
-    add(filled.store, removals(["image-29"]))
-    add(filled.store, entries(700, 1))
-    head = revision_log.newest(filled.store, NAME)
-    assert head is not None
-    assert compact(filled.store, head).purged == head.revision
-    index = filled.settle()
-    assert index.rows == 40
-    assert "image-29" not in {hit.id for hit in search(index, "image", 29, top_k=100).hits}
-
-
-@pytest.mark.skipif(not is_installed(), reason="the extra `search` is not installed")
-def test_graphs_are_built_beside_the_answers(store: FlakyStore) -> None:
-    scene = Scene(store, graph_from=3 * ROWS_AT_ONCE // 2)
-    scene.swap(1)
-    rows = entries(0, 2 * ROWS_AT_ONCE)
-    add(store, rows[:ROWS_AT_ONCE])
-    assert all(part.graph is None for part in scene.settle().parts)
-    for start in range(ROWS_AT_ONCE, 2 * ROWS_AT_ONCE, 512):
-        add(store, rows[start : start + 512])
-        scene.follower.poll()
-    index = scene.settle()
-    assert any(part.graph is not None for part in index.parts)
-    assert not search(index, "text", 1).exact
-    assert search(index, "text", 1, exact=True).exact
-    scene.swap(2)
-    scene.follower.poll()
-    while scene.follower.work():
-        assert scene.index().version.number == 1
-    assert any(part.graph is not None for part in scene.index().parts)
-
-
-@pytest.mark.skipif(not is_installed(), reason="the extra `search` is not installed")
-def test_fewer_rows_than_the_bound_remain_without_a_graph(store: FlakyStore) -> None:
-    scene = Scene(store, graph_from=400)
-    scene.swap(1)
-    for start in range(0, 2000, 100):
-        add(store, entries(start, 100))
-        index = scene.settle()
-        without = sum(part.live for part in index.parts if part.graph is None)
-        assert without < 400
-        assert (index.rows < 400) == all(part.graph is None for part in index.parts)
+    filled.settle()
+    filled.add(entries(2000, 3))
+    searched = filled.settle()
+    found = search(searched, "text", 300)
+    exact = search(searched, "text", 300, exact=True)
+    assert (found.exact, exact.exact) == (False, True)
+    assert [hit.id for hit in found.hits] == [hit.id for hit in exact.hits]
 
 
 def test_no_response_mixes_two_versions_during_swaps(filled: Scene) -> None:
@@ -280,60 +232,46 @@ def test_no_response_mixes_two_versions_during_swaps(filled: Scene) -> None:
 
     def ask() -> None:
         while not stop.is_set():
-            index = filled.index()
-            seen.add(index.version.number)
-            if not is_right(index):
-                wrong.append(index.version.number)
+            searched = filled.searched()
+            seen.add(searched.version.number)
+            if not is_right(searched):
+                wrong.append(searched.version.number)
 
-    askers = [threading.Thread(target=ask) for _ in range(3)]
+    askers = [threading.Thread(target=ask) for _ in range(2)]
     for asker in askers:
         asker.start()
-    for number in range(2, 12):
+    for number in range(2, 6):
         filled.swap(number)
         filled.settle()
     stop.set()
     for asker in askers:
         asker.join()
     assert wrong == []
-    assert len(seen) > 3
-
-
-def test_a_replica_that_starts_has_loaded_what_is_there(filled: Scene) -> None:
-    other = Scene(filled.store)
-    other.swap(1)
-    other.follower.start()
-    try:
-        assert other.follower.wait_loaded(10)
-        assert other.index().rows == 40
-    finally:
-        other.follower.stop()
-
-
-def test_an_unavailable_store_leaves_collections_unloaded(filled: Scene) -> None:
-    other = Scene(filled.store)
-    filled.store.broken = "collections/"
-    other.follower.start()
-    try:
-        assert not other.follower.wait_loaded(0.1)
-        assert other.follower.alive
-    finally:
-        other.follower.stop()
+    assert len(seen) > 1
 
 
 def test_the_thread_follows_by_itself(filled: Scene) -> None:
     filled.follower.start()
     try:
         filled.swap(2)
-        add(filled.store, entries(900, 1))
+        filled.add(entries(900, 1))
         filled.follower.wake()
         deadline = time.monotonic() + 60
-        while (filled.index().version.number, filled.index().rows) != (2, 41):
+        while (filled.searched().version.number, filled.searched().rows()) != (2, 41):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert filled.follower.alive
     finally:
         filled.follower.stop()
-    assert (filled.index().version.number, filled.index().rows) == (2, 41)
+
+
+def test_a_version_with_other_widths_is_not_followed(filled: Scene) -> None:
+    other = version(2, spec=ModelSpec(width=6, modalities={"image": 9, "text": 4}))
+    filled.swap(2, other)
+    filled.settle()
+    problem = filled.follower.snapshots()[NAME].problem
+    assert "features of modality 'image' have width 5" in (problem or "")
+    assert filled.searched().version.number == 1
 
 
 WITH_AUDIO = ModelSpec(width=6, modalities={"image": 5, "text": 4, "audio": 3})
@@ -345,41 +283,32 @@ def without_text(number: int) -> ServedVersion:
     return replace(version(number, spec=WITH_AUDIO), pairs=pairs)
 
 
-def test_rows_of_a_modality_that_was_unlearned_have_no_vectors(filled: Scene) -> None:
-    filled.swap(2, without_text(2))
-    index = filled.settle()
-    assert ({part.contents.modality for part in index.parts}, index.rows) == ({"image"}, 30)
-    assert index.not_learned == {"text": 10}
-    snapshot = filled.follower.snapshot(NAME)
-    assert snapshot is not None
-    assert snapshot.rows == 40, "they count for limits"
-
-
-def test_changes_while_a_modality_is_unlearned_are_found_once_it_is_learned_again(
+def test_items_of_a_modality_that_was_unlearned_have_no_vectors_until_it_is_learned_again(
     filled: Scene,
 ) -> None:
     filled.swap(2, without_text(2))
-    filled.settle()
-    as_text = Entry("image-1", "text", feature("text", 500), None)
-    as_image = Entry("text-1", "image", feature("image", 500), None)
-    add(filled.store, [*entries(90, 2, "text"), *removals(["text-0"]), as_text, as_image])
-    without = filled.settle()
-    assert (without.rows_of("image"), without.not_learned) == (30, {"text": 11})
-    assert search(without, "image", 500).hits[0].id == "text-1"
+    searched = filled.settle()
+    assert (searched.rows(), searched.rows("text")) == (30, 0)
+    assert dict(searched.modalities) == {"image": 30, "text": 10}
+    filled.add(entries(90, 2, "text"))
     filled.swap(3)
     again = filled.settle()
-    assert (again.version.number, again.not_learned) == (3, {})
-    assert (again.rows_of("image"), again.rows_of("text")) == (30, 11)
-    assert search(again, "text", 500, modalities=["text"]).hits[0].id == "image-1"
+    assert (again.version.number, again.rows("text")) == (3, 12)
     assert search(again, "text", 90, modalities=["text"]).hits[0].id == "text-90"
 
 
-def test_a_rollback_past_an_unlearning_reads_only_what_was_written_since(filled: Scene) -> None:
-    one = filled.index().version
-    filled.swap(2, without_text(2))
-    filled.settle()
-    reads = segment_reads(filled.store)
-    filled.swap(1, one)
-    index = filled.settle()
-    assert (index.version.number, index.rows, index.not_learned) == (1, 40, {})
-    assert segment_reads(filled.store) == reads
+def test_a_collection_of_a_deleted_model_is_not_searched(filled: Scene) -> None:
+    filled.live.forget("m")
+    filled.follower.poll()
+    assert filled.follower.snapshots()[NAME].searched is None
+
+
+def test_an_unavailable_store_leaves_collections_unloaded(filled: Scene) -> None:
+    other = Scene(filled.store)
+    filled.store.broken = "collections/"
+    other.follower.start()
+    try:
+        assert not other.follower.wait_loaded(0.1)
+        assert other.follower.alive
+    finally:
+        other.follower.stop()
