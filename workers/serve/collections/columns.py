@@ -27,9 +27,10 @@ from workers.serve.collections.table import VECTORS, CollectionTable, Embed, Hea
 from workers.serve.collections.terms import quoted
 from workers.serve.versions.loading import Float32Array, ServedVersion
 
-# With fewer items all are compared. RaBitQ needs no training but that of the partitions.
+# With fewer items all are compared.
 INDEX_FROM_ROWS = 5_000
-_INDEX = "IVF_RQ"
+# RaBitQ needs no training but that of the partitions, and a width that is a multiple of 8.
+_BITS, _BYTES, _BITS_MULTIPLE = "IVF_RQ", "IVF_SQ", 8
 # The one that serves, and the one before for a rollback.
 _KEPT_COLUMNS = 2
 _LEASE_SECONDS = 60.0
@@ -160,7 +161,7 @@ class ColumnBuilder:
         _again(
             lambda: self._table.read().dataset.create_index(
                 target.column,
-                _INDEX,
+                _BYTES if target.width % _BITS_MULTIPLE else _BITS,
                 name=target.column,
                 metric="cosine",
                 num_partitions=partitions,
