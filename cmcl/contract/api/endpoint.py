@@ -156,7 +156,9 @@ class SearchStatus(ApiModel):
         default=None,
         description="number of items by modality that the version has not learned: they are stored, and not searched",
     )
-    memory_bytes: int | None = None
+    progress: float | None = Field(
+        default=None, description="share of the next version's vectors that is made"
+    )
 
 
 class Collection(ApiModel):
@@ -169,7 +171,6 @@ class Collection(ApiModel):
     revision: int = Field(description="grows with each write")
     created: int = Field(description="seconds since 1970")
     changed: int = Field(description="seconds since 1970")
-    stored_bytes: int
     damaged: str | None = Field(description="why it cannot be read")
     searched: SearchStatus | None
 

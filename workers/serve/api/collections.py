@@ -51,10 +51,9 @@ from workers.serve.api.wire.collection_bodies import (
     payload_text,
 )
 from workers.serve.api.wire.requests import parse
-from workers.serve.auth import Caller
 from workers.serve.collections.follower import CollectionSnapshot
 from workers.serve.collections.registry import CollectionSpec, Life
-from workers.serve.collections.table import Row
+from workers.serve.collections.table import Head, Row
 from workers.serve.errors import InvalidRequest
 from workers.serve.versions.live import ModelReference, parse_reference
 from workers.serve.versions.loading import Float32Array, ServedVersion
@@ -142,10 +141,10 @@ class _Collections:
         with self._replica.admission.requests.held(context.owner, 1):
             async with within_deadline(context):
                 lives = await in_store(collections.all, listed_for(context.caller))
-                revisions = [await in_store(collections.revision, each) for each in lives]
+                heads = [await in_store(collections.head, each) for each in lives]
         data = [
-            _described(life, revision, collections.snapshot(life.name))
-            for life, revision in zip(lives, revisions, strict=True)
+            _described(life, head, collections.snapshot(life.name))
+            for life, head in zip(lives, heads, strict=True)
         ]
         # The owner of a collection that cannot be read is unknown.
         damage = collections.damaged() if context.caller.owns(None) else {}
@@ -170,9 +169,9 @@ class _Collections:
 
     async def _answer(self, life: Life) -> Response:
         collections = collections_of(self._replica)
-        revision = await in_store(collections.revision, life)
-        described = _described(life, revision, collections.snapshot(life.name))
-        return JSONResponse(described, headers={REVISION: str(revision)})
+        head = await in_store(collections.head, life)
+        described = _described(life, head, collections.snapshot(life.name))
+        return JSONResponse(described, headers={REVISION: str(head.revision)})
 
 
 class _Items:
@@ -269,14 +268,15 @@ def _name_alone(text: str) -> ModelReference:
     return reference
 
 
-def _described(life: Life, revision: int, snapshot: CollectionSnapshot | None) -> dict[str, object]:
+def _described(life: Life, head: Head, snapshot: CollectionSnapshot | None) -> dict[str, object]:
     return {
         "id": life.name,
         "object": "collection",
         "model": life.model,
         "feature_type": life.feature_type,
-        "revision": revision,
+        "revision": head.revision,
         "created": int(life.created_at.timestamp()),
+        "changed": int(head.changed),
         "damaged": snapshot.problem if snapshot is not None and snapshot.is_damaged else None,
         "searched": _searched(snapshot),
     }

@@ -11,7 +11,7 @@ from cmcl.storage.object_store import ObjectStore
 from workers.serve.collections import registry
 from workers.serve.collections.follower import CollectionsFollower, CollectionSnapshot
 from workers.serve.collections.registry import CollectionSpec, Life, Permitted
-from workers.serve.collections.table import Row
+from workers.serve.collections.table import Head, Row
 from workers.serve.settings import CollectionLimits
 
 NO_LIMITS = CollectionLimits(*[sys.maxsize] * 3)
@@ -69,9 +69,9 @@ class Collections:
         """Read a collection from the store. Blocks. Raises NoCollection, StorageUnavailable, InvalidVersion."""
         return registry.existing(self._store, name, permitted)
 
-    def revision(self, life: Life) -> int:
-        """Return the latest revision. Blocks."""
-        return registry.table_of(self._store, life).read().head.revision
+    def head(self, life: Life) -> Head:
+        """Return the latest state. Blocks."""
+        return registry.table_of(self._store, life).read().head
 
     def all(self, permitted: Permitted) -> list[Life]:
         """Read all collections from the store, by name, without those that cannot be read. Blocks."""

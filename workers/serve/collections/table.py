@@ -72,6 +72,7 @@ class Head(Frozen):
     """The state of a collection, in its head row."""
 
     revision: int = Field(ge=1, description="grows with each change of items")
+    changed: float = Field(default=0.0, description="of items, seconds since 1970")
     marks: tuple[str, ...] = Field(default=(), description="of the latest writes, newest last")
     complete: tuple[str, ...] = Field(
         default=(), description="columns in which no item lacks a vector, newest last"
@@ -121,7 +122,7 @@ class CollectionTable:
 
     def create(self, feature_type: FeatureType, revision: int = 1) -> State:
         """Create the table. Raises ObjectExists."""
-        schema, head = _schema(feature_type), Head(revision=revision)
+        schema, head = _schema(feature_type), Head(revision=revision, changed=time.time())
         rows = _batch(schema, [], head, lambda *_: None)
         try:
             made = lance.write_dataset(
@@ -161,7 +162,11 @@ class CollectionTable:
                 continue
             marks = (*state.head.marks, mark)[-_KEPT_MARKS:] if mark else state.head.marks
             head = state.head.model_copy(
-                update={"revision": state.head.revision + 1, "marks": marks}
+                update={
+                    "revision": state.head.revision + 1,
+                    "changed": time.time(),
+                    "marks": marks,
+                }
             )
             if self.commit(state, head, rows, embed):
                 return head.revision
