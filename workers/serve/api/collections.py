@@ -244,7 +244,7 @@ class _Items:
         written = await asyncio.shield(in_store(collections.write, target, entries, mark))
         return _written(target, written, len(entries))
 
-    def _check_room(self, target: Life, rows: int, size: int) -> None:
+    def _check_room(self, target: Life, rows: int) -> None:
         """Check limits by what this replica has read: a collection can get a little larger than permitted."""
         try:
             collections_of(self._replica).check_room(target, rows)
