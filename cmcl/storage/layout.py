@@ -24,9 +24,7 @@ models/<model>/live.json                    the live version
 access/keys.jwt                             keys for the replicas, signed by the control plane
 records/models/<model>.json                 copies of database rows, from which it can be rebuilt
         datasets/<dataset>.json
-collections/<name>/revisions/<n>.json       the segments of a collection, one object per change
-                   segments/<time>-<id>.parquet      rows that were written together; immutable
-collection-numbers/<n>                      upper bound of the revisions of deleted collections
+collections/<name>/<n>.lance/               a collection, a table of Lance; deleted ones of that name come before
 uploads/<upload>/<id>                       the file; the row says which object it is, if it was sent more than once
 """
 
@@ -302,18 +300,12 @@ def collections() -> str:
     return "collections/"
 
 
-def collection_lives(collection: str) -> str:
-    """Prefix of a collection's lives; in lexical order the newest is last."""
-    return f"{collections()}{collection}/lives/"
+def collection(name: str) -> str:
+    return f"{collections()}{name}/"
 
 
-def collection_life(collection: str, number: int) -> str:
-    return f"{collection_lives(collection)}{number:08d}.json"
-
-
-def collection_table(collection: str, life: int) -> str:
-    """Folder of the table of a collection's life, in the format of Lance."""
-    return f"{collections()}{collection}/tables/{life:08d}.lance"
+def collection_table(name: str, number: int) -> str:
+    return f"{collection(name)}{number:08d}.lance"
 
 
 def upload_prefix(upload: str) -> str:

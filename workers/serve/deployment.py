@@ -22,8 +22,9 @@ from workers.serve.api.middleware import install_protocol
 from workers.serve.auth import Access, AllowAll, SignedKeys, read_public_keys
 from workers.serve.background import BackgroundExecutor
 from workers.serve.batcher import Batcher, stuck
-from workers.serve.collections.collections import Collections, is_installed
+from workers.serve.collections.collections import Collections
 from workers.serve.collections.follower import CollectionsFollower
+from workers.serve.collections.registry import Registry
 from workers.serve.encoders.deployment import Handle, encoders_behind
 from workers.serve.ray_adapters import RayMetrics, open_channel
 from workers.serve.settings import ServeSettings
@@ -123,18 +124,15 @@ class Embedder:
             raise RuntimeError(problem)
         if not self._follower.alive:
             raise RuntimeError("the follower of the live pointers has stopped in this replica")
-        if self._collections is not None and not self._collections.follower.alive:
-            raise RuntimeError("the followers of the collections have stopped in this replica")
+        if not self._collections.follower.alive:
+            raise RuntimeError("the follower of the collections has stopped in this replica")
 
-    def _start_collections(self) -> Collections | None:
-        """Follow the collections, and wait for them if the store is available. None without the extra `search`."""
-        args = self._args
-        if not is_installed():
-            return None
+    def _start_collections(self) -> Collections:
+        """Follow the collections, and wait for them if the store is available."""
+        args, registry = self._args, Registry(self._store)
         follower = CollectionsFollower(
-            self._store, self._live, self._cache.load, uuid4().hex, args.poll_interval_seconds
+            registry, self._live, self._cache.load, uuid4().hex, args.poll_interval_seconds
         )
-        collections = Collections(self._store, follower, args.collection_limits)
         self._metrics.watch(
             "collections_behind",
             "Collections not searched by their live version.",
@@ -144,12 +142,11 @@ class Embedder:
         if self._live.readiness.ready:
             # Those that take longer are loaded while this replica answers everything else.
             follower.wait_loaded(args.first_poll_seconds)
-        return collections
+        return Collections(registry, follower, args.collection_limits)
 
     def _wake(self) -> None:
         self._follower.wake()
-        if self._collections is not None:
-            self._collections.follower.wake()
+        self._collections.follower.wake()
 
     def _owner_of(self, model: str) -> str | None:
         pointer = self._live.pointer(model)

@@ -10,7 +10,7 @@ from pydantic import Field
 from cmcl.contract.responses import ApiModel
 
 # Precision of the stored features of a collection.
-FeatureType = Literal["float32", "float16"]
+FloatType = Literal["float32", "float16"]
 
 
 class ErrorDetail(ApiModel):
@@ -167,7 +167,10 @@ class Collection(ApiModel):
     id: str
     object: Literal["collection"]
     model: str
-    feature_type: FeatureType
+    feature_type: FloatType
+    vector_type: FloatType
+    dimensions: int | None = Field(description="of its vectors; null: all of the model")
+    text_fields: list[str] = Field(description="of payloads, whose words are searched")
     revision: int = Field(description="grows with each write")
     created: int = Field(description="seconds since 1970")
     changed: int = Field(description="seconds since 1970")

@@ -29,6 +29,9 @@ from workers.serve.api.context import Replica as Parts
 from workers.serve.auth import AllowAll
 from workers.serve.background import BackgroundExecutor
 from workers.serve.batcher import Batcher
+from workers.serve.collections.collections import Collections
+from workers.serve.collections.follower import CollectionsFollower
+from workers.serve.collections.registry import Registry
 from workers.serve.encoders.client import EncoderClient
 from workers.serve.settings import ServeSettings
 
@@ -83,6 +86,12 @@ class Replica:
         )
         swapper = Swapper(self.live, self.cache, self.metrics, self.clock, self.tracing)
         self.follower = Follower(self.store, self.live, swapper, POLL_SECONDS, clock=self.clock)
+        registry = Registry(self.store)
+        self.collections = Collections(
+            registry,
+            CollectionsFollower(registry, self.live, self.cache.load, "me", POLL_SECONDS),
+            self.args.collection_limits,
+        )
         self.app = self.app_of(self.args)
 
     def owner_of(self, model: str) -> str | None:
@@ -106,6 +115,7 @@ class Replica:
             access=AllowAll(),
             admission=Admission(args),
             metrics=self.metrics,
+            collections=self.collections,
             tracing=self.tracing,
         )
 

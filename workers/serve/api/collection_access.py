@@ -16,12 +16,11 @@ from workers.serve.auth import Caller
 from workers.serve.collections.collections import (
     AllFull,
     CollectionFull,
-    Collections,
     TooManyCollections,
     mark_of,
 )
-from workers.serve.collections.registry import CollectionExists, Life, Permitted
-from workers.serve.collections.table import CollectionBusy, NoCollection
+from workers.serve.collections.registry import CollectionExists, Permitted
+from workers.serve.collections.table import CollectionBusy, CollectionSpec, NoCollection, State
 from workers.serve.errors import (
     ApiError,
     Conflict,
@@ -29,7 +28,6 @@ from workers.serve.errors import (
     Full,
     InvalidRequest,
     NotFound,
-    NotInstalled,
     NotReady,
     Overloaded,
     VersionDamaged,
@@ -58,17 +56,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def collections_of(replica: Replica) -> Collections:
-    """Return the collections of the replica. Raises NotInstalled."""
-    if replica.collections is None:
-        raise NotInstalled(
-            "this endpoint runs without collections, because Lance is not installed where it runs. "
-            "The worker image has it, and so has a checkout after `make setup`; in an environment of "
-            "your own: pip install pylance"
-        )
-    return replica.collections
-
-
 def checked_name(name: str) -> str:
     """Raises InvalidRequest."""
     if not re.fullmatch(NAME_PATTERN, name):
@@ -86,20 +73,20 @@ class OwnerlessCollection(WorkerError):
 
 def listed_for(caller: Caller) -> Permitted:
     """Return a filter for the collections that the caller may use."""
-    return lambda life: caller.owns(life.owner)
+    return lambda spec: caller.owns(spec.owner)
 
 
 def permitted_to(caller: Caller) -> Permitted:
     """Return a filter for the collections visible to the caller; raises OwnerlessCollection for one without an owner."""
 
-    def permitted(life: Life) -> bool:
-        if life.owner is None and not caller.owns(None):
+    def permitted(spec: CollectionSpec) -> bool:
+        if spec.owner is None and not caller.owns(None):
             raise OwnerlessCollection(
-                f"collection {life.name!r} has no owner, so only the operator's key may use "
+                f"collection {spec.name!r} has no owner, so only the operator's key may use "
                 "it: ask the operator to export or delete it, or create your own "
                 "under another name"
             )
-        return caller.owns(life.owner)
+        return caller.owns(spec.owner)
 
     return permitted
 
@@ -163,7 +150,7 @@ _WORDS: Mapping[type[WorkerError], Callable[[str], ApiError]] = MappingProxyType
 )
 
 
-async def find(replica: Replica, name: str, caller: Caller) -> Life:
-    """Read a collection from the store. Raises InvalidRequest, NotFound, NotReady, NotInstalled."""
-    collections = collections_of(replica)
+async def find(replica: Replica, name: str, caller: Caller) -> State:
+    """Read a collection from the store. Raises InvalidRequest, NotFound, NotReady."""
+    collections = replica.collections
     return await in_store(collections.find, checked_name(name), permitted_to(caller))

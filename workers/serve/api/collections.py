@@ -23,7 +23,6 @@ from workers.serve.api.collection_access import (
     REVISION,
     api_error,
     checked_name,
-    collections_of,
     find,
     in_store,
     listed_for,
@@ -39,7 +38,7 @@ from workers.serve.api.context import (
     run_if_large,
     within_deadline,
 )
-from workers.serve.api.inputs import features_of
+from workers.serve.api.inputs import checked_dimensions, features_of
 from workers.serve.api.openapi import BODY, WAIT, json_body, operation
 from workers.serve.api.wire.collection_bodies import (
     CollectionItem,
@@ -52,8 +51,7 @@ from workers.serve.api.wire.collection_bodies import (
 )
 from workers.serve.api.wire.requests import parse
 from workers.serve.collections.follower import CollectionSnapshot
-from workers.serve.collections.registry import CollectionSpec, Life
-from workers.serve.collections.table import Head, Row
+from workers.serve.collections.table import CollectionSpec, Row, State
 from workers.serve.errors import InvalidRequest
 from workers.serve.versions.live import ModelReference, parse_reference
 from workers.serve.versions.loading import Float32Array, ServedVersion
@@ -61,26 +59,24 @@ from workers.serve.versions.loading import Float32Array, ServedVersion
 _CREATE = operation(
     "create_collection",
     Collection,
-    BODY | {409, 501, 507},
+    BODY | {409, 507},
     body=json_body(CollectionRequest),
     parameters=[TIMEOUT],
     success={"headers": ANSWERED_REVISION},
 )
-_LIST = operation("list_collections", CollectionList, (WAIT - {404}) | {501}, parameters=[TIMEOUT])
+_LIST = operation("list_collections", CollectionList, WAIT - {404}, parameters=[TIMEOUT])
 _SHOW = operation(
     "read_collection",
     Collection,
-    WAIT | {501},
+    WAIT,
     parameters=[TIMEOUT],
     success={"headers": ANSWERED_REVISION},
 )
-_DELETE = operation(
-    "delete_collection", DeletedCollection, (WAIT - {504}) | {501}, parameters=[REPEATABLE]
-)
+_DELETE = operation("delete_collection", DeletedCollection, WAIT - {504}, parameters=[REPEATABLE])
 _ADD = operation(
     "add_items",
     WriteResult,
-    BODY | {409, 501, 507},
+    BODY | {409, 507},
     body=json_body(ItemsRequest),
     parameters=[*ASKED_VERSION, REPEATABLE],
     success={"headers": ANSWERED_REVISION},
@@ -88,7 +84,7 @@ _ADD = operation(
 _REMOVE = operation(
     "delete_items",
     WriteResult,
-    BODY | {501, 507},
+    BODY | {507},
     body=json_body(RemovalRequest),
     parameters=[TIMEOUT, REPEATABLE],
     success={"headers": ANSWERED_REVISION},
@@ -121,7 +117,7 @@ class _Collections:
         """Create a collection; an existing one with the same properties is returned as it is."""
         replica = self._replica
         context = read_context(request, replica)
-        collections = collections_of(replica)
+        collections = replica.collections
         body = await held_body(request, replica, context.owner)
         owner, most = context.owner, replica.args.max_rows
         async with within_deadline(context):
@@ -130,22 +126,27 @@ class _Collections:
             )
             checked_name(name)
             model = _name_alone(wanted.model)
-            await replica.lookup.find(model, 0, context.caller)
-        spec = CollectionSpec(name, model.name, context.caller.owner, wanted.feature_type)
-        return await self._answer(await in_store(collections.create, spec))
+            version = await replica.lookup.find(model, 0, context.caller)
+            checked_dimensions(wanted.dimensions, version)
+        spec = CollectionSpec(
+            name=name,
+            model=model.name,
+            owner=context.caller.owner,
+            feature_type=wanted.feature_type,
+            vector_type=wanted.vector_type,
+            dimensions=wanted.dimensions,
+            text_fields=tuple(wanted.text_fields),
+        )
+        return self._answer(await in_store(collections.create, spec))
 
     async def list_all(self, request: Request) -> Response:
         """List all collections of the caller, by name."""
         context = read_context(request, self._replica)
-        collections = collections_of(self._replica)
+        collections = self._replica.collections
         with self._replica.admission.requests.held(context.owner, 1):
             async with within_deadline(context):
-                lives = await in_store(collections.all, listed_for(context.caller))
-                heads = [await in_store(collections.head, each) for each in lives]
-        data = [
-            _described(life, head, collections.snapshot(life.name))
-            for life, head in zip(lives, heads, strict=True)
-        ]
+                states = await in_store(collections.all, listed_for(context.caller))
+        data = [_described(each, collections.snapshot(each.head.spec.name)) for each in states]
         # The owner of a collection that cannot be read is unknown.
         damage = collections.damaged() if context.caller.owns(None) else {}
         damaged = [{"id": name, "reason": reason} for name, reason in sorted(damage.items())]
@@ -156,22 +157,21 @@ class _Collections:
         context = read_context(request, self._replica)
         with self._replica.admission.requests.held(context.owner, 1):
             async with within_deadline(context):
-                return await self._answer(await find(self._replica, name, context.caller))
+                return self._answer(await find(self._replica, name, context.caller))
 
     async def delete(self, name: str, request: Request) -> Response:
         """Delete a collection with all its items."""
         context = read_context(request, self._replica)
-        collections, caller = collections_of(self._replica), context.caller
+        collections, caller = self._replica.collections, context.caller
         with self._replica.admission.requests.held(context.owner, 1):
             mark = await mark_of_write(request, caller)
             await in_store(collections.delete, checked_name(name), permitted_to(caller), mark)
         return JSONResponse({"id": name, "object": "collection.deleted", "deleted": True})
 
-    async def _answer(self, life: Life) -> Response:
-        collections = collections_of(self._replica)
-        head = await in_store(collections.head, life)
-        described = _described(life, head, collections.snapshot(life.name))
-        return JSONResponse(described, headers={REVISION: str(head.revision)})
+    def _answer(self, state: State) -> Response:
+        snapshot = self._replica.collections.snapshot(state.head.spec.name)
+        headers = {REVISION: str(state.head.revision)}
+        return JSONResponse(_described(state, snapshot), headers=headers)
 
 
 class _Items:
@@ -184,7 +184,6 @@ class _Items:
         """Add items; existing ones with the same id are replaced."""
         replica = self._replica
         context = read_context(request, replica)
-        collections_of(replica)
         body = await held_body(request, replica, context.owner)
         owner, most = context.owner, replica.args.max_rows
         async with within_deadline(context):
@@ -194,7 +193,7 @@ class _Items:
             target = await find(replica, name, context.caller)
             mark = await mark_of_write(request, context.caller, body)
             payloads = await run_if_large(replica, owner, len(body), self._payloads, items)
-            model = ModelReference(target.model, None)
+            model = ModelReference(target.head.spec.model, None)
             version = await replica.lookup.find(model, context.min_version, context.caller)
             self._check_room(target, len(items))
             with replica.admission.rows.held(context.owner, len(items)):
@@ -209,7 +208,6 @@ class _Items:
         """Remove items; a missing one is not an error."""
         replica = self._replica
         context = read_context(request, replica)
-        collections_of(replica)
         body = await held_body(request, replica, context.owner)
         owner, most = context.owner, replica.args.max_rows
         async with within_deadline(context):
@@ -235,26 +233,27 @@ class _Items:
 
     async def _write(
         self,
-        target: Life,
+        target: State,
         entries: Sequence[Row],
         mark: str | None,
     ) -> Response:
-        collections = collections_of(self._replica)
+        collections = self._replica.collections
         # Shielded: a write cannot be undone half-way, and its end wakes requests that wait for it.
         written = await asyncio.shield(in_store(collections.write, target, entries, mark))
-        return _written(target, written, len(entries))
+        answer = {
+            "object": "collection.write",
+            "id": target.head.spec.name,
+            "rows": len(entries),
+            "revision": written,
+        }
+        return JSONResponse(answer, headers={REVISION: str(written)})
 
-    def _check_room(self, target: Life, rows: int) -> None:
+    def _check_room(self, target: State, rows: int) -> None:
         """Check limits by what this replica has read: a collection can get a little larger than permitted."""
         try:
-            collections_of(self._replica).check_room(target, rows)
+            self._replica.collections.check_room(target, rows)
         except WorkerError as error:
             raise api_error(error) from error
-
-
-def _written(life: Life, number: int, rows: int) -> Response:
-    answer = {"object": "collection.write", "id": life.name, "rows": rows, "revision": number}
-    return JSONResponse(answer, headers={REVISION: str(number)})
 
 
 def _name_alone(text: str) -> ModelReference:
@@ -268,15 +267,19 @@ def _name_alone(text: str) -> ModelReference:
     return reference
 
 
-def _described(life: Life, head: Head, snapshot: CollectionSnapshot | None) -> dict[str, object]:
+def _described(state: State, snapshot: CollectionSnapshot | None) -> dict[str, object]:
+    head = state.head
     return {
-        "id": life.name,
+        "id": head.spec.name,
         "object": "collection",
-        "model": life.model,
-        "feature_type": life.feature_type,
+        "model": head.spec.model,
+        "feature_type": head.spec.feature_type,
+        "vector_type": head.spec.vector_type,
+        "dimensions": head.spec.dimensions,
+        "text_fields": list(head.spec.text_fields),
         "revision": head.revision,
-        "created": int(life.created_at.timestamp()),
-        "changed": int(head.changed),
+        "created": int(head.created_at.timestamp()),
+        "changed": int(head.changed_at.timestamp()),
         "damaged": snapshot.problem if snapshot is not None and snapshot.is_damaged else None,
         "searched": _searched(snapshot),
     }

@@ -185,9 +185,9 @@ class Replica:
     access: Access
     admission: Admission
     metrics: ServeMetrics
+    collections: Collections
     # Makes every replica poll the store now. Does not wait, and never fails.
     announce: Callable[[], None] = lambda: None
-    collections: Collections | None = None
     tracing: "OpenTelemetryTracing | None" = None
     # Number of replicas by Serve's state. May wait for Serve's controller.
     replica_states: Callable[[], Mapping[str, int]] = dict

@@ -29,6 +29,7 @@ from workers.serve.api.context import (
     within_deadline,
 )
 from workers.serve.api.inputs import (
+    checked_dimensions,
     checked_items,
     embed_parts,
     encoded,
@@ -69,7 +70,7 @@ from workers.serve.background import Steps
 from workers.serve.errors import InvalidRequest, shortened
 from workers.serve.telemetry import StageTimer
 from workers.serve.versions.live import parse_reference
-from workers.serve.versions.loading import Float32Array, ServedVersion
+from workers.serve.versions.loading import Float32Array, ServedVersion, truncated
 
 _TEXT = "text"
 # What clients must receive so that they do not tokenize texts.
@@ -165,7 +166,7 @@ class _Embeddings:
         timer: StageTimer,
     ) -> Float32Array:
         """Return the embeddings. Rows count from before they are encoded."""
-        dimensions = _checked_dimensions(query.options, version)
+        dimensions = checked_dimensions(query.options.dimensions, version)
         given = query.given
         if isinstance(given, EmbeddingRequest):
             read: EmbeddingRequest | list[ModalityRows] = given
@@ -190,7 +191,7 @@ class _Embeddings:
             ticket=context.ticket,
         )
         timer.stage("embed")
-        return _truncated(embeddings_BE, dimensions, normalize=query.options.normalize)
+        return truncated(embeddings_BE, dimensions, normalize=query.options.normalize)
 
     async def _from_json(
         self, body: EmbeddingRequest, version: ServedVersion, owner: str
@@ -240,31 +241,6 @@ def _check_no_tokens(modality: str, version: ServedVersion, rows: Rows) -> None:
 
 def _whole(modality: str, rows_BF: Float32Array) -> ModalityRows:
     return ModalityRows(modality, rows_BF, np.arange(len(rows_BF)))
-
-
-def _checked_dimensions(options: EmbeddingOptions, version: ServedVersion) -> int:
-    """Return D: how many of the E numbers are wanted. Raises InvalidRequest."""
-    width, wanted = version.spec.width, options.dimensions
-    if wanted is None or wanted == width:
-        return width
-    if wanted > width:
-        permitted = f"{version.label} has {width}"
-    elif not version.spec.solves:
-        permitted = f"{version.label} has {width}, and no fewer: only heads of the policy improve order them"
-    else:
-        return wanted
-    raise InvalidRequest(f"dimensions is {shortened(wanted)}; {permitted}", "dimensions")
-
-
-def _truncated(embeddings_BE: Float32Array, count: int, *, normalize: bool) -> Float32Array:
-    """Return the first numbers of each row (B × D), at unit length if the whole rows are."""
-    if count == embeddings_BE.shape[1]:
-        return embeddings_BE
-    prefix_BD = np.ascontiguousarray(embeddings_BE[:, :count])
-    if normalize:
-        size_B1 = np.linalg.norm(prefix_BD, axis=1, keepdims=True)
-        np.divide(prefix_BD, size_B1, out=prefix_BD, where=size_B1 > 0)
-    return prefix_BD
 
 
 def _read(request: Request, body: bytes, most: int) -> _Query:

@@ -33,13 +33,27 @@ from workers.serve.encoders.port import (
     Raw,
     UnreadableItem,
 )
-from workers.serve.errors import Conflict, InvalidRequest, NotReady, WrongRow
+from workers.serve.errors import Conflict, InvalidRequest, NotReady, WrongRow, shortened
 from workers.serve.versions.loading import Float32Array, ServedVersion
 
 # Items that are read before the event loop gets control.
 _ITEMS_AT_ONCE = 128
 # Characters of an item's id in a message.
 _LONGEST_NAME = 60
+
+
+def checked_dimensions(wanted: int | None, version: ServedVersion) -> int:
+    """Return D: how many of the E numbers are wanted. Raises InvalidRequest."""
+    width = version.spec.width
+    if wanted is None or wanted == width:
+        return width
+    if wanted > width:
+        permitted = f"{version.label} has {width}"
+    elif not version.spec.solves:
+        permitted = f"{version.label} has {width}, and no fewer: only heads of the policy improve order them"
+    else:
+        return wanted
+    raise InvalidRequest(f"dimensions is {shortened(wanted)}; {permitted}", "dimensions")
 
 
 async def encoded(

@@ -34,7 +34,7 @@ _WORDS = {
     429: "Too many requests; Retry-After has the seconds to wait.",
     431: "Request headers too large.",
     500: "Internal server error, or a stored object fails its checks.",
-    501: "Not implemented: the endpoint was installed without collections.",
+    501: "Not implemented: the endpoint was installed without the package onnx.",
     503: "Not ready, or object storage is unavailable; Retry-After has the seconds to wait.",
     504: "The request exceeded its deadline.",
     507: "Insufficient storage: the endpoint's limit is reached.",

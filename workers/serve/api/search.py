@@ -1,7 +1,8 @@
-"""`/v1/collections/{name}/search`, `/items` and `/export`: from memory, by one version at one revision."""
+"""`/v1/collections/{name}/search`, `/items` and `/export`: by one version at one revision."""
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -16,7 +17,6 @@ from workers.serve.api.collection_access import (
     MIN_REVISION,
     REVISION,
     checked_name,
-    collections_of,
     find,
     not_found,
 )
@@ -59,10 +59,10 @@ _WAIT_STEP_SECONDS = 0.02
 def router(replica: Replica) -> APIRouter:
     made = APIRouter(prefix="/v1/collections", tags=["collections"])
     search = _Search(replica)
-    searched = operation(
+    found = operation(
         "search_collection",
         SearchResults,
-        BODY | {409, 501},
+        BODY | {409},
         body=json_body(SearchRequest),
         parameters=[*ASKED_VERSION, ASKED_REVISION],
         success={"headers": ANSWERED_VERSION | ANSWERED_REVISION},
@@ -70,7 +70,7 @@ def router(replica: Replica) -> APIRouter:
     exported = operation(
         "export_collection",
         None,
-        WAIT | {501},
+        WAIT,
         parameters=[*_EXPORTED, *ASKED_VERSION, ASKED_REVISION],
         success={
             "headers": ANSWERED_VERSION | ANSWERED_REVISION,
@@ -80,11 +80,11 @@ def router(replica: Replica) -> APIRouter:
     listed = operation(
         "list_items",
         ItemsResponse,
-        WAIT | {409, 501},
+        WAIT | {409},
         parameters=[*_LISTED, *ASKED_VERSION, ASKED_REVISION],
         success={"headers": ANSWERED_VERSION | ANSWERED_REVISION},
     )
-    made.post("/{name}/search", **searched)(search.answer)
+    made.post("/{name}/search", **found)(search.answer)
     made.get("/{name}/items", **listed)(search.items)
     made.get("/{name}/export", response_class=StreamingResponse, **exported)(search.export)
     return made
@@ -105,55 +105,55 @@ _LISTED = (
 
 
 class _Search:
-    """One index answers, and its version embeds the query."""
+    """One state of a collection answers, and its version embeds the query."""
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
 
     async def answer(self, name: str, request: Request) -> Response:
-        """Search the items nearest to one item of any modality.
+        """Search the items nearest to one item of any modality, those whose payloads have given words, or both.
 
         `x-min-collection-revision` and `x-min-model-version` wait for a revision and a version, for a while, before
         503.
         """
         replica, timer = self._replica, StageTimer(self._replica.metrics)
         context = read_context(request, replica)
-        collections_of(replica)
         body = await held_body(request, replica, context.owner)
         async with within_deadline(context):
             most = replica.args.max_rows
             query = await run_if_large(
                 replica, context.owner, len(body), parse, SearchRequest, body, most
             )
-            index = await self._index(name, request, context)
-            wanted = self._wanted(query, index.version)
+            searched = await self._searched(name, request, context)
+            wanted = self._wanted(query, searched)
             with replica.admission.rows.held(context.owner, 1):
-                query_E = await self._embedded(index.version, query.query, context.ticket)
-                found = await replica.background.run(context.owner, index.search, query_E, wanted)
-        replica.metrics.answered(index.version.model, 1, timer.seconds)
-        return Response(_body(index, found), media_type=JSON, headers=_headers(index))
+                if query.query is not None:
+                    query_E = await self._embedded(searched.version, query.query, context.ticket)
+                    wanted = replace(wanted, query_E=query_E)
+                found = await replica.background.run(context.owner, searched.search, wanted)
+        replica.metrics.answered(searched.version.model, 1, timer.seconds)
+        return Response(_body(searched, found), media_type=JSON, headers=_headers(searched))
 
     async def items(self, name: str, request: Request) -> Response:
         """List items with their payloads, `limit` (50) after `offset`, of one modality or of all.
 
-        The order is that of the index: it changes with its revision, and when parts are merged.
+        The order changes with the revision, and when the table is compacted.
         """
         context = read_context(request, self._replica)
-        collections_of(self._replica)
         parameters = request.query_params
         offset = parse_number(parameters.get("offset", "0"), "offset", 0, LARGEST_OFFSET)
         limit = parse_number(parameters.get("limit", "50"), "limit", 1, MOST_LISTED)
         modality = parameters.get("modality")
         with self._replica.admission.requests.held(context.owner, 1):
             async with within_deadline(context):
-                index = await self._index(name, request, context)
+                searched = await self._searched(name, request, context)
                 if modality is not None:
-                    width_of(modality, index.version, "modality")
+                    width_of(modality, searched.version, "modality")
                 with self._replica.admission.rows.held(context.owner, limit):
                     found = await self._replica.background.run(
-                        context.owner, index.items, offset, limit, modality
+                        context.owner, searched.items, offset, limit, modality
                     )
-        rows = await self._replica.background.run(context.owner, index.rows, modality)
+        rows = await self._replica.background.run(context.owner, searched.rows, modality)
         following = offset + len(found)
         answer = {
             "object": "list",
@@ -161,17 +161,16 @@ class _Search:
                 {"id": each.id, "modality": each.modality, "payload": _payload(each.payload)}
                 for each in found
             ],
-            "model": index.version.label,
-            "revision": index.revision,
+            "model": searched.version.label,
+            "revision": searched.revision,
             "rows": rows,
             "next_offset": following if found and following < rows else None,
         }
-        return Response(orjson.dumps(answer), media_type=JSON, headers=_headers(index))
+        return Response(orjson.dumps(answer), media_type=JSON, headers=_headers(searched))
 
     async def export(self, name: str, request: Request) -> Response:
         """Export all items with their vectors as a Parquet file or an Arrow stream."""
         context = read_context(request, self._replica)
-        collections_of(self._replica)
         format_ = request.query_params.get("format", "")
         if format_ not in FORMATS:
             raise InvalidRequest(
@@ -179,32 +178,45 @@ class _Search:
             )
         with self._replica.admission.requests.held(context.owner, 1):
             async with within_deadline(context):
-                index = await self._index(name, request, context)
+                searched = await self._searched(name, request, context)
         export, kind = FORMATS[format_]
-        # The index stays in memory until then, even if it is replaced or deleted.
         hold_until_sent(request, self._replica.admission.exports, context.owner, 1)
-        return StreamingResponse(export(index), media_type=kind, headers=_headers(index))
+        return StreamingResponse(export(searched), media_type=kind, headers=_headers(searched))
 
-    async def _index(self, name: str, request: Request, context: RequestContext) -> Searched:
+    async def _searched(self, name: str, request: Request, context: RequestContext) -> Searched:
         """Raises InvalidRequest, NotFound, NotReady."""
         min_revision = parse_version(request.headers.get(MIN_REVISION), MIN_REVISION)
         waits = _Waiting(self._replica, checked_name(name), context.caller)
-        return await waits.index(context.min_version, min_revision)
+        return await waits.searched(context.min_version, min_revision)
 
-    def _wanted(self, query: SearchRequest, version: ServedVersion) -> SearchQuery:
+    def _wanted(self, query: SearchRequest, searched: Searched) -> SearchQuery:
         most = self._replica.args.max_top_k
         if query.top_k > most:
             raise InvalidRequest(
                 f"top_k is {shortened(query.top_k)}; permitted are 1 to {most}", "top_k"
             )
+        if query.query is None and query.words is None:
+            raise InvalidRequest("query and words are missing; give one of them, or both", "query")
+        if query.words is not None and not searched.state.head.spec.text_fields:
+            raise InvalidRequest(
+                "words is given, but the collection has no text_fields, whose words could be searched: name "
+                "them when you create a collection",
+                "words",
+            )
         for modality in query.modalities or ():
-            width_of(modality, version, "modalities")
+            width_of(modality, searched.version, "modalities")
         try:
             wanted = parse_filter(query.filter) if query.filter is not None else None
         except InvalidFilter as error:
             raise InvalidRequest(str(error), "filter") from error
         modalities = frozenset(query.modalities) if query.modalities else None
-        return SearchQuery(query.top_k, modalities, wanted, query.exact)
+        return SearchQuery(
+            query.top_k,
+            words=query.words,
+            modalities=modalities,
+            filter=wanted,
+            exact=query.exact,
+        )
 
     async def _embedded(self, version: ServedVersion, query: Item, ticket: Ticket) -> Float32Array:
         parts = await features_of(self._replica, version, [query], "query", owner=ticket.owner)
@@ -214,28 +226,28 @@ class _Search:
 
 
 class _Waiting:
-    """Waits until this replica has an index that is new enough, as long as x-min-... may wait."""
+    """Waits until this replica searches a state that is new enough, as long as x-min-... may wait."""
 
     def __init__(self, replica: Replica, name: str, caller: Caller) -> None:
         self._replica = replica
-        self._collections = collections_of(replica)
+        self._collections = replica.collections
         self._name = name
         self._caller = caller
 
-    async def index(self, min_version: int, min_revision: int) -> Searched:
+    async def searched(self, min_version: int, min_revision: int) -> Searched:
         """Raises NotFound, NotReady."""
-        index = self._new_enough(min_version, min_revision)
-        if index is not None:
-            return index
+        searched = self._new_enough(min_version, min_revision)
+        if searched is not None:
+            return searched
         await self._check_exists()
         self._collections.follower.wake()
         deadline = self._now() + self._replica.args.min_version_wait_seconds
-        while index is None and self._now() < deadline:
+        while searched is None and self._now() < deadline:
             await asyncio.sleep(_WAIT_STEP_SECONDS)
-            index = self._new_enough(min_version, min_revision)
-        if index is None:
+            searched = self._new_enough(min_version, min_revision)
+        if searched is None:
             raise self._not_ready(min_version, min_revision)
-        return index
+        return searched
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -243,24 +255,29 @@ class _Waiting:
     def _snapshot(self) -> CollectionSnapshot | None:
         """The state of the collection; None for one of another owner, as for one that does not exist."""
         snapshot = self._collections.snapshot(self._name)
-        return snapshot if snapshot and self._caller.owns(snapshot.life.owner) else None
+        return snapshot if snapshot and self._caller.owns(snapshot.state.head.spec.owner) else None
 
     def _new_enough(self, min_version: int, min_revision: int) -> Searched | None:
         snapshot = self._snapshot()
-        index = snapshot.searched if snapshot else None
-        if index is None or index.version.number < min_version or index.revision < min_revision:
+        searched = snapshot.searched if snapshot else None
+        if (
+            searched is None
+            or searched.version.number < min_version
+            or searched.revision < min_revision
+        ):
             return None
-        return index
+        return searched
 
     async def _check_exists(self) -> None:
         """Check the store: another replica may have created it a moment ago."""
-        life = await find(self._replica, self._name, self._caller)
-        pointer = self._replica.live.pointer(life.model)
+        state = await find(self._replica, self._name, self._caller)
+        model = state.head.spec.model
+        pointer = self._replica.live.pointer(model)
         if self._replica.live.readiness.ready and (
             pointer is None or not self._caller.sees(pointer.owner)
         ):
             raise NotFound(
-                f"collection {self._name!r} is of model {life.model!r}, and there is no such model",
+                f"collection {self._name!r} is of model {model!r}, and there is no such model",
                 "model",
             )
 
@@ -273,25 +290,25 @@ class _Waiting:
                 f"the vectors of collection {self._name!r} are being computed",
                 code="collection_not_ready",
             )
-        index = snapshot.searched
+        searched = snapshot.searched
         return NotReady(
-            f"collection {self._name!r} is at revision {index.revision} with version "
-            f"{index.version.number}; asked for are at least {min_revision} and {min_version}, which "
+            f"collection {self._name!r} is at revision {searched.revision} with version "
+            f"{searched.version.number}; asked for are at least {min_revision} and {min_version}, which "
             f"did not come within {seconds:g} s",
             code="collection_not_ready",
         )
 
 
-def _headers(index: Searched) -> dict[str, str]:
-    return {"x-model-version": str(index.version.number), REVISION: str(index.revision)}
+def _headers(searched: Searched) -> dict[str, str]:
+    return {"x-model-version": str(searched.version.number), REVISION: str(searched.revision)}
 
 
-def _body(index: Searched, found: SearchResult) -> bytes:
+def _body(searched: Searched, found: SearchResult) -> bytes:
     answer = {
         "object": "list",
         "data": _hits(found.hits),
-        "model": index.version.label,
-        "revision": index.revision,
+        "model": searched.version.label,
+        "revision": searched.revision,
         "exact": found.exact,
     }
     return orjson.dumps(answer)

@@ -3,15 +3,12 @@
 import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.util import find_spec
 
 from cmcl.contract.errors import InvalidVersion, WorkerError
 from cmcl.fairness import fits, share_now
-from cmcl.storage.object_store import ObjectStore
-from workers.serve.collections import registry
 from workers.serve.collections.follower import CollectionsFollower, CollectionSnapshot
-from workers.serve.collections.registry import CollectionSpec, Life, Permitted
-from workers.serve.collections.table import Head, Row
+from workers.serve.collections.registry import Permitted, Registry
+from workers.serve.collections.table import CollectionSpec, Row, State
 from workers.serve.settings import CollectionLimits
 
 NO_LIMITS = CollectionLimits(*[sys.maxsize] * 3)
@@ -28,11 +25,6 @@ class CollectionFull(WorkerError):
 
 class AllFull(WorkerError):
     """The owner's collections, or all together, have the permitted rows."""
-
-
-def is_installed() -> bool:
-    """Whether Lance is installed: without it there are no collections."""
-    return find_spec("lance") is not None
 
 
 def mark_of(*request: bytes) -> str:
@@ -53,11 +45,11 @@ class Collections:
 
     def __init__(
         self,
-        store: ObjectStore,
+        registry: Registry,
         follower: CollectionsFollower,
         limits: CollectionLimits = NO_LIMITS,
     ) -> None:
-        self._store = store
+        self._registry = registry
         self._limits = limits
         self.follower = follower
 
@@ -65,59 +57,60 @@ class Collections:
         """Return what this replica knows of a collection."""
         return self.follower.snapshots().get(name)
 
-    def find(self, name: str, permitted: Permitted) -> Life:
+    def find(self, name: str, permitted: Permitted) -> State:
         """Read a collection from the store. Blocks. Raises NoCollection, StorageUnavailable, InvalidVersion."""
-        return registry.existing(self._store, name, permitted)
+        return self._registry.existing(name, permitted)
 
-    def head(self, life: Life) -> Head:
-        """Return the latest state. Blocks."""
-        return registry.table_of(self._store, life).read().head
-
-    def all(self, permitted: Permitted) -> list[Life]:
+    def all(self, permitted: Permitted) -> list[State]:
         """Read all collections from the store, by name, without those that cannot be read. Blocks."""
-        return [life for life in self._readable() if life.ended is None and permitted(life)]
+        return [
+            state
+            for state in self._readable()
+            if state.head.ended_at is None and permitted(state.head.spec)
+        ]
 
-    def create(self, spec: CollectionSpec) -> Life:
+    def create(self, spec: CollectionSpec) -> State:
         """Create a collection. Blocks. Raises CollectionExists, TooManyCollections."""
-        theirs = {life.name for life in self.all(lambda life: life.owner == spec.owner)}
+        theirs = {each.head.spec.name for each in self.all(lambda each: each.owner == spec.owner)}
         if spec.name not in theirs and len(theirs) >= self._limits.collections:
             raise TooManyCollections(
                 f"you have {len(theirs)} collections, which is the limit of one owner; delete one "
                 f"before you create {spec.name!r}"
             )
-        life = registry.create(self._store, spec)
+        state = self._registry.create(spec)
         self.follower.wake()
-        return life
+        return state
 
     def delete(self, name: str, permitted: Permitted, mark: str | None = None) -> None:
         """Delete a collection. Blocks. Raises NoCollection."""
-        registry.delete(self._store, name, permitted, mark)
+        self._registry.delete(name, permitted, mark)
         self.follower.wake()
 
-    def write(self, life: Life, rows: Sequence[Row], mark: str | None = None) -> int:
+    def write(self, state: State, rows: Sequence[Row], mark: str | None = None) -> int:
         """Write rows and return the revision. Blocks. Raises as `CollectionTable.write` and `check_room` do."""
-        self.check_room(life, sum(row.feature_F is not None for row in rows))
-        versions = self.follower.versions_of(life)
+        self.check_room(state, sum(row.feature_F is not None for row in rows))
+        versions = self.follower.versions_of(state)
         versions.live()
-        made = registry.table_of(self._store, life).write(rows, versions.embed, mark)
+        revision = state.table.write(rows, versions.embed, mark)
         self.follower.wake()
-        return made
+        return revision
 
-    def check_room(self, life: Life, more: int) -> None:
+    def check_room(self, state: State, more: int) -> None:
         """Check that so many rows fit. Raises CollectionFull, AllFull."""
-        rows = {each.life: each.rows for each in self.follower.snapshots().values()}
-        present = rows.get(life, 0)
-        if more and present + more > self._limits.rows:
+        if not more:
+            return
+        spec, states = state.head.spec, [each.state for each in self.follower.snapshots().values()]
+        present = sum(each.rows for each in states if each.table == state.table)
+        if present + more > self._limits.rows:
             raise CollectionFull(
-                f"collection {life.name!r} has {present} rows, and {more} more would be over the "
+                f"collection {spec.name!r} has {present} rows, and {more} more would be over the "
                 f"limit of {self._limits.rows}"
             )
-        total = sum(rows.values())
-        own = sum(count for each, count in rows.items() if each.owner == life.owner)
-        limit = self._limits.all_rows
-        free = total + more <= limit
-        if more and not (free if life.owner is None else fits(limit, own, total, more)):
-            share = "" if life.owner is None else f", {share_now(limit, own, total)} of them yours"
+        total, limit = sum(each.rows for each in states), self._limits.all_rows
+        own = sum(each.rows for each in states if each.head.spec.owner == spec.owner)
+        has_room = total + more <= limit
+        if not (has_room if spec.owner is None else fits(limit, own, total, more)):
+            share = "" if spec.owner is None else f", {share_now(limit, own, total)} of them yours"
             raise AllFull(
                 f"your collections have {own} rows, all together {total}, and these items {more}; "
                 f"permitted are {limit} for all{share}: remove items or collections, or ask the "
@@ -128,11 +121,11 @@ class Collections:
         """What is wrong, by name, with collections whose stored parts cannot be read."""
         return self.follower.damaged()
 
-    def _readable(self) -> Iterator[Life]:
-        for name in registry.names(self._store):
+    def _readable(self) -> Iterator[State]:
+        for name in self._registry.names():
             try:
-                life = registry.newest(self._store, name)
+                state = self._registry.newest(name)
             except InvalidVersion:
                 continue  # The follower logs it; the others are listed anyway.
-            if life is not None:
-                yield life
+            if state is not None:
+                yield state

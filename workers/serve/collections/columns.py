@@ -3,7 +3,7 @@
 A new version's column is added empty, which changes metadata alone, and filled one fragment of the table at a time.
 Each is a commit of its own: Lance refuses it where an item of the fragment was written meanwhile, and it is made
 again. (`add_columns` with a function is one commit of the whole table, which any write meanwhile refuses.) Writers
-compute a vector for each column that they see. So what is left to fill shrinks, whatever is written.
+compute a vector for each column that the head names. So what is left to fill shrinks, whatever is written.
 
 The head names the column before it is filled. A write that was planned before that is refused and planned again, so
 every later one sees the column. Once no item lacks a vector, none ever will: then the head lists the column as
@@ -14,21 +14,40 @@ Shapes: B rows, F width of the raw feature, E width of the embeddings.
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from types import MappingProxyType
+from typing import Literal
 
 import lance
 import numpy as np
 import pyarrow as pa
+import torch
 from lance import LanceOperation
-from lance.commit import CommitConflictError
 
-from workers.serve.collections.table import VECTORS, CollectionTable, Embed, Head, State
+from cmcl.contract.errors import InvalidVersion, ObjectNotFound
+from workers.serve.collections.table import (
+    HEAD_ID,
+    VECTORS,
+    CollectionSpec,
+    CollectionTable,
+    Embed,
+    Head,
+    State,
+    VersionGone,
+    is_conflict,
+)
 from workers.serve.collections.terms import quoted
-from workers.serve.versions.loading import Float32Array, ServedVersion
+from workers.serve.versions.live import LiveVersions
+from workers.serve.versions.loading import Float32Array, ServedVersion, truncated
 
 # With fewer items all are compared.
 INDEX_FROM_ROWS = 5_000
+_INDEXES: Mapping[str, Literal["BTREE", "LABEL_LIST", "INVERTED"]] = MappingProxyType(
+    {"id": "BTREE", "terms": "LABEL_LIST", "text": "INVERTED"}
+)
 # RaBitQ needs no training but that of the partitions, and a width that is a multiple of 8.
 _BITS, _BYTES, _BITS_MULTIPLE = "IVF_RQ", "IVF_SQ", 8
 # The one that serves, and the one before for a rollback.
@@ -38,11 +57,69 @@ _ROWS_AT_ONCE = 4096
 # Each costs a query a quarter of a millisecond.
 _MOST_FRAGMENTS = 10
 _FRAGMENT_ROWS = 65_536
+# Files of earlier states stay as long: searches and exports may still read them.
+_KEPT_FILES = timedelta(hours=1)
+_ATTEMPTS = 20
+
+# Reads a version of a model from the store, or from memory: model and number.
+VersionOf = Callable[[str, int], ServedVersion]
 
 
 def column_of(version: ServedVersion) -> str:
     """Return the name of its column. A model can be deleted and created again: its numbers begin again."""
     return f"{VECTORS}{version.number}_{int(version.created_at.timestamp())}"
+
+
+class Versions:
+    """The versions of a collection's model by the names of their columns, and vectors of features."""
+
+    def __init__(self, spec: CollectionSpec, live: LiveVersions, version_of: VersionOf) -> None:
+        self._spec = spec
+        self._live = live
+        self._version_of = version_of
+        self._known: dict[str, ServedVersion] = {}
+
+    def live(self) -> ServedVersion | None:
+        """Return the live version of the model."""
+        found = self._live.get(self._spec.model)
+        if found is None:
+            return None
+        self._known[column_of(found.version)] = found.version
+        return found.version
+
+    def of(self, column: str) -> ServedVersion:
+        """Return the version of a column. Raises VersionGone."""
+        if column not in self._known:
+            try:
+                version = self._version_of(self._spec.model, int(column.split("_")[1]))
+            except ObjectNotFound as error:
+                raise VersionGone(column) from error
+            self._known[column_of(version)] = version
+        if column not in self._known:
+            raise VersionGone(
+                column
+            )  # The model was deleted, and another one created under its name.
+        return self._known[column]
+
+    def embed(self, column: str, modality: str, features_BF: Float32Array) -> Float32Array | None:
+        """Return unit embeddings (B x E), as long as the collection's vectors; None for a modality that the version
+        has not learned. Raises VersionGone, InvalidVersion.
+        """
+        version = self.of(column)
+        if modality in version.not_learned:
+            return None
+        width = version.spec.widths.get(modality)
+        if width != features_BF.shape[1]:
+            raise InvalidVersion(
+                f"features of modality {modality!r} have width {features_BF.shape[1]}, "
+                f"{version.label} expects {width or 'no such modality'}"
+            )
+        made_BE: Float32Array = version.heads.embed(modality, torch.from_numpy(features_BF)).numpy()
+        return truncated(made_BE, self.width(version))
+
+    def width(self, version: ServedVersion) -> int:
+        """Return the width of vectors of this version."""
+        return min(self._spec.dimensions or version.spec.width, version.spec.width)
 
 
 @dataclass(frozen=True)
@@ -53,9 +130,16 @@ class Target:
     width: int
     learned: frozenset[str]
 
+    @property
+    def lacking(self) -> str:
+        """The SQL of items that have no vector and should have one."""
+        learned = ", ".join(map(quoted, sorted(self.learned)))
+        return f"{self.column} IS NULL AND modality IN ({learned})"
+
 
 class ColumnBuilder:
-    """Makes columns of one collection. One process at a time holds its lease; two would only do work twice.
+    """Makes columns of one collection, and compacts it. One process at a time holds its lease; two would only do work
+    twice.
 
     `name`: of this process. Used from one thread.
     """
@@ -66,123 +150,137 @@ class ColumnBuilder:
 
     def claim(self) -> bool:
         """Take or extend the lease; False where another process has it."""
+        now = time.time()
 
-        def change(state: State) -> Head | None:
-            head, now = state.head, time.time()
+        def change(head: Head) -> Head | None:
             if head.builder not in (None, self._name) and now < head.builder_until:
                 return None
             lease = {"builder": self._name, "builder_until": now + _LEASE_SECONDS}
             return head.model_copy(update=lease)
 
-        return self._table.update(change) is not None
+        return self._table.update(change).builder == self._name
 
     def build(self, target: Target, embed: Embed) -> Iterator[float]:
         """Make a column complete; yield the share that is filled. Can be abandoned, and begun again by any process."""
-        self._add(target)
-        yield from self._fill(target, embed)
+        spec = self._table.read().head.spec
+        kind = pa.list_(pa.type_for_alias(spec.vector_type), target.width)
+        self._add(pa.field(target.column, kind))
+        yield from self._fill(target, kind, embed)
         self._index(target)
-        self._table.update(lambda state: _with_complete(state.head, target.column))
-
-    def drop_old(self, keep: Collection[str] = ()) -> None:
-        """Drop columns that neither serve nor are kept for a rollback."""
-        state = self._table.read()
-        wanted = {*state.head.complete[-_KEPT_COLUMNS:], *keep}
-        complete = tuple(each for each in state.head.complete if each in wanted)
-        if complete != state.head.complete:
-            # First out of the head, so that no reader chooses one that is gone.
-            self._table.update(
-                lambda now: now.head.model_copy(
-                    update={"complete": tuple(c for c in now.head.complete if c in wanted)}
-                )
-            )
-        old = [each for each in self._table.read().columns if each not in wanted]
-        if old:
-            _again(lambda: self._table.read().dataset.drop_columns(old))
-
-    def tidy(self) -> None:
-        """Merge small fragments, and index what was written since."""
-        dataset = self._table.read().dataset
-        if len(dataset.get_fragments()) <= _MOST_FRAGMENTS:
-            return
-        self._table.purge()
-        _again(
-            lambda: self._table.read().dataset.optimize.compact_files(
-                target_rows_per_fragment=_FRAGMENT_ROWS
+        self._table.update(
+            lambda head: head.model_copy(
+                update={
+                    "complete": (*head.without(target.column).complete, target.column),
+                    "making": None,
+                }
             )
         )
-        _again(lambda: self._table.read().dataset.optimize.optimize_indices())
+        self._drop_old()
 
-    def _add(self, target: Target) -> None:
-        field = pa.field(target.column, pa.list_(pa.float32(), target.width))
+    def is_untidy(self, state: State) -> bool:
+        """Whether searches would be faster once it is compacted."""
+        return len(state.dataset.get_fragments()) > _MOST_FRAGMENTS
 
-        def add() -> None:
-            state = self._table.read()
-            if target.column not in state.columns:
-                state.dataset.add_columns(field)
+    def tidy(self) -> Iterator[None]:
+        """Merge small fragments, index what was written since, and remove files of earlier states. Yields between."""
+        # Rewritten wholly, where removed items should leave the store, or else from a tenth of deleted rows.
+        has_removed = self._table.read().head.has_removed
+        if has_removed:
+            self._table.update(lambda head: head.model_copy(update={"has_removed": False}))
+        gone = f"modality IS NULL AND id != {quoted(HEAD_ID)}"
+        self._again(lambda dataset: dataset.delete(gone))
+        self._again(
+            lambda dataset: dataset.optimize.compact_files(
+                target_rows_per_fragment=_FRAGMENT_ROWS,
+                materialize_deletions_threshold=0.0 if has_removed else 0.1,
+            )
+        )
+        yield
+        state = self._table.read()
+        if state.rows >= INDEX_FROM_ROWS:
+            for column in sorted(_INDEXES.keys() - state.indexes()):
+                self._again(partial(_create_index, column))
+                yield
+        self._again(lambda dataset: dataset.optimize.optimize_indices())
+        yield
+        self._table.read().dataset.cleanup_old_versions(_KEPT_FILES)
 
-        _again(add)
-        self._table.update(lambda state: state.head.model_copy(update={"making": target.column}))
+    def _add(self, column: pa.Field) -> None:
+        def add(dataset: lance.LanceDataset) -> None:
+            if column.name not in dataset.schema.names:
+                dataset.add_columns(column)
 
-    def _fill(self, target: Target, embed: Embed) -> Iterator[float]:
+        self._again(add)
+        self._table.update(lambda head: head.model_copy(update={"making": column.name}))
+
+    def _fill(self, target: Target, kind: pa.DataType, embed: Embed) -> Iterator[float]:
         while True:
             state = self._table.read()
             # Not `LanceFragment.count_rows`: with a filter it holds the interpreter, and searches beside it deadlock.
             places = state.dataset.to_table(
-                columns=[], filter=lacking(target), with_row_address=True
+                columns=[], filter=target.lacking, with_row_address=True
             )["_rowaddr"].to_numpy()
             if not len(places):
                 return
-            yield 1 - len(places) / max(state.rows(), 1)
-            fragment = state.dataset.get_fragment(int(places[0]) >> 32)
-            self._fill_fragment(state, fragment, target, embed)
-
-    def _fill_fragment(
-        self, state: State, fragment: lance.LanceFragment, target: Target, embed: Embed
-    ) -> None:
-        schema = pa.schema(
-            [("_rowid", pa.uint64()), (target.column, pa.list_(pa.float32(), target.width))]
-        )
-        # Another handle to read from: one cannot be read while it is updated.
-        source = state.dataset.get_fragment(fragment.fragment_id)
-        made = pa.RecordBatchReader.from_batches(schema, _vectors(source, target, embed, schema))
-        changed, fields = fragment.update_columns(made, "_rowid", "_rowid")
-        operation = LanceOperation.Update(updated_fragments=[changed], fields_modified=fields)
-        try:
-            lance.LanceDataset.commit(state.dataset, operation, read_version=state.dataset.version)
-        except CommitConflictError:
-            return  # An item of it was written meanwhile: the next round does it again.
+            yield 1 - len(places) / max(state.rows, 1)
+            fragment = int(places[0]) >> 32
+            schema = pa.schema([("_rowid", pa.uint64()), (target.column, kind)])
+            # Two handles: one cannot be read while it is updated.
+            source, updated = (lance.LanceFragment(state.dataset, fragment) for _ in range(2))
+            vectors = _vectors(source, target, schema, embed)
+            changed, fields = updated.update_columns(
+                pa.RecordBatchReader.from_batches(schema, vectors), "_rowid", "_rowid"
+            )
+            operation = LanceOperation.Update(updated_fragments=[changed], fields_modified=fields)
+            try:
+                lance.LanceDataset.commit(
+                    state.dataset, operation, read_version=state.dataset.version
+                )
+            except OSError as error:
+                if not is_conflict(error):
+                    raise
+                # An item of it was written meanwhile: the next round does it again.
 
     def _index(self, target: Target) -> None:
         state = self._table.read()
         rows = state.dataset.count_rows(f"{target.column} IS NOT NULL")
-        if rows < INDEX_FROM_ROWS or target.column in state.indexes():
-            return
-        partitions = max(1, int(math.sqrt(rows) / 2))
-        _again(
-            lambda: self._table.read().dataset.create_index(
-                target.column,
-                _BYTES if target.width % _BITS_MULTIPLE else _BITS,
-                name=target.column,
-                metric="cosine",
-                num_partitions=partitions,
+        if rows >= INDEX_FROM_ROWS and target.column not in state.indexes():
+            self._again(
+                lambda dataset: dataset.create_index(
+                    target.column,
+                    _BYTES if target.width % _BITS_MULTIPLE else _BITS,
+                    name=target.column,
+                    metric="cosine",
+                    num_partitions=max(1, int(math.sqrt(rows) / 2)),
+                )
             )
-        )
+
+    def _drop_old(self) -> None:
+        """Drop columns that neither serve nor are kept for a rollback."""
+        # First out of the head, so that no reader chooses one that is gone.
+        head = self._table.update(lambda head: head.without(*head.complete[:-_KEPT_COLUMNS]))
+        if old := sorted(set(self._table.read().columns) - {*head.complete, head.making}):
+            self._again(lambda dataset: dataset.drop_columns(old))
+
+    def _again(self, do: Callable[[lance.LanceDataset], object]) -> None:
+        """Do it until no write came between. Raises OSError after so many attempts."""
+        for left in reversed(range(_ATTEMPTS)):
+            try:
+                do(self._table.read().dataset)
+                return
+            except OSError as error:
+                if not left or not is_conflict(error):
+                    raise
 
 
-def _with_complete(head: Head, column: str) -> Head:
-    others = tuple(each for each in head.complete if each != column)
-    return head.model_copy(update={"complete": (*others, column), "making": None})
-
-
-def lacking(target: Target) -> str:
-    """Return the SQL of items that have no vector and should have one."""
-    learned = ", ".join(map(quoted, sorted(target.learned)))
-    return f"{target.column} IS NULL AND modality IN ({learned})"
+def _create_index(column: str, dataset: lance.LanceDataset) -> None:
+    dataset.create_scalar_index(column, _INDEXES[column], column)
 
 
 def _vectors(
-    fragment: lance.LanceFragment, target: Target, embed: Embed, schema: pa.Schema
+    fragment: lance.LanceFragment, target: Target, schema: pa.Schema, embed: Embed
 ) -> Iterator[pa.RecordBatch]:
+    kind = schema.field(target.column).type
     for modality in sorted(target.learned):
         batches = fragment.to_batches(
             columns=["feature"],
@@ -192,27 +290,11 @@ def _vectors(
         )
         for batch in batches:
             if batch.num_rows:
-                vectors_BE = embed(target.column, modality, features_matrix(batch["feature"]))
+                features = batch["feature"].flatten().to_numpy(zero_copy_only=False)
+                features_BF = np.array(features.reshape(batch.num_rows, -1), np.float32)
+                vectors_BE = embed(target.column, modality, features_BF)
                 if vectors_BE is None:
                     raise ValueError(f"{target.column} embeds no {modality}")
-                vectors = pa.FixedSizeListArray.from_arrays(
-                    pa.array(vectors_BE.ravel()), target.width
-                )
-                yield pa.record_batch([batch["_rowid"], vectors], schema=schema)
-
-
-def features_matrix(column: pa.ListArray) -> Float32Array:
-    """Return features of one modality as B x F."""
-    values = column.flatten().to_numpy(zero_copy_only=False)
-    return np.array(values.reshape(len(column), -1), np.float32)
-
-
-def _again(do: Callable[[], object], attempts: int = 20) -> None:
-    """Do it until no write came between. Raises CommitConflictError after so many attempts."""
-    for left in reversed(range(attempts)):
-        try:
-            do()
-            return
-        except CommitConflictError:
-            if not left:
-                raise
+                numbers = vectors_BE.ravel().astype(kind.value_type.to_pandas_dtype())
+                made = pa.FixedSizeListArray.from_arrays(pa.array(numbers), target.width)
+                yield pa.record_batch([batch["_rowid"], made], schema=schema)

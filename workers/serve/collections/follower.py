@@ -7,22 +7,24 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 
-import torch
-
 from cmcl.contract.errors import InvalidVersion, WorkerError
-from cmcl.storage.object_store import ObjectStore
-from workers.serve.collections import registry
-from workers.serve.collections.columns import ColumnBuilder, Target, column_of
-from workers.serve.collections.registry import Life
-from workers.serve.collections.searching import Searched, newest
-from workers.serve.collections.table import State
+from workers.serve.collections.columns import (
+    ColumnBuilder,
+    Target,
+    VersionOf,
+    Versions,
+    column_of,
+)
+from workers.serve.collections.registry import Registry
+from workers.serve.collections.searching import Searched
+from workers.serve.collections.table import State, VersionGone
 from workers.serve.telemetry import LogOnce
 from workers.serve.versions.live import LiveVersions
-from workers.serve.versions.loading import Float32Array, ServedVersion
+from workers.serve.versions.loading import ServedVersion
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +32,8 @@ _FIRST_DELAY_SECONDS = 0.1
 _LONGEST_DELAY_SECONDS = 15.0
 # Live versions are compared more often than the store is read: that costs nothing.
 _SWAP_SECONDS = 0.02
-
-# Reads a version of a model from the store, or from memory: model and number.
-VersionOf = Callable[[str, int], ServedVersion]
+# Between two sweeps of deleted collections, and until what was removed from one leaves the store.
+_SWEEP_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -43,66 +44,22 @@ class CollectionSnapshot:
     retry cannot help.
     """
 
-    life: Life
-    state: State | None = None
+    state: State
     searched: Searched | None = None
     progress: float | None = None
     problem: str | None = None
     is_damaged: bool = False
-
-    @cached_property
-    def rows(self) -> int:
-        """The number of items."""
-        return 0 if self.state is None else self.state.rows()
-
-
-class Versions:
-    """Versions by the names of their columns, and vectors of features."""
-
-    def __init__(self, model: str, live: LiveVersions, version_of: VersionOf) -> None:
-        self._model = model
-        self._live = live
-        self._version_of = version_of
-        self._known: dict[str, ServedVersion] = {}
-
-    def live(self) -> ServedVersion | None:
-        """Return the live version of the model."""
-        found = self._live.get(self._model)
-        if found is None:
-            return None
-        self._known[column_of(found.version)] = found.version
-        return found.version
-
-    def of(self, column: str) -> ServedVersion | None:
-        """Return the version of a column; None where it is of a model that was deleted since."""
-        if column not in self._known:
-            version = self._version_of(self._model, int(column.split("_")[1]))
-            self._known[column_of(version)] = version
-        return self._known.get(column)
-
-    def embed(self, column: str, modality: str, features_BF: Float32Array) -> Float32Array | None:
-        """Return unit embeddings (B x E); None for a modality that the version has not learned."""
-        version = self.of(column)
-        if version is None or modality in version.not_learned:
-            return None
-        width = version.spec.widths.get(modality)
-        if width != features_BF.shape[1]:
-            raise InvalidVersion(
-                f"features of modality {modality!r} have width {features_BF.shape[1]}, "
-                f"{version.label} expects {width or 'no such modality'}"
-            )
-        made: Float32Array = version.heads.embed(modality, torch.from_numpy(features_BF)).numpy()
-        return made
 
 
 @dataclass
 class _Followed:
     snapshot: CollectionSnapshot
     versions: Versions
-    building: Iterator[float] | None = None
-    target: str | None = None
+    tidied_at: float
+    # Steps of making a column, or of compacting; each yields the progress of the column.
+    work: Iterator[float | None] | None = None
     failures: int = 0
-    retry_at: float = field(default=0.0)
+    retry_at: float = 0.0
 
 
 class CollectionsFollower:
@@ -110,14 +67,14 @@ class CollectionsFollower:
 
     def __init__(
         self,
-        store: ObjectStore,
+        registry: Registry,
         live: LiveVersions,
         version_of: VersionOf,
         name: str,
         poll_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._store = store
+        self._registry = registry
         self._live = live
         self._version_of = version_of
         self._name = name
@@ -126,6 +83,7 @@ class CollectionsFollower:
         self._followed: dict[str, _Followed] = {}
         self._snapshots: Mapping[str, CollectionSnapshot] = MappingProxyType({})
         self._damaged: dict[str, str] = {}
+        self._sweep_at = clock() + _SWEEP_SECONDS
         self._log = LogOnce(logger, "%s is not followed, what is loaded keeps answering: %s")
         self._woken = threading.Event()
         self._loaded = threading.Event()
@@ -166,92 +124,81 @@ class CollectionsFollower:
     def behind(self) -> int:
         """How many collections are not searched by their live version."""
         return sum(
-            (live := self._live.get(each.life.model)) is not None
+            (live := self._live.get(each.state.head.spec.model)) is not None
             and (each.searched is None or each.searched.version != live.version)
             for each in self._snapshots.values()
         )
 
-    def versions_of(self, life: Life) -> Versions:
+    def versions_of(self, state: State) -> Versions:
         """Return what embeds features for a collection."""
-        followed = self._followed.get(life.name)
-        if followed is not None and followed.snapshot.life == life:
+        followed = self._followed.get(state.head.spec.name)
+        if followed is not None and followed.snapshot.state.table == state.table:
             return followed.versions
-        return Versions(life.model, self._live, self._version_of)
+        return Versions(state.head.spec, self._live, self._version_of)
 
     def poll(self) -> None:
         """Poll every collection once. Raises StorageUnavailable if they cannot be listed."""
-        names = registry.names(self._store)
+        names = self._registry.names()
         for name in self._followed.keys() - set(names):
             self._forget(name)
         for name in names:
             followed = self._followed.get(name)
             if followed is None or self._clock() >= followed.retry_at:
                 self._guarded(name, partial(self._follow, name))
+        if self._clock() >= self._sweep_at:
+            self._sweep_at = self._clock() + _SWEEP_SECONDS
+            for name in names:
+                self._registry.sweep(name)
 
     def work(self) -> bool:
         """Do one step for each collection whose vectors are being made. Returns whether there are more."""
-        building = [each for each in self._followed.items() if each[1].building is not None]
-        for name, followed in building:
+        working = [each for each in self._followed.items() if each[1].work is not None]
+        for name, followed in working:
             self._guarded(name, partial(self._step, name, followed))
-        return any(followed.building is not None for _, followed in building)
+        return any(followed.work is not None for _, followed in working)
 
     def _follow(self, name: str) -> None:
-        life = registry.newest(self._store, name)
-        if life is None or life.ended is not None:
+        followed = self._followed.get(name)
+        state = self._registry.newest(name, None if followed is None else followed.snapshot.state)
+        if state is None or state.head.ended_at is not None:
             self._forget(name)
             return
-        followed = self._followed.get(name)
-        if followed is None or followed.snapshot.life != life:
-            versions = Versions(life.model, self._live, self._version_of)
-            followed = self._followed[name] = _Followed(CollectionSnapshot(life), versions)
-        state = followed.snapshot.state
-        if state is None or state.dataset.latest_version != state.dataset.version:
-            state = registry.table_of(self._store, life).read()
-        self._choose(followed, state)
-        self._put(name, followed.snapshot)
-
-    def _choose(self, followed: _Followed, state: State) -> None:
-        """Search by the live version if its column is complete, or else by the newest that is."""
+        if followed is None or followed.snapshot.state.table != state.table:
+            versions = Versions(state.head.spec, self._live, self._version_of)
+            snapshot = CollectionSnapshot(state)
+            followed = self._followed[name] = _Followed(snapshot, versions, self._clock())
         live = followed.versions.live()
-        searched = None
-        if live is not None and not state.head.deleted:
-            complete = (followed.versions.of(each) for each in reversed(state.head.complete))
-            searched = newest(state, [live]) or next(
-                (Searched(state, each) for each in complete if each is not None), None
-            )
-        followed.snapshot = replace(followed.snapshot, state=state, searched=searched)
-        if live is None or column_of(live) in state.head.complete:
-            followed.building = followed.target = None
-        elif followed.building is None:
-            # One that is being made is finished first: where versions come faster, none would be otherwise.
-            self._begin(followed, live)
+        searched = None if live is None else _searched(state, live, followed.versions)
+        self._put(name, replace(followed.snapshot, state=state, searched=searched))
+        if live is None:
+            followed.work = None
+        elif followed.work is None:
+            # A column that is being made is finished first: where versions come faster, none would be otherwise.
+            followed.work = self._next_work(followed, live)
 
-    def _begin(self, followed: _Followed, live: ServedVersion) -> None:
-        builder = self._builder(followed)
-        if builder.claim():
+    def _next_work(self, followed: _Followed, live: ServedVersion) -> Iterator[float | None] | None:
+        state = followed.snapshot.state
+        builder = ColumnBuilder(state.table, self._name)
+        if column_of(live) not in state.head.complete:
             learned = frozenset(live.spec.modalities.keys() - live.not_learned)
-            target = Target(column_of(live), live.spec.width, learned)
-            followed.target = target.column
-            followed.building = builder.build(target, followed.versions.embed)
+            target = Target(column_of(live), followed.versions.width(live), learned)
+            return builder.build(target, followed.versions.embed) if builder.claim() else None
+        is_due = self._clock() - followed.tidied_at > _SWEEP_SECONDS
+        if builder.is_untidy(state) or (state.head.has_removed and is_due):
+            followed.tidied_at = self._clock()
+            return builder.tidy() if builder.claim() else None
+        return None
 
     def _step(self, name: str, followed: _Followed) -> None:
-        assert followed.building is not None
         try:
-            progress = next(followed.building)
+            progress = next(followed.work or iter(()))
         except StopIteration:
-            followed.building = None
-            builder = self._builder(followed)
-            builder.drop_old()
-            builder.tidy()
-            followed.snapshot = replace(followed.snapshot, progress=None)
+            followed.work = progress = None
+        self._put(name, replace(followed.snapshot, progress=progress))
+        if followed.work is None:
             self._follow(name)
         else:
-            followed.snapshot = replace(followed.snapshot, progress=progress)
-            self._builder(followed).claim()
-            self._put(name, followed.snapshot)
-
-    def _builder(self, followed: _Followed) -> ColumnBuilder:
-        return ColumnBuilder(registry.table_of(self._store, followed.snapshot.life), self._name)
+            ColumnBuilder(followed.snapshot.state.table, self._name).claim()
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -299,14 +246,14 @@ class CollectionsFollower:
 
     def _failed(self, name: str, error: Exception) -> None:
         # Without the store's address, which callers must not see.
-        problem = str(error).replace(f"{self._store.uri}/", "")
+        problem = str(error).replace(f"{self._registry.uri}/", "")
         is_damaged = isinstance(error, InvalidVersion)
         if is_damaged:
             self._damaged[name] = problem
         followed = self._followed.get(name)
         if followed is None:
             return
-        followed.building = None
+        followed.work = None
         followed.failures += 1
         # The exponent is bounded too: 2.0 ** 1024 overflows, and a week of failures gets there.
         delay = _FIRST_DELAY_SECONDS * 2.0 ** min(followed.failures, 16)
@@ -326,3 +273,15 @@ class CollectionsFollower:
         if snapshot is not self._snapshots.get(name):
             others = {other: each for other, each in self._snapshots.items() if other != name}
             self._snapshots = MappingProxyType(others | ({name: snapshot} if snapshot else {}))
+
+
+def _searched(state: State, live: ServedVersion, versions: Versions) -> Searched | None:
+    """Search by the live version if its column is complete, or else by the newest that is."""
+    if column_of(live) in state.head.complete:
+        return Searched(state, live)
+    for column in reversed(state.head.complete):
+        try:
+            return Searched(state, versions.of(column))
+        except VersionGone:
+            continue
+    return None

@@ -1,158 +1,147 @@
-"""Which collections there are: for each name a short log of lives, in objects that the first writer of a number creates.
+"""Which collections there are: for each name a table, `collections/<name>/<number>.lance`.
 
-A name that is deleted can be used again: its next life has another table, and revisions above those of the one before.
-A life ends in its table (`CollectionTable.delete`), which refuses later writes; then the log says so.
+A name that is deleted can be used again: the next table has a higher number, and revisions above those of the one
+before. The table of a deleted collection says so in its head; an hour later its files are removed. So creation is
+one step, that of a table which does not exist, and deletion is another, a change of its head.
 """
 
 from collections.abc import Callable
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from datetime import UTC, datetime, timedelta
 from urllib.parse import unquote, urlsplit
 
-from pydantic import Field, StringConstraints, ValidationError
+import lance
 
-from cmcl.contract.api.endpoint import FeatureType
-from cmcl.contract.errors import InvalidVersion, ObjectExists, ObjectNotFound, WorkerError
-from cmcl.contract.modality import NAME_PATTERN, Frozen, ModelName
+from cmcl.contract.errors import InvalidVersion, ObjectExists, WorkerError
 from cmcl.storage import layout
 from cmcl.storage.object_store import ObjectStore
-from workers.serve.collections.table import CollectionTable, NoCollection
+from cmcl.storage.s3 import S3Store
+from workers.serve.collections.table import CollectionSpec, CollectionTable, NoCollection, State
 
-CollectionName = Annotated[
-    str, StringConstraints(pattern=NAME_PATTERN), Field(examples=["street-photos"])
-]
+# Of one process, for all tables: partitions of indexes (32 bytes of codes for a vector of 256 numbers), and manifests.
+_INDEX_CACHE_BYTES = 512 << 20
+_METADATA_CACHE_BYTES = 128 << 20
+# Searches and exports of a deleted collection may go on for as long, and a repeated deletion is recognised.
+_KEPT = timedelta(hours=1)
+
+Permitted = Callable[[CollectionSpec], bool]
 
 
 class CollectionExists(WorkerError):
     """The name is taken by a collection with other properties."""
 
 
-class CollectionSpec(NamedTuple):
-    """The properties of a new collection. `owner` None: see Life."""
+class Registry:
+    """The collections of an object store. Used from any thread; all methods block. Any may raise StorageUnavailable."""
 
-    name: str
-    model: str
-    owner: str | None
-    feature_type: FeatureType
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        # Of the last sweep: folders of tables without one.
+        self._without_table: set[str] = set()
+        self._session = lance.Session(
+            index_cache_size_bytes=_INDEX_CACHE_BYTES,
+            metadata_cache_size_bytes=_METADATA_CACHE_BYTES,
+        )
+        scheme, _, path, _, _ = urlsplit(store.uri)
+        self._root, self._options = store.uri, {}
+        if scheme == "file":
+            self._root = unquote(path)
+        elif isinstance(store, S3Store):
+            # Lance has the same chain of credentials as boto3, but not its endpoint.
+            self._options = {"aws_endpoint": store.endpoint_url, "aws_region": store.region}
+            if store.endpoint_url.startswith("http:"):
+                self._options["allow_http"] = "true"
 
+    def names(self) -> list[str]:
+        """Return all names, of deleted collections as well until they are swept."""
+        return self._store.folders(layout.collections())
 
-class Life(Frozen):
-    """`collections/<name>/lives/<n>.json`: a collection, or the end of the one before."""
+    @property
+    def uri(self) -> str:
+        """The address of the store."""
+        return self._store.uri
 
-    format: Literal[1] = 1
-    name: CollectionName
-    number: int = Field(ge=1)
-    model: ModelName
-    owner: str | None = Field(
-        description="None: for all callers where no keys are required, and for the operator"
-    )
-    feature_type: FeatureType
-    created_at: datetime
-    first_revision: int = Field(ge=1)
-    ended: int | None = Field(default=None, description="the last revision, where it was deleted")
-    mark: str | None = Field(default=None, description="of the request that deleted it")
+    def newest(self, name: str, known: State | None = None) -> State | None:
+        """Return the newest table of this name, also of a deleted collection; `known`, where that is still its state.
 
+        Raises InvalidVersion.
+        """
+        for table in self._tables(name):
+            try:
+                if known is not None and known.table == table and known.is_latest():
+                    return known
+                return table.read()
+            except NoCollection:
+                continue  # Its creation has not ended, or its sweeping.
+        return None
 
-Permitted = Callable[[Life], bool]
+    def existing(self, name: str, permitted: Permitted) -> State:
+        """Return the collection, if it exists and is visible. Raises NoCollection, InvalidVersion."""
+        state = self.newest(name)
+        if state is None or state.head.ended_at is not None or not permitted(state.head.spec):
+            raise NoCollection(f"there is no collection {name!r}")
+        return state
 
-
-def names(store: ObjectStore) -> list[str]:
-    """Return all names, of deleted collections as well until they are swept."""
-    return store.folders(layout.collections())
-
-
-def newest(store: ObjectStore, name: str) -> Life | None:
-    """Return the newest life, also of a deleted collection. Raises InvalidVersion."""
-    keys = list(store.keys(layout.collection_lives(name)))
-    return _read(store, keys[-1]) if keys else None
-
-
-def existing(store: ObjectStore, name: str, permitted: Permitted) -> Life:
-    """Return the collection, if it exists and is visible. Raises NoCollection, InvalidVersion."""
-    life = newest(store, name)
-    if life is None or life.ended is not None or not permitted(life):
-        raise NoCollection(f"there is no collection {name!r}")
-    return life
-
-
-def create(store: ObjectStore, spec: CollectionSpec) -> Life:
-    """Create a collection, or return it if it has these properties. Raises CollectionExists."""
-    while True:
-        before = newest(store, spec.name)
-        if before is not None and before.ended is None:
-            if (before.model, before.owner, before.feature_type) != spec[1:]:
+    def create(self, spec: CollectionSpec) -> State:
+        """Create a collection, or return it if it has these properties. Raises CollectionExists."""
+        while True:
+            before = self.newest(spec.name)
+            if before is None:
+                number, revision = 1, 1
+            elif before.head.ended_at is not None:
+                number, revision = before.table.number + 1, before.head.revision + 1
+            elif before.head.spec == spec:
+                return before
+            else:
                 raise CollectionExists(
                     f"collection {spec.name!r} exists with other properties; delete it first, or "
                     "choose another name"
                 )
-            return before
-        life = Life(
-            name=spec.name,
-            number=1 if before is None else before.number + 1,
-            model=spec.model,
-            owner=spec.owner,
-            feature_type=spec.feature_type,
-            created_at=datetime.now(UTC),
-            first_revision=1 if before is None else (before.ended or 0) + 1,
-        )
-        try:
-            # The table first: what the log names is there.
-            table_of(store, life).create(life.feature_type, life.first_revision)
-        except ObjectExists:
-            pass  # Of a writer that died before it wrote the log, or is about to.
-        if _append(store, life):
-            return life
+            try:
+                return self._table(spec.name, number).create(spec, revision)
+            except ObjectExists:
+                continue  # By another one, a moment ago.
 
+    def delete(self, name: str, permitted: Permitted, mark: str | None = None) -> None:
+        """Delete a collection with all its items. Raises NoCollection.
 
-def delete(store: ObjectStore, name: str, permitted: Permitted, mark: str | None = None) -> None:
-    """Delete a collection with all its items. Raises NoCollection.
+        Where the request with this mark has deleted it before, nothing is deleted: by then there may be a new
+        collection of that name.
+        """
+        if mark is not None:
+            for table in self._tables(name):
+                try:
+                    head = table.read().head
+                except (NoCollection, InvalidVersion):
+                    continue
+                if head.ended_at is not None and mark in head.marks:
+                    return
+        self.existing(name, permitted).table.end(mark)
 
-    Where the request with this mark has deleted it before, nothing is deleted: by then there may be a new collection
-    of that name.
-    """
-    keys = list(store.keys(layout.collection_lives(name)))
-    if mark is not None and any(_read(store, key).mark == mark for key in keys):
-        return
-    life = existing(store, name, permitted)
-    head = table_of(store, life).delete()
-    fields = {"number": life.number + 1, "ended": head.revision, "mark": mark}
-    _append(store, life.model_copy(update=fields))
+    def sweep(self, name: str) -> None:
+        """Remove the files of tables that were deleted an hour ago. To be called once an hour."""
+        for table in self._tables(name):
+            try:
+                ended_at = table.read().head.ended_at
+                is_due = ended_at is not None and datetime.now(UTC) - ended_at > _KEPT
+            except InvalidVersion:
+                continue  # The operator's to look at.
+            except NoCollection:
+                # What a sweep left that did not end, or a creation that has not ended since the last sweep.
+                is_due = table.uri in self._without_table
+                self._without_table.add(table.uri)
+            if is_due:
+                # Manifests first, the newest of them last: a table is there with all its files, or not at all.
+                keys = self._store.keys(layout.collection_table(name, table.number) + "/")
+                for key in sorted(keys, key=lambda key: ("/_versions/" in key, key), reverse=True):
+                    self._store.delete(key)
+                self._without_table.discard(table.uri)
 
+    def _tables(self, name: str) -> list[CollectionTable]:
+        """Return its tables, the newest first."""
+        folders = self._store.folders(layout.collection(name))
+        numbers = [int(each.removesuffix(".lance")) for each in folders]
+        return [self._table(name, number) for number in sorted(numbers, reverse=True)]
 
-def table_of(store: ObjectStore, life: Life) -> CollectionTable:
-    """Return the table of this life."""
-    key = layout.collection_table(life.name, life.number)
-    scheme, _, path, _, _ = urlsplit(store.uri)
-    if scheme == "file":
-        return CollectionTable(str(Path(unquote(path)) / key))
-    from cmcl.storage.s3 import S3Store
-
-    options = {}
-    if isinstance(store, S3Store):
-        # Lance has the same chain of credentials as boto3, but not its endpoint.
-        options = {"aws_endpoint": store.endpoint_url, "aws_region": store.region}
-        if store.endpoint_url.startswith("http:"):
-            options["allow_http"] = "true"
-    return CollectionTable(f"{store.uri}/{key}", options)
-
-
-def _append(store: ObjectStore, life: Life) -> bool:
-    try:
-        store.create(
-            layout.collection_life(life.name, life.number), life.model_dump_json().encode()
-        )
-    except ObjectExists:
-        return False
-    return True
-
-
-def _read(store: ObjectStore, key: str) -> Life:
-    try:
-        return Life.model_validate_json(store.read(key))
-    except ValidationError as error:
-        wrong = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, wrong["loc"])) or "all of it"
-        raise InvalidVersion(f"{key} cannot be read ({place}: {wrong['msg']})") from error
-    except ObjectNotFound as error:
-        raise InvalidVersion(f"{key} was removed") from error
+    def _table(self, name: str, number: int) -> CollectionTable:
+        uri = f"{self._root.rstrip('/')}/{layout.collection_table(name, number)}"
+        return CollectionTable(uri, number, self._options, self._session)

@@ -1,12 +1,13 @@
-"""Searching a collection at one moment, by the vectors of one version.
+"""Searching a collection at one moment, by the vectors of one version and by the words of payloads.
 
-Shapes: E width of the embeddings.
+Shapes: E width of the vectors.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,33 +16,29 @@ from workers.serve.collections.columns import column_of
 from workers.serve.collections.filters import Filter, sql_of
 from workers.serve.collections.table import ITEMS, State
 from workers.serve.collections.terms import quoted
-from workers.serve.versions.loading import Float32Array, ServedVersion
+from workers.serve.versions.loading import Float32Array, ServedVersion, truncated
 
 # Ten times as many candidates as hits would find no more: docs/decisions/0058-*.md.
 _RESCORED = 2
 # Partitions hold all modalities, and a text's neighbours are texts: of another one more are looked through.
 _PARTITIONS = 60
 _ALL_PARTITIONS = 1 << 16
+# Reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009): the constant, and how many of each ranking.
+_RRF_CONSTANT = 60
+_FUSED = 100
+_ITEM = ["id", "modality", "payload"]
 
 
 @dataclass(frozen=True)
 class SearchQuery:
-    """A search. `modalities` None: all."""
+    """A search by a vector, by words, or by both. `modalities` None: all. `exact`: compare all vectors."""
 
     top_k: int
+    query_E: Float32Array | None = None
+    words: str | None = None
     modalities: Collection[str] | None = None
     filter: Filter | None = None
     exact: bool = False
-
-
-@dataclass(frozen=True, order=True)
-class Hit:
-    """An item that was found, with its cosine. `payload`: JSON, or None."""
-
-    score: float
-    id: str
-    modality: str
-    payload: str | None
 
 
 @dataclass(frozen=True)
@@ -54,8 +51,15 @@ class StoredItem:
 
 
 @dataclass(frozen=True)
+class Hit(StoredItem):
+    """An item that was found. `score`: its cosine; of words that of BM25, of both the sum of reciprocal ranks."""
+
+    score: float
+
+
+@dataclass(frozen=True)
 class SearchResult:
-    """Hits, best first. `exact`: all items were compared."""
+    """Hits, best first. `exact`: all vectors were compared."""
 
     hits: list[Hit]
     exact: bool
@@ -72,10 +76,16 @@ class Searched:
     def revision(self) -> int:
         return self.state.head.revision
 
+    @property
+    def width(self) -> int:
+        """The width E of the vectors."""
+        return int(self.state.dataset.schema.field(self._column).type.list_size)
+
     def rows(self, modality: str | None = None) -> int:
         """Return the number of items with vectors, of one modality or of all."""
-        wanted = "" if modality is None else f" AND modality = {quoted(modality)}"
-        return int(self.state.dataset.count_rows(f"{self._column} IS NOT NULL{wanted}"))
+        return int(
+            self.state.dataset.count_rows(self._of(None if modality is None else [modality]))
+        )
 
     @cached_property
     def modalities(self) -> Mapping[str, int]:
@@ -88,10 +98,9 @@ class Searched:
 
     def items(self, offset: int, count: int, modality: str | None = None) -> list[StoredItem]:
         """Return up to `count` items with vectors after `offset` of them, in the order of the table."""
-        wanted = "" if modality is None else f" AND modality = {quoted(modality)}"
         found = self.state.dataset.to_table(
-            columns=["id", "modality", "payload"],
-            filter=f"{self._column} IS NOT NULL{wanted}",
+            columns=_ITEM,
+            filter=self._of(None if modality is None else [modality]),
             offset=offset,
             limit=count,
         )
@@ -100,10 +109,73 @@ class Searched:
     def vectors(self, rows: int) -> Iterator[pa.RecordBatch]:
         """Yield id, modality, payload and vector of all items with vectors, at most `rows` at a time."""
         yield from self.state.dataset.to_batches(
-            columns=["id", "modality", "payload", self._column],
-            filter=f"{self._column} IS NOT NULL",
-            batch_size=rows,
+            columns=[*_ITEM, self._column], filter=self._of(), batch_size=rows
         )
+
+    def search(self, wanted: SearchQuery) -> SearchResult:
+        """Return the items nearest to a query, of those with vectors."""
+        if wanted.words is None:
+            return self._nearest(wanted, wanted.top_k)
+        if wanted.query_E is None:
+            return SearchResult(self._matching(wanted, wanted.top_k), exact=True)
+        near = self._nearest(wanted, max(wanted.top_k, _FUSED))
+        scores: defaultdict[str, float] = defaultdict(float)
+        items: dict[str, Hit] = {}
+        for ranking in (near.hits, self._matching(wanted, max(wanted.top_k, _FUSED))):
+            for rank, hit in enumerate(ranking, start=1):
+                scores[hit.id] += 1 / (_RRF_CONSTANT + rank)
+                items[hit.id] = hit
+        fused = _ranked(
+            Hit(each.id, each.modality, each.payload, scores[each.id]) for each in items.values()
+        )
+        return SearchResult(fused[: wanted.top_k], near.exact)
+
+    def _nearest(self, wanted: SearchQuery, count: int) -> SearchResult:
+        assert wanted.query_E is not None  # noqa: S101
+        exact = wanted.exact or not self._is_indexed
+        nearest: dict[str, Any] = {
+            "column": self._column,
+            "q": truncated(wanted.query_E[None], self.width)[0],
+            "k": count,
+            "metric": "cosine",
+        }
+        if exact:
+            nearest["use_index"] = False
+        else:
+            is_narrowed = wanted.modalities is not None or wanted.filter is not None
+            nearest["refine_factor"] = _RESCORED
+            nearest["minimum_nprobes"] = _ALL_PARTITIONS if is_narrowed else _PARTITIONS
+        found = self._scanned(wanted, "_distance", nearest=nearest)
+        hits = (Hit(**item, score=1 - distance) for item, distance in found)
+        return SearchResult(_ranked(hits), exact)
+
+    def _matching(self, wanted: SearchQuery, count: int) -> list[Hit]:
+        words = {"query": wanted.words, "columns": ["text"]}
+        found = self._scanned(wanted, "_score", full_text_query=words, limit=count)
+        return _ranked(Hit(**item, score=score) for item, score in found)
+
+    def _scanned(
+        self, wanted: SearchQuery, score: str, **how: Any
+    ) -> Iterator[tuple[dict[str, str], float]]:
+        conditions = self._of(wanted.modalities)
+        if wanted.filter is not None:
+            columns = self.state.dataset.schema.names
+            conditions = f"{conditions} AND ({sql_of(wanted.filter, columns)})"
+        found = self.state.dataset.scanner(
+            columns=[*_ITEM, score],
+            filter=conditions,
+            prefilter=True,
+            disable_scoring_autoprojection=True,
+            **how,
+        ).to_table()
+        for each in found.to_pylist():
+            yield each, each.pop(score)
+
+    def _of(self, modalities: Collection[str] | None = None) -> str:
+        """Return the SQL of items with vectors: those of a modality that the version has learned."""
+        learned = self.version.spec.modalities.keys() - self.version.not_learned
+        wanted = learned if modalities is None else learned & set(modalities)
+        return f"modality IN ({', '.join(map(quoted, sorted(wanted)))})" if wanted else "false"
 
     @cached_property
     def _is_indexed(self) -> bool:
@@ -113,44 +185,7 @@ class Searched:
     def _column(self) -> str:
         return column_of(self.version)
 
-    def search(self, query_E: Float32Array, wanted: SearchQuery) -> SearchResult:
-        """Return the items nearest to a query that this version embedded."""
-        column, dataset = self._column, self.state.dataset
-        exact = wanted.exact or not self._is_indexed
-        nearest = {"column": column, "q": query_E, "k": wanted.top_k, "metric": "cosine"}
-        if exact:
-            nearest["use_index"] = False
-        else:
-            narrowed = wanted.modalities is not None or wanted.filter is not None
-            nearest["refine_factor"] = _RESCORED
-            nearest["minimum_nprobes"] = _ALL_PARTITIONS if narrowed else _PARTITIONS
-        found = dataset.scanner(
-            columns=["id", "modality", "payload", "_distance"],
-            nearest=nearest,
-            filter=_conditions(wanted, dataset.schema.names),
-            prefilter=True,
-            disable_scoring_autoprojection=True,
-        ).to_table()
-        hits = [
-            Hit(1 - each["_distance"], each["id"], each["modality"], each["payload"])
-            for each in found.to_pylist()
-        ]
-        # Ties by id, so that all replicas answer alike.
-        return SearchResult(sorted(hits, key=lambda hit: (-hit.score, hit.id)), exact)
 
-
-def newest(state: State, versions: Collection[ServedVersion]) -> Searched | None:
-    """Return what answers: the first of these versions whose column is complete, the live one first."""
-    for version in versions:
-        if column_of(version) in state.head.complete:
-            return Searched(state, version)
-    return None
-
-
-def _conditions(wanted: SearchQuery, columns: Collection[str]) -> str:
-    parts = [ITEMS]
-    if wanted.modalities is not None:
-        parts = [f"modality IN ({', '.join(map(quoted, sorted(wanted.modalities)))})"]
-    if wanted.filter is not None:
-        parts.append(f"({sql_of(wanted.filter, columns)})")
-    return " AND ".join(parts)
+def _ranked(hits: Iterator[Hit]) -> list[Hit]:
+    """Ties by id, so that all replicas answer alike."""
+    return sorted(hits, key=lambda hit: (-hit.score, hit.id))

@@ -1,8 +1,8 @@
 """A collection as one table of Lance: its items, their vectors by version, and a head row with its state.
 
 Columns: `id`, `modality`, `feature` (a list: widths differ by modality), `payload` (JSON), `terms` and those of fields
-(for filters: `terms.py`), and one of vectors for each version that serves or is being made (`columns.py`). A removed item keeps its id until
-`purge`; all else of it is null.
+(for filters) and `text` (for words): `terms.py`; and one of vectors for each version that serves or is being made (`columns.py`). A removed
+item keeps its id until the table is compacted; all else of it is null.
 
 **The head row** has the empty id, and the collection's state as its payload. Every change of items updates it in the
 same commit. Lance refuses the second of two commits that update the same row, and only then: two inserts of the same
@@ -16,24 +16,31 @@ Shapes: B rows, F width of the raw feature, E width of the embeddings.
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from operator import methodcaller
+from typing import Annotated, Literal, NamedTuple
 
 import lance
 import numpy as np
 import pyarrow as pa
 from lance.commit import CommitConflictError
-from pydantic import Field
+from numpy.typing import NDArray
+from pydantic import Field, StringConstraints, ValidationError
 
-from cmcl.contract.api.endpoint import FeatureType
+from cmcl.contract.api.endpoint import FloatType
 from cmcl.contract.errors import InvalidVersion, ObjectExists, StorageUnavailable, WorkerError
-from cmcl.contract.modality import Frozen
-from workers.serve.collections.terms import RANGES, PayloadTerms, quoted, range_type
+from cmcl.contract.modality import NAME_PATTERN, Frozen, ModelName
+from workers.serve.collections.terms import RANGES, PayloadTerms, quoted, range_type, text_of
 from workers.serve.versions.loading import Float32Array
 
 logger = logging.getLogger(__name__)
 
+CollectionName = Annotated[
+    str, StringConstraints(pattern=NAME_PATTERN), Field(examples=["street-photos"])
+]
 HEAD_ID = ""
 ITEMS = "modality IS NOT NULL"
 VECTORS = "vectors_"
@@ -59,6 +66,14 @@ class CollectionBusy(WorkerError):
     retry_can_help = True
 
 
+class VersionGone(WorkerError):
+    """The version of a column is no longer stored."""
+
+    def __init__(self, column: str) -> None:
+        super().__init__(f"the version of {column} is no longer stored")
+        self.column = column
+
+
 class Row(NamedTuple):
     """An item to write. `feature_F` None: to remove. `payload`: JSON, or None."""
 
@@ -68,25 +83,53 @@ class Row(NamedTuple):
     payload: str | None
 
 
+class CollectionSpec(Frozen):
+    """The properties of a collection, which never change."""
+
+    name: CollectionName
+    model: ModelName
+    owner: str | None = Field(
+        description="None: for all callers where no keys are required, and for the operator"
+    )
+    feature_type: FloatType = Field(description="of stored features")
+    vector_type: FloatType = Field(description="of vectors")
+    dimensions: int | None = Field(description="of vectors; None: all of the model")
+    text_fields: tuple[str, ...] = Field(description="of payloads, whose words are searched")
+
+
 class Head(Frozen):
     """The state of a collection, in its head row."""
 
+    format: Literal[1] = 1
+    spec: CollectionSpec
+    created_at: datetime
+    ended_at: datetime | None = Field(default=None, description="when it was deleted")
     revision: int = Field(ge=1, description="grows with each change of items")
-    changed: float = Field(default=0.0, description="of items, seconds since 1970")
+    changed_at: datetime = Field(description="the items")
     marks: tuple[str, ...] = Field(default=(), description="of the latest writes, newest last")
     complete: tuple[str, ...] = Field(
         default=(), description="columns in which no item lacks a vector, newest last"
     )
     making: str | None = Field(default=None, description="the column that is being filled")
-    builder: str | None = Field(default=None, description="who makes the next column")
+    builder: str | None = Field(default=None, description="who makes columns and compacts")
     builder_until: float = Field(default=0.0, description="seconds since 1970; then another may")
-    deleted: bool = False
+    has_removed: bool = Field(default=False, description="items since the table was compacted")
+
+    def without(self, *columns: str | None) -> "Head":
+        """Return the head without columns of vectors, so that nobody reads or fills them any more."""
+        return self.model_copy(
+            update={
+                "complete": tuple(each for each in self.complete if each not in columns),
+                "making": None if self.making in columns else self.making,
+            }
+        )
 
 
 @dataclass(frozen=True)
 class State:
-    """The table at one moment, with its head. Reads of `dataset` see this state whatever is written later."""
+    """A table at one moment, with its head. Reads of `dataset` see this state whatever is written later."""
 
+    table: "CollectionTable"
     dataset: lance.LanceDataset
     head: Head
 
@@ -95,14 +138,26 @@ class State:
         """The columns of vectors, also of those that are being made."""
         return tuple(name for name in self.dataset.schema.names if is_vectors(name))
 
+    def is_latest(self) -> bool:
+        """Whether the table has not changed since."""
+        try:
+            return bool(self.dataset.latest_version == self.dataset.version)
+        except OSError as error:
+            raise StorageUnavailable(str(error)) from error
+
     def indexes(self) -> set[str]:
-        """Return the names of its indexes; one of vectors has the name of its column."""
+        """Return the names of its indexes; each has the name of its column."""
         return {each.name for each in self.dataset.describe_indices()}
 
-    def rows(self, modality: str | None = None) -> int:
-        """Return the number of items, of one modality or of all."""
-        wanted = ITEMS if modality is None else f"modality = {quoted(modality)}"
-        return int(self.dataset.count_rows(wanted))
+    @cached_property
+    def rows(self) -> int:
+        """The number of items."""
+        return int(self.dataset.count_rows(ITEMS))
+
+
+def is_conflict(error: OSError) -> bool:
+    """Whether a commit was refused because another one came first."""
+    return isinstance(error, CommitConflictError) or "commit conflict" in str(error)
 
 
 def is_vectors(column: str) -> bool:
@@ -110,132 +165,145 @@ def is_vectors(column: str) -> bool:
     return column.startswith(VECTORS)
 
 
+@dataclass(frozen=True)
 class CollectionTable:
     """One collection in a folder or bucket. Used from any thread and process; all methods block.
 
-    Any may raise StorageUnavailable, and InvalidVersion for a table without a head.
+    `number`: grows with each collection of the same name. `session`: the caches that the tables of a process share. Any method may raise StorageUnavailable, and
+    InvalidVersion for a table without a head.
     """
 
-    def __init__(self, uri: str, options: Mapping[str, str] | None = None) -> None:
-        self.uri = uri
-        self._options = dict(options) if options else None
+    uri: str
+    number: int
+    options: Mapping[str, str] = field(default_factory=dict, compare=False)
+    session: lance.Session | None = field(default=None, compare=False)
 
-    def create(self, feature_type: FeatureType, revision: int = 1) -> State:
+    def create(self, spec: CollectionSpec, revision: int = 1) -> State:
         """Create the table. Raises ObjectExists."""
-        schema, head = _schema(feature_type), Head(revision=revision, changed=time.time())
-        rows = _batch(schema, [], head, lambda *_: None)
+        now = datetime.now(UTC)
+        head = Head(spec=spec, created_at=now, changed_at=now, revision=revision)
+        rows = _batch(_schema(spec.feature_type), [], head, lambda *_: None)
         try:
-            made = lance.write_dataset(
+            lance.write_dataset(
                 rows,
                 self.uri,
                 mode="create",
                 enable_stable_row_ids=True,
-                storage_options=self._options,
+                storage_options=dict(self.options),
             )
         except OSError as error:
-            if "already exists" in str(error):
+            if "already exists" in str(error) or is_conflict(error):
                 raise ObjectExists(f"{self.uri} exists") from error
             raise StorageUnavailable(str(error)) from error
-        return State(made, head)
+        return self.read()
 
     def read(self) -> State:
         """Return the latest state. Raises NoCollection where there is no table."""
         try:
-            dataset = lance.dataset(self.uri, storage_options=self._options)
+            dataset = lance.dataset(
+                self.uri, storage_options=dict(self.options), session=self.session
+            )
+            found = dataset.to_table(columns=["payload"], filter=f"id = {quoted(HEAD_ID)}")
         except ValueError as error:
-            raise NoCollection(f"there is no table at {self.uri}") from error
+            if "not found" in str(error):
+                raise NoCollection(f"there is no table at {self.uri}") from error
+            raise InvalidVersion(str(error)) from error
         except OSError as error:
             raise StorageUnavailable(str(error)) from error
-        return State(dataset, _head_of(dataset))
+        if found.num_rows != 1:
+            raise InvalidVersion(f"{self.uri} has {found.num_rows} head rows")
+        try:
+            head = Head.model_validate_json(found.column("payload")[0].as_py())
+        except ValidationError as error:
+            raise InvalidVersion(f"the head of {self.uri} cannot be read: {error}") from error
+        return State(self, dataset, head)
 
     def write(self, rows: Sequence[Row], embed: Embed, mark: str | None = None) -> int:
         """Add, replace and remove items, as one change; return the revision that has it.
 
         Where a write with this mark was applied before, nothing is written. Raises NoCollection, CollectionBusy.
         """
-        terms = [PayloadTerms(row.payload) for row in rows]
-        ranges = {column for each in terms for column in each.values}
-        for state in self._attempts():
-            if mark is not None and mark in state.head.marks:
-                return state.head.revision
-            if self._add_ranges(state, ranges):
-                continue
-            marks = (*state.head.marks, mark)[-_KEPT_MARKS:] if mark else state.head.marks
-            head = state.head.model_copy(
+        ranges = {name for row in rows for name in PayloadTerms(row.payload).values}
+        removes = any(row.feature_F is None for row in rows)
+
+        def change(head: Head) -> Head | None:
+            if mark is not None and mark in head.marks:
+                return None
+            return head.model_copy(
                 update={
-                    "revision": state.head.revision + 1,
-                    "changed": time.time(),
-                    "marks": marks,
+                    "revision": head.revision + 1,
+                    "changed_at": datetime.now(UTC),
+                    "marks": (*head.marks, mark)[-_KEPT_MARKS:] if mark else head.marks,
+                    "has_removed": head.has_removed or removes,
                 }
             )
-            if self.commit(state, head, rows, embed):
-                return head.revision
+
+        return self.update(change, rows, embed, ranges).revision
+
+    def update(
+        self,
+        change: Callable[[Head], Head | None],
+        rows: Sequence[Row] = (),
+        embed: Embed = lambda *_: None,
+        ranges: Collection[str] = (),
+    ) -> Head:
+        """Write rows, and the head as `change` returns it; None from it: nothing is written. Returns the latest head.
+
+        Planned again on the next state where another write came first. Raises NoCollection, CollectionBusy.
+        """
+        for _ in range(_ATTEMPTS):
+            state = self.read()
+            if state.head.ended_at is not None:
+                raise NoCollection(f"{self.uri} was deleted")
+            head = change(state.head)
+            if head is None:
+                return state.head
+            if not self._add_ranges(state, ranges):
+                try:
+                    rows_and_head = _batch(state.dataset.schema, rows, head, embed)
+                except VersionGone as gone:
+                    self.update(methodcaller("without", gone.column))
+                    continue
+                if self._commit(state, rows_and_head):
+                    return head
+            time.sleep(random.uniform(0, _LONGEST_PAUSE_SECONDS))  # noqa: S311
         raise CollectionBusy(f"{self.uri}: other writers were first {_ATTEMPTS} times")
 
-    def update(self, change: Callable[[State], Head | None]) -> Head | None:
-        """Change the head alone, by the state that `change` gets; None from it: there is nothing to change."""
-        for state in self._attempts():
-            head = change(state)
-            if head is None or self.commit(state, head):
-                return head
-        raise CollectionBusy(f"{self.uri}: other writers were first {_ATTEMPTS} times")
+    def end(self, mark: str | None = None) -> Head:
+        """End the collection: later writes raise NoCollection. Raises it where it has ended."""
+        now = datetime.now(UTC)
+        marks = () if mark is None else (mark,)
+        return self.update(
+            lambda head: head.model_copy(update={"ended_at": now, "marks": head.marks + marks})
+        )
 
-    def delete(self) -> Head:
-        """End the collection: later writes raise NoCollection. Returns its last head. Idempotent."""
-        try:
-            self.update(lambda state: state.head.model_copy(update={"deleted": True}))
-        except NoCollection:
-            pass  # By a request that died before it said so.
-        return self.read().head
-
-    def commit(
-        self, state: State, head: Head, rows: Sequence[Row] = (), embed: Embed = lambda *_: None
-    ) -> bool:
-        """Write head and rows if no other head was written since this state. False: one was."""
-        batch = _batch(state.dataset.schema, rows, head, embed)
+    def _commit(self, state: State, rows_and_head: pa.Table) -> bool:
+        """False: another head was written since this state."""
         merge = state.dataset.merge_insert("id").when_matched_update_all()
         try:
-            planned, _ = merge.when_not_matched_insert_all().execute_uncommitted(batch)
-            lance.LanceDataset.commit(self.uri, planned, storage_options=self._options)
-        except CommitConflictError:
-            return False
+            planned, _ = merge.when_not_matched_insert_all().execute_uncommitted(rows_and_head)
+            lance.LanceDataset.commit(self.uri, planned, storage_options=dict(self.options))
         except OSError as error:
+            if is_conflict(error):
+                return False
             raise StorageUnavailable(str(error)) from error
         return True
 
-    def purge(self) -> None:
-        """Remove what is left of removed items. A concurrent write of the same id wins."""
-        self.read().dataset.delete(f"modality IS NULL AND id != {quoted(HEAD_ID)}")
-
-    def _add_ranges(self, state: State, wanted: set[str]) -> bool:
+    def _add_ranges(self, state: State, wanted: Collection[str]) -> bool:
         """Add columns of fields that the table has not had; whether there were any."""
         present = {name for name in state.dataset.schema.names if name.startswith(RANGES)}
-        missing = sorted(wanted - present)[: max(0, _MOST_RANGES - len(present))]
+        missing = sorted(set(wanted) - present)[: max(0, _MOST_RANGES - len(present))]
         if missing:
             try:
                 state.dataset.add_columns([pa.field(name, range_type(name)) for name in missing])
-            except (CommitConflictError, OSError, ValueError) as error:
+            except (OSError, ValueError) as error:
+                # Added by another writer meanwhile, or other columns were: planned again.
                 logger.debug("%s: columns of fields: %s", self.uri, error)
         return bool(missing)
 
-    def _attempts(self):  # type: ignore[no-untyped-def]
-        for _ in range(_ATTEMPTS):
-            state = self.read()
-            if state.head.deleted:
-                raise NoCollection(f"{self.uri} was deleted")
-            yield state
-            time.sleep(random.uniform(0, _LONGEST_PAUSE_SECONDS))  # noqa: S311
 
-
-def _head_of(dataset: lance.LanceDataset) -> Head:
-    found = dataset.to_table(columns=["payload"], filter=f"id = {quoted(HEAD_ID)}")
-    if found.num_rows != 1:
-        raise InvalidVersion(f"{dataset.uri} has {found.num_rows} head rows")
-    return Head.model_validate_json(found.column("payload")[0].as_py())
-
-
-def _schema(feature_type: FeatureType) -> pa.Schema:
-    number = pa.float16() if feature_type == "float16" else pa.float32()
+def _schema(feature_type: FloatType) -> pa.Schema:
+    number = pa.type_for_alias(feature_type)
     return pa.schema(
         [
             pa.field("id", pa.string(), nullable=False),
@@ -243,6 +311,7 @@ def _schema(feature_type: FeatureType) -> pa.Schema:
             pa.field("feature", pa.list_(number)),
             pa.field("payload", pa.string()),
             pa.field("terms", pa.list_(pa.string())),
+            pa.field("text", pa.string()),
         ]
     )
 
@@ -257,25 +326,31 @@ def _batch(schema: pa.Schema, rows: Sequence[Row], head: Head, embed: Embed) -> 
         "feature": _features(rows, schema.field("feature").type.value_type),
         "payload": [*payloads, head.model_dump_json()],
         "terms": [*(each.terms for each in terms), None],
+        "text": [*(text_of(payload, head.spec.text_fields) for payload in payloads), None],
     }
     for name in set(schema.names) - set(columns):
-        if is_vectors(name):
+        if name in {*head.complete, head.making}:
             columns[name] = _vectors(name, schema.field(name).type, rows, embed)
+        elif is_vectors(name):
+            columns[name] = [None] * (
+                len(rows) + 1
+            )  # Of an abandoned build, or about to be dropped.
         else:
             columns[name] = [*(each.values.get(name) for each in terms), None]
     return pa.table([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
 
 
-def _features(rows: Sequence[Row], number: pa.DataType) -> list[np.ndarray | None]:
+def _features(rows: Sequence[Row], number: pa.DataType) -> list[NDArray[np.floating] | None]:
     """Features of unit length in float16: only their direction matters, and lengths could exceed float16."""
-    present = [row.feature_F for row in rows]
+    stored: list[NDArray[np.floating] | None] = [row.feature_F for row in rows]
     if number == pa.float16():
-        halved = [
-            None if f_F is None else (f_F / np.linalg.norm(f_F)).astype(np.float16)
-            for f_F in present
+        stored = [
+            None
+            if feature_F is None
+            else (feature_F / np.linalg.norm(feature_F)).astype(np.float16)
+            for feature_F in stored
         ]
-        return [*halved, None]
-    return [*present, None]
+    return [*stored, None]
 
 
 def _vectors(name: str, kind: pa.DataType, rows: Sequence[Row], embed: Embed) -> pa.Array:
@@ -291,5 +366,7 @@ def _vectors(name: str, kind: pa.DataType, rows: Sequence[Row], embed: Embed) ->
         if vectors_BE is not None:
             values_BE[places], missing_B[places] = vectors_BE, False
     return pa.FixedSizeListArray.from_arrays(
-        pa.array(values_BE.ravel()), kind.list_size, mask=pa.array(missing_B)
+        pa.array(values_BE.ravel().astype(kind.value_type.to_pandas_dtype())),
+        kind.list_size,
+        mask=pa.array(missing_B),
     )

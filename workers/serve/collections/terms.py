@@ -1,4 +1,5 @@
-"""What filters compare: terms of payloads for `equals` and `in`, and columns of single fields for `range`.
+"""What filters and words compare: terms of payloads for `equals` and `in`, columns of single fields for `range`,
+and their text.
 
 A term has the field, the kind of the value (text, number, boolean) and the value, so that types never match each
 other and one value of a list is enough. Numbers are written as float64, so that 1 and 1.0 are the same term.
@@ -9,7 +10,7 @@ lists of strings. They are named by a digest of the field, and added by the firs
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import orjson
 import pyarrow as pa
@@ -30,10 +31,7 @@ def quoted(text: str) -> str:
 def term(field: str, value: Scalar) -> str:
     """Return the term of this value of this field."""
     kind = kind_of(value)
-    if kind == "n":
-        text = repr(as_float(value))
-    else:
-        text = str(value)
+    text = repr(as_float(value)) if kind == "n" else str(value)
     if len(text) > _LONGEST_TEXT:
         kind, text = "d", hashlib.sha256(text.encode()).hexdigest()
     return _BETWEEN.join((field, kind, text))
@@ -76,6 +74,16 @@ class PayloadTerms:
                 values[range_column(field, kind)].append(value)
         self.terms = None if payload is None else sorted(terms)
         self.values: Mapping[str, list[Scalar]] = values
+
+
+def text_of(payload: str | None, fields: Sequence[str]) -> str | None:
+    """Return the texts of these fields, a line each; None: there are none."""
+    found = [
+        value
+        for field, value in (_scalars(payload) if fields else ())
+        if field in fields and isinstance(value, str)
+    ]
+    return "\n".join(found) or None
 
 
 def _scalars(payload: str | None) -> Iterator[tuple[str, Scalar]]:

@@ -18,8 +18,6 @@ from tests.unit.serve.collections.scene import Scene
 from tests.unit.serve.conftest import Replica
 from workers.serve.api.app import create_api
 from workers.serve.auth import Access, AllowAll, Caller
-from workers.serve.collections.collections import Collections
-from workers.serve.collections.follower import CollectionsFollower
 from workers.serve.settings import ServeSettings
 
 
@@ -50,21 +48,17 @@ class NamedCallers:
 class Searching(Replica):
     """A replica with collections and the follower's real threads."""
 
-    collections: Collections | None = None
     access: Access = AllowAll()
 
     def open(self) -> None:
-        follower = CollectionsFollower(self.store, self.live, self.cache.load, "me", 0.01)
-        self.collections = Collections(self.store, follower, self.args.collection_limits)
-        follower.start()
+        self.collections.follower.start()
         self.app = self.app_of(self.args)
 
     def close(self) -> None:
-        if self.collections is not None:
-            self.collections.follower.stop()
+        self.collections.follower.stop()
 
     def app_of(self, args: ServeSettings) -> ASGIApp:
-        parts = replace(self.parts(args), collections=self.collections, access=self.access)
+        parts = replace(self.parts(args), access=self.access)
         return create_api(parts)
 
     def ask(

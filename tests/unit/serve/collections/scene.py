@@ -5,15 +5,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cmcl.contract.api.endpoint import FeatureType
 from cmcl.contract.version import LivePointer
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.served_versions import rows, version
-from workers.serve.collections import registry
-from workers.serve.collections.follower import CollectionsFollower, Versions
-from workers.serve.collections.registry import CollectionSpec, Life
+from workers.serve.collections.columns import Versions
+from workers.serve.collections.follower import CollectionsFollower
+from workers.serve.collections.registry import Registry
 from workers.serve.collections.searching import Searched, SearchQuery, SearchResult
-from workers.serve.collections.table import CollectionTable, Row
+from workers.serve.collections.table import CollectionSpec, CollectionTable, Row, State
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import Float32Array, ServedVersion
 
@@ -40,8 +39,21 @@ def removals(ids: Sequence[str]) -> list[Row]:
     return [Row(each, "", None, None) for each in ids]
 
 
-def create(store: FlakyStore, feature_type: FeatureType = "float32") -> Life:
-    return registry.create(store, CollectionSpec(NAME, MODEL, None, feature_type))
+def spec(**fields: object) -> CollectionSpec:
+    plain = {
+        "name": NAME,
+        "model": MODEL,
+        "owner": None,
+        "feature_type": "float32",
+        "vector_type": "float32",
+        "dimensions": None,
+        "text_fields": (),
+    }
+    return CollectionSpec.model_validate(plain | fields)
+
+
+def create(store: FlakyStore, **fields: object) -> State:
+    return Registry(store).create(spec(**fields))
 
 
 @dataclass
@@ -64,8 +76,9 @@ class Scene:
     def __post_init__(self) -> None:
         self.generation = 0
         self.served: dict[int, ServedVersion] = {}
+        self.registry = Registry(self.store)
         self.follower = CollectionsFollower(
-            self.store, self.live, self.version, self.name, 0.01, self.clock
+            self.registry, self.live, self.version, self.name, 0.01, self.clock
         )
 
     def version(self, model: str, number: int) -> ServedVersion:
@@ -85,11 +98,12 @@ class Scene:
 
     @property
     def table(self) -> CollectionTable:
-        return registry.table_of(self.store, create(self.store))
+        found = self.registry.newest(NAME)
+        return (found or create(self.store)).table
 
     def add(self, new: Sequence[Row], mark: str | None = None) -> int:
         """Make one change, as a replica does; return its revision."""
-        versions = Versions(MODEL, self.live, self.version)
+        versions = Versions(self.table.read().head.spec, self.live, self.version)
         versions.live()
         return self.table.write(new, versions.embed, mark)
 
@@ -119,7 +133,7 @@ def embedded(served: ServedVersion, modality: str, number: int) -> Float32Array:
 def search(searched: Searched, modality: str, number: int, **wanted: object) -> SearchResult:
     """Search with the feature of that number, embedded by the version that is searched with."""
     query_E = embedded(searched.version, modality, number)
-    return searched.search(query_E, SearchQuery(**{"top_k": 10, **wanted}))  # type: ignore[arg-type]
+    return searched.search(SearchQuery(**{"top_k": 10, "query_E": query_E, **wanted}))  # type: ignore[arg-type]
 
 
 def brute_force(

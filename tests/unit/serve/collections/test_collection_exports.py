@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from workers.serve.collections.segments import Entry
 
 from tests.unit.serve.collections.conftest import Searching
 from tests.unit.serve.collections.scene import feature
 from tests.unit.serve.collections.test_collection_routes import image_query, item
 from tests.unit.serve.served_versions import load_version
-from workers.serve.collections.segments import Entry
 
 AWKWARD = 'a "quoted", comma\nand a line'
 

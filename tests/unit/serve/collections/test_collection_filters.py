@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from workers.serve.collections.payloads import Payloads
 
 from workers.serve.background import run_to_end
 from workers.serve.collections.filters import (
@@ -18,7 +19,6 @@ from workers.serve.collections.filters import (
     mask,
     parse_filter,
 )
-from workers.serve.collections.payloads import Payloads
 
 FIELDS = ("a", "b")
 texts = st.sampled_from(["", "red", "green", "é", "zebra", "1", "true"])

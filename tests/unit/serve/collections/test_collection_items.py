@@ -10,10 +10,10 @@ import tracemalloc
 import numpy as np
 import pyarrow as pa
 import pytest
+from workers.serve.collections.payloads import Kind, Payloads
 
 from tests.unit.serve.collections.conftest import Searching
 from tests.unit.serve.collections.test_collection_routes import image_query, item
-from workers.serve.collections.payloads import Kind, Payloads
 
 
 def listed(searching: Searching, revision: int, query: str = "") -> dict[str, object]:

@@ -6,6 +6,17 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from workers.serve.collections.compaction import compact
+from workers.serve.collections.indexer import CollectionSnapshot
+from workers.serve.collections.quota import (
+    AllFull,
+    CollectionFull,
+    CollectionsQuota,
+    RowsUncounted,
+    TooManyCollections,
+)
+from workers.serve.collections.revision_log import Revision
+from workers.serve.collections.segments import rows_bytes
 
 from cmcl.storage import layout
 from tests.unit.serve.collections.conftest import NamedCallers, Searching
@@ -20,17 +31,6 @@ from tests.unit.serve.collections.scene import (
     removals,
 )
 from workers.serve.collections import revision_log
-from workers.serve.collections.compaction import compact
-from workers.serve.collections.indexer import CollectionSnapshot
-from workers.serve.collections.quota import (
-    AllFull,
-    CollectionFull,
-    CollectionsQuota,
-    RowsUncounted,
-    TooManyCollections,
-)
-from workers.serve.collections.revision_log import Revision
-from workers.serve.collections.segments import rows_bytes
 from workers.serve.settings import CollectionLimits
 
 LIMITS = CollectionLimits(collections=3, rows=60, all_rows=80, all_bytes=1 << 20)

@@ -2,13 +2,14 @@
 
 import time
 
+from workers.serve.collections.compaction import MOST_SEGMENTS
+from workers.serve.collections.maintenance import Maintenance
+
 from cmcl.storage import layout
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.collections.conftest import NamedCallers, Searching
 from tests.unit.serve.collections.scene import NAME, Scene, add, entries, search
 from workers.serve.collections import revision_log, writes
-from workers.serve.collections.compaction import MOST_SEGMENTS
-from workers.serve.collections.maintenance import Maintenance
 
 # Before all others, in the order in which they are looked at.
 BROKEN = "a-broken-one"

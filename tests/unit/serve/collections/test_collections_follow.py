@@ -23,7 +23,7 @@ from tests.unit.serve.collections.scene import (
     search,
 )
 from tests.unit.serve.served_versions import version
-from workers.serve.collections import columns, registry
+from workers.serve.collections import columns
 from workers.serve.collections.searching import Searched
 from workers.serve.collections.table import NoCollection, Row
 from workers.serve.versions.loading import ServedVersion
@@ -171,19 +171,19 @@ def test_a_write_to_a_deleted_collection_is_refused_also_if_the_name_is_used_aga
 ) -> None:
     table = filled.table
     revision = table.read().head.revision
-    registry.delete(filled.store, NAME, EVERYONE)
+    filled.registry.delete(NAME, EVERYONE)
     with pytest.raises(NoCollection):
         table.write(entries(1, 1), lambda *_: None)
     again = create(filled.store)
-    assert registry.table_of(filled.store, again).read().head.revision > revision
+    assert again.table.read().head.revision > revision
     assert filled.settle().rows() == 0
 
 
 def test_a_repeated_deletion_leaves_a_new_collection(filled: Scene) -> None:
-    registry.delete(filled.store, NAME, EVERYONE, mark="one")
+    filled.registry.delete(NAME, EVERYONE, mark="one")
     create(filled.store)
-    registry.delete(filled.store, NAME, EVERYONE, mark="one")
-    assert registry.existing(filled.store, NAME, EVERYONE).ended is None
+    filled.registry.delete(NAME, EVERYONE, mark="one")
+    assert filled.registry.existing(NAME, EVERYONE).head.ended_at is None
 
 
 WRITER = """

@@ -3,14 +3,14 @@
 from datetime import UTC, datetime
 
 import pytest
+from workers.serve.collections.compaction import compact
+from workers.serve.collections.maintenance import sweep
+from workers.serve.collections.revision_log import mark_of
 
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.collections.conftest import NamedCallers, Searching
 from tests.unit.serve.collections.scene import EVERYONE, NAME, add, create, entries
 from workers.serve.collections import revision_log, writes
-from workers.serve.collections.compaction import compact
-from workers.serve.collections.maintenance import sweep
-from workers.serve.collections.revision_log import mark_of
 
 BY_CLIENT = {"idempotency-key": "one"}
 BY_PROXY = {"x-unique-id": "4d1c"}

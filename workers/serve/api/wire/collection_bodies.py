@@ -7,13 +7,14 @@ from typing import Any, ClassVar
 import orjson
 from pydantic import BaseModel, Field
 
-from cmcl.contract.api.endpoint import FeatureType
+from cmcl.contract.api.endpoint import FloatType
 from workers.serve.api.wire.requests import STRICT, Item, parse
 from workers.serve.api.wire.vectors import check_count
 from workers.serve.collections.filters import LONGEST_FIELD, as_number
 from workers.serve.errors import InvalidRequest, shortened
 
 LONGEST_ID = 256
+LONGEST_WORDS = 1024
 # What programs in other languages can read.
 _SMALLEST_INTEGER = -(2**63)
 _LARGEST_INTEGER = 2**64 - 1
@@ -28,8 +29,21 @@ class CollectionRequest(BaseModel):
         description="whose live version embeds the items, now and after each swap",
         examples=["photos"],
     )
-    feature_type: FeatureType = Field(
+    feature_type: FloatType = Field(
         default="float32", description="how features are stored; float16 takes half of the space"
+    )
+    vector_type: FloatType = Field(default="float32", description="how vectors are stored")
+    dimensions: int | None = Field(
+        default=None,
+        ge=1,
+        description="how many numbers of each vector are kept, the first ones; by default all. Fewer only with "
+        "heads of the policy improve, which order them by how much they tell",
+    )
+    text_fields: list[str] = Field(
+        default=[],
+        max_length=16,
+        description="fields of payloads whose words a search can name",
+        examples=[["title", "caption"]],
     )
 
 
@@ -61,11 +75,18 @@ class RemovalRequest(BaseModel):
 
 
 class SearchRequest(BaseModel):
-    """One item to search for, and where."""
+    """What to search for: an item, words, or both; and where."""
 
     model_config = STRICT
 
-    query: Item
+    query: Item | None = None
+    words: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=LONGEST_WORDS,
+        description="to be found in the text_fields of payloads, ranked by BM25; with `query` the two rankings "
+        "are fused",
+    )
     top_k: int = Field(default=10, ge=1)
     modalities: list[str] | None = Field(
         default=None, min_length=1, description="of what is found; by default all"
