@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from types import MappingProxyType
 from typing import Literal
 
@@ -38,6 +37,7 @@ from workers.serve.collections.table import (
     State,
     VersionGone,
     is_conflict,
+    is_vectors,
 )
 from workers.serve.collections.terms import quoted
 from workers.serve.versions.live import LiveVersions
@@ -45,11 +45,13 @@ from workers.serve.versions.loading import Float32Array, ServedVersion, truncate
 
 # With fewer items all are compared.
 INDEX_FROM_ROWS = 5_000
-_INDEXES: Mapping[str, Literal["BTREE", "LABEL_LIST", "INVERTED"]] = MappingProxyType(
-    {"id": "BTREE", "terms": "LABEL_LIST", "text": "INVERTED"}
+_INDEXES: Mapping[str, Literal["BITMAP", "BTREE", "INVERTED", "LABEL_LIST"]] = MappingProxyType(
+    {"id": "BTREE", "modality": "BITMAP", "terms": "LABEL_LIST", "text": "INVERTED"}
 )
 # RaBitQ needs no training but that of the partitions, and a width that is a multiple of 8.
 _BITS, _BYTES, _BITS_MULTIPLE = "IVF_RQ", "IVF_SQ", 8
+# An index is made again where there are so many times the rows: a partition has 4 * sqrt(rows) then.
+_OUTGROWN = 4
 # The one that serves, and the one before for a rollback.
 _KEPT_COLUMNS = 2
 _LEASE_SECONDS = 60.0
@@ -166,7 +168,9 @@ class ColumnBuilder:
         kind = pa.list_(pa.type_for_alias(spec.vector_type), target.width)
         self._add(pa.field(target.column, kind))
         yield from self._fill(target, kind, embed)
-        self._index(target)
+        state = self._table.read()
+        if state.rows >= INDEX_FROM_ROWS and target.column not in state.indexes:
+            self._index(target.column)
         self._table.update(
             lambda head: head.model_copy(
                 update={
@@ -178,8 +182,8 @@ class ColumnBuilder:
         self._drop_old()
 
     def is_untidy(self, state: State) -> bool:
-        """Whether searches would be faster once it is compacted."""
-        return len(state.dataset.get_fragments()) > _MOST_FRAGMENTS
+        """Whether searches would be faster once it is compacted and indexed."""
+        return len(state.dataset.get_fragments()) > _MOST_FRAGMENTS or bool(_unindexed(state))
 
     def tidy(self) -> Iterator[None]:
         """Merge small fragments, index what was written since, and remove files of earlier states. Yields between."""
@@ -196,13 +200,11 @@ class ColumnBuilder:
             )
         )
         yield
-        state = self._table.read()
-        if state.rows >= INDEX_FROM_ROWS:
-            for column in sorted(_INDEXES.keys() - state.indexes()):
-                self._again(partial(_create_index, column))
-                yield
         self._again(lambda dataset: dataset.optimize.optimize_indices())
         yield
+        for column in sorted(_unindexed(self._table.read())):
+            self._index(column)
+            yield
         self._table.read().dataset.cleanup_old_versions(_KEPT_FILES)
 
     def _add(self, column: pa.Field) -> None:
@@ -241,19 +243,25 @@ class ColumnBuilder:
                     raise
                 # An item of it was written meanwhile: the next round does it again.
 
-    def _index(self, target: Target) -> None:
+    def _index(self, column: str) -> None:
+        """Make the index of a column, or make it again for more rows."""
+        if not is_vectors(column):
+            kind = _INDEXES[column]
+            self._again(lambda dataset: dataset.create_scalar_index(column, kind, column))
+            return
         state = self._table.read()
-        rows = state.dataset.count_rows(f"{target.column} IS NOT NULL")
-        if rows >= INDEX_FROM_ROWS and target.column not in state.indexes():
-            self._again(
-                lambda dataset: dataset.create_index(
-                    target.column,
-                    _BYTES if target.width % _BITS_MULTIPLE else _BITS,
-                    name=target.column,
-                    metric="cosine",
-                    num_partitions=max(1, int(math.sqrt(rows) / 2)),
-                )
+        width = state.dataset.schema.field(column).type.list_size
+        self._again(
+            lambda dataset: dataset.create_index(
+                column,
+                _BYTES if width % _BITS_MULTIPLE else _BITS,
+                name=column,
+                metric="cosine",
+                num_partitions=max(1, int(math.sqrt(state.rows) / 2)),
+                replace=True,
             )
+        )
+        self._table.update(lambda head: head.model_copy(update={"index_rows": state.rows}))
 
     def _drop_old(self) -> None:
         """Drop columns that neither serve nor are kept for a rollback."""
@@ -273,8 +281,16 @@ class ColumnBuilder:
                     raise
 
 
-def _create_index(column: str, dataset: lance.LanceDataset) -> None:
-    dataset.create_scalar_index(column, _INDEXES[column], column)
+def _unindexed(state: State) -> set[str]:
+    """Return columns that should have an index, or one with more partitions."""
+    if state.rows < INDEX_FROM_ROWS:
+        return set()
+    head = state.head
+    missing = {*head.complete, *_INDEXES} - state.indexes
+    if not head.spec.text_fields:
+        missing.discard("text")
+    is_outgrown = state.rows > _OUTGROWN * head.index_rows
+    return missing | set(head.complete[-1:] if is_outgrown else ())
 
 
 def _vectors(

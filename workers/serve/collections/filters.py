@@ -79,7 +79,7 @@ def sql_of(wanted: Filter, columns: Collection[str]) -> str:
     match wanted:
         case AnyOf():
             terms = ", ".join(quoted(term(wanted.field, value)) for value in wanted.values)
-            return f"coalesce(array_has_any(terms, [{terms}]), false)"
+            return f"array_has_any(terms, [{terms}])"
         case Range():
             return _range_sql(wanted, columns)
         case Not():

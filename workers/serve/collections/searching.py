@@ -79,7 +79,7 @@ class Searched:
     @property
     def width(self) -> int:
         """The width E of the vectors."""
-        return int(self.state.dataset.schema.field(self._column).type.list_size)
+        return int(self.state.dataset.schema.field(self.column).type.list_size)
 
     def rows(self, modality: str | None = None) -> int:
         """Return the number of items with vectors, of one modality or of all."""
@@ -109,7 +109,7 @@ class Searched:
     def vectors(self, rows: int) -> Iterator[pa.RecordBatch]:
         """Yield id, modality, payload and vector of all items with vectors, at most `rows` at a time."""
         yield from self.state.dataset.to_batches(
-            columns=[*_ITEM, self._column], filter=self._of(), batch_size=rows
+            columns=[*_ITEM, self.column], filter=self._of(), batch_size=rows
         )
 
     def search(self, wanted: SearchQuery) -> SearchResult:
@@ -132,9 +132,9 @@ class Searched:
 
     def _nearest(self, wanted: SearchQuery, count: int) -> SearchResult:
         assert wanted.query_E is not None  # noqa: S101
-        exact = wanted.exact or not self._is_indexed
+        exact = wanted.exact or self.column not in self.state.indexes
         nearest: dict[str, Any] = {
-            "column": self._column,
+            "column": self.column,
             "q": truncated(wanted.query_E[None], self.width)[0],
             "k": count,
             "metric": "cosine",
@@ -177,12 +177,9 @@ class Searched:
         wanted = learned if modalities is None else learned & set(modalities)
         return f"modality IN ({', '.join(map(quoted, sorted(wanted)))})" if wanted else "false"
 
-    @cached_property
-    def _is_indexed(self) -> bool:
-        return self._column in self.state.indexes()
-
     @property
-    def _column(self) -> str:
+    def column(self) -> str:
+        """The column of the version's vectors."""
         return column_of(self.version)
 
 

@@ -21,13 +21,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from operator import methodcaller
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import lance
 import numpy as np
 import pyarrow as pa
 from lance.commit import CommitConflictError
-from numpy.typing import NDArray
 from pydantic import Field, StringConstraints, ValidationError
 
 from cmcl.contract.api.endpoint import FloatType
@@ -110,6 +109,7 @@ class Head(Frozen):
     complete: tuple[str, ...] = Field(
         default=(), description="columns in which no item lacks a vector, newest last"
     )
+    index_rows: int = Field(default=0, description="rows when the newest index was made")
     making: str | None = Field(default=None, description="the column that is being filled")
     builder: str | None = Field(default=None, description="who makes columns and compacts")
     builder_until: float = Field(default=0.0, description="seconds since 1970; then another may")
@@ -145,9 +145,10 @@ class State:
         except OSError as error:
             raise StorageUnavailable(str(error)) from error
 
-    def indexes(self) -> set[str]:
-        """Return the names of its indexes; each has the name of its column."""
-        return {each.name for each in self.dataset.describe_indices()}
+    @cached_property
+    def indexes(self) -> frozenset[str]:
+        """The names of its indexes; each has the name of its column."""
+        return frozenset(each.name for each in self.dataset.describe_indices())
 
     @cached_property
     def rows(self) -> int:
@@ -325,6 +326,7 @@ def _batch(schema: pa.Schema, rows: Sequence[Row], head: Head, embed: Embed) -> 
         "modality": [*(None if row.feature_F is None else row.modality for row in rows), None],
         "feature": _features(rows, schema.field("feature").type.value_type),
         "payload": [*payloads, head.model_dump_json()],
+        # Not null where there is no payload: `NOT` of a comparison with null is null, and finds nothing.
         "terms": [*(each.terms for each in terms), None],
         "text": [*(text_of(payload, head.spec.text_fields) for payload in payloads), None],
     }
@@ -340,9 +342,9 @@ def _batch(schema: pa.Schema, rows: Sequence[Row], head: Head, embed: Embed) -> 
     return pa.table([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
 
 
-def _features(rows: Sequence[Row], number: pa.DataType) -> list[NDArray[np.floating] | None]:
+def _features(rows: Sequence[Row], number: pa.DataType) -> list[Any]:
     """Features of unit length in float16: only their direction matters, and lengths could exceed float16."""
-    stored: list[NDArray[np.floating] | None] = [row.feature_F for row in rows]
+    stored: list[Any] = [row.feature_F for row in rows]
     if number == pa.float16():
         stored = [
             None

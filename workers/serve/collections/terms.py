@@ -72,7 +72,7 @@ class PayloadTerms:
                 values[range_column(field, kind)].append(as_float(value))
             elif kind == "t" and len(str(value)) <= _LONGEST_TEXT:
                 values[range_column(field, kind)].append(value)
-        self.terms = None if payload is None else sorted(terms)
+        self.terms = sorted(terms)
         self.values: Mapping[str, list[Scalar]] = values
 
 
