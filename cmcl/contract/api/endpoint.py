@@ -9,7 +9,7 @@ from pydantic import Field
 
 from cmcl.contract.responses import ApiModel
 
-# Precision of the stored features of a collection.
+# Precision of what a collection stores.
 FloatType = Literal["float32", "float16"]
 
 
@@ -193,6 +193,93 @@ class CollectionList(ApiModel):
     damaged: list[DamagedCollection]
 
 
+class FileCounts(ApiModel):
+    """Items of a collection, as OpenAI's API counts them."""
+
+    completed: int
+    total: int
+    in_progress: int
+    failed: int
+    cancelled: int
+
+
+class VectorStore(ApiModel):
+    """A collection, as OpenAI's API describes one."""
+
+    id: str
+    object: Literal["vector_store"]
+    name: str
+    created_at: int = Field(description="seconds since 1970")
+    last_active_at: int = Field(description="seconds since 1970")
+    status: Literal["in_progress", "completed"]
+    file_counts: FileCounts
+    usage_bytes: int = Field(description="always 0: not counted")
+    metadata: dict[str, str]
+
+
+class VectorStoreList(ApiModel):
+    """Collections of the key's owner, by name."""
+
+    object: Literal["list"]
+    data: list[VectorStore]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+Attributes = dict[str, str | float | bool]
+
+
+class VectorStoreFile(ApiModel):
+    """An item of a collection, as OpenAI's API describes a file."""
+
+    id: str
+    object: Literal["vector_store.file"]
+    created_at: int = Field(description="the collection, seconds since 1970")
+    vector_store_id: str
+    status: Literal["completed"]
+    usage_bytes: int = Field(description="of the payload")
+    last_error: None
+    attributes: Attributes
+
+
+class VectorStoreFileList(ApiModel):
+    """Items of a collection, by id."""
+
+    object: Literal["list"]
+    data: list[VectorStoreFile]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class VectorStoreContent(ApiModel):
+    """The text of an item."""
+
+    type: Literal["text"]
+    text: str
+
+
+class VectorStoreResult(ApiModel):
+    """An item that was found."""
+
+    file_id: str
+    filename: str
+    score: float
+    attributes: Attributes
+    content: list[VectorStoreContent]
+
+
+class VectorStoreSearchPage(ApiModel):
+    """Items that were found, best first."""
+
+    object: Literal["vector_store.search_results.page"]
+    search_query: list[str]
+    data: list[VectorStoreResult]
+    has_more: bool
+    next_page: str | None
+
+
 class WriteResult(ApiModel):
     """What was written, and the revision that has it."""
 
@@ -210,13 +297,11 @@ class DeletedCollection(ApiModel):
     deleted: Literal[True]
 
 
-class SearchHit(ApiModel):
-    """An item that was found."""
+class Span(ApiModel):
+    """Where in its parent a part is, in seconds or pages."""
 
-    id: str
-    score: float = Field(description="cosine")
-    modality: str
-    payload: dict[str, Any] | None
+    start: float
+    end: float
 
 
 class StoredItem(ApiModel):
@@ -225,6 +310,16 @@ class StoredItem(ApiModel):
     id: str
     modality: str
     payload: dict[str, Any] | None
+    parent: str | None = Field(default=None, description="what it is a part of")
+    at: Span | None = Field(default=None, description="where in its parent")
+
+
+class SearchHit(StoredItem):
+    """An item that was found."""
+
+    score: float = Field(
+        description="cosine; with `words` alone that of BM25, with both the sum of reciprocal ranks"
+    )
 
 
 class ItemsResponse(ApiModel):

@@ -23,6 +23,7 @@ from workers.serve.api import (
     migrate,
     models,
     search,
+    vector_stores,
 )
 from workers.serve.api.context import Replica
 from workers.serve.api.middleware import (
@@ -50,6 +51,7 @@ _ROUTERS = (
     export.router,
     collections.router,
     search.router,
+    vector_stores.router,
 )
 
 

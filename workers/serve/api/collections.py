@@ -199,7 +199,7 @@ class _Items:
             with replica.admission.rows.held(context.owner, len(items)):
                 rows = await self._rows(version, items, context.owner)
             entries = [
-                Row(item.id, item.modality, row_F, payload)
+                Row(item.id, item.modality, row_F, payload, item.parent, item.start, item.end)
                 for item, row_F, payload in zip(items, rows, payloads, strict=True)
             ]
         return await self._write(target, entries, mark)

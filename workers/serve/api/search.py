@@ -1,7 +1,6 @@
 """`/v1/collections/{name}/search`, `/items` and `/export`: by one version at one revision."""
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -47,7 +46,7 @@ from workers.serve.batcher import Ticket
 from workers.serve.collections.exports import FORMATS
 from workers.serve.collections.filters import InvalidFilter, parse_filter
 from workers.serve.collections.follower import CollectionSnapshot
-from workers.serve.collections.searching import Hit, Searched, SearchQuery, SearchResult
+from workers.serve.collections.searching import Searched, SearchQuery, SearchResult, StoredItem
 from workers.serve.errors import InvalidRequest, NotFound, NotReady, shortened
 from workers.serve.telemetry import StageTimer
 from workers.serve.versions.live import parse_version
@@ -58,7 +57,7 @@ _WAIT_STEP_SECONDS = 0.02
 
 def router(replica: Replica) -> APIRouter:
     made = APIRouter(prefix="/v1/collections", tags=["collections"])
-    search = _Search(replica)
+    search = Search(replica)
     found = operation(
         "search_collection",
         SearchResults,
@@ -104,7 +103,7 @@ _LISTED = (
 )
 
 
-class _Search:
+class Search:
     """One state of a collection answers, and its version embeds the query."""
 
     def __init__(self, replica: Replica) -> None:
@@ -116,7 +115,7 @@ class _Search:
         `x-min-collection-revision` and `x-min-model-version` wait for a revision and a version, for a while, before
         503.
         """
-        replica, timer = self._replica, StageTimer(self._replica.metrics)
+        replica = self._replica
         context = read_context(request, replica)
         body = await held_body(request, replica, context.owner)
         async with within_deadline(context):
@@ -124,15 +123,23 @@ class _Search:
             query = await run_if_large(
                 replica, context.owner, len(body), parse, SearchRequest, body, most
             )
-            searched = await self._searched(name, request, context)
-            wanted = self._wanted(query, searched)
-            with replica.admission.rows.held(context.owner, 1):
-                if query.query is not None:
-                    query_E = await self._embedded(searched.version, query.query, context.ticket)
-                    wanted = replace(wanted, query_E=query_E)
-                found = await replica.background.run(context.owner, searched.search, wanted)
+            searched, found = await self.found(name, request, context, query)
+        return Response(_body(searched, found), media_type=JSON, headers=headers_of(searched))
+
+    async def found(
+        self, name: str, request: Request, context: RequestContext, query: SearchRequest
+    ) -> tuple[Searched, SearchResult]:
+        """Search once the collection is as new as the headers ask for. Raises ApiError."""
+        replica, timer = self._replica, StageTimer(self._replica.metrics)
+        searched = await self.searched(name, request, context)
+        wanted = self._wanted(query, searched)
+        with replica.admission.rows.held(context.owner, 1):
+            if query.query is not None:
+                query_E = await self._embedded(searched.version, query.query, context.ticket)
+                wanted = replace(wanted, query_E=query_E)
+            found = await replica.background.run(context.owner, searched.search, wanted)
         replica.metrics.answered(searched.version.model, 1, timer.seconds)
-        return Response(_body(searched, found), media_type=JSON, headers=_headers(searched))
+        return searched, found
 
     async def items(self, name: str, request: Request) -> Response:
         """List items with their payloads, `limit` (50) after `offset`, of one modality or of all.
@@ -146,7 +153,7 @@ class _Search:
         modality = parameters.get("modality")
         with self._replica.admission.requests.held(context.owner, 1):
             async with within_deadline(context):
-                searched = await self._searched(name, request, context)
+                searched = await self.searched(name, request, context)
                 if modality is not None:
                     width_of(modality, searched.version, "modality")
                 with self._replica.admission.rows.held(context.owner, limit):
@@ -157,16 +164,13 @@ class _Search:
         following = offset + len(found)
         answer = {
             "object": "list",
-            "data": [
-                {"id": each.id, "modality": each.modality, "payload": _payload(each.payload)}
-                for each in found
-            ],
+            "data": [_described(each) for each in found],
             "model": searched.version.label,
             "revision": searched.revision,
             "rows": rows,
             "next_offset": following if found and following < rows else None,
         }
-        return Response(orjson.dumps(answer), media_type=JSON, headers=_headers(searched))
+        return Response(orjson.dumps(answer), media_type=JSON, headers=headers_of(searched))
 
     async def export(self, name: str, request: Request) -> Response:
         """Export all items with their vectors as a Parquet file or an Arrow stream."""
@@ -178,12 +182,12 @@ class _Search:
             )
         with self._replica.admission.requests.held(context.owner, 1):
             async with within_deadline(context):
-                searched = await self._searched(name, request, context)
+                searched = await self.searched(name, request, context)
         export, kind = FORMATS[format_]
         hold_until_sent(request, self._replica.admission.exports, context.owner, 1)
-        return StreamingResponse(export(searched), media_type=kind, headers=_headers(searched))
+        return StreamingResponse(export(searched), media_type=kind, headers=headers_of(searched))
 
-    async def _searched(self, name: str, request: Request, context: RequestContext) -> Searched:
+    async def searched(self, name: str, request: Request, context: RequestContext) -> Searched:
         """Raises InvalidRequest, NotFound, NotReady."""
         min_revision = parse_version(request.headers.get(MIN_REVISION), MIN_REVISION)
         waits = _Waiting(self._replica, checked_name(name), context.caller)
@@ -216,6 +220,7 @@ class _Search:
             modalities=modalities,
             filter=wanted,
             exact=query.exact,
+            by_parent=query.by_parent,
         )
 
     async def _embedded(self, version: ServedVersion, query: Item, ticket: Ticket) -> Float32Array:
@@ -299,14 +304,14 @@ class _Waiting:
         )
 
 
-def _headers(searched: Searched) -> dict[str, str]:
+def headers_of(searched: Searched) -> dict[str, str]:
     return {"x-model-version": str(searched.version.number), REVISION: str(searched.revision)}
 
 
 def _body(searched: Searched, found: SearchResult) -> bytes:
     answer = {
         "object": "list",
-        "data": _hits(found.hits),
+        "data": [_described(hit) | {"score": hit.score} for hit in found.hits],
         "model": searched.version.label,
         "revision": searched.revision,
         "exact": found.exact,
@@ -314,18 +319,9 @@ def _body(searched: Searched, found: SearchResult) -> bytes:
     return orjson.dumps(answer)
 
 
-def _payload(text: str | None) -> orjson.Fragment | None:
-    """A payload as it is stored: every one that was accepted can be written."""
-    return None if text is None else orjson.Fragment(text)
-
-
-def _hits(hits: Sequence[Hit]) -> list[dict[str, object]]:
-    return [
-        {
-            "id": hit.id,
-            "score": hit.score,
-            "modality": hit.modality,
-            "payload": _payload(hit.payload),
-        }
-        for hit in hits
-    ]
+def _described(item: StoredItem) -> dict[str, object]:
+    # A payload as it is stored: every one that was accepted can be written.
+    payload = None if item.payload is None else orjson.Fragment(item.payload)
+    at = None if item.start is None else {"start": item.start, "end": item.end}
+    described = {"id": item.id, "modality": item.modality, "payload": payload}
+    return described | {"parent": item.parent, "at": at}

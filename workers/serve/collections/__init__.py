@@ -1,5 +1,11 @@
 """Collections that follow the model: features are stored, vectors are computed again for each version.
 
-In the store there are immutable segments, and revisions that name the segments that count. In memory there are
-vectors of one version, searched exactly or by a graph, filtered by payload.
+A collection is a table of Lance in the store. One replica computes the vectors of a new version beside those that are
+searched, and indexes them; every replica searches what is in the store.
 """
+
+import os
+
+# Read when Lance is imported. With one thread it can wait for itself; its warnings are about its own work.
+os.environ.setdefault("LANCE_CPU_THREADS", "2")
+os.environ.setdefault("LANCE_LOG", "error")

@@ -5,7 +5,7 @@ Shapes: E width of the vectors.
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,12 +26,17 @@ _ALL_PARTITIONS = 1 << 16
 # Reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009): the constant, and how many of each ranking.
 _RRF_CONSTANT = 60
 _FUSED = 100
-_ITEM = ["id", "modality", "payload"]
+_ITEM = ["id", "modality", "payload", "parent", "start", "end"]
+# Of parts that are looked through for so many parents, at first and at most.
+_PARTS, _MOST_PARTS = 4, 64
 
 
 @dataclass(frozen=True)
 class SearchQuery:
-    """A search by a vector, by words, or by both. `modalities` None: all. `exact`: compare all vectors."""
+    """A search by a vector, by words, or by both. `modalities` None: all. `exact`: compare all vectors.
+
+    `by_parent`: of parts with the same parent only the best.
+    """
 
     top_k: int
     query_E: Float32Array | None = None
@@ -39,15 +44,19 @@ class SearchQuery:
     modalities: Collection[str] | None = None
     filter: Filter | None = None
     exact: bool = False
+    by_parent: bool = False
 
 
 @dataclass(frozen=True)
 class StoredItem:
-    """An item of a collection. `payload`: JSON, or None."""
+    """An item of a collection. `payload`: JSON, or None. `parent`, `start` and `end`: see `Row`."""
 
     id: str
     modality: str
     payload: str | None
+    parent: str | None
+    start: float | None
+    end: float | None
 
 
 @dataclass(frozen=True)
@@ -106,14 +115,45 @@ class Searched:
         )
         return [StoredItem(**each) for each in found.to_pylist()]
 
+    def items_after(self, item: str, count: int) -> list[StoredItem]:
+        """Return up to `count` items with vectors whose ids come after this one, in their order."""
+        found = self.state.dataset.scanner(
+            columns=_ITEM,
+            filter=f"{self._of()} AND id > {quoted(item)}",
+            order_by=["id"],
+            limit=count,
+        )
+        return [StoredItem(**each) for each in found.to_table().to_pylist()]
+
+    def item(self, item: str) -> StoredItem | None:
+        """Return the item with this id, if it has a vector."""
+        found = self.state.dataset.to_table(
+            columns=_ITEM, filter=f"{self._of()} AND id = {quoted(item)}"
+        )
+        return StoredItem(**found.to_pylist()[0]) if found.num_rows else None
+
     def vectors(self, rows: int) -> Iterator[pa.RecordBatch]:
         """Yield id, modality, payload and vector of all items with vectors, at most `rows` at a time."""
         yield from self.state.dataset.to_batches(
-            columns=[*_ITEM, self.column], filter=self._of(), batch_size=rows
+            columns=["id", "modality", "payload", self.column],
+            filter=self._of(),
+            batch_size=rows,
         )
 
     def search(self, wanted: SearchQuery) -> SearchResult:
         """Return the items nearest to a query, of those with vectors."""
+        if not wanted.by_parent:
+            return self._items(wanted)
+        for times in (_PARTS, _MOST_PARTS):
+            found = self._items(replace(wanted, top_k=times * wanted.top_k))
+            best: dict[str, Hit] = {}
+            for hit in found.hits:
+                best.setdefault(hit.id if hit.parent is None else hit.parent, hit)
+            if len(best) >= wanted.top_k or len(found.hits) < times * wanted.top_k:
+                break
+        return SearchResult([*best.values()][: wanted.top_k], found.exact)
+
+    def _items(self, wanted: SearchQuery) -> SearchResult:
         if wanted.words is None:
             return self._nearest(wanted, wanted.top_k)
         if wanted.query_E is None:
@@ -125,9 +165,7 @@ class Searched:
             for rank, hit in enumerate(ranking, start=1):
                 scores[hit.id] += 1 / (_RRF_CONSTANT + rank)
                 items[hit.id] = hit
-        fused = _ranked(
-            Hit(each.id, each.modality, each.payload, scores[each.id]) for each in items.values()
-        )
+        fused = _ranked(replace(each, score=scores[each.id]) for each in items.values())
         return SearchResult(fused[: wanted.top_k], near.exact)
 
     def _nearest(self, wanted: SearchQuery, count: int) -> SearchResult:
@@ -156,7 +194,7 @@ class Searched:
 
     def _scanned(
         self, wanted: SearchQuery, score: str, **how: Any
-    ) -> Iterator[tuple[dict[str, str], float]]:
+    ) -> Iterator[tuple[dict[str, Any], float]]:
         conditions = self._of(wanted.modalities)
         if wanted.filter is not None:
             columns = self.state.dataset.schema.names

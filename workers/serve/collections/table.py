@@ -1,7 +1,7 @@
 """A collection as one table of Lance: its items, their vectors by version, and a head row with its state.
 
 Columns: `id`, `modality`, `feature` (a list: widths differ by modality), `payload` (JSON), `terms` and those of fields
-(for filters) and `text` (for words): `terms.py`; and one of vectors for each version that serves or is being made (`columns.py`). A removed
+(for filters) and `text` (for words): `terms.py`; `parent`, `start` and `end` of a part; and one of vectors for each version that serves or is being made (`columns.py`). A removed
 item keeps its id until the table is compacted; all else of it is null.
 
 **The head row** has the empty id, and the collection's state as its payload. Every change of items updates it in the
@@ -16,6 +16,7 @@ Shapes: B rows, F width of the raw feature, E width of the embeddings.
 import logging
 import random
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -74,12 +75,18 @@ class VersionGone(WorkerError):
 
 
 class Row(NamedTuple):
-    """An item to write. `feature_F` None: to remove. `payload`: JSON, or None."""
+    """An item to write. `feature_F` None: to remove. `payload`: JSON, or None.
+
+    `parent`: what it is a part of; `start`, `end`: where in it, in seconds or pages.
+    """
 
     id: str
     modality: str
     feature_F: Float32Array | None
     payload: str | None
+    parent: str | None = None
+    start: float | None = None
+    end: float | None = None
 
 
 class CollectionSpec(Frozen):
@@ -313,6 +320,9 @@ def _schema(feature_type: FloatType) -> pa.Schema:
             pa.field("payload", pa.string()),
             pa.field("terms", pa.list_(pa.string())),
             pa.field("text", pa.string()),
+            pa.field("parent", pa.string()),
+            pa.field("start", pa.float64()),
+            pa.field("end", pa.float64()),
         ]
     )
 
@@ -329,6 +339,9 @@ def _batch(schema: pa.Schema, rows: Sequence[Row], head: Head, embed: Embed) -> 
         # Not null where there is no payload: `NOT` of a comparison with null is null, and finds nothing.
         "terms": [*(each.terms for each in terms), None],
         "text": [*(text_of(payload, head.spec.text_fields) for payload in payloads), None],
+        "parent": [*(row.parent for row in rows), None],
+        "start": [*(row.start for row in rows), None],
+        "end": [*(row.end for row in rows), None],
     }
     for name in set(schema.names) - set(columns):
         if name in {*head.complete, head.making}:
@@ -358,15 +371,14 @@ def _features(rows: Sequence[Row], number: pa.DataType) -> list[Any]:
 def _vectors(name: str, kind: pa.DataType, rows: Sequence[Row], embed: Embed) -> pa.Array:
     values_BE = np.zeros((len(rows) + 1, kind.list_size), np.float32)
     missing_B = np.ones(len(rows) + 1, bool)
-    for modality in {row.modality for row in rows if row.feature_F is not None}:
-        places = [
-            at
-            for at, row in enumerate(rows)
-            if row.modality == modality and row.feature_F is not None
-        ]
-        vectors_BE = embed(name, modality, np.stack([rows[at].feature_F for at in places]))
+    features: dict[str, dict[int, Float32Array]] = defaultdict(dict)
+    for at, row in enumerate(rows):
+        if row.feature_F is not None:
+            features[row.modality][at] = row.feature_F
+    for modality, by_place in features.items():
+        vectors_BE = embed(name, modality, np.stack([*by_place.values()]))
         if vectors_BE is not None:
-            values_BE[places], missing_B[places] = vectors_BE, False
+            values_BE[[*by_place]], missing_B[[*by_place]] = vectors_BE, False
     return pa.FixedSizeListArray.from_arrays(
         pa.array(values_BE.ravel().astype(kind.value_type.to_pandas_dtype())),
         kind.list_size,

@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import orjson
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from cmcl.contract.api.endpoint import FloatType
 from workers.serve.api.wire.requests import STRICT, Item, parse
@@ -55,6 +56,29 @@ class CollectionItem(Item):
     payload: dict[str, Any] | None = Field(
         default=None, description="a small JSON object; filters see its fields"
     )
+    parent: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=LONGEST_ID,
+        description="what it is a part of, such as a recording; see `by_parent` of a search",
+    )
+    start: float | None = Field(
+        default=None, ge=0, description="where in its parent it begins, in seconds or pages"
+    )
+    end: float | None = Field(default=None, ge=0, description="where it ends")
+
+    @model_validator(mode="after")
+    def _ends_after_its_start(self) -> Self:
+        start, end = self.start, self.end
+        if (start is None) != (end is None) or (
+            start is not None and end is not None and end < start
+        ):
+            raise PydanticCustomError(
+                "span",
+                "start and end are {start} and {end}; permitted are both, in this order, or neither",
+                {"start": start, "end": end},
+            )
+        return self
 
 
 class ItemsRequest(BaseModel):
@@ -95,6 +119,9 @@ class SearchRequest(BaseModel):
         default=None, description="over payloads; docs/search.md has the language"
     )
     exact: bool = Field(default=False, description="compare with every row, however many")
+    by_parent: bool = Field(
+        default=False, description="of parts with the same parent find the best one only"
+    )
 
 
 def parse_items(body: bytes, most: int, payload_bytes: int) -> ItemsRequest:

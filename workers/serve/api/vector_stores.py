@@ -1,0 +1,295 @@
+"""`/v1/vector_stores`: collections as OpenAI's API names them, to be read and searched by its clients.
+
+A vector store is a collection, its id the name, and a file is an item; `text` of a file is that of the collection's
+`text_fields`, or else the payload. Texts that are searched for are embedded, as those of `/v1/embeddings` are.
+Collections are created and filled by `/v1/collections`.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import orjson
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from cmcl.contract.api.endpoint import (
+    VectorStore,
+    VectorStoreFile,
+    VectorStoreFileList,
+    VectorStoreList,
+    VectorStoreSearchPage,
+)
+from workers.serve.api.collection_access import find, in_store, listed_for
+from workers.serve.api.context import (
+    ASKED_VERSION,
+    TIMEOUT,
+    Replica,
+    held_body,
+    read_context,
+    within_deadline,
+)
+from workers.serve.api.openapi import BODY, WAIT, json_body, operation, query_parameters
+from workers.serve.api.search import Search, headers_of
+from workers.serve.api.wire.collection_bodies import SearchRequest
+from workers.serve.api.wire.requests import STRICT, Item, parse, parse_number
+from workers.serve.collections.searching import Hit, Searched, StoredItem
+from workers.serve.collections.table import State
+from workers.serve.collections.terms import text_of
+from workers.serve.errors import InvalidRequest, NotFound, shortened
+
+_MOST_LISTED, _MOST_FOUND, _MOST_QUERIES = 100, 50, 16
+_RANGES = ("gt", "gte", "lt", "lte")
+
+
+class RankingOptions(BaseModel):
+    """Of OpenAI's API. There is one ranker, the cosine of embeddings."""
+
+    model_config = STRICT
+
+    ranker: str | None = Field(default=None, description="without effect")
+    score_threshold: float | None = Field(default=None, description="the lowest score of a result")
+
+
+class VectorStoreSearch(BaseModel):
+    """The body of a search in OpenAI's API."""
+
+    model_config = STRICT
+
+    query: str | list[str] = Field(description="a text, or several; an item has its best score")
+    filters: dict[str, Any] | None = Field(
+        default=None, description="comparisons of attributes, and `and` and `or` of them"
+    )
+    max_num_results: int = Field(default=10, ge=1, le=_MOST_FOUND)
+    ranking_options: RankingOptions | None = None
+    rewrite_query: Literal[False] = Field(default=False, description="queries are not rewritten")
+
+
+class _Listing(BaseModel):
+    """Parameters of lists."""
+
+    limit: int = Field(default=20, ge=1, le=_MOST_LISTED)
+    after: str = Field(default="", description="the last id of the page before")
+
+
+def router(replica: Replica) -> APIRouter:
+    """The routes of this replica."""
+    made = APIRouter(prefix="/v1/vector_stores", tags=["vector stores"])
+    stores = _VectorStores(replica)
+    pages = query_parameters(_Listing)
+    for method, path, handler, described in (
+        (
+            "GET",
+            "",
+            stores.list_all,
+            operation(
+                "list_vector_stores", VectorStoreList, WAIT - {404}, parameters=[*pages, TIMEOUT]
+            ),
+        ),
+        (
+            "GET",
+            "/{store}",
+            stores.show,
+            operation("read_vector_store", VectorStore, WAIT, parameters=[TIMEOUT]),
+        ),
+        (
+            "POST",
+            "/{store}/search",
+            stores.search,
+            operation(
+                "search_vector_store",
+                VectorStoreSearchPage,
+                BODY | {409},
+                body=json_body(VectorStoreSearch),
+                parameters=ASKED_VERSION,
+            ),
+        ),
+        (
+            "GET",
+            "/{store}/files",
+            stores.files,
+            operation(
+                "list_vector_store_files", VectorStoreFileList, WAIT, parameters=[*pages, TIMEOUT]
+            ),
+        ),
+        (
+            "GET",
+            "/{store}/files/{file:path}",
+            stores.file,
+            operation("read_vector_store_file", VectorStoreFile, WAIT, parameters=[TIMEOUT]),
+        ),
+    ):
+        made.add_api_route(path, handler, methods=[method], **described)
+    return made
+
+
+class _VectorStores:
+    """Routes of OpenAI's API over collections."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self._search = Search(replica)
+
+    async def list_all(self, request: Request) -> Response:
+        """List the caller's collections by name."""
+        context, replica = read_context(request, self._replica), self._replica
+        after, limit = _page(request)
+        with replica.admission.requests.held(context.owner, 1):
+            async with within_deadline(context):
+                states = await in_store(replica.collections.all, listed_for(context.caller))
+        found = [_store(each) for each in states if each.head.spec.name > after]
+        return _listed(found, limit)
+
+    async def show(self, store: str, request: Request) -> Response:
+        """Show one collection."""
+        context = read_context(request, self._replica)
+        with self._replica.admission.requests.held(context.owner, 1):
+            async with within_deadline(context):
+                return JSONResponse(_store(await find(self._replica, store, context.caller)))
+
+    async def search(self, store: str, request: Request) -> Response:
+        """Search with one or several texts; an item found by several has its best score."""
+        replica = self._replica
+        context = read_context(request, replica)
+        body = await held_body(request, replica, context.owner)
+        async with within_deadline(context):
+            asked = parse(VectorStoreSearch, body, replica.args.max_rows)
+            queries = [asked.query] if isinstance(asked.query, str) else asked.query
+            if not 1 <= len(queries) <= _MOST_QUERIES:
+                raise InvalidRequest(
+                    f"query has {len(queries)} texts; permitted are 1 to {_MOST_QUERIES}", "query"
+                )
+            wanted = [
+                SearchRequest(
+                    query=Item(modality="text", text=text),
+                    top_k=asked.max_num_results,
+                    filter=None if asked.filters is None else _filter(asked.filters, "filters"),
+                )
+                for text in queries
+            ]
+            found = await asyncio.gather(
+                *(self._search.found(store, request, context, each) for each in wanted)
+            )
+        best: dict[str, Hit] = {}
+        for hit in sorted(
+            (hit for _, result in found for hit in result.hits), key=lambda hit: hit.score
+        ):
+            best[hit.id] = hit
+        lowest = asked.ranking_options.score_threshold if asked.ranking_options else None
+        hits = sorted(best.values(), key=lambda hit: (-hit.score, hit.id))[: asked.max_num_results]
+        searched = found[0][0]
+        answer = {
+            "object": "vector_store.search_results.page",
+            "search_query": queries,
+            "data": [
+                _result(hit, searched) for hit in hits if lowest is None or hit.score >= lowest
+            ],
+            "has_more": False,
+            "next_page": None,
+        }
+        return JSONResponse(answer, headers=headers_of(searched))
+
+    async def files(self, store: str, request: Request) -> Response:
+        """List items by id."""
+        context, replica = read_context(request, self._replica), self._replica
+        after, limit = _page(request)
+        with replica.admission.requests.held(context.owner, 1):
+            async with within_deadline(context):
+                searched = await self._search.searched(store, request, context)
+                with replica.admission.rows.held(context.owner, limit):
+                    items = await replica.background.run(
+                        context.owner, searched.items_after, after, limit + 1
+                    )
+        return _listed([_file(each, searched) for each in items], limit)
+
+    async def file(self, store: str, file: str, request: Request) -> Response:
+        """Show one item."""
+        context, replica = read_context(request, self._replica), self._replica
+        with replica.admission.requests.held(context.owner, 1):
+            async with within_deadline(context):
+                searched = await self._search.searched(store, request, context)
+                item = await replica.background.run(context.owner, searched.item, file)
+        if item is None:
+            raise NotFound(f"there is no item {shortened(file)} in collection {store!r}", "file")
+        return JSONResponse(_file(item, searched))
+
+
+def _page(request: Request) -> tuple[str, int]:
+    limit = request.query_params.get("limit", "20")
+    return request.query_params.get("after", ""), parse_number(limit, "limit", 1, _MOST_LISTED)
+
+
+def _listed(found: list[dict[str, Any]], limit: int) -> Response:
+    data = found[:limit]
+    first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+    answer = {"object": "list", "data": data, "first_id": first, "last_id": last}
+    return JSONResponse(answer | {"has_more": len(found) > limit})
+
+
+def _store(state: State) -> dict[str, Any]:
+    head = state.head
+    others = dict.fromkeys(("in_progress", "failed", "cancelled"), 0)
+    return {
+        "id": head.spec.name,
+        "object": "vector_store",
+        "name": head.spec.name,
+        "created_at": int(head.created_at.timestamp()),
+        "last_active_at": int(head.changed_at.timestamp()),
+        "status": "completed" if head.complete else "in_progress",
+        "file_counts": {"completed": state.rows, "total": state.rows} | others,
+        "usage_bytes": 0,
+        "metadata": {"model": head.spec.model},
+    }
+
+
+def _file(item: StoredItem, searched: Searched) -> dict[str, Any]:
+    return {
+        "id": item.id,
+        "object": "vector_store.file",
+        "created_at": int(searched.state.head.created_at.timestamp()),
+        "vector_store_id": searched.state.head.spec.name,
+        "status": "completed",
+        "usage_bytes": len(item.payload or ""),
+        "last_error": None,
+        "attributes": _attributes(item),
+    }
+
+
+def _result(hit: Hit, searched: Searched) -> dict[str, Any]:
+    attributes = _attributes(hit)
+    text = text_of(hit.payload, searched.state.head.spec.text_fields) or hit.payload or ""
+    return {
+        "file_id": hit.id,
+        "filename": str(attributes.get("filename", hit.parent or hit.id)),
+        "score": hit.score,
+        "attributes": attributes,
+        "content": [{"type": "text", "text": text}],
+    }
+
+
+def _attributes(item: StoredItem) -> dict[str, str | float | bool]:
+    payload = orjson.loads(item.payload or "{}")
+    kept = {name: value for name, value in payload.items() if isinstance(value, str | int | float)}
+    return {"modality": item.modality} | kept
+
+
+def _filter(given: object, where: str) -> dict[str, Any]:
+    """Return one of our filters; what it compares is checked as theirs is. Raises InvalidRequest."""
+    if isinstance(given, Mapping):
+        kind, field, value = given.get("type"), given.get("key"), given.get("value")
+        if kind in ("and", "or") and isinstance(given.get("filters"), list):
+            parts = enumerate(given["filters"])
+            return {kind: [_filter(each, f"{where}.filters[{at}]") for at, each in parts]}
+        if kind in _RANGES:
+            return {"field": field, "range": {kind: value}}
+        if kind in ("eq", "ne", "in", "nin"):
+            plain = {"field": field, "equals" if kind in ("eq", "ne") else "in": value}
+            return {"not": plain} if kind in ("ne", "nin") else plain
+    raise InvalidRequest(
+        f"{where} is {shortened(ascii(given))}; permitted are comparisons "
+        '{"type": "eq", "ne", "gt", "gte", "lt", "lte", "in" or "nin", "key": ..., "value": ...} and '
+        '{"type": "and" or "or", "filters": [...]}',
+        "filters",
+    )
