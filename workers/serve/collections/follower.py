@@ -1,15 +1,17 @@
 """The follower of collections: what a replica searches, and the vectors that it makes when it is the builder.
 
-No error ends its thread: a failure is logged once, leaves what is searched in place, and is retried later.
+One thread polls the store, another makes vectors and indexes, which takes minutes. No error ends them: a failure is
+logged once, leaves what is searched in place, and is retried later.
 """
 
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 from cmcl.contract.errors import InvalidVersion, WorkerError
 from workers.serve.collections.columns import (
@@ -52,14 +54,24 @@ class CollectionSnapshot:
 
 
 @dataclass
+class _Attempts:
+    """At something that can fail: why the last one failed, and when the next one is due."""
+
+    problem: str | None = None
+    is_damaged: bool = False
+    failures: int = 0
+    due: float = 0.0
+
+
+@dataclass
 class _Followed:
     snapshot: CollectionSnapshot
     versions: Versions
     tidied_at: float
     # Steps of making a column, or of compacting; each yields the progress of the column.
     work: Iterator[float | None] | None = None
-    failures: int = 0
-    retry_at: float = 0.0
+    polls: _Attempts = field(default_factory=_Attempts)
+    works: _Attempts = field(default_factory=_Attempts)
 
 
 class CollectionsFollower:
@@ -85,25 +97,34 @@ class CollectionsFollower:
         self._damaged: dict[str, str] = {}
         self._sweep_at = clock() + _SWEEP_SECONDS
         self._log = LogOnce(logger, "%s is not followed, what is loaded keeps answering: %s")
+        # Of what both threads change: `_followed` and `_snapshots`.
+        self._lock = threading.Lock()
         self._woken = threading.Event()
+        self._has_work = threading.Event()
         self._loaded = threading.Event()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="collections follower", daemon=True)
+        self._threads = [
+            threading.Thread(target=target, name=f"collections {name}", daemon=True)
+            for name, target in (("follower", self._run), ("builder", self._run_builder))
+        ]
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """Stop the thread and join it."""
+        """Stop the threads and join them. A step that makes an index ends first."""
         self._stopping.set()
         self._woken.set()
-        self._thread.join()
+        self._has_work.set()
+        for thread in self._threads:
+            thread.join()
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
+        """Whether the threads run."""
+        return all(thread.is_alive() for thread in self._threads)
 
     def wake(self) -> None:
         """Poll now. From any thread."""
@@ -143,8 +164,9 @@ class CollectionsFollower:
             self._forget(name)
         for name in names:
             followed = self._followed.get(name)
-            if followed is None or self._clock() >= followed.retry_at:
-                self._guarded(name, partial(self._follow, name))
+            attempts = _Attempts() if followed is None else followed.polls
+            if self._clock() >= attempts.due:
+                self._guarded(name, attempts, partial(self._follow, name))
         if self._clock() >= self._sweep_at:
             self._sweep_at = self._clock() + _SWEEP_SECONDS
             for name in names:
@@ -154,7 +176,7 @@ class CollectionsFollower:
         """Do one step for each collection whose vectors are being made. Returns whether there are more."""
         working = [each for each in self._followed.items() if each[1].work is not None]
         for name, followed in working:
-            self._guarded(name, partial(self._step, name, followed))
+            self._guarded(name, followed.works, partial(self._step, name, followed))
         return any(followed.work is not None for _, followed in working)
 
     def _follow(self, name: str) -> None:
@@ -165,16 +187,17 @@ class CollectionsFollower:
             return
         if followed is None or followed.snapshot.state.table != state.table:
             versions = Versions(state.head.spec, self._live, self._version_of)
-            snapshot = CollectionSnapshot(state)
-            followed = self._followed[name] = _Followed(snapshot, versions, self._clock())
+            followed = _Followed(CollectionSnapshot(state), versions, self._clock())
+            with self._lock:
+                self._followed[name] = followed
         live = followed.versions.live()
         searched = None if live is None else _searched(state, live, followed.versions)
-        self._put(name, replace(followed.snapshot, state=state, searched=searched))
-        if live is None:
-            followed.work = None
-        elif followed.work is None:
-            # A column that is being made is finished first: where versions come faster, none would be otherwise.
+        self._put(name, state=state, searched=searched)
+        # A column that is being made is finished first: where versions come faster, none would be otherwise.
+        if live is not None and followed.work is None and self._clock() >= followed.works.due:
             followed.work = self._next_work(followed, live)
+            if followed.work is not None:
+                self._has_work.set()
 
     def _next_work(self, followed: _Followed, live: ServedVersion) -> Iterator[float | None] | None:
         state = followed.snapshot.state
@@ -190,15 +213,14 @@ class CollectionsFollower:
         return None
 
     def _step(self, name: str, followed: _Followed) -> None:
+        assert followed.work is not None  # noqa: S101
         try:
-            progress = next(followed.work or iter(()))
-        except StopIteration:
-            followed.work = progress = None
-        self._put(name, replace(followed.snapshot, progress=progress))
-        if followed.work is None:
-            self._follow(name)
-        else:
+            self._put(name, progress=next(followed.work))
             ColumnBuilder(followed.snapshot.state.table, self._name).claim()
+        except StopIteration:
+            followed.work = None
+            self._put(name, progress=None)
+            self.wake()
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -209,11 +231,15 @@ class CollectionsFollower:
             while not self._stopping.is_set() and self._clock() < due:
                 if self._woken.is_set() or self._live.all() is not seen:
                     break
-                if self.work():
-                    continue
-                if has_polled:
+                if has_polled and all(each.work is None for each in self._followed.values()):
                     self._loaded.set()
                 self._woken.wait(min(_SWAP_SECONDS, max(due - self._clock(), 0)))
+
+    def _run_builder(self) -> None:
+        while not self._stopping.is_set():
+            self._has_work.clear()
+            if not self.work():
+                self._has_work.wait()
 
     def _poll_safely(self) -> bool:
         try:
@@ -228,7 +254,7 @@ class CollectionsFollower:
         self._log.recovered("the store")
         return True
 
-    def _guarded(self, name: str, do: Callable[[], None]) -> None:
+    def _guarded(self, name: str, attempts: _Attempts, do: Callable[[], None]) -> None:
         """Do it, and confine a failure to this collection."""
         try:
             do()
@@ -236,43 +262,43 @@ class CollectionsFollower:
             if not isinstance(error, WorkerError):
                 logger.exception("collection %s failed", name)
             self._log.failed(f"collection {name}", error)
-            self._failed(name, error)
-        else:
-            self._log.recovered(f"collection {name}")
-            self._damaged.pop(name, None)
+            # Without the store's address, which callers must not see.
+            attempts.problem = str(error).replace(f"{self._registry.uri}/", "")
+            attempts.is_damaged = isinstance(error, InvalidVersion)
+            attempts.failures += 1
+            # The exponent is bounded too: 2.0 ** 1024 overflows, and a week of failures gets there.
+            delay = _FIRST_DELAY_SECONDS * 2.0 ** min(attempts.failures, 16)
+            attempts.due = self._clock() + min(delay, _LONGEST_DELAY_SECONDS)
+            if attempts.is_damaged:
+                self._damaged[name] = attempts.problem
             if (followed := self._followed.get(name)) is not None:
-                followed.failures = 0
-                self._put(name, replace(followed.snapshot, problem=None, is_damaged=False))
-
-    def _failed(self, name: str, error: Exception) -> None:
-        # Without the store's address, which callers must not see.
-        problem = str(error).replace(f"{self._registry.uri}/", "")
-        is_damaged = isinstance(error, InvalidVersion)
-        if is_damaged:
-            self._damaged[name] = problem
-        followed = self._followed.get(name)
-        if followed is None:
-            return
-        followed.work = None
-        followed.failures += 1
-        # The exponent is bounded too: 2.0 ** 1024 overflows, and a week of failures gets there.
-        delay = _FIRST_DELAY_SECONDS * 2.0 ** min(followed.failures, 16)
-        followed.retry_at = self._clock() + min(delay, _LONGEST_DELAY_SECONDS)
-        self._put(name, replace(followed.snapshot, problem=problem, is_damaged=is_damaged))
+                if attempts is followed.works:
+                    followed.work = None
+                self._put(name, progress=None)
+        else:
+            if attempts.problem is not None:
+                attempts.problem, attempts.is_damaged, attempts.failures = None, False, 0
+                self._log.recovered(f"collection {name}")
+                self._put(name)
+            self._damaged.pop(name, None)
 
     def _forget(self, name: str) -> None:
-        self._followed.pop(name, None)
+        with self._lock:
+            self._followed.pop(name, None)
+            kept = {other: each for other, each in self._snapshots.items() if other != name}
+            self._snapshots = MappingProxyType(kept)
         self._damaged.pop(name, None)
         self._log.recovered(f"collection {name}")
-        self._put(name, None)
 
-    def _put(self, name: str, snapshot: CollectionSnapshot | None) -> None:
-        """Publish the state in one step: a request that reads it once uses one state."""
-        if snapshot is not None and name in self._followed:
-            self._followed[name].snapshot = snapshot
-        if snapshot is not self._snapshots.get(name):
-            others = {other: each for other, each in self._snapshots.items() if other != name}
-            self._snapshots = MappingProxyType(others | ({name: snapshot} if snapshot else {}))
+    def _put(self, name: str, **changes: Any) -> None:
+        """Publish changes in one step: a request that reads a snapshot once uses one state."""
+        with self._lock:
+            followed = self._followed.get(name)
+            if followed is not None:
+                first = followed.polls if followed.polls.problem is not None else followed.works
+                changes |= {"problem": first.problem, "is_damaged": first.is_damaged}
+                snapshot = followed.snapshot = replace(followed.snapshot, **changes)
+                self._snapshots = MappingProxyType({**self._snapshots, name: snapshot})
 
 
 def _searched(state: State, live: ServedVersion, versions: Versions) -> Searched | None:
