@@ -157,8 +157,10 @@ class SearchStatus(ApiModel):
         description="number of items by modality that the version has not learned: they are stored, and not searched",
     )
     progress: float | None = Field(
-        default=None, description="share of the next version's vectors that is made"
+        default=None,
+        description="share of the next version's vectors that is made; null where this replica makes none",
     )
+    seconds_left: float | None = Field(default=None, description="until the rest is made, about")
 
 
 class Collection(ApiModel):

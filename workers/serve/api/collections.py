@@ -301,5 +301,6 @@ def _searched(snapshot: CollectionSnapshot | None) -> dict[str, object] | None:
             name: rows for name, rows in searched.modalities.items() if name in missing
         },
         "progress": snapshot.progress,
+        "seconds_left": snapshot.seconds_left,
         "problem": snapshot.problem,
     }

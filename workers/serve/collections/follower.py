@@ -42,13 +42,14 @@ _SWEEP_SECONDS = 3600.0
 class CollectionSnapshot:
     """What a replica knows of a collection at one moment. `searched` None: its vectors are being made.
 
-    `progress`: the share of the next version's vectors that is made. `problem`: why it is behind; `is_damaged`: a
+    `progress`: the share of the next version's vectors that is made, `seconds_left` of the rest. `problem`: why it is behind; `is_damaged`: a
     retry cannot help.
     """
 
     state: State
     searched: Searched | None = None
     progress: float | None = None
+    seconds_left: float | None = None
     problem: str | None = None
     is_damaged: bool = False
 
@@ -70,6 +71,7 @@ class _Followed:
     tidied_at: float
     # Steps of making a column, or of compacting; each yields the progress of the column.
     work: Iterator[float | None] | None = None
+    begun: float = 0.0
     polls: _Attempts = field(default_factory=_Attempts)
     works: _Attempts = field(default_factory=_Attempts)
 
@@ -197,6 +199,7 @@ class CollectionsFollower:
         if live is not None and followed.work is None and self._clock() >= followed.works.due:
             followed.work = self._next_work(followed, live)
             if followed.work is not None:
+                followed.begun = self._clock()
                 self._has_work.set()
 
     def _next_work(self, followed: _Followed, live: ServedVersion) -> Iterator[float | None] | None:
@@ -215,11 +218,13 @@ class CollectionsFollower:
     def _step(self, name: str, followed: _Followed) -> None:
         assert followed.work is not None  # noqa: S101
         try:
-            self._put(name, progress=next(followed.work))
+            share = next(followed.work)
+            left = (self._clock() - followed.begun) * (1 / share - 1) if share else None
+            self._put(name, progress=share, seconds_left=left)
             ColumnBuilder(followed.snapshot.state.table, self._name).claim()
         except StopIteration:
             followed.work = None
-            self._put(name, progress=None)
+            self._put(name, progress=None, seconds_left=None)
             self.wake()
 
     def _run(self) -> None:
@@ -274,7 +279,7 @@ class CollectionsFollower:
             if (followed := self._followed.get(name)) is not None:
                 if attempts is followed.works:
                     followed.work = None
-                self._put(name, progress=None)
+                self._put(name, progress=None, seconds_left=None)
         else:
             if attempts.problem is not None:
                 attempts.problem, attempts.is_damaged, attempts.failures = None, False, 0
