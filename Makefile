@@ -93,7 +93,7 @@ storyboard: setup  ## run the demo, and take pictures of the page while it runs,
 
 # All locks come from one resolution, in a separate folder: uv.lock contains index URLs and is not committed.
 LOCK := cd $(CURDIR)/.cmcl/lock && $(CURDIR)/$(BIN)/uv export --quiet --no-header --no-emit-project --format requirements.txt
-WORKER := --no-dev --extra workers --extra search --extra encoders --extra tracing
+WORKER := --no-dev --extra workers --extra encoders --extra tracing
 # torch from the package index is built for CUDA and fails to import without most CUDA packages; these are not needed.
 GPU_ONLY := triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cuda-cccl nvidia-cusolver nvidia-nvjitlink nvidia-nvtx
 TOOLS := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11

@@ -123,12 +123,12 @@ class ServeSettings(ServeArgs):
     max_top_k: int = 1000
     # Payload of one item of a collection, as JSON: a thumbnail, and no file.
     max_payload_bytes: int = 4096
-    # In one collection, and in all together, before 507: every replica holds the vectors of all collections.
+    # In one collection, and in all together, before 507: every replica keeps parts of all indexes in memory.
     max_collection_rows: int = 1_000_000
     max_searched_rows: int = 2_000_000
     # Of one owner, before 507; of all together where no keys are required.
     max_collections: int = 100
-    # Of collections and versions, at once in one replica, before 429: each keeps an index or heads in memory.
+    # Of collections and versions, at once in one replica, before 429: each keeps rows or heads in memory.
     max_exports: int = 4
 
     @model_validator(mode="after")
