@@ -146,7 +146,7 @@ class ModelList(ApiModel):
 
 
 class SearchStatus(ApiModel):
-    """What this replica searches; `problem` alone while there is nothing to search."""
+    """What this replica searches; `progress` and `problem` alone while there is nothing to search."""
 
     problem: str | None
     version: int | None = None
@@ -158,9 +158,9 @@ class SearchStatus(ApiModel):
     )
     progress: float | None = Field(
         default=None,
-        description="share of the next version's vectors that is made; null where this replica makes none",
+        description="share of the next version's vectors that is computed; null where this replica computes none",
     )
-    seconds_left: float | None = Field(default=None, description="until the rest is made, about")
+    seconds_left: float | None = Field(default=None, description="until the rest is computed, about")
 
 
 class Collection(ApiModel):
@@ -329,7 +329,7 @@ class ItemsResponse(ApiModel):
 
     object: Literal["list"]
     data: list[StoredItem]
-    model: str = Field(description="name@version of the index")
+    model: str = Field(description="name@version that is searched")
     revision: int
     rows: int = Field(description="items of the collection, or of the modality")
     next_offset: int | None = Field(description="of the next page; null for the last one")
@@ -342,7 +342,7 @@ class SearchResults(ApiModel):
     data: list[SearchHit]
     model: str = Field(description="name@version that answered")
     revision: int
-    exact: bool = Field(description="every row was compared")
+    exact: bool = Field(description="every vector was compared")
 
     @property
     def version(self) -> int:

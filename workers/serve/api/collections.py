@@ -286,11 +286,16 @@ def _described(state: State, snapshot: CollectionSnapshot | None) -> dict[str, o
 
 
 def _searched(snapshot: CollectionSnapshot | None) -> dict[str, object] | None:
-    """What this replica searches; null until it has vectors."""
-    if snapshot is None or snapshot.searched is None:
-        return (
-            None if snapshot is None or snapshot.problem is None else {"problem": snapshot.problem}
-        )
+    """What this replica searches; null where it has nothing to say."""
+    if snapshot is None:
+        return None
+    work = {
+        "progress": snapshot.progress,
+        "seconds_left": snapshot.seconds_left,
+        "problem": snapshot.problem,
+    }
+    if snapshot.searched is None:
+        return None if set(work.values()) == {None} else work
     searched = snapshot.searched
     missing = searched.version.not_learned
     return {
@@ -300,7 +305,5 @@ def _searched(snapshot: CollectionSnapshot | None) -> dict[str, object] | None:
         "not_learned": {
             name: rows for name, rows in searched.modalities.items() if name in missing
         },
-        "progress": snapshot.progress,
-        "seconds_left": snapshot.seconds_left,
-        "problem": snapshot.problem,
+        **work,
     }
