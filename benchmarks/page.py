@@ -164,16 +164,18 @@ def create_large_app(url: str, folder: Path, size: Size) -> FastAPI:
 
 def _of_endpoint(request: httpx.Request) -> httpx.Response:
     """What an endpoint with a hundred collections would answer."""
-    searched = {"version": 1, "revision": 7, "rows": {"image": 5_000}, "memory_bytes": 20_000_000}
+    searched = {"version": 1, "revision": 7, "rows": {"image": 5_000}}
     one = {
         "id": _COLLECTION,
         "model": MODEL,
         "feature_type": "float32",
+        "vector_type": "float32",
+        "dimensions": None,
+        "text_fields": [],
         "searched": searched,
         "revision": 7,
         "created": 1,
         "changed": 2,
-        "stored_bytes": 4_096,
     }
     if request.url.path == "/v1/collections":
         return httpx.Response(200, json={"data": [one] * 100})

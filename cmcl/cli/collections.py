@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Group, RenderableType
@@ -15,6 +15,7 @@ from cmcl.cli.errors import CommandError
 from cmcl.cli.options import DEFAULT_QUERY_URL, AsJson, EmbeddingsUrl, OfModel, Yes
 from cmcl.cli.queries import parse_filter, read_items, read_media, read_query
 from cmcl.client import Client, Collection, SearchHit, SearchResults
+from cmcl.contract.api.endpoint import FloatType
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,13 +34,18 @@ def _counts(by_modality: Mapping[str, int] | None) -> str | None:
     return ", ".join(counts) or None
 
 
+def _progress(share: float | None) -> str | None:
+    """How much of the next version's vectors is computed."""
+    return None if share is None else f"{share:.0%}"
+
+
 _COLUMNS: Columns[Collection] = {
     "collection": lambda each: each.id,
     "model": lambda each: each.model,
     "revision": lambda each: each.revision,
     "version": lambda each: each.searched.version if each.searched else None,
     "rows": lambda each: _counts(each.searched.rows) if each.searched else None,
-    "stored": lambda each: f"{each.stored_bytes / 1e6:.1f} MB",
+    "next": lambda each: _progress(each.searched.progress if each.searched else None),
 }
 _HITS: Columns[SearchHit] = {
     "score": lambda hit: hit.score,
@@ -50,18 +56,38 @@ _HITS: Columns[SearchHit] = {
 
 
 @app.command("create")
-def create_collection(
+def create_collection(  # noqa: PLR0913 - the properties of a collection
     name: CollectionName,
     model: OfModel,
-    feature_type: Annotated[str, typer.Option(help="float32, or float16 for half the storage")] = (
-        "float32"
-    ),
+    *,
+    feature_type: Annotated[
+        FloatType, typer.Option(help="how features are stored; float16 takes half the space")
+    ] = "float32",
+    vector_type: Annotated[
+        FloatType, typer.Option(help="how vectors are stored; float16 takes half the space")
+    ] = "float32",
+    dimensions: Annotated[
+        int | None,
+        typer.Option(help="how many numbers of each vector to keep, the first ones", min=1),
+    ] = None,
+    text_field: Annotated[
+        list[str] | None,
+        typer.Option(help="field of payloads that is searched by --words; repeatable"),
+    ] = None,
     embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
     as_json: AsJson = False,
 ) -> None:
     """Create a collection, searched with the live version of the model."""
     with Client(embeddings_url=embeddings_url) as client:
-        show(client.create_collection(name, model, feature_type), as_json, _view)
+        made = client.create_collection(
+            name,
+            model,
+            feature_type,
+            vector_type=vector_type,
+            dimensions=dimensions,
+            text_fields=text_field or (),
+        )
+    show(made, as_json, _view)
 
 
 @app.command("list")
@@ -152,11 +178,9 @@ def export_collection(
     name: CollectionName,
     out: Annotated[Path, typer.Option(help="file to write")],
     form: Annotated[
-        str,
-        typer.Option(
-            "--format", help="qdrant, pgvector, pgvector-ddl for its table, parquet, or arrow"
-        ),
-    ] = "qdrant",
+        Literal["parquet", "arrow"],
+        typer.Option("--format", help="arrow: a stream of Arrow IPC"),
+    ] = "parquet",
     embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
 ) -> None:
     """Export the items with their vectors for another vector store."""
@@ -166,7 +190,10 @@ def export_collection(
 
 def search(  # noqa: PLR0913 - the options of a search
     name: CollectionName,
-    modality: Annotated[str, typer.Argument(metavar="MODALITY", help="modality of the query")],
+    modality: Annotated[
+        str | None,
+        typer.Argument(metavar="MODALITY", help="modality of the query; default text, for --text"),
+    ] = None,
     feature: Annotated[
         Path | None, typer.Argument(metavar="FEATURE", help="JSON file with one feature")
     ] = None,
@@ -177,6 +204,12 @@ def search(  # noqa: PLR0913 - the options of a search
     data: Annotated[
         Path | None,
         typer.Option(help="file to search with, e.g. an image; needs an encoder"),
+    ] = None,
+    words: Annotated[
+        str | None,
+        typer.Option(
+            help="words to find in the collection's text fields; with a query the two rankings are fused"
+        ),
     ] = None,
     among: Annotated[
         list[str] | None, typer.Option(help="search only items of this modality; repeatable")
@@ -191,13 +224,18 @@ def search(  # noqa: PLR0913 - the options of a search
     embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Search a collection for the items nearest to a feature, a text or a file."""
-    query, wanted = read_query(modality, feature, text, data), parse_filter(where)
+    """Search a collection for the items nearest to a feature, a text or a file, or by words."""
+    has_query = any(each is not None for each in (modality, feature, text, data))
+    if not has_query and words is None:
+        raise typer.BadParameter("give a query (MODALITY FEATURE, or --text), --words, or both")
+    query = read_query(modality, feature, text, data) if has_query else None
+    wanted = parse_filter(where)
     with Client(embeddings_url=embeddings_url) as client:
         found = client.search(
             name,
             query,
             top_k,
+            words=words,
             modalities=among or None,
             filter=wanted,
             exact=exact,
@@ -215,6 +253,9 @@ def _view(collection: Collection) -> RenderableType:
             **values,
             "not learned": _counts(searched.not_learned) if searched else None,
             "features": collection.feature_type,
+            "vectors": collection.vector_type,
+            "dimensions": collection.dimensions,
+            "text fields": ", ".join(collection.text_fields) or None,
             "problem": searched.problem if searched else None,
         }
     )

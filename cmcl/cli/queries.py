@@ -100,10 +100,15 @@ def migrate(
     print(json.dumps(asdict(answer)))
 
 
-def read_query(modality: str, feature: Path | None, text: str | None, data: Path | None) -> Query:
+def read_query(
+    modality: str | None, feature: Path | None, text: str | None, data: Path | None
+) -> Query:
     """Return the query. Raises BadParameter unless exactly one input is given; CommandError."""
     if sum(each is not None for each in (feature, text, data)) != 1:
         raise typer.BadParameter(f"give exactly one of {_WAYS}")
+    if modality is None and text is None:
+        raise typer.BadParameter("the MODALITY is missing")
+    modality = modality or "text"
     if feature is not None:
         rows = read_features(feature)
         if len(rows) != 1:

@@ -44,7 +44,6 @@ _ADVICE = {
     401: "Give the control plane CMCL_SNAPSHOT_SIGNING_KEY and the endpoint the public key that belongs to it.",
     403: "Add the host of CMCL_EMBEDDINGS_URL to the endpoint's allowed_hosts.",
     429: "Try again in some seconds.",
-    501: "Install usearch where the endpoint runs; the worker image has it.",
     503: "Try again in some seconds.",
     504: "Try again in some seconds.",
 }

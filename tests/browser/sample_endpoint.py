@@ -70,7 +70,7 @@ _SEARCHED = {
     "revision": 7,
     "rows": {"image": 5, "text": 0},
     "problem": None,
-    "memory_bytes": 5_120,
+    "progress": 0.4,
 }
 
 

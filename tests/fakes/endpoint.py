@@ -58,8 +58,8 @@ def error(status: int, message: str) -> httpx.Response:
 def collection(name: str, model: str = "scenes", **changes: object) -> dict[str, object]:
     """A collection as the endpoint describes it."""
     rows = {"image": 30, "text": 12}
-    searched = body(SearchStatus, version=2, revision=7, rows=rows, memory_bytes=8192)
-    shown = {"id": name, "model": model, "revision": 7, "stored_bytes": 4096, "searched": searched}
+    searched = body(SearchStatus, version=2, revision=7, rows=rows)
+    shown = {"id": name, "model": model, "revision": 7, "searched": searched}
     return body(Collection, **shown | changes)
 
 

@@ -42,6 +42,7 @@ from cmcl.client.wire import (
 )
 from cmcl.contract.api.endpoint import (
     Collection,
+    FloatType,
     SearchResults,
     ServedModel,
     StoredItem,
@@ -146,10 +147,27 @@ class EndpointCalls(Calls):
         await async_call(lambda: unpack(response.content, folder, encoders or {}))
 
     async def create_collection(
-        self, name: str, model: str, feature_type: str = "float32"
+        self,
+        name: str,
+        model: str,
+        feature_type: FloatType = "float32",
+        *,
+        vector_type: FloatType = "float32",
+        dimensions: int | None = None,
+        text_fields: Sequence[str] = (),
     ) -> Collection:
-        """Create a collection that follows `model`. Repeating the call returns the same collection."""
-        body = {"model": model, "feature_type": feature_type}
+        """Create a collection that follows `model`. Repeating the call returns the same collection.
+
+        `dimensions`: how many numbers of each vector are kept, by default all. `text_fields`: fields of payloads
+        that `search` finds by words.
+        """
+        body = {
+            "model": model,
+            "feature_type": feature_type,
+            "vector_type": vector_type,
+            "dimensions": dimensions,
+            "text_fields": list(text_fields),
+        }
         return read(Collection, await self._request("PUT", _path(name), body), Side.EMBEDDINGS)
 
     async def collections(self) -> AsyncIterator[Collection]:
@@ -203,23 +221,25 @@ class EndpointCalls(Calls):
     async def search(  # noqa: PLR0913 - the options of a search
         self,
         name: str,
-        query: Query,
+        query: Query | None = None,
         top_k: int = 10,
         *,
+        words: str | None = None,
         modalities: Sequence[str] | None = None,
         filter: Mapping[str, Any] | None = None,  # noqa: A002 - as the endpoint calls it
         exact: bool = False,
         min_revision: int = 0,
         min_version: int = 0,
     ) -> SearchResults:
-        """Return the items nearest to the query, scored by the live version.
+        """Return the items nearest to the query, those whose payloads have the words, or both rankings fused.
 
-        `modalities` restricts the items. `filter` is a filter over payloads (docs/search.md).
+        Give `query`, `words` (for collections with text fields) or both. `modalities` restricts the items. `filter` is a filter over payloads (docs/search.md).
         `exact` compares with every item. `min_revision` waits for a change of the collection, for
         example that of `add_items`; `min_version` waits for a version.
         """
         body: dict[str, Any] = {
-            "query": encode_content(query),
+            "query": None if query is None else encode_content(query),
+            "words": words,
             "top_k": top_k,
             "exact": exact,
             "modalities": None if modalities is None else list(modalities),
@@ -230,13 +250,12 @@ class EndpointCalls(Calls):
         response = await self._request("POST", f"{_path(name)}/search", body, headers)
         return read(SearchResults, response, Side.EMBEDDINGS)
 
-    async def export_collection(self, name: str, form: str, table: str | None = None) -> bytes:
+    async def export_collection(self, name: str, form: str) -> bytes:
         """Return all items with their vectors, for another vector store. The result is held in memory.
 
-        `form`: qdrant (JSON lines of points), pgvector (CSV for COPY), pgvector-ddl (its table), parquet or arrow
-        (a stream of Arrow IPC).
+        `form`: parquet, or arrow (a stream of Arrow IPC).
         """
-        params = given(format=form, table=table)
+        params = given(format=form)
         return (await self._request("GET", f"{_path(name)}/export", params=params)).content
 
     async def _in_batches(

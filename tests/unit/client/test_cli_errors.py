@@ -96,6 +96,8 @@ def test_a_modality_without_a_width_is_named(text: str, capsys: pytest.CaptureFi
         (["model", "gate", "m", "--unset", "mood"], "permitted are max-drift"),
         (["search", "pictures", "text"], "a FEATURE file, --text TEXT or --data FILE"),
         (["search", "pictures", "text", "x.json", "--text=a"], "exactly one of a FEATURE file"),
+        (["search", "pictures"], "--words, or both"),
+        (["search", "pictures", "--data=x.png", "--words=a"], "the MODALITY is missing"),
         (["search", "pictures", "text", "--text=a", "--where=5"], "--where"),
         (["search", "pictures", "text", "--text=a", "--where={"], "--where"),
         (["embed", "shapes"], "--text TEXT"),

@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from cmcl import Client, CmclError
@@ -41,7 +43,12 @@ def cmcl(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
 
 def images(count: int) -> list[Item]:
     return [
-        Item(f"image-{n}", "image", feature("image", n).tolist(), payload={"n": n})
+        Item(
+            f"image-{n}",
+            "image",
+            feature("image", n).tolist(),
+            payload={"n": n, "name": f"number {n}"},
+        )
         for n in range(count)
     ]
 
@@ -49,18 +56,34 @@ def images(count: int) -> list[Item]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_items_are_added_found_and_removed(kind: str, url: str) -> None:
     with connected(kind, url) as client:
-        made = client.create_collection("pictures", "scenes", "float16")
+        made = client.create_collection(
+            *("pictures", "scenes", "float16"),
+            vector_type="float16",
+            dimensions=None,
+            text_fields=["name"],
+        )
         assert (made.id, made.feature_type, made.revision) == ("pictures", "float16", 1)
+        assert (made.vector_type, made.dimensions, made.text_fields) == ("float16", None, ["name"])
         written = client.add_items("pictures", iter(images(7)), batch_size=3)
         assert (written.rows, written.revision) == (1, 4)
         query = Query("image", feature("image", 5).tolist())
         found = client.search("pictures", query, 3, min_revision=written.revision)
-        assert (found.data[0].id, found.data[0].payload) == ("image-5", {"n": 5})
+        assert (found.data[0].id, found.data[0].payload) == (
+            "image-5",
+            {"n": 5, "name": "number 5"},
+        )
         assert (found.version, found.revision, found.exact) == (1, 4, True)
         stored = {item.id: item for item in client.collection_items("pictures", "image")}
         assert sorted(stored) == sorted(f"image-{n}" for n in range(7))
-        assert (stored["image-3"].modality, stored["image-3"].payload) == ("image", {"n": 3})
+        assert (stored["image-3"].modality, stored["image-3"].payload) == (
+            "image",
+            {"n": 3, "name": "number 3"},
+        )
         assert list(client.collection_items("pictures", "text")) == []
+        by_words = client.search("pictures", words="4")
+        assert [hit.id for hit in by_words.data] == ["image-4"]
+        both = client.search("pictures", query, 1, words="4")
+        assert both.data[0].id == "image-4", "it is in both rankings"
         removed = client.remove_items("pictures", ["image-5"])
         again = client.search(
             "pictures",
@@ -73,7 +96,8 @@ def test_items_are_added_found_and_removed(kind: str, url: str) -> None:
         )
         assert {hit.id for hit in again.data} == {"image-4", "image-6"}
         assert [each.id for each in client.collections()] == ["pictures", "things"]
-        assert len(client.export_collection("pictures", "qdrant").splitlines()) == 6
+        table = pq.read_table(BytesIO(client.export_collection("pictures", "parquet")))
+        assert sorted(table.column("id").to_pylist()) == sorted(set(stored) - {"image-5"})
         client.delete_collection("pictures")
         with pytest.raises(CmclError, match="no collection 'pictures'") as refused:
             client.collection("pictures")
@@ -95,14 +119,15 @@ def test_large_items_are_written_in_bodies_that_the_endpoint_accepts(server: Res
 
 
 def test_the_command_line_covers_collections(cmcl: Cmcl, tmp_path: Path) -> None:
-    lines, row, points = (tmp_path / name for name in ("items.jsonl", "row.json", "points"))
+    lines, row, file = (tmp_path / name for name in ("items.jsonl", "row.json", "items.parquet"))
     items = [
         {"id": each.id, "modality": "image", "feature": each.feature, "payload": each.payload}
         for each in images(4)
     ]
     lines.write_text("\n".join(json.dumps(each) for each in items))
     row.write_text(json.dumps(feature("image", 2).tolist()))
-    assert "scenes" in cmcl("collection", "create", "pictures", "--model", "scenes")
+    options = ["--vector-type=float16", "--text-field=name", "--text-field=title"]
+    assert "name, title" in cmcl("collection", "create", "pictures", "--model=scenes", *options)
     assert "pictures is at revision 2" in cmcl("collection", "add", "pictures", str(lines))
     shown = cmcl("search", "pictures", "image", str(row), "--min-revision=2")
     assert shown.index("image-2") < shown.index("image-1")
@@ -110,10 +135,14 @@ def test_the_command_line_covers_collections(cmcl: Cmcl, tmp_path: Path) -> None
     among = ["--among=image", '--where={"field": "n", "equals": 3}', "--top-k=2"]
     document = cmcl.one("search", "pictures", "image", str(row), *among)
     assert [hit["id"] for hit in document["data"]] == ["image-3"]
+    for query in ([], ["image", str(row)]):
+        hits = cmcl.one("search", "pictures", *query, "--words=3")["data"]
+        assert hits[0]["id"] == "image-3"
+        assert len(hits) == (4 if query else 1)
     assert "image 4" in cmcl("collection", "show", "pictures")
     assert [each["id"] for each in cmcl.lines("collection", "list")] == ["pictures", "things"]
-    cmcl("collection", "export", "pictures", "--out", str(points))
-    assert len(points.read_text().splitlines()) == 4
+    cmcl("collection", "export", "pictures", "--out", str(file))
+    assert pq.read_table(file).num_rows == 4
     assert cmcl.one("collection", "remove", "pictures", "image-1")["revision"] == 3
     cmcl("collection", "delete", "pictures", "--yes")
     assert "no collection 'pictures'" in cmcl("collection", "show", "pictures", code=1)

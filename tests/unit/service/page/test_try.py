@@ -12,7 +12,12 @@ import httpx
 import pytest
 
 from cmcl.contract.access import SESSION_TYPE, KeySnapshot, SessionToken
-from cmcl.contract.api.endpoint import CollectionList, ItemsResponse, SearchResults
+from cmcl.contract.api.endpoint import (
+    CollectionList,
+    ItemsResponse,
+    SearchResults,
+    SearchStatus,
+)
 from cmcl.contract.dataset import DatasetManifest
 from cmcl.contract.modality import ModalityPair
 from cmcl.storage import layout
@@ -25,7 +30,7 @@ from service.page.endpoint import Endpoint, EndpointProblem
 from service.page.rendering import Visitor
 from service.page.try_it import MOST_FILE_BYTES
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.endpoint import FakeEndpoint, error, found
+from tests.fakes.endpoint import FakeEndpoint, collection, error, found
 from tests.fakes.feature_shards import feature_table, write_shard
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.responses import body
@@ -212,6 +217,7 @@ def test_collections_are_listed_and_browsed(trier: Browser, endpoint: FakeEndpoi
     page = trier.get("/ui/collections").text
     assert "pictures" in page
     assert "42" in page, "items of both modalities"
+    assert "computed" not in page, "no other version is being made"
     items = [{"id": f"item-{n}", "modality": "image", "payload": {"n": n}} for n in range(50)]
     answer = new_body(ItemsResponse, data=items, model="scenes@2", rows=120, next_offset=50)
     endpoint.answers["GET /v1/collections/pictures/items"] = answer
@@ -220,6 +226,13 @@ def test_collections_are_listed_and_browsed(trier: Browser, endpoint: FakeEndpoi
     assert "120 items" in page
     assert "offset=50" in page
     assert endpoint.asked[-1].url.params["modality"] == "image"
+    searched = {"version": 2, "revision": 7, "rows": {"image": 120}, "progress": 0.4}
+    endpoint.answers["GET /v1/collections/pictures"] = collection(
+        "pictures", searched=new_body(SearchStatus, **searched), text_fields=["title", "caption"]
+    )
+    page = trier.get("/ui/collections/pictures").text
+    assert 'value="0.4000"' in page, "progress of the vectors of version 3"
+    assert "title, caption" in page
     assert trier.get("/ui/collections/nothing").status_code == 404
     assert trier.get("/ui/collections/%3Cb%3E").status_code == 422
 
@@ -244,11 +257,6 @@ FAILURES: dict[str, tuple[Callable[[FakeEndpoint], None], str, str]] = {
     ),
     "host": (fail_with(error(403, "the host is not permitted")), "not permitted", "allowed_hosts"),
     "busy": (fail_with(error(429, "too many")), "Too many.", "Try again"),
-    "without usearch": (
-        fail_with(error(501, "runs without collections")),
-        "Runs without",
-        "usearch",
-    ),
     "an error without words": (fail_with(httpx.Response(500, text="<html>")), "answered 500", ""),
     "something else": (
         fail_with(httpx.Response(200, text="<html>")),
