@@ -219,6 +219,9 @@ def search(  # noqa: PLR0913 - the options of a search
     exact: Annotated[
         bool, typer.Option("--exact", help="compare with every item, without the index")
     ] = False,
+    by_parent: Annotated[
+        bool, typer.Option("--by-parent", help="of parts with the same parent only the best one")
+    ] = False,
     min_revision: Annotated[int, typer.Option(help="wait for this revision of the collection")] = 0,
     min_version: Annotated[int, typer.Option(help="wait for this version")] = 0,
     embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
@@ -239,6 +242,7 @@ def search(  # noqa: PLR0913 - the options of a search
             modalities=among or None,
             filter=wanted,
             exact=exact,
+            by_parent=by_parent,
             min_revision=min_revision,
             min_version=min_version,
         )

@@ -49,7 +49,10 @@ Inputs = Vectors | Sequence[str] | Sequence[Query] | str
 
 @dataclass(frozen=True)
 class Item:
-    """An item of a collection: an id, a modality, content as in `Query`, and a payload."""
+    """An item of a collection: an id, a modality, content as in `Query`, and a payload.
+
+    `parent`: the id of what it is a part of, such as a recording; `start` and `end`: where in it, in seconds or pages.
+    """
 
     id: str
     modality: str
@@ -58,6 +61,9 @@ class Item:
     data: bytes | None = None
     numbers: Sequence[float] | None = None
     payload: Mapping[str, Any] | None = None
+    parent: str | None = None
+    start: float | None = None
+    end: float | None = None
 
 
 @dataclass(frozen=True)

@@ -228,13 +228,14 @@ class EndpointCalls(Calls):
         modalities: Sequence[str] | None = None,
         filter: Mapping[str, Any] | None = None,  # noqa: A002 - as the endpoint calls it
         exact: bool = False,
+        by_parent: bool = False,
         min_revision: int = 0,
         min_version: int = 0,
     ) -> SearchResults:
         """Return the items nearest to the query, those whose payloads have the words, or both rankings fused.
 
         Give `query`, `words` (for collections with text fields) or both. `modalities` restricts the items. `filter` is a filter over payloads (docs/search.md).
-        `exact` compares with every item. `min_revision` waits for a change of the collection, for
+        `exact` compares with every item. `by_parent` returns the best part of each parent. `min_revision` waits for a change of the collection, for
         example that of `add_items`; `min_version` waits for a version.
         """
         body: dict[str, Any] = {
@@ -242,6 +243,7 @@ class EndpointCalls(Calls):
             "words": words,
             "top_k": top_k,
             "exact": exact,
+            "by_parent": by_parent or None,
             "modalities": None if modalities is None else list(modalities),
             "filter": None if filter is None else dict(filter),
         }
@@ -330,5 +332,7 @@ def _path(name: str) -> str:
 
 
 def _item(item: Item) -> dict[str, Any]:
-    payload = {} if item.payload is None else {"payload": dict(item.payload)}
-    return {"id": item.id, **encode_content(item), **payload}
+    payload = None if item.payload is None else dict(item.payload)
+    others = {"payload": payload, "parent": item.parent, "start": item.start, "end": item.end}
+    given_others = {name: value for name, value in others.items() if value is not None}
+    return {"id": item.id, **encode_content(item), **given_others}

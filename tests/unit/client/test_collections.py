@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from cmcl import Client, CmclError
 from cmcl.cli.errors import Exit
 from cmcl.cli.queries import read_media
 from cmcl.client import Item, Query, WriteResult
+from cmcl.contract.api.endpoint import Span
 from cmcl.storage.local import LocalStore
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.responses import body
@@ -48,6 +50,9 @@ def images(count: int) -> list[Item]:
             "image",
             feature("image", n).tolist(),
             payload={"n": n, "name": f"number {n}"},
+            parent=f"film-{n % 2}",
+            start=n,
+            end=n + 0.5,
         )
         for n in range(count)
     ]
@@ -80,6 +85,10 @@ def test_items_are_added_found_and_removed(kind: str, url: str) -> None:
             {"n": 3, "name": "number 3"},
         )
         assert list(client.collection_items("pictures", "text")) == []
+        assert stored["image-3"].parent == "film-1"
+        assert stored["image-3"].at == Span(start=3, end=3.5)
+        best = client.search("pictures", query, by_parent=True)
+        assert sorted(hit.parent for hit in best.data) == ["film-0", "film-1"]
         by_words = client.search("pictures", words="4")
         assert [hit.id for hit in by_words.data] == ["image-4"]
         both = client.search("pictures", query, 1, words="4")
@@ -121,7 +130,7 @@ def test_large_items_are_written_in_bodies_that_the_endpoint_accepts(server: Res
 def test_the_command_line_covers_collections(cmcl: Cmcl, tmp_path: Path) -> None:
     lines, row, file = (tmp_path / name for name in ("items.jsonl", "row.json", "items.parquet"))
     items = [
-        {"id": each.id, "modality": "image", "feature": each.feature, "payload": each.payload}
+        {name: value for name, value in asdict(each).items() if value is not None}
         for each in images(4)
     ]
     lines.write_text("\n".join(json.dumps(each) for each in items))
@@ -139,6 +148,7 @@ def test_the_command_line_covers_collections(cmcl: Cmcl, tmp_path: Path) -> None
         hits = cmcl.one("search", "pictures", *query, "--words=3")["data"]
         assert hits[0]["id"] == "image-3"
         assert len(hits) == (4 if query else 1)
+    assert len(cmcl.one("search", "pictures", "image", str(row), "--by-parent")["data"]) == 2
     assert "image 4" in cmcl("collection", "show", "pictures")
     assert [each["id"] for each in cmcl.lines("collection", "list")] == ["pictures", "things"]
     cmcl("collection", "export", "pictures", "--out", str(file))
