@@ -160,7 +160,9 @@ class SearchStatus(ApiModel):
         default=None,
         description="share of the next version's vectors that is computed; null where this replica computes none",
     )
-    seconds_left: float | None = Field(default=None, description="until the rest is computed, about")
+    seconds_left: float | None = Field(
+        default=None, description="until the rest is computed, about"
+    )
 
 
 class Collection(ApiModel):
