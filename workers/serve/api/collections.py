@@ -289,7 +289,7 @@ def _searched(snapshot: CollectionSnapshot | None) -> dict[str, object] | None:
     """What this replica searches; null where it has nothing to say."""
     if snapshot is None:
         return None
-    work = {
+    work: dict[str, object] = {
         "progress": snapshot.progress,
         "seconds_left": snapshot.seconds_left,
         "problem": snapshot.problem,

@@ -62,6 +62,7 @@ _FRAGMENT_ROWS = 65_536
 # Files of earlier states stay as long: searches and exports may still read them.
 _KEPT_FILES = timedelta(hours=1)
 _ATTEMPTS = 20
+_PARTS = 1000
 
 # Reads a version of a model from the store, or from memory: model and number.
 VersionOf = Callable[[str, int], ServedVersion]
@@ -202,7 +203,8 @@ class ColumnBuilder:
             )
         )
         yield
-        self._again(lambda dataset: dataset.optimize.optimize_indices())
+        # All parts of an index in one: each is looked through by every query.
+        self._again(lambda dataset: dataset.optimize.optimize_indices(num_indices_to_merge=_PARTS))
         yield
         for column in sorted(_unindexed(self._table.read())):
             self._index(column)

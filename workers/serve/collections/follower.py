@@ -34,6 +34,8 @@ _FIRST_DELAY_SECONDS = 0.1
 _LONGEST_DELAY_SECONDS = 15.0
 # Live versions are compared more often than the store is read: that costs nothing.
 _SWAP_SECONDS = 0.02
+# Compacting takes at most a tenth of the time.
+_TIDY_SHARE = 9
 # Between two sweeps of deleted collections, and until what was removed from one leaves the store.
 _SWEEP_SECONDS = 3600.0
 
@@ -69,6 +71,7 @@ class _Followed:
     snapshot: CollectionSnapshot
     versions: Versions
     tidied_at: float
+    tidy_due: float = 0.0
     # Steps of making a column, or of compacting; each yields the progress of the column.
     work: Iterator[float | None] | None = None
     begun: float = 0.0
@@ -209,9 +212,10 @@ class CollectionsFollower:
             learned = frozenset(live.spec.modalities.keys() - live.not_learned)
             target = Target(column_of(live), followed.versions.width(live), learned)
             return builder.build(target, followed.versions.embed) if builder.claim() else None
-        is_due = self._clock() - followed.tidied_at > _SWEEP_SECONDS
-        if builder.is_untidy(state) or (state.head.has_removed and is_due):
-            followed.tidied_at = self._clock()
+        now = self._clock()
+        is_due = state.head.has_removed and now - followed.tidied_at > _SWEEP_SECONDS
+        if is_due or (now >= followed.tidy_due and builder.is_untidy(state)):
+            followed.tidied_at = now
             return builder.tidy() if builder.claim() else None
         return None
 
@@ -223,6 +227,8 @@ class CollectionsFollower:
             self._put(name, progress=share, seconds_left=left)
             ColumnBuilder(followed.snapshot.state.table, self._name).claim()
         except StopIteration:
+            now = self._clock()
+            followed.tidy_due = now + _TIDY_SHARE * (now - followed.begun)
             followed.work = None
             self._put(name, progress=None, seconds_left=None)
             self.wake()

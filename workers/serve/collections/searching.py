@@ -18,11 +18,12 @@ from workers.serve.collections.table import ITEMS, State
 from workers.serve.collections.terms import quoted
 from workers.serve.versions.loading import Float32Array, ServedVersion, truncated
 
-# Ten times as many candidates as hits would find no more: docs/decisions/0058-*.md.
-_RESCORED = 2
-# Partitions hold all modalities, and a text's neighbours are texts: of another one more are looked through.
-_PARTITIONS = 60
-_ALL_PARTITIONS = 1 << 16
+# Of a million rows: docs/benchmarks/search-engine.md. Partitions hold all modalities, and a text's neighbours are
+# texts: of another modality all are looked through.
+_RESCORED = 4
+_PARTITIONS, _FILTERED_PARTITIONS, _ALL_PARTITIONS = 60, 120, 1 << 16
+# Where so few items pass a filter, comparing them all is faster, and exact.
+_FEW = 1000
 # Reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009): the constant, and how many of each ranking.
 _RRF_CONSTANT = 60
 _FUSED = 100
@@ -171,6 +172,8 @@ class Searched:
     def _nearest(self, wanted: SearchQuery, count: int) -> SearchResult:
         assert wanted.query_E is not None  # noqa: S101
         exact = wanted.exact or self.column not in self.state.indexes
+        if not exact and wanted.filter is not None:
+            exact = self.state.dataset.count_rows(self._conditions(wanted)) <= _FEW
         nearest: dict[str, Any] = {
             "column": self.column,
             "q": truncated(wanted.query_E[None], self.width)[0],
@@ -180,9 +183,9 @@ class Searched:
         if exact:
             nearest["use_index"] = False
         else:
-            is_narrowed = wanted.modalities is not None or wanted.filter is not None
+            probes = _PARTITIONS if wanted.filter is None else _FILTERED_PARTITIONS
+            nearest["minimum_nprobes"] = probes if wanted.modalities is None else _ALL_PARTITIONS
             nearest["refine_factor"] = _RESCORED
-            nearest["minimum_nprobes"] = _ALL_PARTITIONS if is_narrowed else _PARTITIONS
         found = self._scanned(wanted, "_distance", nearest=nearest)
         hits = (Hit(**item, score=1 - distance) for item, distance in found)
         return SearchResult(_ranked(hits), exact)
@@ -195,19 +198,22 @@ class Searched:
     def _scanned(
         self, wanted: SearchQuery, score: str, **how: Any
     ) -> Iterator[tuple[dict[str, Any], float]]:
-        conditions = self._of(wanted.modalities)
-        if wanted.filter is not None:
-            columns = self.state.dataset.schema.names
-            conditions = f"{conditions} AND ({sql_of(wanted.filter, columns)})"
         found = self.state.dataset.scanner(
             columns=[*_ITEM, score],
-            filter=conditions,
+            filter=self._conditions(wanted),
             prefilter=True,
             disable_scoring_autoprojection=True,
             **how,
         ).to_table()
         for each in found.to_pylist():
             yield each, each.pop(score)
+
+    def _conditions(self, wanted: SearchQuery) -> str:
+        conditions = self._of(wanted.modalities)
+        if wanted.filter is not None:
+            columns = self.state.dataset.schema.names
+            conditions = f"{conditions} AND ({sql_of(wanted.filter, columns)})"
+        return conditions
 
     def _of(self, modalities: Collection[str] | None = None) -> str:
         """Return the SQL of items with vectors: those of a modality that the version has learned."""
