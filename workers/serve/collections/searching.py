@@ -21,7 +21,7 @@ from workers.serve.versions.loading import Float32Array, ServedVersion, truncate
 # Of a million rows: docs/benchmarks/search-engine.md. Partitions hold all modalities, and a text's neighbours are
 # texts: of another modality all are looked through.
 _RESCORED = 4
-_PARTITIONS, _FILTERED_PARTITIONS, _ALL_PARTITIONS = 60, 120, 1 << 16
+_PARTITIONS, _ALL_PARTITIONS = 60, 1 << 16
 # Where so few items pass a filter, comparing them all is faster, and exact.
 _FEW = 1000
 # Reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009): the constant, and how many of each ranking.
@@ -183,8 +183,8 @@ class Searched:
         if exact:
             nearest["use_index"] = False
         else:
-            probes = _PARTITIONS if wanted.filter is None else _FILTERED_PARTITIONS
-            nearest["minimum_nprobes"] = probes if wanted.modalities is None else _ALL_PARTITIONS
+            is_any = wanted.modalities is None
+            nearest["minimum_nprobes"] = _PARTITIONS if is_any else _ALL_PARTITIONS
             nearest["refine_factor"] = _RESCORED
         found = self._scanned(wanted, "_distance", nearest=nearest)
         hits = (Hit(**item, score=1 - distance) for item, distance in found)
@@ -208,12 +208,14 @@ class Searched:
         for each in found.to_pylist():
             yield each, each.pop(score)
 
-    def _conditions(self, wanted: SearchQuery) -> str:
-        conditions = self._of(wanted.modalities)
+    def _conditions(self, wanted: SearchQuery) -> str | None:
+        """Return the SQL of items that may be found; None: all that have a vector."""
+        conditions = []
+        if wanted.modalities is not None or wanted.words is not None:
+            conditions.append(self._of(wanted.modalities))
         if wanted.filter is not None:
-            columns = self.state.dataset.schema.names
-            conditions = f"{conditions} AND ({sql_of(wanted.filter, columns)})"
-        return conditions
+            conditions.append(f"({sql_of(wanted.filter, self.state.dataset.schema.names)})")
+        return " AND ".join(conditions) or None
 
     def _of(self, modalities: Collection[str] | None = None) -> str:
         """Return the SQL of items with vectors: those of a modality that the version has learned."""
