@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Literal
 
@@ -59,8 +59,10 @@ _ROWS_AT_ONCE = 4096
 # Of small ones. Each costs a query a quarter of a millisecond.
 _MOST_FRAGMENTS = 10
 _FRAGMENT_ROWS = 65_536
-# Files of earlier states stay as long: searches and exports may still read them.
-_KEPT_FILES = timedelta(hours=1)
+# Fragments are rewritten without deleted rows where these are such a share, and all of them after a while: every
+# fragment has had a head.
+_DELETED_SHARE = 0.1
+_KEPT_LEFTOVERS = timedelta(hours=12)
 _ATTEMPTS = 20
 _PARTS = 1000
 
@@ -183,23 +185,22 @@ class ColumnBuilder:
         self._drop_old()
 
     def is_untidy(self, state: State) -> bool:
-        """Whether searches would be faster once it is compacted and indexed."""
+        """Whether searches would be faster once it is compacted and indexed, or items should leave the store."""
         sizes = (each.physical_rows for each in state.dataset.get_fragments())
         small = sum(2 * size < _FRAGMENT_ROWS for size in sizes)
-        return small > _MOST_FRAGMENTS or bool(_unindexed(state))
+        return small > _MOST_FRAGMENTS or bool(_unindexed(state)) or _has_leftovers(state.head)
 
     def tidy(self) -> Iterator[None]:
-        """Merge small fragments, index what was written since, and remove files of earlier states. Yields between."""
-        # Rewritten wholly, where removed items should leave the store, or else from a tenth of deleted rows.
-        has_removed = self._table.read().head.has_removed
-        if has_removed:
-            self._table.update(lambda head: head.model_copy(update={"has_removed": False}))
+        """Merge small fragments, and index what was written since. Yields between."""
+        has_leftovers = _has_leftovers(self._table.read().head)
+        if has_leftovers:
+            self._table.update(lambda head: head.model_copy(update={"leftovers_since": None}))
         gone = f"modality IS NULL AND id != {quoted(HEAD_ID)}"
         self._again(lambda dataset: dataset.delete(gone))
         self._again(
             lambda dataset: dataset.optimize.compact_files(
                 target_rows_per_fragment=_FRAGMENT_ROWS,
-                materialize_deletions_threshold=0.0 if has_removed else 0.1,
+                materialize_deletions_threshold=0.0 if has_leftovers else _DELETED_SHARE,
             )
         )
         yield
@@ -209,7 +210,6 @@ class ColumnBuilder:
         for column in sorted(_unindexed(self._table.read())):
             self._index(column)
             yield
-        self._table.read().dataset.cleanup_old_versions(_KEPT_FILES)
 
     def _add(self, column: pa.Field) -> None:
         def add(dataset: lance.LanceDataset) -> None:
@@ -283,6 +283,11 @@ class ColumnBuilder:
             except OSError as error:
                 if not left or not is_conflict(error):
                     raise
+
+
+def _has_leftovers(head: Head) -> bool:
+    since = head.leftovers_since
+    return since is not None and datetime.now(UTC) - since > _KEPT_LEFTOVERS
 
 
 def _unindexed(state: State) -> set[str]:

@@ -36,7 +36,7 @@ _LONGEST_DELAY_SECONDS = 15.0
 _SWAP_SECONDS = 0.02
 # Compacting takes at most a tenth of the time.
 _TIDY_SHARE = 9
-# Between two sweeps of deleted collections, and until what was removed from one leaves the store.
+# Between two sweeps of deleted collections and of files that no state needs.
 _SWEEP_SECONDS = 3600.0
 
 
@@ -70,7 +70,6 @@ class _Attempts:
 class _Followed:
     snapshot: CollectionSnapshot
     versions: Versions
-    tidied_at: float
     tidy_due: float = 0.0
     # Steps of making a column, or of compacting; each yields the progress of the column.
     work: Iterator[float | None] | None = None
@@ -192,7 +191,7 @@ class CollectionsFollower:
             return
         if followed is None or followed.snapshot.state.table != state.table:
             versions = Versions(state.head.spec, self._live, self._version_of)
-            followed = _Followed(CollectionSnapshot(state), versions, self._clock())
+            followed = _Followed(CollectionSnapshot(state), versions)
             with self._lock:
                 self._followed[name] = followed
         live = followed.versions.live()
@@ -212,10 +211,7 @@ class CollectionsFollower:
             learned = frozenset(live.spec.modalities.keys() - live.not_learned)
             target = Target(column_of(live), followed.versions.width(live), learned)
             return builder.build(target, followed.versions.embed) if builder.claim() else None
-        now = self._clock()
-        is_due = state.head.has_removed and now - followed.tidied_at > _SWEEP_SECONDS
-        if is_due or (now >= followed.tidy_due and builder.is_untidy(state)):
-            followed.tidied_at = now
+        if self._clock() >= followed.tidy_due and builder.is_untidy(state):
             return builder.tidy() if builder.claim() else None
         return None
 

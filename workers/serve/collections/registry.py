@@ -118,11 +118,17 @@ class Registry:
         self.existing(name, permitted).table.end(mark)
 
     def sweep(self, name: str) -> None:
-        """Remove the files of tables that were deleted an hour ago. To be called once an hour."""
+        """Remove the files of tables that were deleted an hour ago, and those that no state of the last hour needs.
+
+        To be called once an hour.
+        """
         for table in self._tables(name):
             try:
-                ended_at = table.read().head.ended_at
+                state = table.read()
+                ended_at = state.head.ended_at
                 is_due = ended_at is not None and datetime.now(UTC) - ended_at > _KEPT
+                if ended_at is None:
+                    state.dataset.cleanup_old_versions(_KEPT)
             except InvalidVersion:
                 continue  # The operator's to look at.
             except NoCollection:

@@ -120,7 +120,9 @@ class Head(Frozen):
     making: str | None = Field(default=None, description="the column that is being filled")
     builder: str | None = Field(default=None, description="who makes columns and compacts")
     builder_until: float = Field(default=0.0, description="seconds since 1970; then another may")
-    has_removed: bool = Field(default=False, description="items since the table was compacted")
+    leftovers_since: datetime | None = Field(
+        default=None, description="since when files have items that were removed or replaced"
+    )
 
     def without(self, *columns: str | None) -> "Head":
         """Return the head without columns of vectors, so that nobody reads or fills them any more."""
@@ -232,7 +234,6 @@ class CollectionTable:
         Where a write with this mark was applied before, nothing is written. Raises NoCollection, CollectionBusy.
         """
         ranges = {name for row in rows for name in PayloadTerms(row.payload).values}
-        removes = any(row.feature_F is None for row in rows)
 
         def change(head: Head) -> Head | None:
             if mark is not None and mark in head.marks:
@@ -242,7 +243,6 @@ class CollectionTable:
                     "revision": head.revision + 1,
                     "changed_at": datetime.now(UTC),
                     "marks": (*head.marks, mark)[-_KEPT_MARKS:] if mark else head.marks,
-                    "has_removed": head.has_removed or removes,
                 }
             )
 
@@ -272,7 +272,10 @@ class CollectionTable:
                 except VersionGone as gone:
                     self.update(methodcaller("without", gone.column))
                     continue
-                if self._commit(state, rows_and_head):
+                replaced = self._commit(state, rows_and_head)
+                if replaced and head.leftovers_since is None:
+                    self.update(_with_leftovers)
+                if replaced is not None:
                     return head
             time.sleep(random.uniform(0, _LONGEST_PAUSE_SECONDS))  # noqa: S311
         raise CollectionBusy(f"{self.uri}: other writers were first {_ATTEMPTS} times")
@@ -285,17 +288,17 @@ class CollectionTable:
             lambda head: head.model_copy(update={"ended_at": now, "marks": head.marks + marks})
         )
 
-    def _commit(self, state: State, rows_and_head: pa.Table) -> bool:
-        """False: another head was written since this state."""
+    def _commit(self, state: State, rows_and_head: pa.Table) -> int | None:
+        """Return the number of items that were replaced or removed; None: another head was written since this state."""
         merge = state.dataset.merge_insert("id").when_matched_update_all()
         try:
-            planned, _ = merge.when_not_matched_insert_all().execute_uncommitted(rows_and_head)
+            planned, done = merge.when_not_matched_insert_all().execute_uncommitted(rows_and_head)
             lance.LanceDataset.commit(self.uri, planned, storage_options=dict(self.options))
         except OSError as error:
             if is_conflict(error):
-                return False
+                return None
             raise StorageUnavailable(str(error)) from error
-        return True
+        return int(done["num_updated_rows"]) - 1  # Without the head.
 
     def _add_ranges(self, state: State, wanted: Collection[str]) -> bool:
         """Add columns of fields that the table has not had; whether there were any."""
@@ -308,6 +311,10 @@ class CollectionTable:
                 # Added by another writer meanwhile, or other columns were: planned again.
                 logger.debug("%s: columns of fields: %s", self.uri, error)
         return bool(missing)
+
+
+def _with_leftovers(head: Head) -> Head:
+    return head.model_copy(update={"leftovers_since": datetime.now(UTC)})
 
 
 def _schema(feature_type: FloatType) -> pa.Schema:
