@@ -154,11 +154,12 @@ class ColumnBuilder:
         self._name = name
 
     def claim(self) -> bool:
-        """Take or extend the lease; False where another process has it."""
+        """Take the lease, or extend it once half of it is over; False where another process has it."""
         now = time.time()
 
         def change(head: Head) -> Head | None:
-            if head.builder not in (None, self._name) and now < head.builder_until:
+            left = head.builder_until - now
+            if left > (_LEASE_SECONDS / 2 if head.builder == self._name else 0):
                 return None
             lease = {"builder": self._name, "builder_until": now + _LEASE_SECONDS}
             return head.model_copy(update=lease)

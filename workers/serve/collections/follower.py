@@ -197,6 +197,8 @@ class CollectionsFollower:
         live = followed.versions.live()
         searched = None if live is None else _searched(state, live, followed.versions)
         self._put(name, state=state, searched=searched)
+        if followed.work is not None:
+            ColumnBuilder(state.table, self._name).claim()
         # A column that is being made is finished first: where versions come faster, none would be otherwise.
         if live is not None and followed.work is None and self._clock() >= followed.works.due:
             followed.work = self._next_work(followed, live)
@@ -221,7 +223,6 @@ class CollectionsFollower:
             share = next(followed.work)
             left = (self._clock() - followed.begun) * (1 / share - 1) if share else None
             self._put(name, progress=share, seconds_left=left)
-            ColumnBuilder(followed.snapshot.state.table, self._name).claim()
         except StopIteration:
             now = self._clock()
             followed.tidy_due = now + _TIDY_SHARE * (now - followed.begun)
