@@ -80,7 +80,7 @@ async def unread_embeddings(attacker: Attacker) -> None:
 
 
 async def fill_collections(attacker: Attacker) -> None:
-    """A key with `embed`. Four connections add rows with large payloads until the endpoint is full."""
+    """A key with `embed`. Four connections add rows with large payloads until the collection is full."""
     numbers = itertools.count()
     async with _collection(attacker, "mallory-full") as add:
         await attacker.run_concurrently(4, lambda _: add(next(numbers)))

@@ -160,16 +160,19 @@ def lancedb() -> Any:
 
 
 def qdrant() -> Any:
+    """As in docs/search.md."""
+    import pyarrow.parquet as pq
     from qdrant_client import QdrantClient, models
 
-    points = [json.loads(line) for line in Path(SETTINGS["points"]).read_text().splitlines()]
+    table = pq.read_table(SETTINGS["parquet"])
     client = QdrantClient(":memory:")
-    size = len(points[0]["vector"])
+    size = table.schema.field("vector").type.list_size
     vectors = models.VectorParams(size=size, distance=models.Distance.DOT)
     client.create_collection("items", vectors_config=vectors)
-    client.upsert("items", [models.PointStruct(**point) for point in points])
+    items = table.drop_columns("vector").to_pylist()
+    client.upload_collection("items", vectors=table["vector"].to_pylist(), payload=items)
     found = client.query_points("items", query=SETTINGS["query"], limit=100)
-    return [point.payload["_cmcl"]["id"] for point in found.points]
+    return [point.payload["id"] for point in found.points]
 
 
 def arrow() -> Any:

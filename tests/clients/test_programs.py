@@ -55,10 +55,9 @@ def found(
 ) -> dict[str, Any]:
     """The result of each program."""
     folder = tmp_path_factory.mktemp("programs")
-    files = {"parquet": "items.parquet", "arrow": "items.arrow", "qdrant": "points.jsonl"}
-    for format_, name in files.items():
+    for format_ in ("parquet", "arrow"):
         response = endpoint.ask("GET", f"/things/export?format={format_}")
-        (folder / name).write_bytes(response.content)
+        (folder / f"items.{format_}").write_bytes(response.content)
     with served(endpoint.app) as url:
         settings = {
             "url": url,
@@ -70,7 +69,6 @@ def found(
             "mlflow": str(unpacked(endpoint, "mlflow", folder / "mlflow", EXPORTED)),
             "parquet": str(folder / "items.parquet"),
             "arrow": str(folder / "items.arrow"),
-            "points": str(folder / "points.jsonl"),
             "scratch": str(folder / "lancedb"),
             "query": embedded(endpoint, "image", [feature("image", 3).tolist()])[0].tolist(),
         }
