@@ -38,6 +38,14 @@ from benchmarks.control.large_model import (
     running_number,
 )
 from benchmarks.report import machine
+from cmcl.contract.api.endpoint import (
+    Collection,
+    CollectionList,
+    ItemsResponse,
+    SearchStatus,
+    StoredItem,
+)
+from cmcl.contract.responses import ApiModel
 from cmcl.storage import layout
 from service.app import Parts, create_app
 from service.core.settings import Settings
@@ -164,29 +172,38 @@ def create_large_app(url: str, folder: Path, size: Size) -> FastAPI:
 
 def _of_endpoint(request: httpx.Request) -> httpx.Response:
     """What an endpoint with a hundred collections would answer."""
-    searched = {"version": 1, "revision": 7, "rows": {"image": 5_000}}
-    one = {
-        "id": _COLLECTION,
-        "model": MODEL,
-        "feature_type": "float32",
-        "vector_type": "float32",
-        "dimensions": None,
-        "text_fields": [],
-        "searched": searched,
-        "revision": 7,
-        "created": 1,
-        "changed": 2,
-    }
-    if request.url.path == "/v1/collections":
-        return httpx.Response(200, json={"data": [one] * 100})
-    if request.url.path == f"/v1/collections/{_COLLECTION}":
-        return httpx.Response(200, json=one)
+    searched = SearchStatus(problem=None, version=1, revision=7, rows={"image": 5_000})
+    one = Collection(
+        id=_COLLECTION,
+        object="collection",
+        model=MODEL,
+        feature_type="float32",
+        vector_type="float32",
+        dimensions=None,
+        text_fields=[],
+        revision=7,
+        created=1,
+        changed=2,
+        damaged=None,
+        searched=searched,
+    )
     payload = {"caption": "a tram at dawn", "year": 2026}
-    items = [
-        {"id": f"item-{number}", "modality": "image", "payload": payload} for number in range(50)
-    ]
-    page = {"data": items, "model": f"{MODEL}@1", "revision": 7, "rows": 5_000, "next_offset": 50}
-    return httpx.Response(200, json=page)
+    answer: ApiModel = ItemsResponse(
+        object="list",
+        data=[
+            StoredItem(id=f"item-{number}", modality="image", payload=payload)
+            for number in range(50)
+        ],
+        model=f"{MODEL}@1",
+        revision=7,
+        rows=5_000,
+        next_offset=50,
+    )
+    if request.url.path == "/v1/collections":
+        answer = CollectionList(object="list", data=[one] * 100, damaged=[])
+    elif request.url.path == f"/v1/collections/{_COLLECTION}":
+        answer = one
+    return httpx.Response(200, json=answer.model_dump(mode="json"))
 
 
 def values_of(path: str, size: Size) -> dict[str, str]:
