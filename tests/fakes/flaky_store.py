@@ -9,15 +9,12 @@ from cmcl.storage.object_store import ObjectStore, Writer
 
 
 class FlakyStore:
-    """A real store whose calls on keys that contain `broken` fail.
-
-    `broken_deletes`: a sweep dies before it removes the first revision.
-    """
+    """A real store whose calls on keys that contain `broken` fail, and deletions after `deletes_left` of them."""
 
     def __init__(self, store: ObjectStore) -> None:
         self.uri = store.uri
         self.broken: str | None = None
-        self.broken_deletes = False
+        self.deletes_left: int | None = None
         self.calls: list[str] = []
         self._store = store
 
@@ -70,8 +67,10 @@ class FlakyStore:
 
     def delete(self, key: str) -> None:
         self._pass(key)
-        if self.broken_deletes and "/revisions/" in key:
-            raise StorageUnavailable(f"{key!r}: is not deleted (on purpose)")
+        if self.deletes_left is not None:
+            if not self.deletes_left:
+                raise StorageUnavailable(f"{key!r}: is not deleted (on purpose)")
+            self.deletes_left -= 1
         self._store.delete(key)
 
     def _pass(self, key: str) -> None:

@@ -10,15 +10,11 @@ _LONGEST_SECONDS = 60
 
 
 class SlowStore(FlakyStore):
-    """Reading and listing keys that end with `slow` waits for `answer`; `asked` is set when one does.
-
-    So does making one that ends with `slow_to_make`.
-    """
+    """Reading and listing keys that end with `slow` waits for `answer`; `asked` is set when one does."""
 
     def __init__(self, store: ObjectStore) -> None:
         super().__init__(store)
         self.slow: str | None = None
-        self.slow_to_make: str | None = None
         self.asked = threading.Event()
         self.answer = threading.Event()
 
@@ -31,10 +27,6 @@ class SlowStore(FlakyStore):
         chunks = super().stream(key)
         self._wait(key, self.slow)
         return chunks
-
-    def create(self, key: str, data: bytes) -> None:
-        self._wait(key, self.slow_to_make)
-        super().create(key, data)
 
     def folders(self, prefix: str) -> list[str]:
         self._wait(prefix, self.slow)

@@ -195,7 +195,7 @@ class _Items:
             payloads = await run_if_large(replica, owner, len(body), self._payloads, items)
             model = ModelReference(target.head.spec.model, None)
             version = await replica.lookup.find(model, context.min_version, context.caller)
-            self._check_room(target, len(items))
+            self._check_room(target, len(items), mark)
             with replica.admission.rows.held(context.owner, len(items)):
                 rows = await self._rows(version, items, context.owner)
             entries = [
@@ -248,10 +248,10 @@ class _Items:
         }
         return JSONResponse(answer, headers={REVISION: str(written)})
 
-    def _check_room(self, target: State, rows: int) -> None:
+    def _check_room(self, target: State, rows: int, mark: str | None) -> None:
         """Check limits by what this replica has read: a collection can get a little larger than permitted."""
         try:
-            self._replica.collections.check_room(target, rows)
+            self._replica.collections.check_room(target, rows, mark)
         except WorkerError as error:
             raise api_error(error) from error
 

@@ -10,11 +10,13 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from cmcl.contract.api.endpoint import ItemsResponse, SearchResults
+from cmcl.contract.errors import WorkerError
 from workers.serve.api.collection_access import (
     ANSWERED_REVISION,
     ASKED_REVISION,
     MIN_REVISION,
     REVISION,
+    api_error,
     checked_name,
     find,
     not_found,
@@ -137,7 +139,10 @@ class Search:
             if query.query is not None:
                 query_E = await self._embedded(searched.version, query.query, context.ticket)
                 wanted = replace(wanted, query_E=query_E)
-            found = await replica.background.run(context.owner, searched.search, wanted)
+            try:
+                found = await replica.background.run(context.owner, searched.search, wanted)
+            except WorkerError as error:
+                raise api_error(error) from error
         replica.metrics.answered(searched.version.model, 1, timer.seconds)
         return searched, found
 

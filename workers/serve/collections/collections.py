@@ -88,17 +88,17 @@ class Collections:
 
     def write(self, state: State, rows: Sequence[Row], mark: str | None = None) -> int:
         """Write rows and return the revision. Blocks. Raises as `CollectionTable.write` and `check_room` do."""
-        self.check_room(state, sum(row.feature_F is not None for row in rows))
+        self.check_room(state, sum(row.feature_F is not None for row in rows), mark)
         versions = self.follower.versions_of(state)
         versions.live()
         revision = state.table.write(rows, versions.embed, mark)
         self.follower.wake()
         return revision
 
-    def check_room(self, state: State, more: int) -> None:
+    def check_room(self, state: State, more: int, mark: str | None = None) -> None:
         """Check that so many rows fit. Raises CollectionFull, AllFull."""
-        if not more:
-            return
+        if not more or mark in state.head.marks:
+            return  # A repeated write adds nothing.
         spec, states = state.head.spec, [each.state for each in self.follower.snapshots().values()]
         present = sum(each.rows for each in states if each.table == state.table)
         if present + more > self._limits.rows:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from types import MappingProxyType
 from typing import Literal
 
@@ -205,9 +206,9 @@ class ColumnBuilder:
             )
         )
         yield
-        # All parts of an index in one: each is looked through by every query.
-        self._again(lambda dataset: dataset.optimize.optimize_indices(num_indices_to_merge=_PARTS))
-        yield
+        for name in sorted(self._table.read().indexes):
+            self._again(partial(_update_index, name))
+            yield
         for column in sorted(_unindexed(self._table.read())):
             self._index(column)
             yield
@@ -291,14 +292,26 @@ def _has_leftovers(head: Head) -> bool:
     return since is not None and datetime.now(UTC) - since > _KEPT_LEFTOVERS
 
 
+def _update_index(name: str, dataset: lance.LanceDataset) -> None:
+    """Add what was written since to an index."""
+    try:
+        # All its parts in one: each is looked through by every query.
+        dataset.optimize.optimize_indices(num_indices_to_merge=_PARTS, index_names=[name])
+    except OSError as error:
+        # Lance expects a vector in what was written since, which often is the head row alone.
+        if "/ivf_" not in str(error):
+            raise
+
+
 def _unindexed(state: State) -> set[str]:
     """Return columns that should have an index, or one with more partitions."""
-    if state.rows < INDEX_FROM_ROWS:
-        return set()
     head = state.head
-    missing = {*head.complete, *_INDEXES} - state.indexes
-    if not head.spec.text_fields:
-        missing.discard("text")
+    # Without its index words are compared as they are; with it, in lower case and by their stems, also in items that
+    # it does not have yet.
+    wanted = {"text"} if head.spec.text_fields else set()
+    if state.rows < INDEX_FROM_ROWS:
+        return wanted - state.indexes
+    missing = (wanted | {*head.complete, *_INDEXES} - {"text"}) - state.indexes
     is_outgrown = state.rows > _OUTGROWN * head.index_rows
     return missing | set(head.complete[-1:] if is_outgrown else ())
 

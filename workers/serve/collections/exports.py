@@ -64,7 +64,7 @@ def _schema(searched: Searched) -> pa.Schema:
         pa.field("id", pa.string(), nullable=False),
         pa.field("modality", pa.string(), nullable=False),
         pa.field("payload", pa.string()),
-        pa.field("vector", pa.list_(pa.float32(), searched.version.spec.width), nullable=False),
+        pa.field("vector", pa.list_(pa.float32(), searched.width), nullable=False),
     ]
     origin = {"cmcl.version": searched.version.label, "cmcl.revision": str(searched.revision)}
     return pa.schema(fields, metadata=origin)
@@ -72,7 +72,7 @@ def _schema(searched: Searched) -> pa.Schema:
 
 def _batches(searched: Searched) -> Iterator[pa.RecordBatch]:
     schema = _schema(searched)
-    rows = max(1, _GROUP_BYTES // (4 * searched.version.spec.width))
+    rows = max(1, _GROUP_BYTES // (4 * searched.width))
     for batch in searched.vectors(rows):
         yield pa.RecordBatch.from_arrays(
             [column.cast(field.type) for column, field in zip(batch.columns, schema, strict=True)],

@@ -178,7 +178,8 @@ class CollectionsFollower:
 
     def work(self) -> bool:
         """Do one step for each collection whose vectors are being made. Returns whether there are more."""
-        working = [each for each in self._followed.items() if each[1].work is not None]
+        # Copied in one step, as the other thread adds and removes some.
+        working = [each for each in [*self._followed.items()] if each[1].work is not None]
         for name, followed in working:
             self._guarded(name, followed.works, partial(self._step, name, followed))
         return any(followed.work is not None for _, followed in working)

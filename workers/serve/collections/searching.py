@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from workers.serve.collections.columns import column_of
 from workers.serve.collections.filters import Filter, sql_of
-from workers.serve.collections.table import ITEMS, State
+from workers.serve.collections.table import ITEMS, State, store_error
 from workers.serve.collections.terms import quoted
 from workers.serve.versions.loading import Float32Array, ServedVersion, truncated
 
@@ -142,7 +142,7 @@ class Searched:
         )
 
     def search(self, wanted: SearchQuery) -> SearchResult:
-        """Return the items nearest to a query, of those with vectors."""
+        """Return the items nearest to a query, of those with vectors. Raises StorageUnavailable, InvalidVersion."""
         if not wanted.by_parent:
             return self._items(wanted)
         for times in (_PARTS, _MOST_PARTS):
@@ -198,13 +198,17 @@ class Searched:
     def _scanned(
         self, wanted: SearchQuery, score: str, **how: Any
     ) -> Iterator[tuple[dict[str, Any], float]]:
-        found = self.state.dataset.scanner(
+        scanner = self.state.dataset.scanner(
             columns=[*_ITEM, score],
             filter=self._conditions(wanted),
             prefilter=True,
             disable_scoring_autoprojection=True,
             **how,
-        ).to_table()
+        )
+        try:
+            found = scanner.to_table()
+        except (OSError, ValueError) as error:
+            raise store_error(error, self.state.table.uri) from error
         for each in found.to_pylist():
             yield each, each.pop(score)
 

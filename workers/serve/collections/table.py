@@ -15,6 +15,7 @@ Shapes: B rows, F width of the raw feature, E width of the embeddings.
 
 import logging
 import random
+import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -170,6 +171,22 @@ def is_conflict(error: OSError) -> bool:
     return isinstance(error, CommitConflictError) or "commit conflict" in str(error)
 
 
+def store_error(error: Exception, uri: str) -> WorkerError:
+    """Return StorageUnavailable, or InvalidVersion for stored files that are missing or cannot be read.
+
+    Lance raises ValueError for both. The message of the latter is without the address of the store.
+    """
+    if isinstance(error, OSError) or "Generic S3 error" in str(error):
+        return StorageUnavailable(str(error))
+    reason = re.sub(r", /\S+\.rs:\d+:\d+|\S*collections/[^/]+/\d+\.lance/?", "", str(error))
+    return InvalidVersion(f"{_place(uri)} cannot be read: {reason}")
+
+
+def _place(uri: str) -> str:
+    """Return the key of a table in its store."""
+    return "/".join(uri.split("/")[-3:])
+
+
 def is_vectors(column: str) -> bool:
     """Whether a column of this name has vectors."""
     return column.startswith(VECTORS)
@@ -214,18 +231,18 @@ class CollectionTable:
                 self.uri, storage_options=dict(self.options), session=self.session
             )
             found = dataset.to_table(columns=["payload"], filter=f"id = {quoted(HEAD_ID)}")
-        except ValueError as error:
-            if "not found" in str(error):
+        except (OSError, ValueError) as error:
+            if "was not found" in str(error):
                 raise NoCollection(f"there is no table at {self.uri}") from error
-            raise InvalidVersion(str(error)) from error
-        except OSError as error:
-            raise StorageUnavailable(str(error)) from error
+            raise store_error(error, self.uri) from error
         if found.num_rows != 1:
-            raise InvalidVersion(f"{self.uri} has {found.num_rows} head rows")
+            raise InvalidVersion(f"{_place(self.uri)} has {found.num_rows} head rows")
         try:
             head = Head.model_validate_json(found.column("payload")[0].as_py())
         except ValidationError as error:
-            raise InvalidVersion(f"the head of {self.uri} cannot be read: {error}") from error
+            raise InvalidVersion(
+                f"{_place(self.uri)} has a head that cannot be read: {error}"
+            ) from error
         return State(self, dataset, head)
 
     def write(self, rows: Sequence[Row], embed: Embed, mark: str | None = None) -> int:

@@ -1,8 +1,9 @@
 """What filters and words compare: terms of payloads for `equals` and `in`, columns of single fields for `range`,
 and their text.
 
-A term has the field, the kind of the value (text, number, boolean) and the value, so that types never match each
-other and one value of a list is enough. Numbers are written as float64, so that 1 and 1.0 are the same term.
+A term has the length of the field, the kind of the value (text, number, boolean), the field and the value, so that
+types never match each other and one value of a list is enough. Numbers are written as float64, so that 1 and 1.0 are
+the same term.
 
 A range needs values in order: each field with numbers has a column of lists of float64, each with texts one of
 lists of strings. They are named by a digest of the field, and added by the first write that has the field.
@@ -15,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import orjson
 import pyarrow as pa
 
-_BETWEEN = "\x1f"
 # Longer texts are compared by their digests, and have no order.
 _LONGEST_TEXT = 256
 Scalar = str | float | bool
@@ -34,7 +34,7 @@ def term(field: str, value: Scalar) -> str:
     text = repr(as_float(value)) if kind == "n" else str(value)
     if len(text) > _LONGEST_TEXT:
         kind, text = "d", hashlib.sha256(text.encode()).hexdigest()
-    return _BETWEEN.join((field, kind, text))
+    return f"{len(field)}{kind}{field}{text}"
 
 
 def kind_of(value: Scalar) -> str:

@@ -1,4 +1,4 @@
-"""Limits that requests about collections count for: exports as whole indexes, items as rows."""
+"""Limits that requests about collections count for: exports, and rows that are encoded."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -11,7 +11,6 @@ from starlette.types import ASGIApp, Message
 from tests.fakes.letter_encoder import LetterEncoders
 from tests.unit.serve.collections.conftest import Searching
 from tests.unit.serve.collections.scene import feature
-from tests.unit.serve.collections.test_collection_routes import image_query, item
 from workers.serve.api.app import create_api
 from workers.serve.api.context import Admission
 from workers.serve.api.context import Replica as Parts
@@ -52,7 +51,7 @@ async def export(app: ASGIApp, takes: Callable[[Message], Awaitable[None]]) -> t
         "raw_path": b"/v1/collections/things/export",
         "root_path": "",
         "scheme": "http",
-        "query_string": b"format=qdrant",
+        "query_string": b"format=parquet",
         "headers": [],
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 80),
@@ -104,7 +103,7 @@ def few(parts: Parts, searching: Searching) -> Parts:
         "/v1/collections",
         "/v1/collections/things",
         "/v1/collections/things/items",
-        "/v1/collections/things/export?format=qdrant",
+        "/v1/collections/things/export?format=parquet",
     ],
 )
 def test_every_route_that_reads_takes_a_place_and_gives_it_back(
@@ -119,7 +118,7 @@ def test_every_route_that_reads_takes_a_place_and_gives_it_back(
     assert requests.total == 0
 
 
-@pytest.mark.parametrize("path", ["items", "export?format=qdrant"])
+@pytest.mark.parametrize("path", ["items", "export?format=parquet"])
 def test_a_place_is_held_while_a_revision_is_waited_for(
     few: Parts, searching: Searching, path: str
 ) -> None:
@@ -153,11 +152,3 @@ def test_rows_are_held_while_they_are_encoded(searching: Searching) -> None:
     searching.encoders.during = look
     searching.add("things", [{"id": n, "modality": "text", "text": n} for n in ("a", "e", "i")])
     assert (held, parts.admission.rows.total) == ([3], 0)
-
-
-def test_a_full_collection_rejects_new_rows(searching: Searching) -> None:
-    for start in range(0, 60, 20):
-        revision = searching.add("things", [item("image", start + n) for n in range(20)])
-    searching.found("things", revision, query=image_query(1))
-    response = searching.ask("POST", "/things/items", {"items": [item("image", 99)]})
-    assert (response.status_code, response.json()["error"]["code"]) == (400, "collection_full")

@@ -3,14 +3,9 @@
 Numbers that other systems would change are rejected, others are kept.
 """
 
-import json
 import re
-import tracemalloc
 
-import numpy as np
-import pyarrow as pa
 import pytest
-from workers.serve.collections.payloads import Kind, Payloads
 
 from tests.unit.serve.collections.conftest import Searching
 from tests.unit.serve.collections.test_collection_routes import image_query, item
@@ -89,37 +84,3 @@ def test_all_64_bit_integers_survive_a_round_trip(searching: Searching) -> None:
     searching.found("things", revision, query=image_query(1))
     response = searching.ask("POST", "/things/search", {"query": image_query(1)})
     assert response.json()["data"][0]["payload"] == payload
-
-
-def with_fields_of_their_own(rows: int) -> pa.StringArray:
-    """Payloads of 200 fields, none of which another one has."""
-    payloads = [{f"{row:x}-{n:x}": n for n in range(200)} for row in range(rows)]
-    return pa.array([json.dumps(each) for each in payloads])
-
-
-def test_payloads_take_a_few_times_their_bytes_however_many_fields_they_have() -> None:
-    texts = with_fields_of_their_own(100)
-    arrow = pa.total_allocated_bytes()
-    tracemalloc.start()
-    try:
-        halves = [Payloads.of(texts.slice(start, 50)) for start in (0, 50)]
-        whole = Payloads.joined(halves, [np.ones(50, bool)] * 2)
-        del halves
-        python, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    held = python + pa.total_allocated_bytes() - arrow
-    assert held < 5 * texts.nbytes
-    assert whole.nbytes < 4 * texts.nbytes
-    column = whole.column("32-c7", Kind.NUMBER)
-    assert column is not None
-    assert (column.rows.tolist(), column.values.to_pylist()) == ([50], [199.0])
-
-
-def test_fields_of_which_no_row_is_left_are_gone() -> None:
-    part = Payloads.of(pa.array(['{"a": 1, "b": true}', '{"a": 2}', None]))
-    left = Payloads.joined([part], [np.array([False, True, True])])
-    assert left.column("b", Kind.FLAG) is None
-    column = left.column("a", Kind.NUMBER)
-    assert column is not None
-    assert (column.rows.tolist(), column.values.to_pylist()) == ([0], [2.0])

@@ -36,7 +36,7 @@ def test_what_has_no_owner_is_the_operators_alone(searching: Searching) -> None:
         ("POST", "/items", {"items": [item("image", 1)]}),
         ("POST", "/items/delete", {"ids": ["image-1"]}),
         ("POST", "/search", {"query": image_query(1)}),
-        ("GET", "/export?format=qdrant", None),
+        ("GET", "/export?format=parquet", None),
     ):
         refused = searching.ask(method, f"/things{path}", body, bob)
         assert refused.status_code == 403, path

@@ -3,7 +3,6 @@
 import base64
 import threading
 import time
-from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -14,7 +13,6 @@ from tests.unit.serve.collections.conftest import Searching
 from tests.unit.serve.collections.scene import feature
 from tests.unit.serve.conftest import MODEL
 from tests.unit.serve.served_versions import load_version
-from workers.serve.api.app import create_api
 
 
 def item(modality: str, number: int, **more: object) -> dict[str, Any]:
@@ -245,17 +243,6 @@ def test_an_unavailable_store_rejects_writes_and_keeps_searching(searching: Sear
     searching.store.broken = None
 
 
-def test_without_the_extra_everything_else_answers(searching: Searching) -> None:
-    parts = replace(searching.parts(searching.args), collections=None)
-    searching.app = create_api(parts)
-    response = searching.ask("GET", "/things")
-    assert response.status_code == 501
-    message = response.json()["error"]["message"]
-    assert "pip install pylance" in message
-    assert "pip install 'cmcl" not in message
-    assert searching.embed().status_code == 200
-
-
 @pytest.mark.parametrize(
     ("method", "path", "body", "words"),
     [
@@ -287,7 +274,7 @@ def test_without_the_extra_everything_else_answers(searching: Searching) -> None
         ("POST", "/things/items", {"items": [{**item("image", 1), "feature": "?"}]}, "base64"),
         ("POST", "/things/items/delete", {"ids": []}, "ids has 0 rows"),
         ("POST", "/things/items/delete", {"ids": [""]}, "ids[0] has 0 characters"),
-        ("POST", "/things/search", {}, "field 'query' is missing"),
+        ("POST", "/things/search", {}, "query and words are missing"),
         ("POST", "/things/search", {"query": image_query(1), "top_k": 0}, "top_k is 0"),
         ("POST", "/things/search", {"query": image_query(1), "top_k": 51}, "1 to 50"),
         ("POST", "/things/search", {"query": image_query(1), "modalities": ["smell"]}, "smell"),

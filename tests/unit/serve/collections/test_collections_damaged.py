@@ -1,81 +1,123 @@
-"""A damaged collection is reported, and does not affect the others."""
+"""A damaged collection is reported; nothing of it is removed, and others are not affected."""
 
 import time
+from collections.abc import Callable
+from pathlib import Path
 
-from workers.serve.collections.compaction import MOST_SEGMENTS
-from workers.serve.collections.maintenance import Maintenance
+import lance
+import pytest
 
-from cmcl.storage import layout
-from tests.fakes.flaky_store import FlakyStore
+from cmcl.contract.errors import InvalidVersion
 from tests.unit.serve.collections.conftest import NamedCallers, Searching
-from tests.unit.serve.collections.scene import NAME, Scene, add, entries, search
-from workers.serve.collections import revision_log, writes
+from tests.unit.serve.collections.scene import NAME, Scene, entries, search, spec
+from tests.unit.serve.collections.test_collection_routes import image_query, item
+from workers.serve.collections.table import CollectionTable
 
 # Before all others, in the order in which they are looked at.
 BROKEN = "a-broken-one"
 
 
-def break_revision(store: FlakyStore) -> None:
-    store.create(layout.collection_revision(BROKEN, 1), b'{"name": 7}')
+def newest(table: CollectionTable, folder: str, suffix: str) -> Path:
+    files = Path(table.uri, folder).glob(f"*{suffix}")
+    return max(files, key=lambda each: each.stat().st_mtime_ns)
 
 
+def without_data(table: CollectionTable) -> None:
+    newest(table, "data", ".lance").unlink()
+
+
+def with_other_data(table: CollectionTable) -> None:
+    newest(table, "data", ".lance").write_bytes(b"no table")
+
+
+def with_another_manifest(table: CollectionTable) -> None:
+    newest(table, "_versions", ".manifest").write_bytes(b"no manifest")
+
+
+def without_head(table: CollectionTable) -> None:
+    lance.dataset(table.uri).delete("id = ''")
+
+
+def with_another_head(table: CollectionTable) -> None:
+    lance.dataset(table.uri).update({"payload": "'{\"name\": 7}'"}, where="id = ''")
+
+
+DAMAGE = [without_data, with_other_data, with_another_manifest, without_head, with_another_head]
+
+
+def files_of(table: CollectionTable) -> set[Path]:
+    return {each for each in Path(table.uri).rglob("*") if each.is_file()}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_the_others_are_searched_and_the_damage_is_reported(
-    store: FlakyStore, scene: Scene
+    scene: Scene, damage: Callable[[CollectionTable], None]
 ) -> None:
-    break_revision(store)
-    add(store, entries(0, 3))
-    index = scene.settle()
-    assert search(index, "image", 1).hits[0].id == "image-1"
+    table = scene.registry.create(spec(name=BROKEN)).table
+    table.write(entries(0, 2), lambda *_: None)
+    scene.add(entries(0, 3))
+    damage(table)
+    stored = files_of(table)
+    scene.clock.now += 4000
+    assert search(scene.settle(), "image", 1).hits[0].id == "image-1"
     assert set(scene.follower.damaged()) == {BROKEN}
     reason = scene.follower.damaged()[BROKEN]
-    assert reason.startswith(f"collections/{BROKEN}/revisions/")
-    assert store.uri not in reason
+    assert reason.startswith(f"collections/{BROKEN}/")
+    assert str(Path(table.uri).parents[2]).lstrip("/") not in reason
+    assert files_of(table) == stored
+    with pytest.raises(InvalidVersion, match=f"collections/{BROKEN}/"):
+        scene.registry.create(spec(name=BROKEN))
 
 
-def test_a_damaged_segment_is_reported_with_the_results(store: FlakyStore, scene: Scene) -> None:
-    add(store, entries(0, 3))
+@pytest.mark.parametrize("damage", [without_head, with_another_head])
+def test_what_was_read_before_the_damage_is_searched(
+    scene: Scene, damage: Callable[[CollectionTable], None]
+) -> None:
+    scene.add(entries(0, 3))
     scene.settle()
-    head = add(store, entries(3, 3))
-    store.put(layout.collection_segment(NAME, head.segments[-1].name), b"no Parquet")
-    assert scene.settle().rows == 3
-    snapshot = scene.follower.snapshot(NAME)
-    assert snapshot is not None
-    assert snapshot.is_damaged
-    assert NAME in scene.follower.damaged()
+    damage(scene.table)
+    assert scene.settle().rows() == 3
+    assert scene.follower.snapshots()[NAME].is_damaged
+    assert set(scene.follower.damaged()) == {NAME}
 
 
-def test_repaired_damage_is_no_longer_reported(store: FlakyStore, scene: Scene) -> None:
-    break_revision(store)
-    add(store, entries(0, 3))
-    scene.settle()
-    store.delete(layout.collection_revision(BROKEN, 1))
-    scene.clock.now += 1000
+def test_repaired_damage_is_no_longer_reported(scene: Scene) -> None:
+    scene.add(entries(0, 3))
+    manifest = newest(scene.table, "_versions", ".manifest")
+    content = manifest.read_bytes()
+    manifest.write_bytes(b"")
     scene.follower.poll()
+    assert set(scene.follower.damaged()) == {NAME}
+    manifest.write_bytes(content)
+    scene.clock.now += 1000
+    scene.settle()
     assert scene.follower.damaged() == {}
-
-
-def test_undamaged_collections_are_still_merged(store: FlakyStore) -> None:
-    break_revision(store)
-    maintenance = Maintenance(store)
-    head = writes.create(store, writes.CollectionSpec(NAME, "m", None, "float32"))
-    for number in range(MOST_SEGMENTS):
-        head = add(store, entries(number, 1))
-    for name in revision_log.collection_names(store):
-        maintenance.sweep_safely(name)
-    newest = revision_log.newest(store, NAME)
-    assert newest is not None
-    assert len(newest.segments) < len(head.segments)
+    assert scene.follower.snapshots()[NAME].problem is None
 
 
 def test_a_list_has_the_undamaged_ones_and_the_damage_is_reported(searching: Searching) -> None:
-    break_revision(searching.store)
+    assert searching.ask("PUT", f"/{BROKEN}", {"model": "scenes"}).status_code == 200
+    without_head(searching.collections.find(BROKEN, lambda _: True).table)
     deadline = time.monotonic() + 60
     while not (listed := searching.ask("GET", "").json())["damaged"]:
         assert time.monotonic() < deadline
+        time.sleep(0.01)
     assert [each["id"] for each in listed["data"]] == ["things"]
     assert [each["id"] for each in listed["damaged"]] == [BROKEN]
     one = searching.ask("GET", f"/{BROKEN}")
     assert (one.status_code, one.json()["error"]["code"]) == (500, "collection_damaged")
+    assert "/dev/" not in one.text
     searching.access = NamedCallers()
     searching.app = searching.app_of(searching.args)
     assert searching.ask("GET", "", None, {"authorization": "bob"}).json()["damaged"] == []
+
+
+def test_a_search_of_missing_data_is_answered_with_the_damage(searching: Searching) -> None:
+    revision = searching.add("things", [item("image", n) for n in range(3)])
+    assert searching.found("things", revision, query=image_query(1))
+    table = searching.collections.find("things", lambda _: True).table
+    for each in Path(table.uri, "data").iterdir():
+        each.unlink()
+    response = searching.ask("POST", "/things/search", {"query": image_query(1)})
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "collection_damaged")
+    assert "/dev/" not in response.text

@@ -148,8 +148,9 @@ def test_two_writers_of_the_same_new_id_leave_it_once(scene: Scene) -> None:
     done: list[int] = []
 
     def write(writer: int) -> None:
-        for change in range(3):
-            done.append(scene.add([*entries(10 * writer + change, 1), *entries(999, 1)]))
+        done.extend(
+            scene.add([*entries(10 * writer + change, 1), *entries(999, 1)]) for change in range(3)
+        )
 
     threads = [threading.Thread(target=write, args=(writer,)) for writer in range(4)]
     for thread in threads:

@@ -1,15 +1,15 @@
 """Every wait of a request ends at its deadline; only a write is completed."""
 
 import asyncio
-import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import lance
 import pytest
 
 from cmcl.storage import layout
-from cmcl.storage.layout import collection_revision
 from cmcl.storage.local import LocalStore
 from tests.fakes.letter_encoder import LetterEncoders
 from tests.fakes.slow_store import SlowStore
@@ -127,13 +127,13 @@ def test_a_map_whose_moments_do_not_come(searching: Searching, slow: SlowStore) 
 def test_a_collection_that_cannot_be_read(
     searching: Searching, slow: SlowStore, method: str, path: str, body: object
 ) -> None:
-    slow.slow = collection_revision("things", 2)
+    slow.slow = layout.collection("things")
     check_late(soon(searching, method, f"/v1/collections{path}", body))
 
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("POST", "/things/search"), ("GET", "/things/export?format=qdrant")],
+    [("POST", "/things/search"), ("GET", "/things/export?format=parquet")],
 )
 def test_a_revision_that_is_waited_for(searching: Searching, method: str, path: str) -> None:
     body = {"query": image_query(1)} if method == "POST" else None
@@ -142,21 +142,34 @@ def test_a_revision_that_is_waited_for(searching: Searching, method: str, path: 
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "body", "made"),
+    ("method", "path", "body"),
     [
-        ("POST", "/things/items", {"items": [item("image", 9)]}, collection_revision("things", 3)),
-        ("POST", "/things/items/delete", {"ids": ["image-1"]}, collection_revision("things", 3)),
-        ("DELETE", "/things", None, collection_revision("things", 3)),
-        ("PUT", "/others", {"model": "scenes"}, collection_revision("others", 1)),
+        ("POST", "/things/items", {"items": [item("image", 9)]}),
+        ("POST", "/things/items/delete", {"ids": ["image-1"]}),
+        ("DELETE", "/things", None),
+        ("PUT", "/others", {"model": "scenes"}),
     ],
 )
 def test_a_write_is_seen_through(
-    searching: Searching, slow: SlowStore, method: str, path: str, body: object, made: str
+    searching: Searching,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    path: str,
+    body: object,
 ) -> None:
-    slow.slow_to_make = made
-    releasing = threading.Timer(0.5, slow.answer.set)
-    releasing.start()
+    asked: list[str] = []
+
+    def slowly(name: str, commit: Callable[..., object]) -> Callable[..., object]:
+        def late(*args: object, **kwargs: object) -> object:
+            asked.append(name)
+            time.sleep(0.3)
+            return commit(*args, **kwargs)
+
+        return late
+
+    commit = slowly("commit", lance.LanceDataset.commit)
+    monkeypatch.setattr(lance.LanceDataset, "commit", staticmethod(commit))
+    monkeypatch.setattr(lance, "write_dataset", slowly("create", lance.write_dataset))
     response = searching.ask(method, path, body, SOON)
-    releasing.join()
-    assert slow.asked.is_set()
+    assert asked
     assert response.status_code == 200, response.text

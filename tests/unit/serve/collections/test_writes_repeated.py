@@ -1,16 +1,12 @@
 """A repeated write, by a proxy or by its client, is executed once."""
 
-from datetime import UTC, datetime
+import threading
 
 import pytest
-from workers.serve.collections.compaction import compact
-from workers.serve.collections.maintenance import sweep
-from workers.serve.collections.revision_log import mark_of
 
-from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.collections.conftest import NamedCallers, Searching
-from tests.unit.serve.collections.scene import EVERYONE, NAME, add, create, entries
-from workers.serve.collections import revision_log, writes
+from tests.unit.serve.collections.scene import EVERYONE, Scene, entries
+from workers.serve.collections.columns import ColumnBuilder
 
 BY_CLIENT = {"idempotency-key": "one"}
 BY_PROXY = {"x-unique-id": "4d1c"}
@@ -46,7 +42,7 @@ def test_a_write_sent_again_undoes_nothing_that_came_after_it(
     assert first < later
     assert again >= first
     assert payload(searching, max(again, later)) == 2
-    assert revision_log.newest_number(searching.store, "things") == later
+    assert searching.collections.find("things", EVERYONE).head.revision == later
 
 
 def test_an_unknown_request_is_never_taken_for_another(searching: Searching) -> None:
@@ -90,19 +86,6 @@ def test_a_deletion_sent_again_is_no_error_and_another_one_is(searching: Searchi
     assert searching.ask("DELETE", "/things", headers=BY_CLIENT).status_code == 404
 
 
-def test_a_deletion_sent_again_leaves_a_collection_that_was_made_since(store: FlakyStore) -> None:
-    mark = mark_of(b"request")
-    create(store)
-    writes.delete(store, NAME, EVERYONE, mark)
-    for change in range(revision_log.KEPT_REVISIONS + 1):
-        made = add(store, entries(change, 1))
-    sweep(store, NAME, datetime.now(UTC))
-    again = writes.delete(store, NAME, EVERYONE, mark)
-    assert again == made
-    assert not again.deleted
-    assert writes.delete(store, NAME, EVERYONE, mark_of(b"another")).deleted
-
-
 def test_a_recreated_collection_is_counted_after_a_late_deletion(searching: Searching) -> None:
     for _ in range(2):
         assert searching.ask("DELETE", "/things", headers=BY_PROXY).status_code == 200
@@ -120,18 +103,19 @@ def test_a_write_is_repeated_in_a_recreated_collection(searching: Searching) -> 
     assert payload(searching, post(searching, thing(1), BY_CLIENT)) == 1
 
 
-def test_a_merged_write_is_still_known(store: FlakyStore) -> None:
-    mark = mark_of(b"request")
-    writes.write(store, create(store), entries(0, 3), EVERYONE, mark)
-    merged = compact(store, add(store, entries(3, 3)))
-    assert len(merged.segments) == 1
-    assert writes.write(store, merged, entries(0, 3), EVERYONE, mark) == merged
-
-
-def test_two_attempts_side_by_side_make_one_change(store: FlakyStore) -> None:
-    """The second one checked before the first was done: its proxy retried too early."""
-    mark = mark_of(b"request")
-    before = create(store)
-    done = writes.write(store, before, entries(0, 3), EVERYONE, mark)
-    assert writes.write(store, before, entries(0, 3), EVERYONE, mark) == done
-    assert revision_log.newest(store, NAME) == done
+def test_a_write_is_known_after_the_table_was_compacted_and_beside_its_other_attempt(
+    scene: Scene,
+) -> None:
+    scene.add(entries(0, 3), mark="one")
+    for number in range(12):
+        scene.add(entries(10 + number, 1), mark=str(number))
+    done = scene.settle().revision
+    for _ in ColumnBuilder(scene.table, "one").tidy():
+        pass
+    threads = [threading.Thread(target=scene.add, args=(entries(0, 3), "one")) for _ in range(2)]
+    threads += [threading.Thread(target=scene.add, args=(entries(50, 3), "new")) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert scene.table.read().head.revision == done + 1
