@@ -20,7 +20,7 @@ from tests.unit.serve.collections.scene import (
 )
 from tests.unit.serve.collections.test_collection_routes import image_query, item
 from tests.unit.serve.served_versions import version
-from workers.serve.collections import columns
+from workers.serve.collections import columns, searching
 from workers.serve.collections.columns import column_of
 from workers.serve.collections.filters import parse_filter
 from workers.serve.collections.searching import Hit, Searched, SearchQuery
@@ -72,6 +72,7 @@ def test_an_index_finds_what_comparing_all_rows_finds(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, vector_type: str, width: int
 ) -> None:
     monkeypatch.setattr(columns, "INDEX_FROM_ROWS", 100)
+    monkeypatch.setattr(searching, "_FEW", 0)
     scene.swap(2, version(2, spec=WIDE if width == 64 else version(2).spec))
     create(scene.store, vector_type=vector_type)
     payloads = [json.dumps({"n": n, "third": n % 3 == 0}) for n in range(300)]
