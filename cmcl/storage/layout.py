@@ -25,6 +25,7 @@ access/keys.jwt                             keys for the replicas, signed by the
 records/models/<model>.json                 copies of database rows, from which it can be rebuilt
         datasets/<dataset>.json
 collections/<name>/<n>.lance/               a collection, a table of Lance; deleted ones of that name come before
+collection-numbers/<n>                      numbers of later collections and their revisions are above
 uploads/<upload>/<id>                       the file; the row says which object it is, if it was sent more than once
 """
 
@@ -298,6 +299,15 @@ def dataset_record(dataset: str) -> str:
 
 def collections() -> str:
     return "collections/"
+
+
+def collection_numbers() -> str:
+    """Prefix of these keys; in lexical order the highest is last."""
+    return "collection-numbers/"
+
+
+def collection_number(number: int) -> str:
+    return f"{collection_numbers()}{number:012d}"
 
 
 def collection(name: str) -> str:

@@ -159,7 +159,7 @@ class ColumnBuilder:
         now = time.time()
 
         def change(head: Head) -> Head | None:
-            left = head.builder_until - now
+            left = 0.0 if head.builder is None else head.builder_until - now
             if left > (_LEASE_SECONDS / 2 if head.builder == self._name else 0):
                 return None
             lease = {"builder": self._name, "builder_until": now + _LEASE_SECONDS}
@@ -194,9 +194,7 @@ class ColumnBuilder:
 
     def tidy(self) -> Iterator[None]:
         """Merge small fragments, and index what was written since. Yields between."""
-        has_leftovers = _has_leftovers(self._table.read().head)
-        if has_leftovers:
-            self._table.update(lambda head: head.model_copy(update={"leftovers_since": None}))
+        has_leftovers, begun = _has_leftovers(self._table.read().head), datetime.now(UTC)
         gone = f"modality IS NULL AND id != {quoted(HEAD_ID)}"
         self._again(lambda dataset: dataset.delete(gone))
         self._again(
@@ -205,6 +203,13 @@ class ColumnBuilder:
                 materialize_deletions_threshold=0.0 if has_leftovers else _DELETED_SHARE,
             )
         )
+        if has_leftovers:
+
+            def change(head: Head) -> Head:
+                since = begun if head.changed_at > begun else None  # Written meanwhile.
+                return head.model_copy(update={"leftovers_since": since})
+
+            self._table.update(change)
         yield
         for name in sorted(self._table.read().indexes):
             self._again(partial(_update_index, name))

@@ -174,7 +174,10 @@ class CollectionsFollower:
         if self._clock() >= self._sweep_at:
             self._sweep_at = self._clock() + _SWEEP_SECONDS
             for name in names:
-                self._registry.sweep(name)
+                try:
+                    self._registry.sweep(name)
+                except (WorkerError, OSError) as error:
+                    logger.warning("files of collection %s are swept in an hour: %s", name, error)
 
     def work(self) -> bool:
         """Do one step for each collection whose vectors are being made. Returns whether there are more."""

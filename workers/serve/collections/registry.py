@@ -86,7 +86,7 @@ class Registry:
         while True:
             before = self.newest(spec.name)
             if before is None:
-                number, revision = 1, 1
+                number = revision = self._retired() + 1
             elif before.head.ended_at is not None:
                 number, revision = before.table.number + 1, before.head.revision + 1
             elif before.head.spec == spec:
@@ -123,6 +123,7 @@ class Registry:
         To be called once an hour.
         """
         for table in self._tables(name):
+            state = None
             try:
                 state = table.read()
                 ended_at = state.head.ended_at
@@ -136,11 +137,22 @@ class Registry:
                 is_due = table.uri in self._without_table
                 self._without_table.add(table.uri)
             if is_due:
+                retired = max(
+                    self._retired(), table.number, 0 if state is None else state.head.revision
+                )
+                self._store.put(layout.collection_number(retired), b"")
                 # Manifests first, the newest of them last: a table is there with all its files, or not at all.
                 keys = self._store.keys(layout.collection_table(name, table.number) + "/")
                 for key in sorted(keys, key=lambda key: ("/_versions/" in key, key), reverse=True):
                     self._store.delete(key)
                 self._without_table.discard(table.uri)
+
+    def _retired(self) -> int:
+        """The highest number or revision of a swept table. Later ones are above, so no file is written over."""
+        keys = [*self._store.keys(layout.collection_numbers())]
+        for key in keys[:-1]:
+            self._store.delete(key)
+        return int(keys[-1].rpartition("/")[2]) if keys else 0
 
     def _tables(self, name: str) -> list[CollectionTable]:
         """Return its tables, the newest first."""

@@ -3,18 +3,17 @@
 Shapes: E width of the vectors.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from workers.serve.collections.columns import column_of
 from workers.serve.collections.filters import Filter, sql_of
-from workers.serve.collections.table import ITEMS, State, store_error
+from workers.serve.collections.table import State, reading
 from workers.serve.collections.terms import quoted
 from workers.serve.versions.loading import Float32Array, ServedVersion, truncated
 
@@ -93,53 +92,39 @@ class Searched:
 
     def rows(self, modality: str | None = None) -> int:
         """Return the number of items with vectors, of one modality or of all."""
-        return int(
-            self.state.dataset.count_rows(self._of(None if modality is None else [modality]))
-        )
+        return self.state.count(self._of(None if modality is None else [modality]))
 
     @cached_property
     def modalities(self) -> Mapping[str, int]:
         """The number of items by modality, with and without vectors."""
-        found = Counter[str]()
-        for batch in self.state.dataset.to_batches(columns=["modality"], filter=ITEMS):
-            for each in pc.value_counts(batch["modality"]):
-                found[each["values"].as_py()] += each["counts"].as_py()
-        return found
+        counts = {
+            name: self.state.count(f"modality = {quoted(name)}")
+            for name in self.version.spec.modalities
+        }
+        return {name: count for name, count in counts.items() if count}
 
     def items(self, offset: int, count: int, modality: str | None = None) -> list[StoredItem]:
         """Return up to `count` items with vectors after `offset` of them, in the order of the table."""
-        found = self.state.dataset.to_table(
-            columns=_ITEM,
-            filter=self._of(None if modality is None else [modality]),
-            offset=offset,
-            limit=count,
-        )
-        return [StoredItem(**each) for each in found.to_pylist()]
+        wanted = self._of(None if modality is None else [modality])
+        return self._stored(filter=wanted, offset=offset, limit=count)
 
     def items_after(self, item: str, count: int) -> list[StoredItem]:
         """Return up to `count` items with vectors whose ids come after this one, in their order."""
-        found = self.state.dataset.scanner(
-            columns=_ITEM,
-            filter=f"{self._of()} AND id > {quoted(item)}",
-            order_by=["id"],
-            limit=count,
-        )
-        return [StoredItem(**each) for each in found.to_table().to_pylist()]
+        wanted = f"{self._of()} AND id > {quoted(item)}"
+        return self._stored(filter=wanted, order_by=["id"], limit=count)
 
     def item(self, item: str) -> StoredItem | None:
         """Return the item with this id, if it has a vector."""
-        found = self.state.dataset.to_table(
-            columns=_ITEM, filter=f"{self._of()} AND id = {quoted(item)}"
-        )
-        return StoredItem(**found.to_pylist()[0]) if found.num_rows else None
+        found = self._stored(filter=f"{self._of()} AND id = {quoted(item)}")
+        return found[0] if found else None
 
     def vectors(self, rows: int) -> Iterator[pa.RecordBatch]:
         """Yield id, modality, payload and vector of all items with vectors, at most `rows` at a time."""
-        yield from self.state.dataset.to_batches(
-            columns=["id", "modality", "payload", self.column],
-            filter=self._of(),
-            batch_size=rows,
-        )
+        columns = ["id", "modality", "payload", self.column]
+        with reading(self.state.table.uri):
+            yield from self.state.dataset.to_batches(
+                columns=columns, filter=self._of(), batch_size=rows
+            )
 
     def search(self, wanted: SearchQuery) -> SearchResult:
         """Return the items nearest to a query, of those with vectors. Raises StorageUnavailable, InvalidVersion."""
@@ -173,7 +158,7 @@ class Searched:
         assert wanted.query_E is not None  # noqa: S101
         exact = wanted.exact or self.column not in self.state.indexes
         if not exact and wanted.filter is not None:
-            exact = self.state.dataset.count_rows(self._conditions(wanted)) <= _FEW
+            exact = self.state.count(self._conditions(wanted)) <= _FEW
         nearest: dict[str, Any] = {
             "column": self.column,
             "q": truncated(wanted.query_E[None], self.width)[0],
@@ -198,19 +183,18 @@ class Searched:
     def _scanned(
         self, wanted: SearchQuery, score: str, **how: Any
     ) -> Iterator[tuple[dict[str, Any], float]]:
-        scanner = self.state.dataset.scanner(
+        found = self.state.scan(
             columns=[*_ITEM, score],
             filter=self._conditions(wanted),
             prefilter=True,
             disable_scoring_autoprojection=True,
             **how,
         )
-        try:
-            found = scanner.to_table()
-        except (OSError, ValueError) as error:
-            raise store_error(error, self.state.table.uri) from error
         for each in found.to_pylist():
             yield each, each.pop(score)
+
+    def _stored(self, **how: Any) -> list[StoredItem]:
+        return [StoredItem(**each) for each in self.state.scan(columns=_ITEM, **how).to_pylist()]
 
     def _conditions(self, wanted: SearchQuery) -> str | None:
         """Return the SQL of items that may be found; None: all that have a vector."""

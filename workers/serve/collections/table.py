@@ -18,7 +18,8 @@ import random
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -150,10 +151,8 @@ class State:
 
     def is_latest(self) -> bool:
         """Whether the table has not changed since."""
-        try:
+        with reading(self.table.uri):
             return bool(self.dataset.latest_version == self.dataset.version)
-        except OSError as error:
-            raise StorageUnavailable(str(error)) from error
 
     @cached_property
     def indexes(self) -> frozenset[str]:
@@ -163,12 +162,31 @@ class State:
     @cached_property
     def rows(self) -> int:
         """The number of items."""
-        return int(self.dataset.count_rows(ITEMS))
+        return self.count(ITEMS)
+
+    def count(self, wanted: str | None) -> int:
+        """Return the number of rows for which this SQL holds; None: of all. Raises StorageUnavailable, InvalidVersion."""
+        with reading(self.table.uri):
+            return int(self.dataset.count_rows(wanted))
+
+    def scan(self, **how: Any) -> pa.Table:
+        """Return rows as `lance.LanceDataset.scanner` finds them. Raises StorageUnavailable, InvalidVersion."""
+        with reading(self.table.uri):
+            return self.dataset.scanner(**how).to_table()
 
 
 def is_conflict(error: OSError) -> bool:
     """Whether a commit was refused because another one came first."""
     return isinstance(error, CommitConflictError) or "commit conflict" in str(error)
+
+
+@contextmanager
+def reading(uri: str) -> Iterator[None]:
+    """Translate errors of Lance that are raised in the block, see `store_error`."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise store_error(error, uri) from error
 
 
 def store_error(error: Exception, uri: str) -> WorkerError:
