@@ -47,7 +47,12 @@ def test_vectors_are_those_of_the_features_in_each_type_and_width(
 ) -> None:
     create(scene.store, feature_type=feature_type, vector_type=vector_type, dimensions=dimensions)
     # Features are as long as they like: float16 ends at 65,504.
-    scene.add([row._replace(feature_F=row.feature_F * 1e5) for row in entries(0, 20)])  # type: ignore[operator]
+    scene.add(
+        [
+            row._replace(feature_F=1e5 * feature("image", at))
+            for at, row in enumerate(entries(0, 20))
+        ]
+    )
     scene.settle()
     scene.swap(2)
     scene.add(entries(20, 20))

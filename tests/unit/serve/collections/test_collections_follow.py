@@ -136,7 +136,7 @@ def test_vectors_of_a_dead_builder_are_finished_by_another(
     other.swap(2)
     assert other.settle().version.number == 1
     late = time.time() + columns._LEASE_SECONDS + 1
-    monkeypatch.setattr(columns.time, "time", lambda: late)
+    monkeypatch.setattr(time, "time", lambda: late)
     other.settle()
     assert other.searched().version.number == 2
     assert is_right(other.searched())
