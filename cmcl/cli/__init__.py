@@ -18,17 +18,16 @@ import typer
 import typer.main
 
 from cmcl.cli import (
+    access,
     apply,
     collections,
     datasets,
     jobs,
-    keys,
     local,
     mirror,
     models,
     queries,
     versions,
-    webhooks,
 )
 from cmcl.cli.errors import run_command
 from cmcl.contract import DISTRIBUTION
@@ -48,8 +47,8 @@ for name, group in {
     "job": jobs.app,
     "version": versions.app,
     "collection": collections.app,
-    "key": keys.app,
-    "webhook": webhooks.app,
+    "key": access.key_app,
+    "webhook": access.webhook_app,
     "admin": local.app,
 }.items():
     app.add_typer(group, name=name)
@@ -60,7 +59,7 @@ app.command("apply")(apply.apply)
 for query in (queries.embed, queries.migrate):
     app.command()(query)
 app.command()(collections.search)
-app.command()(keys.whoami)
+app.command()(access.whoami)
 app.command("mirror")(mirror.mirror)
 app.command()(local.up)
 app.command()(local.demo)

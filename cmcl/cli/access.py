@@ -1,4 +1,4 @@
-"""`cmcl key` and `cmcl whoami`: API keys and their scopes."""
+"""`cmcl key`, `cmcl whoami` and `cmcl webhook`: API keys with their scopes, and addresses that receive events."""
 
 from typing import Annotated
 
@@ -7,12 +7,20 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from cmcl.cli.console import Columns, fields, show, show_all, stdout
-from cmcl.cli.options import DEFAULT_URL, AsJson, KeyId, Url
-from cmcl.client import ApiKey, Client, CreatedKey, Quotas, Whoami
+from cmcl.cli.options import DEFAULT_URL, AsJson, KeyId, Url, WebhookId
+from cmcl.client import (
+    ApiKey,
+    Client,
+    CreatedKey,
+    CreatedWebhook,
+    Quotas,
+    Webhook,
+    Whoami,
+)
 
-app = typer.Typer(no_args_is_help=True, help="API keys: create, list, revoke.")
+key_app = typer.Typer(no_args_is_help=True, help="API keys: create, list, revoke.")
 
-_COLUMNS: Columns[ApiKey] = {
+_KEY_COLUMNS: Columns[ApiKey] = {
     "key": lambda key: key.id,
     "name": lambda key: key.name,
     "owner": lambda key: key.owner,
@@ -24,7 +32,7 @@ _COLUMNS: Columns[ApiKey] = {
 }
 
 
-@app.command("create")
+@key_app.command("create")
 def create_key(
     name: Annotated[str, typer.Argument(metavar="NAME", help="name of the key")],
     scope: Annotated[list[str], typer.Option(help="read, write, train, admin, embed; repeatable")],
@@ -40,18 +48,18 @@ def create_key(
     """Create a key. Its secret is shown once."""
     scopes = [each.strip() for text in scope for each in text.split(",")]
     with Client(url) as client:
-        show(client.create_key(name, scopes, owner, expires_in_days), as_json, _view)
+        show(client.create_key(name, scopes, owner, expires_in_days), as_json, _created_key)
 
 
-@app.command("list")
+@key_app.command("list")
 def list_keys(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List keys, without their secrets."""
     with Client(url) as client:
         hint = "no keys yet; create one: cmcl key create NAME --scope read"
-        show_all(client.keys(), as_json, _COLUMNS, hint)
+        show_all(client.keys(), as_json, _KEY_COLUMNS, hint)
 
 
-@app.command("revoke")
+@key_app.command("revoke")
 def revoke_key(key: KeyId, url: Url = DEFAULT_URL) -> None:
     """Revoke a key by its id."""
     with Client(url) as client:
@@ -73,7 +81,7 @@ def whoami(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     show(_Identity(**who.model_dump(), quotas=quotas), as_json, _identity)
 
 
-def _view(key: CreatedKey) -> RenderableType:
+def _created_key(key: CreatedKey) -> RenderableType:
     secret = key.key.get_secret_value() if key.key else None
     text = fields(
         {
@@ -101,3 +109,65 @@ def _identity(who: _Identity) -> RenderableType:
         for name, quota in who.quotas.quotas.items()
     }
     return Group(identity, fields(used, f"quotas of {who.quotas.owner}"))
+
+
+webhook_app = typer.Typer(no_args_is_help=True, help="Webhooks: addresses that receive events.")
+
+_WEBHOOK_COLUMNS: Columns[Webhook] = {
+    "webhook": lambda webhook: webhook.id,
+    "url": lambda webhook: webhook.url,
+    "kinds": lambda webhook: ", ".join(webhook.kinds or ()) or "all",
+    "of": lambda webhook: "every owner" if webhook.every_owner else webhook.model,
+    "created": lambda webhook: webhook.created_at,
+    "failing since": lambda webhook: webhook.failing_since,
+    "disabled": lambda webhook: webhook.disabled_reason,
+}
+
+
+@webhook_app.command("add")
+def add_webhook(
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="https://...")],
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="kind of event, e.g. job.failed; repeatable; default: events that need action"
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="only events of this model")] = None,
+    every_owner: Annotated[
+        bool,
+        typer.Option(
+            "--every-owner", help="events of the whole deployment; needs the operator's key"
+        ),
+    ] = False,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Send events to an address. The signing secret is shown once."""
+    with Client(url) as client:
+        show(
+            client.create_webhook(address, kind or (), model, every_owner=every_owner),
+            as_json,
+            _created_webhook,
+        )
+
+
+@webhook_app.command("list")
+def list_webhooks(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """List webhooks."""
+    with Client(url) as client:
+        hint = "no webhooks yet; add one: cmcl webhook add https://..."
+        show_all(client.webhooks(), as_json, _WEBHOOK_COLUMNS, hint)
+
+
+@webhook_app.command("delete")
+def delete_webhook(webhook: WebhookId, url: Url = DEFAULT_URL) -> None:
+    """Delete a webhook."""
+    with Client(url) as client:
+        client.delete_webhook(webhook)
+
+
+def _created_webhook(webhook: CreatedWebhook) -> RenderableType:
+    secret = webhook.secret.get_secret_value() if webhook.secret else None
+    text = fields({"webhook": webhook.id, "url": webhook.url, "secret": secret})
+    return Group(text, Text("store the secret, it is not shown again", style="bold"))
