@@ -30,7 +30,7 @@ from workers.train.evaluation import held_out
 _NAME = re.compile(r"(?P<name>.+_(?P<first>[a-z])(?P<second>[a-z]))\.(?P<part>train|test)\.parquet")
 _PARTS = ("train", "test")
 
-Source = tuple[Path, str, float, int | None]
+Source = tuple[Path, str, float]
 """Arguments of `read_stream`."""
 # The product's own bounds (workers/files/shards.py): outside, float32 loses a row's direction.
 _SHORTEST, _LONGEST = 1e-12, 1e18
@@ -56,12 +56,10 @@ class Stream:
         return min(len(dataset.training) for dataset in self.datasets)
 
 
-def read_stream(
-    folder: Path, order: str = "forward", cone: float = 0.0, pairs: int | None = None
-) -> Stream:
+def read_stream(folder: Path, order: str = "forward", cone: float = 0.0) -> Stream:
     """Read all datasets of the folder. Raises InvalidStream instead of repairing data silently.
 
-    `cone`: see `with_cone`. `pairs`: training rows of each dataset at most, drawn at random.
+    `cone`: see `with_cone`.
     """
     names = _dataset_names(folder)
     datasets, notes, widths = list[Dataset](), list[str](), _Widths()
@@ -71,16 +69,12 @@ def read_stream(
             raise InvalidStream(f"{train.path}: it has 1 row, at least 2 are needed to train")
         pair = ModalityPair(first=name[-2], second=name[-1])
         training, held = paired_rows(train.rows), held_out(test.rows)
-        if pairs is not None:
-            random_N = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))
-            training = training.at(random_N[:pairs])
         if cone:
             training = with_cone(training, pair, cone)
             held = replace(held, rows=with_cone(held.rows, pair, cone))
         datasets.append(Dataset(name, pair, training, held))
         notes += test.notes
     name = folder.resolve().name + (f"-cone-{cone:g}" if cone else "")
-    name += "" if pairs is None else f"-{pairs}-pairs"
     return Stream(name, tuple(datasets), widths.by_modality, tuple(notes))
 
 

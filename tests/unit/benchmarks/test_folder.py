@@ -137,15 +137,3 @@ def test_a_constant_has_its_share_of_every_row(tmp_path: Path) -> None:
         held_out = other.held_out.rows.first_NI - unit_rows(one.held_out.rows.first_NI)
         torch.testing.assert_close(held_out, added[: len(held_out)][:1].expand_as(held_out))
         assert torch.equal(one.training.first_keys_N, other.training.first_keys_N)
-
-
-def test_a_number_of_pairs_is_drawn_from_the_training_rows_of_each_dataset(tmp_path: Path) -> None:
-    folder = write_stream(tmp_path / "s")
-    plain, few = read_stream(folder), read_stream(folder, pairs=5)
-    assert few.name == "s-5-pairs"
-    for one, other in zip(plain.datasets, few.datasets, strict=True):
-        assert len(other.training) == 5
-        assert set(map(tuple, other.training.first_NI.tolist())) <= set(
-            map(tuple, one.training.first_NI.tolist())
-        )
-        assert len(other.held_out) == len(one.held_out)

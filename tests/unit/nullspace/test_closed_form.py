@@ -159,6 +159,7 @@ def test_equal_moments_give_equal_heads_to_the_bit(seed: int) -> None:
 
 
 def test_directions_solve_the_generalised_eigenproblem() -> None:
+    """As LAPACK solves it: multiset CCA by the sum of correlations (Kettenring 1971), with ridges."""
     moments = pooled(summed(stream(3)))
     names = moments.modalities
     total = sum(WIDTHS.values())
