@@ -18,7 +18,7 @@ from workers.model.memory import Chosen, Memory
 from workers.model.tensor_bytes import load
 from workers.nullspace.centred import CentredMoments, PairNames
 from workers.nullspace.conditioning import Conditioning, Lift
-from workers.nullspace.moments import PairMoments, SecondMoment
+from workers.nullspace.moments import PairMoments, SecondMoment, symmetric, triangle
 
 _SELFTEST_ROWS = 4
 # Names of modalities do not contain it, so keys split unambiguously.
@@ -250,8 +250,8 @@ def _centred_tensors(moments: CentredMoments) -> dict[str, Tensor]:
     return {
         "rows": torch.tensor(moments.rows, dtype=torch.int64),
         "weights": moments.weights_D,
-        "first_triangle": _triangle(moments.first_FF),
-        "second_triangle": _triangle(moments.second_GG),
+        "first_triangle": triangle(moments.first_FF),
+        "second_triangle": triangle(moments.second_GG),
         "cross_covariance": moments.cross_FG.contiguous(),
         "first_means": moments.first_means_DF.contiguous(),
         "second_means": moments.second_means_DG.contiguous(),
@@ -268,26 +268,14 @@ def _centred_from(tensors: Mapping[str, Tensor]) -> CentredMoments:
         return CentredMoments(
             _number(tensors, "rows"),
             tensors["weights"],
-            _symmetric(tensors["first_triangle"], first_means_DF.shape[1]),
-            _symmetric(tensors["second_triangle"], second_means_DG.shape[1]),
+            symmetric(tensors["first_triangle"], first_means_DF.shape[1]),
+            symmetric(tensors["second_triangle"], second_means_DG.shape[1]),
             tensors["cross_covariance"].double(),
             first_means_DF,
             second_means_DG,
         )
     except (KeyError, IndexError, RuntimeError) as error:
         raise InvalidVersion(f"the moments cannot be read: {error}") from error
-
-
-def _triangle(sum_FF: Tensor) -> Tensor:
-    """The lower triangle, by rows. By a mask, which takes a fifth of the time of indices."""
-    return sum_FF[torch.ones_like(sum_FF, dtype=torch.bool).tril_()]
-
-
-def _symmetric(triangle: Tensor, width: int) -> Tensor:
-    lower_FF = torch.ones(width, width, dtype=torch.bool).tril_()
-    sum_FF = torch.zeros(width, width, dtype=torch.float64)
-    sum_FF.masked_scatter_(lower_FF, triangle.double())
-    return sum_FF.add_(sum_FF.tril(-1).mT)
 
 
 def _number(tensors: Mapping[str, Tensor], name: str) -> int:

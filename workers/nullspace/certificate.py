@@ -56,6 +56,7 @@ class PairScores:
     def __init__(self, moments: PairMoments) -> None:
         self._first, self._second = _Side(moments.first), _Side(moments.second)
         self._moments = moments
+        self._measured: list[tuple[PairWeights, tuple[float, float]]] = []
 
     def drift(self, then: PairWeights, now: PairWeights) -> float:
         """Root mean square change of the scores of all row combinations, relative to their size then.
@@ -127,13 +128,18 @@ class PairScores:
 
     def size_and_agreement(self, heads: PairWeights) -> tuple[float, float]:
         """(tr(C_u G C_v Gᵀ), tr(Gᵀ X)): mean square of all scores, and mean score of true pairs."""
+        for known, measured in self._measured:
+            if known is heads:
+                return measured
         first_EI, second_EJ = heads.first_EI.double(), heads.second_EJ.double()
         # M = W C Wᵀ of both sides (E × E), and tr(M_u M_v) = Σ M_u ∘ M_v: they are symmetric.
         first_EE = self._first.image(heads.first_EI) @ first_EI.mT
         second_EE = self._second.image(heads.second_EJ) @ second_EJ.mT
         # tr(Gᵀ X) = tr(W_u X W_vᵀ) = Σ (W_u X) ∘ W_v.
         agreement = ((first_EI @ self._moments.cross_IJ) * second_EJ).sum()
-        return float((first_EE * second_EE).sum()), float(agreement) / max(self._moments.count, 1)
+        found = float((first_EE * second_EE).sum()), float(agreement) / max(self._moments.count, 1)
+        self._measured.append((heads, found))
+        return found
 
 
 class _Side:

@@ -8,12 +8,15 @@ order, can be subtracted again, and can be pushed through today's weights whenev
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 # Products of this many rows are formed in float32, then added in float64. On a CPU that is twice as
 # fast as float64 throughout, with a relative error below 1e-7 (docs/log.md).
 _CHUNK_ROWS = 8192
+# Columns of a square that stays in the cache.
+_BLOCK = 256
 
 
 # Uncentred: E x xᵀ and not the covariance. The mean is a direction in which scores can change like any
@@ -159,6 +162,32 @@ def moment_about(rows_BI: Tensor, shift_I: Tensor) -> SecondMoment:
     # Σ y yᵀ, the two terms with s on the left, and (Σ y) sᵀ.
     rests = no_rows(rest_BI.shape[1], rest_BI.device).add_rows_(rest_BI)
     return replace(rests, sum_II=rests.sum_II + crossed_II + torch.outer(total_I, shift_I))
+
+
+def triangle(sum_II: Tensor) -> Tensor:
+    """The lower triangle of a symmetric sum on the host, by rows: half of its numbers.
+
+    Row by row it takes a tenth of the time of a mask, and a mask a fifth of that of indices.
+    """
+    rows = sum_II.numpy()
+    return torch.from_numpy(np.concatenate([row[: n + 1] for n, row in enumerate(rows)]))
+
+
+def symmetric(half: Tensor, width: int) -> Tensor:
+    """The sum (I × I, float64) of a `triangle`. Raises RuntimeError if it is not that of `width`."""
+    if half.shape != (width * (width + 1) // 2,):
+        raise RuntimeError(f"a triangle of {half.numel()} numbers is not that of width {width}")
+    sum_II = torch.empty(width, width, dtype=torch.float64)
+    start, numbers = 0, half.numpy()
+    for number, row in enumerate(sum_II.numpy(), start=1):
+        row[:number] = numbers[start : start + number]
+        start += number
+    # In blocks, so that what is transposed stays in the cache.
+    for first in range(0, width, _BLOCK):
+        own = slice(first, first + _BLOCK)
+        sum_II[:first, own] = sum_II[own, :first].mT
+        sum_II[own, own] = sum_II[own, own].tril() + sum_II[own, own].tril(-1).mT
+    return sum_II
 
 
 def _add_products(total_IJ: Tensor, left_BI: Tensor, right_BJ: Tensor) -> Tensor:

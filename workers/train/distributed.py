@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from workers.nullspace.moments import PairMoments, SecondMoment
+from workers.nullspace.moments import PairMoments, SecondMoment, symmetric, triangle
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -179,8 +179,8 @@ def all_reduce_moment(local: SecondMoment, here: World) -> SecondMoment:
     """Sum a moment over the ranks. The result is bit-equal on all of them (float64, on the host)."""
     if here.size == 1:
         return local
-    count, half = _sum([_count(local.count), _half(local.sum_II)], here)
-    return SecondMoment(int(count), _whole(half, len(local.sum_II)))
+    count, half = _sum([_count(local.count), triangle(local.sum_II)], here)
+    return SecondMoment(int(count), symmetric(half, len(local.sum_II)))
 
 
 def all_reduce_pair_moments(local: PairMoments, here: World) -> PairMoments:
@@ -188,10 +188,10 @@ def all_reduce_pair_moments(local: PairMoments, here: World) -> PairMoments:
     if here.size == 1:
         return local
     sides = local.first.sum_II, local.second.sum_II
-    parts = [_count(local.count), *map(_half, sides), local.cross_IJ.reshape(-1)]
+    parts = [_count(local.count), *map(triangle, sides), local.cross_IJ.reshape(-1)]
     count, *halves, cross = _sum(parts, here)
     first, second = (
-        SecondMoment(int(count), _whole(half, len(side)))
+        SecondMoment(int(count), symmetric(half, len(side)))
         for half, side in zip(halves, sides, strict=True)
     )
     return PairMoments(first, second, cross.view_as(local.cross_IJ))
@@ -206,20 +206,6 @@ def _sum(parts: Sequence[Tensor], here: World) -> tuple[Tensor, ...]:
 
 def _count(rows: int) -> Tensor:
     return torch.tensor([rows], dtype=torch.float64)
-
-
-def _half(sum_II: Tensor) -> Tensor:
-    """The upper triangle of a symmetric sum: half of the traffic."""
-    return sum_II[torch.triu_indices(*sum_II.shape).unbind()]
-
-
-def _whole(half: Tensor, width: int) -> Tensor:
-    """The symmetric sum of an upper triangle."""
-    sum_II = half.new_zeros(width, width)
-    upper = torch.triu_indices(width, width).unbind()
-    sum_II[upper] = half
-    sum_II.mT[upper] = half
-    return sum_II
 
 
 def broadcast(tensors: Sequence[Tensor], here: World) -> None:
