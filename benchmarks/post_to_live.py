@@ -2,7 +2,7 @@
 
 `python -m benchmarks.post_to_live` starts its own stack, as `cmcl up` does, and posts the datasets of a stream, under
 both policies, while nothing else runs. Beside each, the same dataset is learned in this process with all cores. Then raw
-pairs whose rows are encoded already, and the bytes of the store.
+pairs whose rows are encoded already, the bytes of the store, and one more version with a simulated history.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from benchmarks.command_line import (
 )
 from benchmarks.folder import InvalidStream
 from benchmarks.folder import read_stream as read_datasets
+from benchmarks.live.growth import VersionCost, measure_growth
 from benchmarks.live.memory import memory_of
 from benchmarks.live.stack import Ask, BareLearning, Learner, Live, learn_stream, stored_bytes
 from benchmarks.report import machine
@@ -48,6 +49,8 @@ _RAW = _EXAMPLES / "raw/emoji.tar"
 _RAW_PAIR = ModalityPair(first="image", second="text")
 _RAW_ENCODERS = {"image": "efficientnet-lite0", "text": "minilm"}
 _ASK: Ask = ("text", ["a red fruit"])
+# How many datasets are behind one more version.
+_HISTORIES = (15, 1000)
 # After the last dataset.
 _REST_SECONDS = 10.0
 
@@ -87,6 +90,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
             raw = None if options.quick else _encoded_again(store, client, preparing)
             time.sleep(_REST_SECONDS)
             memory = memory_of(stack)
+    growth = [] if options.quick else measure_growth(_HISTORIES)
     about = {
         "ready_s": round(ready, 2),
         "store_bytes": stored,
@@ -94,7 +98,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         "memory": memory,
         "machine": machine(),
     }
-    return document_of(policies, raw) | about | {"before": _before(options.before)}
+    return document_of(policies, raw, growth) | about | {"before": _before(options.before)}
 
 
 def _before(path: Path | None) -> dict[str, Any] | None:
@@ -106,7 +110,9 @@ def _before(path: Path | None) -> dict[str, Any] | None:
 
 
 def document_of(
-    policies: Mapping[str, Mapping[str, Any]], raw: Mapping[str, Any] | None
+    policies: Mapping[str, Mapping[str, Any]],
+    raw: Mapping[str, Any] | None,
+    growth: Sequence[VersionCost],
 ) -> dict[str, Any]:
     """Put together what was measured. The first dataset of the first policy was the first one of the stack."""
     first, *_ = policies.values()
@@ -119,6 +125,10 @@ def document_of(
             for policy, found in policies.items()
         },
         "raw": raw,
+        "growth": list(growth),
+        "growth_1000_over_15": round(growth[-1]["seconds"] / growth[0]["seconds"], 2)
+        if growth
+        else None,
     }
 
 
@@ -212,7 +222,7 @@ def markdown(document: Mapping[str, Any]) -> str:
         table(
             ["", *(when or "now" for when in runs)],
             [
-                (words, *(_written(run[name], form) for run in runs.values()))
+                (words, *(_written(run.get(name), form) for run in runs.values()))
                 for words, name, form in _FIGURES
             ],
         ),
@@ -244,6 +254,7 @@ def markdown(document: Mapping[str, Any]) -> str:
                 for each in found["datasets"]
             ],
         ),
+        *_growth(document["growth"]),
         "## Memory at rest",
         f"By process, {_REST_SECONDS:.0f} s after the last dataset (PSS: a page that several share counts in parts):",
         table(
@@ -257,11 +268,38 @@ def markdown(document: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _growth(versions: Sequence[VersionCost]) -> list[str]:
+    if not versions:
+        return []
+    phases = list(dict.fromkeys(name for each in versions for name in each["phases"]))
+    return [
+        "## With a long history",
+        (
+            "Seconds of one more version under *improve*, a whole attempt in one process with all cores. The datasets behind "
+            "it are simulated, of the fifteen pairs of six modalities in turn. *measured*: how many of them it certified, "
+            "with their recall."
+        ),
+        table(
+            ["datasets behind it", "measured", "seconds", *phases],
+            [
+                (
+                    each["datasets"],
+                    each["measured"],
+                    f"{each['seconds']:.1f}",
+                    *(f"{each['phases'].get(name, 0.0):.2f}" for name in phases),
+                )
+                for each in versions
+            ],
+        ),
+    ]
+
+
 # What is said of each run: words, field, and form.
 _FIGURES = (
     ("the stack is ready, s", "ready_s", ".0f"),
     ("its first dataset, POST to live, s", "cold_first_s", ".1f"),
     ("raw pairs that are encoded already, beyond features, s", "encoded_again_s", ".1f"),
+    ("one more version after 1,000 datasets / after 15", "growth_1000_over_15", ".2f"),
     ("bytes of the store after both streams", "store_bytes", ","),
     ("memory at rest, MiB", "rest_mib", ","),
 )
@@ -278,7 +316,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--before", type=Path, metavar="FILE", help="document of an earlier run, for the page"
     )
-    parser.add_argument("--quick", action="store_true", help="no raw pairs")
+    parser.add_argument("--quick", action="store_true", help="no raw pairs, no long history")
     add_out(parser)
     return parser
 

@@ -99,6 +99,7 @@ def _merged(store: LocalStore, parent: VersionManifest, other: VersionManifest) 
         parent=parent.version,
         spec=parent.spec.model_copy(update={"modalities": modalities}),
         merges=VersionRef(model=other.model, version=other.version),
+        measures_all=True,
     )
     store.put(layout.run_spec(job.job, job.attempt), job.model_dump_json().encode())
     train_dataset(store.uri, job.job, job.attempt, torch.device("cpu"))

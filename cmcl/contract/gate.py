@@ -43,3 +43,8 @@ class Gate(Frozen):
         "longer, low for an hour less. Other owners are passed only where the operator grants it. Running attempts are "
         "not preempted",
     )
+
+    @property
+    def needs_every_dataset(self) -> bool:
+        """Whether a bound is about all earlier datasets."""
+        return self.max_drift is not None or self.min_backward_transfer is not None

@@ -76,6 +76,11 @@ class JobSpec(Frozen):
     merges: VersionRef | None = None
     resume_from: str | None = None
     evaluation_only: tuple[EvaluationDataset, ...] = ()
+    measures_all: bool = Field(
+        default=False,
+        description="whether a bound needs the certificate and recall of every earlier dataset; without one they are "
+        "measured in turn",
+    )
     traceparent: str | None = Field(
         default=None, description="of the attempt's span, if it is traced"
     )

@@ -8,9 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cmcl.contract.dataset import EvaluationDataset
 from cmcl.contract.encoder import EncoderIdentity
-from cmcl.contract.job import JobKind, VersionRef
+from cmcl.contract.job import JobKind, JobSpec, VersionRef
 from cmcl.contract.modality import FileEntry, Frozen, Modality, ModalityPair, ModelName, Sha256
 from cmcl.contract.model import ModelSpec
+
+# The most earlier datasets that a version measures where no bound needs all of them.
+_MOST_MEASURED = 16
 
 
 class Drift(Frozen):
@@ -197,6 +200,22 @@ def datasets_to_merge(
     return tuple(line for line in theirs if known.isdisjoint(identities(line)))
 
 
+def datasets_to_measure(
+    job: JobSpec, earlier: tuple[LearnedDataset, ...]
+) -> tuple[LearnedDataset, ...]:
+    """The earlier datasets whose certificate and recall are computed by a job: all that a bound needs, or 16 at most.
+
+    Without a bound, each of more than 16 is measured once in 2, 4, 8, ... versions, as many as it takes, so that a
+    version after a thousand datasets costs what it costs after sixteen.
+    """
+    if job.measures_all or job.spec.drift_bound is not None:
+        return earlier
+    turns = 1
+    while len(earlier) > turns * _MOST_MEASURED:
+        turns *= 2
+    return earlier[job.version % turns :: turns]
+
+
 class Protection(Frozen):
     """How much of one head was closed to this update."""
 
@@ -228,8 +247,11 @@ class VersionReport(Frozen):
     temperature: float | None = Field(default=None, description="at the end of the training")
     seconds: dict[str, float] = Field(default={}, description="time spent in each part of the job")
     protection: dict[str, Protection] = Field(default={}, description="by modality")
-    drift: dict[str, Drift] = Field(default={}, description="by earlier dataset")
-    quality: dict[str, Quality] = Field(default={}, description="by earlier dataset")
+    drift: dict[str, Drift] = Field(
+        default={},
+        description="by earlier dataset that was measured: all, or without a bound on them some in turn",
+    )
+    quality: dict[str, Quality] = Field(default={}, description="by dataset in `drift`")
     capacity: dict[str, HeadCapacity] = Field(
         default={},
         description="by modality learned so far; empty if heads were solved, which closes no entry",
@@ -247,7 +269,8 @@ class VersionReport(Frozen):
         description="None: the policy is not improve",
     )
     evaluation: dict[str, Recall] = Field(
-        default={}, description="by dataset that has evaluation shards, this one included"
+        default={},
+        description="by dataset that has evaluation shards: this one, and those in `drift`",
     )
     not_evaluated: dict[str, str] = Field(
         default={},

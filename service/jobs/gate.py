@@ -9,7 +9,12 @@ from cmcl.contract.errors import InvalidVersion
 from cmcl.contract.gate import Gate
 from cmcl.contract.job import JobSpec
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.version import LearnedDataset, VersionManifest, datasets_to_merge
+from cmcl.contract.version import (
+    LearnedDataset,
+    VersionManifest,
+    datasets_to_measure,
+    datasets_to_merge,
+)
 
 
 def check_answers(
@@ -40,7 +45,7 @@ def check_answers(
         new = (line.model_copy(update=joined) for line in datasets_to_merge(earlier, theirs))
         _must_equal("learned", (*earlier, *new), candidate.learned)
         earlier = candidate.learned
-    _check_certificate(earlier, candidate)
+    _check_certificate(asked, earlier, candidate)
 
 
 def _known_to(candidate: VersionManifest, spec: ModelSpec) -> ModelSpec:
@@ -144,12 +149,24 @@ def _excess_drift(gate: Gate, candidate: VersionManifest) -> Shortfall | None:
         if drift.since_learned > bound
     ]
     if not harmed:
-        return None
+        return _some_unmeasured(candidate)
     message = (
         f"scores of earlier datasets moved further than {100 * bound:g} %, the largest permitted "
         f"drift: {', '.join(harmed)}"
     )
     return Shortfall(FailureReason.DRIFT_TOO_LARGE, message)
+
+
+def _some_unmeasured(candidate: VersionManifest) -> Shortfall | None:
+    """Where the bound was set after the candidate: without one, a version measures earlier datasets in turn."""
+    earlier, measured = candidate.earlier, candidate.report.drift
+    if all(line.dataset in measured for line in earlier):
+        return None
+    message = (
+        f"the gate bounds all {len(earlier)} earlier datasets, and the candidate, which was begun without that bound, "
+        f"measured {len(measured)} of them. Retry the job"
+    )
+    return Shortfall(FailureReason.NOT_MEASURED, message)
 
 
 def _drift_bound(gate: Gate, candidate: VersionManifest) -> float | None:
@@ -163,6 +180,8 @@ def _excess_forgetting(gate: Gate, candidate: VersionManifest) -> Shortfall | No
         return None
     if candidate.report.not_evaluated:
         return Shortfall(FailureReason.NOT_MEASURED, _not_evaluated_message(candidate))
+    if (unmeasured := _some_unmeasured(candidate)) is not None:
+        return unmeasured
     change = backward_transfer(candidate)
     if change is None:
         message = "the gate bounds the change of R@1, and no earlier dataset has held-out rows"
@@ -228,9 +247,13 @@ def _check_unlearned(
             raise InvalidVersion(f"the candidate measures {after.dataset} from {after.reference}")
 
 
-def _check_certificate(earlier: tuple[LearnedDataset, ...], candidate: VersionManifest) -> None:
-    """Every earlier dataset needs a certificate: without one, nothing shows that it is safe."""
-    uncertified = [line.dataset for line in earlier if line.dataset not in candidate.report.drift]
+def _check_certificate(
+    asked: JobSpec, earlier: tuple[LearnedDataset, ...], candidate: VersionManifest
+) -> None:
+    """The earlier datasets whose turn it is need a certificate. Bounds of the gate need all of them (`judge`)."""
+    by_itself = asked.model_copy(update={"measures_all": False})
+    due = datasets_to_measure(by_itself, earlier)
+    uncertified = [line.dataset for line in due if line.dataset not in candidate.report.drift]
     if uncertified:
         raise InvalidVersion(f"the candidate has no certificate for {', '.join(uncertified)}")
 

@@ -173,7 +173,7 @@ REASONS: dict[str, Remedy] = {
     ),
     FailureReason.NOT_MEASURED: Remedy(
         "The gate needs a measurement that the candidate lacks.",
-        "Post the dataset with held-out rows, or remove that bound from the gate and retry the job.",
+        "Retry the job if the bound is newer than it; otherwise post the dataset with held-out rows, or remove that bound and retry.",
     ),
     FailureReason.REJECTED_BY_HAND: Remedy(
         "A person rejected the candidate.",

@@ -55,14 +55,19 @@ class Evaluation:
 
 
 def evaluate(
-    store: ObjectStore, job: JobSpec, parent: Parent, now: ModalityHeads, scratch: Scratch
+    store: ObjectStore,
+    job: JobSpec,
+    parent: Parent,
+    earlier: Iterable[LearnedDataset],
+    now: ModalityHeads,
+    scratch: Scratch,
 ) -> Evaluation:
-    """Recall on the held-out rows of every dataset so far that has some, the new one included.
+    """Recall on the held-out rows of the new dataset and of `earlier` ones, as far as they have some.
 
     For a new modality the parent's head is the initial one, with today's conditioning: that is not
     part of what is trained. Raises InvalidDataset for rows of the new dataset only.
     """
-    results, missing = recalls(store, parent.learned, now, scratch)
+    results, missing = recalls(store, earlier, now, scratch)
     new = job.learns
     rows = held_out_rows(new.evaluation_shards, scratch)
     if rows is None:

@@ -15,7 +15,12 @@ import torch
 from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.errors import NON_RETRYABLE, ObjectNotFound
 from cmcl.contract.job import JobSpec
-from cmcl.contract.version import HeadCapacity, LearnedDataset, VersionReport
+from cmcl.contract.version import (
+    HeadCapacity,
+    LearnedDataset,
+    VersionReport,
+    datasets_to_measure,
+)
 from cmcl.storage import layout
 from cmcl.storage.object_store import ObjectStore, retry_unavailable
 from cmcl.storage.uris import open_store
@@ -100,7 +105,8 @@ def _train(
     parent = read_parent(store, spec, with_moments=here.is_leader or not method.solves)
     dataset = spec.learns
     encoders = joined_encoders(parent, dataset)
-    past = read_past_datasets(store, parent)
+    measured = datasets_to_measure(spec, parent.learned)
+    past = read_past_datasets(store, parent, measured)
     own_past = rank_past_datasets(past, here)
     if not method.solves:
         # Find damage before training, which may take hours. What does not fit the cache is read again afterwards.
@@ -122,9 +128,9 @@ def _train(
     if not here.is_leader:
         return
 
-    evaluation = evaluate(store, spec, parent, heads, scratch)
+    evaluation = evaluate(store, spec, parent, measured, heads, scratch)
     pairs = (*(line.pair for line in parent.learned), dataset.pair)
-    measured = MeasuredVersion(spec.version, heads, pairs, encoders)
+    measures = MeasuredVersion(spec.version, heads, pairs, encoders)
     report = VersionReport(
         final_loss=learned.trained.final_loss,
         updates=learned.trained.updates,
@@ -141,7 +147,7 @@ def _train(
         recall_before=evaluation.before,
         evaluation=evaluation.now,
         not_evaluated=evaluation.missing,
-        evaluation_only=measure_only(store, spec.evaluation_only, measured, scratch),
+        evaluation_only=measure_only(store, spec.evaluation_only, measures, scratch),
         seconds={**reporter.seconds},
     )
 

@@ -14,6 +14,7 @@ from cmcl.contract.job import JobSpec
 from cmcl.contract.version import (
     LearnedDataset,
     VersionReport,
+    datasets_to_measure,
     datasets_to_merge,
 )
 from cmcl.storage.object_store import ObjectStore
@@ -78,17 +79,20 @@ def solve_again(
 
     reporter.enter("certifying")
     own: dict[str, Certificate] = {}
+    measured = datasets_to_measure(spec, sources.learned)
+    names = {line.dataset for line in measured}
     for version in sources.past:
-        past = rank_past_datasets(read_past_datasets(store, version), here)
+        lines = [line for line in version.learned if line.dataset in names]
+        past = rank_past_datasets(read_past_datasets(store, version, lines), here)
         own |= certificates(past, version.model_state.heads, state.heads)
     barrier(here)
     certified = all_gather_dict(own, here)
     if not here.is_leader:
         return
 
-    evaluation, missing = recalls(store, sources.learned, state.heads, scratch)
+    evaluation, missing = recalls(store, measured, state.heads, scratch)
     pairs = tuple(line.pair for line in sources.learned)
-    measured = MeasuredVersion(spec.version, state.heads, pairs, sources.encoders)
+    measures = MeasuredVersion(spec.version, state.heads, pairs, sources.encoders)
     report = VersionReport(
         final_loss=solved.final_loss,
         updates=solved.updates,
@@ -99,7 +103,7 @@ def solve_again(
         solution=solution(solved, state),
         evaluation=evaluation,
         not_evaluated=missing,
-        evaluation_only=measure_only(store, spec.evaluation_only, measured, scratch),
+        evaluation_only=measure_only(store, spec.evaluation_only, measures, scratch),
         seconds={**reporter.seconds},
     )
     reporter.enter("writing")

@@ -1,6 +1,6 @@
 """Versions as jobs read and write them: the parent with the state of every past dataset, and the candidate."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -140,9 +140,12 @@ def check_encoders(
 
 
 def read_past_datasets(
-    store: ObjectStore, parent: Parent, cache_bytes: int = CACHE_BYTES
+    store: ObjectStore,
+    parent: Parent,
+    lines: Iterable[LearnedDataset],
+    cache_bytes: int = CACHE_BYTES,
 ) -> tuple[PastDataset, ...]:
-    """Every past dataset: its moments, and the heads that its drift and loss are measured against.
+    """Past datasets of a version: their moments, and the heads that their drift and loss are measured against.
 
     They are read when they are needed, and cached as far as `cache_bytes` allows. Reading raises
     StoreDamaged, and StorageUnavailable after retries.
@@ -150,7 +153,7 @@ def read_past_datasets(
     cache = _PastCache(store, parent, cache_bytes)
     return tuple(
         PastDataset(learned.dataset, learned.pair, partial(cache.read, learned), learned.attainable)
-        for learned in parent.learned
+        for learned in lines
     )
 
 

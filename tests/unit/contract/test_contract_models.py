@@ -19,6 +19,7 @@ from cmcl.contract.version import (
     Recall,
     VersionManifest,
     VersionReport,
+    datasets_to_measure,
     datasets_to_merge,
 )
 
@@ -215,3 +216,42 @@ def test_a_dataset_that_both_have_is_merged_once_however_its_sums_were_rounded()
     for different in ({"shard_digests": (DIGEST[::-1],)}, {"rows": 11}, {"pair": OTHER_PAIR}):
         new = posted_again.model_copy(update=different)
         assert datasets_to_merge([LEARNED], [new]) == (new,)
+
+
+def _measured(version: int, spec: ModelSpec = SPEC, *, measures_all: bool = False) -> set[str]:
+    """What the job of a version measures that has one dataset of each version before it."""
+    earlier = tuple(
+        LEARNED.model_copy(update={"dataset": f"d-{each}"}) for each in range(1, version)
+    )
+    job = JobSpec(
+        job="j",
+        attempt=1,
+        model="scenes",
+        version=version,
+        parent=version - 1 or None,
+        spec=spec,
+        dataset=DATASET,
+        measures_all=measures_all,
+    )
+    return {each.dataset for each in datasets_to_measure(job, earlier)}
+
+
+def test_without_a_bound_a_version_measures_sixteen_datasets_at_most_and_each_in_turn() -> None:
+    versions = {version: _measured(version) for version in range(1, 100)}
+    for version, measured in versions.items():
+        assert min(8, version - 1) <= len(measured) <= 16
+    assert len(versions[17]) == 16
+    # Up to 128 datasets take 8 turns, and 4 before: in 12 versions each had its turn.
+    for version in range(1, 88):
+        following = (versions[each] for each in range(version, version + 12))
+        assert {f"d-{each}" for each in range(1, version)} <= set().union(*following)
+
+
+def test_a_bound_has_every_earlier_dataset_measured() -> None:
+    everything = {f"d-{each}" for each in range(1, 100)}
+    assert _measured(100, measures_all=True) == everything
+    for bounded in (
+        ModelSpec(modalities=SPEC.modalities, policy="preserve"),
+        ModelSpec(modalities=SPEC.modalities, max_drift=0.5),
+    ):
+        assert _measured(100, bounded) == everything

@@ -11,7 +11,13 @@ from cmcl.contract.errors import InvalidVersion
 from cmcl.contract.gate import Gate
 from cmcl.contract.job import JobSpec
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.version import Quality, Recall, VersionManifest, VersionReport
+from cmcl.contract.version import (
+    Quality,
+    Recall,
+    VersionManifest,
+    VersionReport,
+    datasets_to_measure,
+)
 from cmcl.storage import layout
 from service.jobs.gate import check_answers, judge
 from tests.fakes.control_plane import ControlPlane, reopened
@@ -96,6 +102,32 @@ def test_the_gate_decides(
 def test_what_was_not_measured_was_not_shown(grown: ControlPlane, gate: dict[str, float]) -> None:
     _set(grown, **gate)
     assert grown.run_to_end(grown.post_dataset("two")).reason == FailureReason.NOT_MEASURED
+
+
+@pytest.mark.parametrize("gate", [{"max_drift": 0.5}, {"min_backward_transfer": -1}])
+def test_a_bound_that_is_newer_than_a_candidate_needs_what_it_did_not_measure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: dict[str, float]
+) -> None:
+    monkeypatch.setattr("cmcl.contract.version._MOST_MEASURED", 1)
+    plane = ControlPlane(tmp_path)
+    plane.create_model(policy="improve")
+    for name in ("one", "two"):
+        plane.run_to_end(plane.post_dataset(name))
+    job = plane.post_dataset("three")
+    plane.tick_to(job, JobState.RUNNING)
+    spec = JobSpec.model_validate_json(plane.store.read(layout.run_spec(job, 1)))
+    assert not spec.measures_all
+    candidate = train(plane.store, job, 1, write=False)
+    (due,) = datasets_to_measure(spec, candidate.earlier)
+    drift = {due.dataset: candidate.report.drift[due.dataset]}
+    _rewrite(plane, candidate, report=candidate.report.model_copy(update={"drift": drift}))
+    _set(plane, **gate)
+    assert plane.run_to_end(job).reason == FailureReason.NOT_MEASURED
+    assert plane.client.post(f"/v1/jobs/{job}/retry").status_code == 202
+    plane.tick_to(job, JobState.RUNNING)
+    spec = JobSpec.model_validate_json(plane.store.read(layout.run_spec(job, 2)))
+    assert spec.measures_all
+    plane.close()
 
 
 def test_after_a_rejection_the_next_grows_from_the_newest_version(grown: ControlPlane) -> None:

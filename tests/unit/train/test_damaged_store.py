@@ -100,7 +100,7 @@ def test_earlier_datasets_are_read_when_needed_and_kept_where_there_is_room(
     # The first dataset of a pair has the moments that its version has pooled.
     assert noted.calls.count(moments) == 1
     noted.calls.clear()
-    (earlier,) = read_past_datasets(noted, parent, room)
+    (earlier,) = read_past_datasets(noted, parent, parent.learned, room)
     assert noted.calls == []
     earlier.read()
     earlier.read()
@@ -115,7 +115,7 @@ def test_heads_of_the_parent_are_read_once(
     job = prepare_job(store, tmp_path, STREAM.datasets[1], version=2)
     noted = FlakyStore(store)
     known = replace(read_parent(noted, job), ref=VersionRef(model="m", version=parent))
-    (earlier,) = read_past_datasets(noted, known)
+    (earlier,) = read_past_datasets(noted, known, known.learned)
     then = earlier.read().then
     heads = layout.blob(known.files[layout.HEADS].sha256)
     assert noted.calls.count(heads) == times

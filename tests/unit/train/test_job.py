@@ -23,7 +23,7 @@ from cmcl.contract.errors import (
 )
 from cmcl.contract.job import Failure, JobSpec, StageReport
 from cmcl.contract.model import ModelSpec, TrainingSpec
-from cmcl.contract.version import VersionManifest
+from cmcl.contract.version import VersionManifest, datasets_to_measure
 from cmcl.demo.stream import StreamDataset, read_stream
 from cmcl.storage import layout
 from cmcl.storage.local import LocalStore
@@ -178,6 +178,20 @@ def test_a_solved_version_says_how_and_is_certified(store: LocalStore, tmp_path:
     progress = newest_progress(store, "job-2", 1)
     assert progress is not None
     assert progress.phase == "done"
+
+
+def test_without_a_bound_a_version_measures_the_datasets_whose_turn_it_is(
+    store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cmcl.contract.version._MOST_MEASURED", 1)
+    for version, dataset in enumerate(STREAM.datasets[:3], start=1):
+        job = prepare_job(store, tmp_path, dataset, version, spec=SOLVED)
+        run(store, job)
+        candidate = read_candidate(store, f"job-{version}", 1)
+        publish_manifest(store, candidate)
+    (due,) = datasets_to_measure(job, candidate.earlier)
+    assert set(candidate.report.drift) == set(candidate.report.quality) == {due.dataset}
+    assert set(candidate.report.evaluation) == {due.dataset, "ds-3"}
 
 
 def test_a_polish_that_diverges_says_what_to_change(store: LocalStore, tmp_path: Path) -> None:
