@@ -24,8 +24,8 @@ from cmcl.storage.versions import read_live
 from workers.train.certify import PastDataset
 from workers.train.learn import initial_state
 
-# How often the store is looked at while a dataset is on its way, and the endpoint once it should answer.
-_LOOK_SECONDS, _ASK_SECONDS = 0.01, 0.005
+# How often the store is looked at while a dataset is on its way.
+_LOOK_SECONDS = 0.01
 _CHECK_SECONDS = 1.0
 _LONGEST_SECONDS = 600.0
 # A modality, and a query of it.
@@ -92,11 +92,11 @@ class Learner:
     def _wait_for_answer(self, modality: str, ask: Inputs) -> float:
         deadline = time.monotonic() + _LONGEST_SECONDS
         while time.monotonic() < deadline:
-            # Before its first version, the endpoint does not know the model.
+            # The endpoint waits for the version, for as long as it is set up to.
             with suppress(CmclError):
-                if self.client.embed(self.model, modality, ask).version >= self.version:
-                    return time.time()
-            time.sleep(_ASK_SECONDS)
+                self.client.embed(self.model, modality, ask, min_version=self.version)
+                return time.time()
+            time.sleep(_LOOK_SECONDS)
         raise RuntimeError(
             f"{self.model}@{self.version} did not answer within {_LONGEST_SECONDS:g} s"
         )

@@ -63,14 +63,20 @@ class EndpointCalls(Calls):
         self._raw_size = RawBatchSize()
 
     def embed(
-        self, model: str, modality: str, inputs: Inputs, dimensions: int | None = None
+        self,
+        model: str,
+        modality: str,
+        inputs: Inputs,
+        dimensions: int | None = None,
+        *,
+        min_version: int = 0,
     ) -> Embeddings:
         """Embed features or texts with the live version of `model`, or with a version `name@version`.
 
         `inputs` are features (rows × width of the modality). If the modality is bound to an encoder, they
         may be texts, or raw items as `Query` with text, data or numbers. The result has one vector per
         input, of the model's width or of fewer `dimensions` (policy improve): the first ones, at unit
-        length.
+        length. `min_version` waits for a version, at the endpoint.
 
         Many raw items are sent in several requests, which one version answers. Those that the encoder does not
         finish in time are sent again, fewer at once.
@@ -78,6 +84,7 @@ class EndpointCalls(Calls):
         fields = encode_inputs(modality, inputs)
         if dimensions is not None:
             fields["dimensions"] = dimensions
+        headers = {"x-min-model-version": str(min_version)} if min_version else None
         entries = fields.pop("input")
         asked, answers = model, list[Embeddings]()
         batches = batches_of(entries, len(entries), self._raw_size) if entries else [[]]
@@ -85,7 +92,7 @@ class EndpointCalls(Calls):
             parts = [batch]
             while parts:
                 body = body_of("input", parts[0], model=asked, **fields)
-                response = self._send_first(parts, "/v1/embeddings", body)
+                response = self._send_first(parts, "/v1/embeddings", body, headers)
                 if response is not None:
                     answers.append(parse_response(response, embedded))
                     asked = f"{model.partition('@')[0]}@{answers[0].version}"

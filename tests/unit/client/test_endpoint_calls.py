@@ -46,6 +46,16 @@ def test_embeddings_are_the_floats_that_were_sent_and_name_their_version(
     assert server.asked[0].body["input"] == [[1.0, 2.0], [3.0, 4.0]]
 
 
+def test_embedding_waits_at_the_endpoint_for_a_version(server: RestServer, client: Client) -> None:
+    vector = base64.b64encode(struct.pack("<f", 1.0)).decode()
+    server.always((200, {"model": "scenes@3", "data": [{"embedding": vector}]}))
+    client.embed("scenes", "image", [[1.0]], min_version=3)
+    client.embed("scenes", "image", [[1.0]])
+    waits, does_not = (asked.headers for asked in server.asked)
+    assert waits["x-min-model-version"] == "3"
+    assert "x-min-model-version" not in does_not
+
+
 @pytest.mark.parametrize(
     "answer",
     [
