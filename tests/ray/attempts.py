@@ -94,14 +94,18 @@ class Attempts:
             and progress_now.updates_done > 0
         )
 
-    def has_resumed(self, job: str) -> bool:
-        """Whether it continued from a checkpoint."""
+    def resumed_at(self, job: str) -> int | None:
+        """The updates of the checkpoint that its ranks continued from; None if they began anew."""
         progress_now = self.progress(job)
-        return progress_now is not None and bool(progress_now.resumed_at)
+        return None if progress_now is None else progress_now.resumed_at
+
+    def has_new_checkpoint(self, job: str, known: list[str]) -> bool:
+        """Whether it trains, and has written a checkpoint since."""
+        return self.is_training(job) and self.checkpoints(job)[-1:] not in ([], known[-1:])
 
     def checkpoints(self, job: str) -> list[str]:
-        """Their keys."""
-        return list(self._store.keys(layout.run_checkpoints(job, 1)))
+        """Their keys, newest last."""
+        return sorted(self._store.keys(layout.run_checkpoints(job, 1)))
 
     def _prepare(self, job: str, dataset: int, training: TrainingSpec) -> None:
         if not list(self._store.keys(layout.model_prefix(_MODEL))):

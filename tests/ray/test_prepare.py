@@ -1,7 +1,6 @@
 """Preparation on Ray: small datasets start at once, and killing any process loses at most units in work."""
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -41,19 +40,10 @@ RAW = ModelSpec.model_validate(
 )
 
 
-def start_driver(
-    stack: LocalStack, ground: Ground, *options: str, **settings: int
-) -> subprocess.Popen[bytes]:
+def start_driver(stack: LocalStack, ground: Ground, *options: str) -> subprocess.Popen[bytes]:
     """Start a driver of that store on the stack's Ray, which has a driver of its own."""
-    given = [f"CMCL_PREPARE_{name.upper()}={value}" for name, value in settings.items()]
     program = [sys.executable, "-m", "workers.driver", "--store", ground.store.uri, *options]
-    return stack.start_driver(["env", *given, *program])
-
-
-def end(driver: subprocess.Popen[bytes]) -> int:
-    """End it as Ray does, and return its exit status."""
-    driver.send_signal(signal.SIGTERM)
-    return ended(driver)
+    return stack.start_driver(program)
 
 
 @pytest.fixture(scope="module")
@@ -137,27 +127,22 @@ def stored(ground: Ground, manifest: DatasetManifest) -> dict[str, bytes]:
 
 
 @pytest.mark.usefixtures("driver")
-def test_a_single_unit_shows_the_rows_that_it_has_encoded(ground: Ground) -> None:
-    ask_raw(ground, 96, "single", SLOW_PLACES)
+def test_a_unit_shows_the_rows_that_it_has_encoded_and_ends_when_its_request_disappears(
+    stack: LocalStack, ground: Ground
+) -> None:
+    ask_raw(ground, 960, "withdrawn", SLOW_PLACES)
     shown: list[PrepareProgress] = []
-    while not is_done(ground, "single"):
-        found = progress_of(ground, "single")
-        if found is not None and found not in shown:
+    while len({each.rows_done for each in shown}) < 4:
+        found = progress_of(ground, "withdrawn")
+        if found is not None and found.rows_done and found not in shown:
             shown.append(found)
         time.sleep(0.1)
-    between = [each for each in shown if 0 < each.rows_done < 96]
-    assert len({each.rows_done for each in between}) > 3
-    assert [each.rows_done for each in between] == sorted(each.rows_done for each in between)
-    for each in between:
-        assert (each.phase, each.rows_total) == ("encoding", 96)
+    assert [each.rows_done for each in shown] == sorted(each.rows_done for each in shown)
+    for each in shown:
+        assert (each.phase, each.rows_total) == ("encoding", 960)
+        assert each.rows_done < 960
         assert each.rows_per_second
         assert each.eta_seconds
-
-
-@pytest.mark.usefixtures("driver")
-def test_a_request_that_disappears_ends_its_tasks(stack: LocalStack, ground: Ground) -> None:
-    ask_raw(ground, 20_000, "withdrawn")
-    wait_until(lambda: (found := progress_of(ground, "withdrawn")) and found.rows_done > 0)
     ground.store.delete(layout.preparation_request("withdrawn"))
     began = time.monotonic()
     wait_until(lambda: not ray_processes(stack, "ray::_results"))
@@ -214,29 +199,25 @@ def test_killing_any_process_changes_nothing_and_an_idle_driver_ends(
     assert ended(following) == 0
 
 
-def test_no_more_units_are_in_work_than_the_memory_of_their_node_permits(
+def test_a_driver_bounds_units_by_memory_and_ends_when_its_supervisor_has_died(
     stack: LocalStack, ground: Ground
 ) -> None:
-    """Units wait for their encoder without a CPU, so CPUs do not bound them."""
-    driver = start_driver(stack, ground, file_memory=psutil.virtual_memory().total)
+    """Units wait for their encoder without a CPU, so CPUs do not bound them.
+
+    The supervisor ends like a job of Ray whose head was killed.
+    """
+    memory = f"CMCL_PREPARE_FILE_MEMORY={psutil.virtual_memory().total}"
+    driver = f"{memory} {sys.executable} -m workers.driver --store {ground.store.uri}"
+    supervisor = stack.start_driver(["sh", "-c", f"{driver} & wait"])
+    children = psutil.Process(supervisor.pid).children
+    wait_until(children)
+    (child,) = children()
     ask_raw(ground, 3000, "bounded", {**SLOW_PLACES, "max_batch": 512})
     at_once = []
     while not is_done(ground, "bounded"):
         at_once.append(len(ray_processes(stack, "ray::_results")))
         time.sleep(0.1)
     assert max(at_once) == 1
-    assert end(driver) == 0
-
-
-def test_a_driver_ends_when_its_supervisor_has_died(stack: LocalStack, ground: Ground) -> None:
-    """Like a job of Ray whose head was killed: the supervisor that started it has ended."""
-    driver = f"{sys.executable} -m workers.driver --store {ground.store.uri}"
-    supervisor = stack.start_driver(["sh", "-c", f"{driver} & wait"])
-    children = psutil.Process(supervisor.pid).children
-    wait_until(children)
-    (child,) = children()
-    ask_features(ground, "supervised", 0)
-    manifest(ground, "supervised")
     supervisor.kill()
     supervisor.wait()
     child.wait(SECONDS)
