@@ -14,7 +14,7 @@ from cmcl.cli.console import Columns, fields, say, show, show_all, stderr, table
 from cmcl.cli.errors import CommandError
 from cmcl.cli.options import DEFAULT_QUERY_URL, AsJson, EmbeddingsUrl, OfModel, Yes
 from cmcl.cli.queries import parse_filter, read_items, read_media, read_query
-from cmcl.client import Client, Collection, SearchHit, SearchResults
+from cmcl.client import Client, Collection, SearchHit, SearchResults, SearchStatus
 from cmcl.contract.api.endpoint import FloatType
 
 app = typer.Typer(
@@ -34,9 +34,12 @@ def _counts(by_modality: Mapping[str, int] | None) -> str | None:
     return ", ".join(counts) or None
 
 
-def _progress(share: float | None) -> str | None:
+def _progress(status: SearchStatus | None) -> str | None:
     """How much of the next version's vectors is computed."""
-    return None if share is None else f"{share:.0%}"
+    if status is None or status.progress is None:
+        return None
+    left = "" if status.seconds_left is None else f", {status.seconds_left:.0f} s left"
+    return f"{status.progress:.0%}{left}"
 
 
 _COLUMNS: Columns[Collection] = {
@@ -45,7 +48,7 @@ _COLUMNS: Columns[Collection] = {
     "revision": lambda each: each.revision,
     "version": lambda each: each.searched.version if each.searched else None,
     "rows": lambda each: _counts(each.searched.rows) if each.searched else None,
-    "next": lambda each: _progress(each.searched.progress if each.searched else None),
+    "next": lambda each: _progress(each.searched),
 }
 _HITS: Columns[SearchHit] = {
     "score": lambda hit: hit.score,

@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from cmcl import Client, CmclError
+from cmcl.cli.collections import _progress
 from cmcl.cli.errors import Exit
 from cmcl.cli.queries import read_media
 from cmcl.client import Item, Query, WriteResult
-from cmcl.contract.api.endpoint import Span
+from cmcl.contract.api.endpoint import SearchStatus, Span
 from cmcl.storage.local import LocalStore
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.responses import body
@@ -197,3 +198,18 @@ def test_items_that_were_added_before_an_error_are_counted(
     cmcl("collection", "add", "things", str(lines), code=1)
     assert added in cmcl.stderr
     assert cmcl.stderr.index(added) < cmcl.stderr.index("line 1001 is not valid JSON")
+
+
+@pytest.mark.parametrize(
+    ("status", "shown"),
+    [
+        (None, None),
+        ({"problem": None}, None),
+        ({"problem": None, "progress": 0.25}, "25%"),
+        ({"problem": None, "progress": 0.25, "seconds_left": 41.6}, "25%, 42 s left"),
+    ],
+)
+def test_the_next_version_is_shown_with_its_progress_and_the_time_left(
+    status: dict[str, float | None] | None, shown: str | None
+) -> None:
+    assert _progress(None if status is None else SearchStatus.model_validate(status)) == shown

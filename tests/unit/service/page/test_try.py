@@ -227,11 +227,13 @@ def test_collections_are_listed_and_browsed(trier: Browser, endpoint: FakeEndpoi
     assert "offset=50" in page
     assert endpoint.asked[-1].url.params["modality"] == "image"
     searched = {"version": 2, "revision": 7, "rows": {"image": 120}, "progress": 0.4}
+    searched |= {"seconds_left": 41.6}
     endpoint.answers["GET /v1/collections/pictures"] = collection(
         "pictures", searched=new_body(SearchStatus, **searched), text_fields=["title", "caption"]
     )
     page = trier.get("/ui/collections/pictures").text
     assert 'value="0.4000"' in page, "progress of the vectors of version 3"
+    assert "42 s left" in page
     assert "title, caption" in page
     assert trier.get("/ui/collections/nothing").status_code == 404
     assert trier.get("/ui/collections/%3Cb%3E").status_code == 422
