@@ -384,7 +384,11 @@ def certificate(version: Version, names: Mapping[str, str]) -> RenderableType:
         "loss now",
         "best loss",
     )
-    return Group(Grid(headings, rows, "certificate"), Text(_CERTIFICATE, style="dim"))
+    earlier = sum(line.version != version.version for line in version.lineage)
+    title = "certificate"
+    if len(rows) < earlier:
+        title = f"certificate of {len(rows)} of {earlier} earlier datasets, which take turns without a bound"
+    return Group(Grid(headings, rows, title), Text(_CERTIFICATE, style="dim"))
 
 
 def capacity(heads: Mapping[str, HeadCapacity]) -> RenderableType:

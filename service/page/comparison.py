@@ -79,6 +79,11 @@ class Comparison:
         return [each for each in self.earlier if change_since_learned(each) is not None]
 
     @property
+    def certified(self) -> int:
+        """How many earlier datasets have a drift here: all, or without a bound those whose turn it was."""
+        return sum(each.drift_after is not None for each in self.earlier)
+
+    @property
     def lost_most(self) -> CandidateDataset | None:
         """The earlier dataset with the smallest change of R@1 since it was learned; None: none was measured twice."""
         return min(self.measured, key=_by_change, default=None)

@@ -143,7 +143,7 @@ def test_many_datasets_come_in_pages(plane: ControlPlane, reader: Browser) -> No
     ]
     drift = {
         each: Drift(since_learned=number / 1000, against_parent=0)
-        for number, each in enumerate(ids[:-1], start=1)
+        for number, each in enumerate(ids[1:-1], start=2)
     }
     changes = {
         "dataset": ids[-1],
@@ -159,6 +159,7 @@ def test_many_datasets_come_in_pages(plane: ControlPlane, reader: Browser) -> No
         new, *rows = [row[0].split()[0] for row in rows_of(page, "datasets")]
         assert new == "data-53"
         assert ("Next page" in page) == (not cursor)
+        assert "Of 52 earlier datasets 51 were measured in this version" in text_of(page)
         found += rows
     assert found == [f"data-{number}" for number in range(52, 0, -1)]
     # The chain of versions is short, and says how many it leaves out.
