@@ -6,8 +6,8 @@
     {"and": [...]}    {"or": [...]}    {"not": {...}}
 
 A condition holds where the field's value satisfies it, or one value of a list does; of two bounds one value may satisfy
-the one and another value the other. Different types never match: true is not 1, and "1" is not 1. Numbers are compared as float64. Where the field is missing, null or an object no
-condition holds; `not` inverts any result, this one as well.
+the one and another value the other. Different types never match: true is not 1, and "1" is not 1. Numbers are compared
+as float64. Where the field is missing, null or an object no condition holds; `not` inverts any result, this one as well.
 """
 
 import math

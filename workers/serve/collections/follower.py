@@ -34,8 +34,8 @@ _FIRST_DELAY_SECONDS = 0.1
 _LONGEST_DELAY_SECONDS = 15.0
 # Live versions are compared more often than the store is read: that costs nothing.
 _SWAP_SECONDS = 0.02
-# Compacting takes at most a tenth of the time.
-_TIDY_SHARE = 9
+# Polls of many collections take at most a twentieth of the time, compacting one at most a tenth.
+_POLL_SHARE, _TIDY_SHARE = 19, 9
 # Between two sweeps of deleted collections and of files that no state needs.
 _SWEEP_SECONDS = 3600.0
 
@@ -44,8 +44,8 @@ _SWEEP_SECONDS = 3600.0
 class CollectionSnapshot:
     """What a replica knows of a collection at one moment. `searched` None: its vectors are being made.
 
-    `progress`: the share of the next version's vectors that is made, `seconds_left` of the rest. `problem`: why it is behind; `is_damaged`: a
-    retry cannot help.
+    `progress`: the share of the next version's vectors that is made, `seconds_left` of the rest. `problem`: why it is
+    behind; `is_damaged`: a retry cannot help.
     """
 
     state: State
@@ -237,9 +237,10 @@ class CollectionsFollower:
     def _run(self) -> None:
         while not self._stopping.is_set():
             self._woken.clear()
-            seen = self._live.all()
+            seen, begun = self._live.all(), self._clock()
             has_polled = self._poll_safely()
-            due = self._clock() + self._poll_seconds
+            polled = self._clock()
+            due = polled + max(self._poll_seconds, _POLL_SHARE * (polled - begun))
             while not self._stopping.is_set() and self._clock() < due:
                 if self._woken.is_set() or self._live.all() is not seen:
                     break

@@ -1,8 +1,9 @@
 """A collection as one table of Lance: its items, their vectors by version, and a head row with its state.
 
 Columns: `id`, `modality`, `feature` (a list: widths differ by modality), `payload` (JSON), `terms` and those of fields
-(for filters) and `text` (for words): `terms.py`; `parent`, `start` and `end` of a part; and one of vectors for each version that serves or is being made (`columns.py`). A removed
-item keeps its id until the table is compacted; all else of it is null.
+(for filters) and `text` (for words): `terms.py`; `parent`, `start` and `end` of a part; and one of vectors for each
+version that serves or is being made (`columns.py`). A removed item keeps its id until the table is compacted; all else
+of it is null.
 
 **The head row** has the empty id, and the collection's state as its payload. Every change of items updates it in the
 same commit. Lance refuses the second of two commits that update the same row, and only then: two inserts of the same
@@ -165,7 +166,7 @@ class State:
         return self.count(ITEMS)
 
     def count(self, wanted: str | None) -> int:
-        """Return the number of rows for which this SQL holds; None: of all. Raises StorageUnavailable, InvalidVersion."""
+        """Return the number of rows for which this SQL holds; None: of all. Raises as `reading` does."""
         with reading(self.table.uri):
             return int(self.dataset.count_rows(wanted))
 
@@ -214,8 +215,8 @@ def is_vectors(column: str) -> bool:
 class CollectionTable:
     """One collection in a folder or bucket. Used from any thread and process; all methods block.
 
-    `number`: grows with each collection of the same name. `session`: the caches that the tables of a process share. Any method may raise StorageUnavailable, and
-    InvalidVersion for a table without a head.
+    `number`: grows with each collection of the same name. `session`: the caches that the tables of a process share.
+    Any method may raise StorageUnavailable, and InvalidVersion for a table that is damaged.
     """
 
     uri: str
