@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import platform
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -331,8 +332,8 @@ def _ask(replica: Replica, query_E: Float32Array) -> None:
     assert len(searched.search(SearchQuery(TOP, query_E)).hits) == TOP
 
 
-def main() -> None:
-    """Measure, and write page and document."""
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, and write page and document. Return the exit status."""
     parser = OneLineParser(prog="python -m benchmarks.search_engine", description=__doc__)
     parser.add_argument("--rows", type=count, default=1_000_000)
     parser.add_argument(
@@ -340,7 +341,7 @@ def main() -> None:
     )
     parser.add_argument("--graph", action="store_true", help="measure a graph of usearch as well")
     add_out(parser)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="cmcl-search-"))
     torch.set_num_threads(1)
     try:
@@ -349,6 +350,7 @@ def main() -> None:
         if options.folder is None:
             shutil.rmtree(folder, ignore_errors=True)
     publish(options, "search-engine", _page(document), document)
+    return 0
 
 
 def _measure(folder: Path, count: int, *, with_graph: bool) -> dict[str, Any]:
@@ -393,4 +395,4 @@ def _page(document: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
