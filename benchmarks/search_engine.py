@@ -44,7 +44,7 @@ from cmcl.contract.version import LivePointer
 from cmcl.storage.local import LocalStore
 from workers.model.heads import ModalityHeads
 from workers.nullspace.conditioning import Conditioning
-from workers.serve.collections.columns import Versions
+from workers.serve.collections.columns import ColumnBuilder, Versions
 from workers.serve.collections.filters import parse_filter
 from workers.serve.collections.follower import CollectionsFollower
 from workers.serve.collections.registry import Registry
@@ -142,15 +142,19 @@ class Replica:
         self.live.swap(MODEL, pointer, version)
         return version
 
-    def searched(self) -> Searched:
-        """Do all work that is due, and return what is searched then."""
+    def searched(self, *, settled: bool = False) -> Searched:
+        """Do all work that is due, or all that there is, and return what is searched then."""
         self.follower.poll()
-        while self.follower.work():
-            pass
+        while self.follower.work() or (settled and self._is_untidy()):
+            self.follower.poll()
         self.follower.poll()
         found = self.follower.snapshots()[NAME]
         assert found.searched is not None, found.problem
         return found.searched
+
+    def _is_untidy(self) -> bool:
+        state = self.follower.snapshots()[NAME].state
+        return ColumnBuilder(state.table, str(os.getpid())).is_untidy(state)
 
 
 def fill(replica: Replica, rows: Rows, count: int) -> None:
@@ -361,7 +365,7 @@ def _measure(folder: Path, count: int, *, with_graph: bool) -> dict[str, Any]:
     fill(replica, rows, count)
     written = time.perf_counter() - start
     start = time.perf_counter()
-    searched = replica.searched()
+    searched = replica.searched(settled=True)
     indexed = time.perf_counter() - start
     log_progress(f"written in {written:.0f} s, indexed in {indexed:.0f} s")
     queries = rows.queries(version)

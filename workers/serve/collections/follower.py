@@ -34,8 +34,9 @@ _FIRST_DELAY_SECONDS = 0.1
 _LONGEST_DELAY_SECONDS = 15.0
 # Live versions are compared more often than the store is read: that costs nothing.
 _SWAP_SECONDS = 0.02
-# Polls of many collections take at most a twentieth of the time, compacting one at most a tenth.
-_POLL_SHARE, _TIDY_SHARE = 19, 9
+# Polls of many collections take at most a twentieth of the time, compacting one at most half: what is not indexed yet
+# is compared row by row.
+_POLL_SHARE, _TIDY_SHARE = 19, 1
 # Between two sweeps of deleted collections and of files that no state needs.
 _SWEEP_SECONDS = 3600.0
 
