@@ -174,7 +174,7 @@ class ColumnBuilder:
         self._add(pa.field(target.column, kind))
         yield from self._fill(target, kind, embed)
         state = self._table.read()
-        if state.rows >= INDEX_FROM_ROWS and target.column not in state.indexes:
+        if target.column not in state.indexes and _can_be_indexed(state, target.column):
             self._index(target.column)
         self._table.update(
             lambda head: head.model_copy(
@@ -308,6 +308,11 @@ def _update_index(name: str, dataset: lance.LanceDataset) -> None:
             raise
 
 
+def _can_be_indexed(state: State, column: str) -> bool:
+    """Whether so many items have a vector: the version may have learned few of the modalities."""
+    return state.count(f"{column} IS NOT NULL") >= INDEX_FROM_ROWS
+
+
 def _unindexed(state: State) -> set[str]:
     """Return columns that should have an index, or one with more partitions."""
     head = state.head
@@ -316,9 +321,12 @@ def _unindexed(state: State) -> set[str]:
     wanted = {"text"} if head.spec.text_fields else set()
     if state.rows < INDEX_FROM_ROWS:
         return wanted - state.indexes
-    missing = (wanted | {*head.complete, *_INDEXES} - {"text"}) - state.indexes
+    missing = (wanted | _INDEXES.keys() - {"text"}) - state.indexes
+    missing |= {
+        column for column in set(head.complete) - state.indexes if _can_be_indexed(state, column)
+    }
     is_outgrown = state.rows > _OUTGROWN * head.index_rows
-    return missing | set(head.complete[-1:] if is_outgrown else ())
+    return missing | (state.indexes & set(head.complete[-1:]) if is_outgrown else set())
 
 
 def _vectors(

@@ -301,6 +301,20 @@ def test_items_of_a_modality_that_was_unlearned_have_no_vectors_until_it_is_lear
     assert search(again, "text", 90, modalities=["text"]).hits[0].id == "text-90"
 
 
+def test_a_version_that_embeds_none_of_many_items_is_complete_without_an_index(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columns, "INDEX_FROM_ROWS", 50)
+    scene.add(entries(0, 60, "text"))
+    scene.settle()
+    scene.settle()  # Also its index.
+    scene.swap(2, without_text(2))
+    searched = scene.settle()
+    assert (searched.version.number, searched.rows()) == (2, 0)
+    assert scene.follower.snapshots()[NAME].problem is None
+    assert not scene.follower.work()
+
+
 def test_a_collection_of_a_deleted_model_is_not_searched(filled: Scene) -> None:
     filled.live.forget("m")
     filled.follower.poll()
