@@ -1,8 +1,9 @@
 """`/v1/collections/{name}/search`, `/items` and `/export`: by one version at one revision."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import orjson
 from fastapi import APIRouter
@@ -55,6 +56,8 @@ from workers.serve.versions.live import parse_version
 from workers.serve.versions.loading import Float32Array, ServedVersion
 
 _WAIT_STEP_SECONDS = 0.02
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def router(replica: Replica) -> APIRouter:
@@ -125,26 +128,32 @@ class Search:
             query = await run_if_large(
                 replica, context.owner, len(body), parse, SearchRequest, body, most
             )
-            searched, found = await self.found(name, request, context, query)
+            searched = await self.searched(name, request, context)
+            found = await self.found(searched, context, query)
         return Response(_body(searched, found), media_type=JSON, headers=headers_of(searched))
 
     async def found(
-        self, name: str, request: Request, context: RequestContext, query: SearchRequest
-    ) -> tuple[Searched, SearchResult]:
-        """Search once the collection is as new as the headers ask for. Raises ApiError."""
+        self, searched: Searched, context: RequestContext, query: SearchRequest
+    ) -> SearchResult:
+        """Embed the query by the version of this state, and search it. Raises ApiError."""
         replica, timer = self._replica, StageTimer(self._replica.metrics)
-        searched = await self.searched(name, request, context)
         wanted = self._wanted(query, searched)
         with replica.admission.rows.held(context.owner, 1):
             if query.query is not None:
                 query_E = await self._embedded(searched.version, query.query, context.ticket)
                 wanted = replace(wanted, query_E=query_E)
-            try:
-                found = await replica.background.run(context.owner, searched.search, wanted)
-            except WorkerError as error:
-                raise api_error(error) from error
+            found = await self.read(context, searched.search, wanted)
         replica.metrics.answered(searched.version.model, 1, timer.seconds)
-        return searched, found
+        return found
+
+    async def read(
+        self, context: RequestContext, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Read a table in the background, with the caller's share. Raises ApiError."""
+        try:
+            return await self._replica.background.run(context.owner, do, *args, **kwargs)
+        except WorkerError as error:
+            raise api_error(error) from error
 
     async def items(self, name: str, request: Request) -> Response:
         """List items with their payloads, `limit` (50) after `offset`, of one modality or of all.
@@ -162,10 +171,8 @@ class Search:
                 if modality is not None:
                     width_of(modality, searched.version, "modality")
                 with self._replica.admission.rows.held(context.owner, limit):
-                    found = await self._replica.background.run(
-                        context.owner, searched.items, offset, limit, modality
-                    )
-        rows = await self._replica.background.run(context.owner, searched.rows, modality)
+                    found = await self.read(context, searched.items, offset, limit, modality)
+        rows = await self.read(context, searched.rows, modality)
         following = offset + len(found)
         answer = {
             "object": "list",

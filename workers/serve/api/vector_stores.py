@@ -169,17 +169,18 @@ class _VectorStores:
                 )
                 for text in queries
             ]
+            # One state for all texts: a swap between them would mix the scores of two versions.
+            searched = await self._search.searched(store, request, context)
             found = await asyncio.gather(
-                *(self._search.found(store, request, context, each) for each in wanted)
+                *(self._search.found(searched, context, each) for each in wanted)
             )
         best: dict[str, Hit] = {}
         for hit in sorted(
-            (hit for _, result in found for hit in result.hits), key=lambda hit: hit.score
+            (hit for result in found for hit in result.hits), key=lambda hit: hit.score
         ):
             best[hit.id] = hit
         lowest = asked.ranking_options.score_threshold if asked.ranking_options else None
         hits = sorted(best.values(), key=lambda hit: (-hit.score, hit.id))[: asked.max_num_results]
-        searched = found[0][0]
         answer = {
             "object": "vector_store.search_results.page",
             "search_query": queries,
@@ -199,9 +200,7 @@ class _VectorStores:
             async with within_deadline(context):
                 searched = await self._search.searched(store, request, context)
                 with replica.admission.rows.held(context.owner, limit):
-                    items = await replica.background.run(
-                        context.owner, searched.items_after, after, limit + 1
-                    )
+                    items = await self._search.read(context, searched.items_after, after, limit + 1)
         return _listed([_file(each, searched) for each in items], limit)
 
     async def file(self, store: str, file: str, request: Request) -> Response:
@@ -210,7 +209,7 @@ class _VectorStores:
         with replica.admission.requests.held(context.owner, 1):
             async with within_deadline(context):
                 searched = await self._search.searched(store, request, context)
-                item = await replica.background.run(context.owner, searched.item, file)
+                item = await self._search.read(context, searched.item, file)
         if item is None:
             raise NotFound(f"there is no item {shortened(file)} in collection {store!r}", "file")
         return JSONResponse(_file(item, searched))
