@@ -287,7 +287,7 @@ def measured(
 
 
 def serve(folder: Path, queries_QE: Float32Array, answer: Any) -> None:
-    """Search in a process of its own; return its memory before and after, in MiB."""
+    """Search in another process; return its memory before and after, in MiB."""
     torch.set_num_threads(1)
     rows, process = Rows(), psutil.Process()
     before = process.memory_info().rss >> 20
@@ -300,7 +300,7 @@ def serve(folder: Path, queries_QE: Float32Array, answer: Any) -> None:
 
 
 def swapped(replica: Replica, queries_QE: Float32Array) -> dict[str, Any]:
-    """Swap to version 2 while queries come; return its seconds, and the latency of queries meanwhile."""
+    """Swap to version 2 while queries come; return its seconds, and the latency of queries before and during it."""
     replica.follower.start()
     replica.follower.wait_loaded(600)
     steady = timed(lambda query_E: _ask(replica, query_E), queries_QE)

@@ -54,7 +54,7 @@ class Collections:
         self.follower = follower
 
     def snapshot(self, name: str) -> CollectionSnapshot | None:
-        """Return what this replica knows of a collection."""
+        """Return the state of a collection in this replica."""
         return self.follower.snapshots().get(name)
 
     def find(self, name: str, permitted: Permitted) -> State:

@@ -43,7 +43,7 @@ _SWEEP_SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class CollectionSnapshot:
-    """What a replica knows of a collection at one moment. `searched` None: its vectors are being made.
+    """The state of a collection in a replica at one moment. `searched` None: its vectors are being made.
 
     `progress`: the share of the next version's vectors that is made, `seconds_left` of the rest. `problem`: why it is
     behind; `is_damaged`: a retry cannot help.

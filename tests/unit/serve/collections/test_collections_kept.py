@@ -28,7 +28,7 @@ LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Forgetful(Scene):
-    """A replica that has read no version yet, in whose store version 1 is no more."""
+    """A replica that has read no version yet, in whose store version 1 has been deleted."""
 
     def version(self, model: str, number: int) -> ServedVersion:
         if number == 1:
