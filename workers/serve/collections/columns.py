@@ -31,6 +31,7 @@ from cmcl.contract.errors import InvalidVersion, ObjectNotFound
 from workers.serve.collections.table import (
     HEAD_ID,
     VECTORS,
+    CollectionBusy,
     CollectionSpec,
     CollectionTable,
     Embed,
@@ -197,12 +198,10 @@ class ColumnBuilder:
         has_leftovers, begun = _has_leftovers(self._table.read().head), datetime.now(UTC)
         gone = f"modality IS NULL AND id != {quoted(HEAD_ID)}"
         self._again(lambda dataset: dataset.delete(gone))
-        self._again(
-            lambda dataset: dataset.optimize.compact_files(
-                target_rows_per_fragment=_FRAGMENT_ROWS,
-                materialize_deletions_threshold=0.0 if has_leftovers else _DELETED_SHARE,
-            )
-        )
+        # The head moves to a fragment of its own, which is left out: every write changes it, and would refuse the rest.
+        self._table.update(Head.model_copy)
+        deleted_share = 0.0 if has_leftovers else _DELETED_SHARE
+        self._again(partial(_compact, deleted_share=deleted_share))
         if has_leftovers:
 
             def change(head: Head) -> Head:
@@ -282,19 +281,30 @@ class ColumnBuilder:
             self._again(lambda dataset: dataset.drop_columns(old))
 
     def _again(self, do: Callable[[lance.LanceDataset], object]) -> None:
-        """Do it until no write came between. Raises OSError after so many attempts."""
-        for left in reversed(range(_ATTEMPTS)):
+        """Do it until no write came between. Raises CollectionBusy."""
+        for _ in range(_ATTEMPTS):
             try:
                 do(self._table.read().dataset)
                 return
             except OSError as error:
-                if not left or not is_conflict(error):
+                if not is_conflict(error):
                     raise
+        raise CollectionBusy(f"{self._table.uri}: other writers were first {_ATTEMPTS} times")
 
 
 def _has_leftovers(head: Head) -> bool:
     since = head.leftovers_since
     return since is not None and datetime.now(UTC) - since > _KEPT_LEFTOVERS
+
+
+def _compact(dataset: lance.LanceDataset, deleted_share: float) -> None:
+    """Merge small fragments, and rewrite those of which this share is deleted, but for that of the head."""
+    head = dataset.to_table(columns=[], filter=f"id = {quoted(HEAD_ID)}", with_row_address=True)
+    dataset.optimize.compact_files(
+        target_rows_per_fragment=_FRAGMENT_ROWS,
+        materialize_deletions_threshold=deleted_share,
+        excluded_fragment_ids=[address >> 32 for address in head["_rowaddr"].to_pylist()],
+    )
 
 
 def _update_index(name: str, dataset: lance.LanceDataset) -> None:

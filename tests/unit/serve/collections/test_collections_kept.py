@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import lance
 import pytest
 
 from cmcl.contract.errors import ObjectNotFound, StorageUnavailable
@@ -164,6 +165,25 @@ def test_items_that_were_removed_leave_the_files_and_small_files_are_merged(
     assert texts_in(scene.table.uri, b"number-3.") == 0
     assert texts_in(scene.table.uri, b"number-5.") > 0
     assert state.dataset.count_rows() == 11
+
+
+def test_a_write_while_files_are_merged_does_not_refuse_it(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(12):
+        scene.add(entries(number, 1))
+    merge = columns._compact
+
+    def beside_a_write(dataset: lance.LanceDataset, deleted_share: float) -> None:
+        scene.add(entries(12, 1))
+        merge(dataset, deleted_share)
+
+    monkeypatch.setattr(columns, "_compact", beside_a_write)
+    monkeypatch.setattr(columns, "_ATTEMPTS", 1)
+    for _ in ColumnBuilder(scene.table, scene.name).tidy():
+        pass
+    assert len(scene.table.read().dataset.get_fragments()) < 5
+    assert scene.settle().rows() == 13
 
 
 def test_tidying_beside_a_writer_loses_nothing_and_indexes_all(
