@@ -144,8 +144,8 @@ def add_dataset(  # noqa: PLR0913 - the options of a dataset
 ) -> None:
     """Post a dataset and start its job.
 
-    A folder stands for all its shards, or for its raw files: images with captions, COCO, Flickr30k,
-    Clotho, AudioCaps, or a metadata file (docs/datasets.md).
+    A folder stands for all its shards, or for its raw files: a metadata file, files with
+    captions beside them, or a folder for each class (docs/datasets.md).
     """
     title, modalities = name or name_of(shards[0]), parse_pair(pair)
     if manifest is not None:

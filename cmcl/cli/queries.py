@@ -15,7 +15,7 @@ from cmcl.cli.errors import CommandError
 from cmcl.cli.options import DEFAULT_QUERY_URL, AsJson, EmbeddingsUrl, QueriedModel
 from cmcl.client import Client, InvalidArgument, Item, Query
 from cmcl.client.endpoint import Inputs
-from cmcl.client.raw_layouts import SUFFIXES, media_files
+from cmcl.client.raw_layouts import SUFFIXES, visible_files
 
 _CONTENTS = ("feature", "text", "data", "numbers")
 _WAYS = "a FEATURE file, --text TEXT or --data FILE"
@@ -144,7 +144,7 @@ def read_media(path: Path, modality: str) -> Iterator[Item]:
     if not path.is_dir():
         yield Item(path.name, modality, data=read_file(path))
         return
-    files = list(media_files(path))
+    files = [file for file in visible_files(path) if file.suffix.lower() in SUFFIXES]
     if not files:
         permitted = ", ".join(sorted(SUFFIXES))
         raise CommandError(f"{path} has no picture, sound or video ({permitted})")

@@ -4,10 +4,6 @@ A row has two items, each a text, numbers or a file. Files with names that begin
 outside of the folder is refused. The first layout that fits is used:
 
 manifest        metadata.jsonl, metadata.csv, manifest.jsonl or manifest.csv: columns id, label, <modality>, <modality>_file_name, file_name
-COCO            captions_*.json with images and annotations
-Flickr30k       results.csv or results_20130124.token beside the images
-Clotho          clotho_captions_*.csv: file_name, caption_1 to caption_5
-AudioCaps       *.csv: audiocap_id, youtube_id, start_time, caption
 captions        a file and a text of the same name: a.jpg, a.txt; each line of the text is a caption
 classes         a folder for each class, whose name is the text and the label
 """
@@ -227,115 +223,6 @@ def _csv_records(file: Path, opened: TextIO) -> Iterator[tuple[int, Mapping[str,
         yield rows.line_num - sum(value.count("\n") for value in record.values()), record
 
 
-def _coco(folder: Path, sides: Sides) -> Found | None:
-    found = [*folder.glob("captions_*.json"), *folder.glob("annotations/captions_*.json")]
-    return Found(_coco_rows(folder, sorted(found), sides)) if found else None
-
-
-def _coco_rows(folder: Path, files: Iterable[Path], sides: Sides) -> Iterator[RawRow]:
-    image, text = sides.files, sides.text
-    paths = _files_by_name(folder)
-    for file in files:
-        try:
-            document = json.loads(file.read_text("utf-8"))
-            names = {each["id"]: str(each["file_name"]) for each in document["images"]}
-            for each in document["annotations"]:
-                name = names[each["image_id"]]
-                items: dict[str, Item] = {
-                    image: paths.get(Path(name).name, folder / name),
-                    text: str(each["caption"]).strip(),
-                }
-                source = f"{file.name} annotation {each['id']}"
-                yield RawRow(f"coco-{each['id']}", None, items, source)
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise InvalidArgument(
-                f"{file} is not a COCO file of captions (images: id, file_name; annotations: id, "
-                f"image_id, caption): {error!r}"
-            ) from error
-
-
-def _flickr(folder: Path, sides: Sides) -> Found | None:
-    for name, split in (("results.csv", _flickr_csv), ("results_20130124.token", _flickr_token)):
-        if (folder / name).is_file():
-            return Found(_flickr_rows(folder, folder / name, split, sides))
-    return None
-
-
-def _flickr_csv(line: str) -> tuple[str, str, str] | None:
-    name, number, caption = [part.strip() for part in [*line.split("|", 2), "", ""][:3]]
-    return None if name == "image_name" else (name, number, caption)
-
-
-def _flickr_token(line: str) -> tuple[str, str, str] | None:
-    key, _, caption = line.partition("\t")
-    name, _, number = key.partition("#")
-    return name, number, caption.strip()
-
-
-def _flickr_rows(
-    folder: Path,
-    file: Path,
-    split: Callable[[str], tuple[str, str, str] | None],
-    sides: Sides,
-) -> Iterator[RawRow]:
-    image, text = sides.files, sides.text
-    paths = _files_by_name(folder)
-    for at, line in enumerate(file.read_text("utf-8").splitlines(), start=1):
-        if line.strip() and (parts := split(line)) is not None:
-            name, number, caption = parts
-            items: dict[str, Item] = {image: paths.get(name, folder / name), text: caption}
-            yield RawRow(f"{name}#{number}", None, items, f"{file.name} line {at}")
-
-
-def _clotho(folder: Path, sides: Sides) -> Found | None:
-    found = sorted(folder.glob("clotho_captions_*.csv"))
-    return Found(_clotho_rows(folder, found, sides)) if found else None
-
-
-def _clotho_rows(folder: Path, files: Iterable[Path], sides: Sides) -> Iterator[RawRow]:
-    audio, text = sides.files, sides.text
-    paths = _files_by_name(folder)
-    for file in files:
-        for line, record in _records(file):
-            name = str(record.get("file_name") or "")
-            captions = {key: value for key, value in record.items() if key.startswith("caption")}
-            if not name or not captions:
-                raise InvalidArgument(f"{file}: columns file_name and caption_1 ... are needed")
-            for key, caption in captions.items():
-                items: dict[str, Item] = {
-                    audio: paths.get(name, folder / name),
-                    text: str(caption or "").strip(),
-                }
-                id_ = f"{name}#{key.removeprefix('caption_')}"
-                yield RawRow(id_, None, items, f"{file.name} line {line}")
-
-
-def _audiocaps(folder: Path, sides: Sides) -> Found | None:
-    found = [file for file in sorted(folder.glob("*.csv")) if _is_audiocaps(file)]
-    return Found(_audiocaps_rows(folder, found, sides)) if found else None
-
-
-def _is_audiocaps(file: Path) -> bool:
-    with file.open(encoding="utf-8", errors="replace") as opened:
-        return {"audiocap_id", "youtube_id", "caption"} <= set(opened.readline().strip().split(","))
-
-
-def _audiocaps_rows(folder: Path, files: Iterable[Path], sides: Sides) -> Iterator[RawRow]:
-    audio, text = sides.files, sides.text
-    by_stem = {path.stem: path for path in _files_by_name(folder).values()}
-    for file in files:
-        for line, record in _records(file):
-            video, start = str(record["youtube_id"]), str(record.get("start_time", ""))
-            # Downloaders name the file after the video, or the video and the start of its ten seconds.
-            stems = (f"{video}_{start}", f"Y{video}", video, str(record["audiocap_id"]))
-            path = next(
-                (by_stem[stem] for stem in stems if stem in by_stem), folder / f"{video}.wav"
-            )
-            items: dict[str, Item] = {audio: path, text: str(record["caption"]).strip()}
-            id_ = f"audiocaps-{record['audiocap_id']}"
-            yield RawRow(id_, None, items, f"{file.name} line {line}")
-
-
 def _captions(folder: Path, sides: Sides) -> Found | None:
     paths = list(visible_files(folder))
     texts = {path.with_suffix(""): path for path in paths if kind_of(path) == "text"}
@@ -406,10 +293,6 @@ def _class_rows(folder: Path, files: Iterable[Path], sides: Sides) -> Iterator[R
 
 LAYOUTS: dict[str, Callable[[Path, Sides], Found | None]] = {
     "manifest": _manifest,
-    "COCO": _coco,
-    "Flickr30k": _flickr,
-    "Clotho": _clotho,
-    "AudioCaps": _audiocaps,
     "captions": _captions,
     "classes": _classes,
 }
@@ -434,11 +317,6 @@ def unknown_layout(folder: Path, sides: Sides) -> InvalidArgument:
     return InvalidArgument(
         f"folder {folder} has {missing}, and no shards (docs/datasets.md); it has {counted(paths)}"
     )
-
-
-def media_files(folder: Path) -> Iterator[Path]:
-    """Yield pictures, sounds and videos by their suffixes, as `visible_files` does."""
-    return (path for path in visible_files(folder) if path.suffix.lower() in SUFFIXES)
 
 
 def visible_files(folder: Path) -> Iterator[Path]:
@@ -468,7 +346,3 @@ def check_inside(path: Path, folder: Path) -> None:
             f"{path} is {what}{target}, outside of folder {folder}; only files in the folder are sent: copy the "
             "file there, or remove it"
         )
-
-
-def _files_by_name(folder: Path) -> dict[str, Path]:
-    return {path.name: path for path in media_files(folder)}

@@ -25,38 +25,6 @@ def write(folder: Path, files: dict[str, str]) -> None:
         path.write_text(content, encoding="utf-8")
 
 
-def coco(folder: Path) -> None:
-    document = {
-        "images": [{"id": 7, "file_name": "b.jpg"}],
-        "annotations": [
-            {"id": 1, "image_id": 7, "caption": " a bird "},
-            {"id": 2, "image_id": 7, "caption": "two birds"},
-        ],
-    }
-    write(folder, {"annotations/captions_val.json": json.dumps(document), "val/b.jpg": "b"})
-
-
-def flickr_csv(folder: Path) -> None:
-    rows = (
-        "image_name| comment_number| comment\nb.jpg| 0| a bird | in a tree\nb.jpg| 1| two birds\n"
-    )
-    write(folder, {"results.csv": rows, "images/b.jpg": "b"})
-
-
-def flickr_token(folder: Path) -> None:
-    write(folder, {"results_20130124.token": "b.jpg#0\ta bird\nb.jpg#1\ttwo birds\n", "b.jpg": "b"})
-
-
-def clotho(folder: Path) -> None:
-    rows = "file_name,caption_1,caption_2\nrain on roof.wav,it rains,rain falls\n"
-    write(folder, {"clotho_captions_evaluation.csv": rows, "evaluation/rain on roof.wav": "r"})
-
-
-def audiocaps(folder: Path) -> None:
-    rows = "audiocap_id,youtube_id,start_time,caption\n91,xyz,30,a dog barks\n92,gone,0,silence\n"
-    write(folder, {"test.csv": rows, "audio/xyz_30.wav": "w"})
-
-
 def captions(folder: Path) -> None:
     write(
         folder, {"a.jpg": "a", "a.txt": "a bird\n\ntwo birds\n", "sub/b.png": "b", "sub/b.txt": "x"}
@@ -79,11 +47,6 @@ def manifest_csv(folder: Path) -> None:
 
 # Layout, pair, ids of the rows, number of missing files.
 FOUND = [
-    (coco, "COCO", PAIR, ["coco-1", "coco-2"], 0),
-    (flickr_csv, "Flickr30k", PAIR, ["b.jpg#0", "b.jpg#1"], 0),
-    (flickr_token, "Flickr30k", PAIR, ["b.jpg#0", "b.jpg#1"], 0),
-    (clotho, "Clotho", SOUNDS, ["rain on roof.wav#1", "rain on roof.wav#2"], 0),
-    (audiocaps, "AudioCaps", SOUNDS, ["audiocaps-91"], 1),
     (captions, "captions", PAIR, ["a.jpg#1", "a.jpg#2", "sub/b.png"], 0),
     (classes, "classes", PAIR, ["crow/2.jpg", "great_tit/1.jpg"], 0),
     (huggingface, "manifest", PAIR, ["metadata.jsonl:1"], 1),
@@ -128,11 +91,8 @@ def members(tar: Path) -> dict[str, bytes]:
 
 
 def test_texts_and_labels_are_those_of_the_layout(tmp_path: Path) -> None:
-    flickr_csv(tmp_path / "flickr")
     classes(tmp_path / "classes")
-    coco(tmp_path / "coco")
-    assert read(tmp_path / "flickr").rows[0].items["text"] == "a bird | in a tree"
-    assert [row.items["text"] for row in read(tmp_path / "coco").rows] == ["a bird", "two birds"]
+    captions(tmp_path / "captions")
     tit = read(tmp_path / "classes").rows[1]
     assert (tit.items["text"], tit.label) == ("great tit", "great_tit")
 
@@ -268,7 +228,6 @@ def test_a_row_of_csv_is_named_by_its_line_also_below_a_field_of_several_lines(
         ({"metadata.jsonl": "[1]"}, "line 1: a row must be a JSON object"),
         ({"metadata.jsonl": "{"}, "cannot be read"),
         ({"metadata.jsonl": '{"id": "1", "text": "x"}'}, "no column 'image'"),
-        ({"captions_x.json": "{}"}, "not a COCO file"),
         (
             {"metadata.jsonl": '{"image_file_name": "a", "text": ["a"]}'},
             "line 1: .* neither a text nor a list of numbers",

@@ -138,9 +138,8 @@ def test_arrays_that_are_no_columns_are_refused(
         rows_of(path)
 
 
-@pytest.mark.parametrize("form", [form for form in NAMED if form != "hdf5"])
+@pytest.mark.parametrize("form", NAMED)
 def test_unexpected_array_names_are_reported(form: str, path: Path) -> None:
-    """HDF5 without any of the names is taken for the layout of one dataset for each row."""
     WRITERS[form](path, {"y": arrays()["feature_a"], "x": TEXT})
     with pytest.raises(InvalidDataset, match="'feature_a' or 'image'; the file has: x, y"):
         rows_of(path)
