@@ -43,6 +43,7 @@ from workers.nullspace.centred import (
 )
 from workers.nullspace.closed_form import Directions, solve
 from workers.nullspace.moments import PairMoments
+from workers.nullspace.threads import in_threads
 from workers.nullspace.two_folds import Choice, best_choice
 
 # The polish chooses among this many directions, however narrow the embeddings are.
@@ -141,11 +142,10 @@ def reduced_pairs(
     pairs: Mapping[PairNames, CentredMoments], group: Directions
 ) -> list[ReducedPair]:
     """The pairs of a group in its directions, in lexical order."""
-    return [
-        reduced(pair, moments, group)
-        for pair, moments in sorted(pairs.items())
-        if pair[0] in group.heads and moments.weight > 0
-    ]
+    return in_threads(
+        lambda pair: reduced(pair, pairs[pair], group),
+        [each for each in sorted(pairs) if each[0] in group.heads and pairs[each].weight > 0],
+    )
 
 
 def _significant(

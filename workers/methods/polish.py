@@ -30,7 +30,7 @@ from torch.optim.adamw import adamw
 
 from workers.nullspace.centred import CentredMoments, PairNames
 from workers.nullspace.closed_form import NO_CORRELATION, Directions, whitened
-from workers.nullspace.threads import one_thread
+from workers.nullspace.threads import ahead, one_thread
 
 # A row that is shorter has no direction (as in torch.nn.functional.normalize).
 _NO_LENGTH = 1e-12
@@ -241,10 +241,10 @@ def _polished(start: Mixing, pairs: Sequence[ReducedPair], settings: PolishSetti
     # Without an update the loss is 0, as that of a batch of one row.
     averaged, scores_BB = 0, torch.zeros(1, 1)
     all_updates = torch.randperm(settings.updates * len(samplers), generator=random)
-    order = all_updates[: settings.most_updates].tolist()
-    for update, number in enumerate(order, start=1):
-        sampler = samplers[number % len(samplers)]
-        names, rows = sampler.pair, sampler.draw(settings.batch_size, random)
+    order = [samplers[number % len(samplers)] for number in all_updates[: settings.most_updates]]
+    drawn = ahead(each.draw(settings.batch_size, random) for each in order)
+    for update, (sampler, rows) in enumerate(zip(order, drawn, strict=True), start=1):
+        names = sampler.pair
         first, second = (parameters[name] for name in names)
         scores_BB, gradients = _gradients(rows, (first, second), settings.temperature)
         for name, gradient in zip(names, gradients, strict=True):

@@ -37,6 +37,7 @@ from workers.nullspace.eigenvectors import (
     random_start,
     with_canonical_signs,
 )
+from workers.nullspace.threads import in_threads
 
 # For unit features in float32, a variance below this share of the largest ones is rounding.
 SMALLEST_RIDGE = 1e-6
@@ -153,15 +154,17 @@ class _Settings:
 
 def _directions(moments: Pooled, settings: _Settings) -> Directions:
     names, precision = moments.modalities, settings.precision
-    roots, ridges = dict[str, Tensor](), dict[str, float]()
-    for name in names:
-        roots[name], ridges[name] = root(moments.covariances[name], settings.ridges[name])
-    blocks = {
-        (first, second): whitened(
-            cross_FG.to(precision), roots[first].to(precision), roots[second].to(precision)
-        )
-        for (first, second), cross_FG in moments.crosses.items()
-    }
+    found = in_threads(lambda name: root(moments.covariances[name], settings.ridges[name]), names)
+    roots = {name: each for name, (each, _) in zip(names, found, strict=True)}
+    ridges = {name: each for name, (_, each) in zip(names, found, strict=True)}
+    coarse = {name: each.to(precision) for name, each in roots.items()}
+    made = in_threads(
+        lambda pair: whitened(
+            moments.crosses[pair].to(precision), coarse[pair[0]], coarse[pair[1]]
+        ),
+        moments.crosses,
+    )
+    blocks = dict(zip(moments.crosses, made, strict=True))
     # Rows of each modality in the vectors of all of them.
     rows, size = {}, 0
     for name in names:
@@ -178,16 +181,16 @@ def _directions(moments: Pooled, settings: _Settings) -> Directions:
     limit = sum(settings.limits.get(pair, math.inf) for pair in moments.crosses)
     count = int(min(settings.wanted, size, limit))
     start_DN = random_start(size, count, torch.zeros((), dtype=precision))
-    found = leading_eigenvectors(product, start_DN, count, settings.tolerance)
-    real = int((found.values_K > NO_CORRELATION).sum())
-    vectors_DK = with_canonical_signs(found.vectors_DK[:, :real].to(roots[names[0]]))
+    leading = leading_eigenvectors(product, start_DN, count, settings.tolerance)
+    real = int((leading.values_K > NO_CORRELATION).sum())
+    vectors_DK = with_canonical_signs(leading.vectors_DK[:, :real].to(roots[names[0]]))
     heads = {
         # w = L⁻ᵀ q for all directions at once.
         name: torch.linalg.solve_triangular(roots[name].mT, vectors_DK[rows[name]], upper=True).mT
         for name in names
     }
-    values_K = found.values_K[:real].to(roots[names[0]])
-    return Directions(values_K, heads, moments.means, ridges, found.residual)
+    values_K = leading.values_K[:real].to(roots[names[0]])
+    return Directions(values_K, heads, moments.means, ridges, leading.residual)
 
 
 def typical_variance(covariance_FF: Tensor) -> float:

@@ -31,7 +31,7 @@ from torch import Tensor
 from workers.nullspace.centred import CentredMoments
 from workers.nullspace.closed_form import NO_VARIANCE, typical_variance
 from workers.nullspace.eigenvectors import leading_basis, leading_eigenvectors, random_start
-from workers.nullspace.threads import one_thread
+from workers.nullspace.threads import in_threads
 
 # Ridges to choose from, relative to a modality's typical variance.
 RIDGES = tuple(0.00125 * 2**step for step in range(10))
@@ -77,36 +77,42 @@ def best_choice(halves: tuple[CentredMoments, CentredMoments]) -> Choice:
     function of its rows alone. The start stays, with score 0 and one direction, if a half has no rows or no
     variance.
     """
-    bases = [
-        leading_basis((one + other).float(), _BASIS)
-        for one, other in (
-            (halves[0].first_FF, halves[1].first_FF),
-            (halves[0].second_GG, halves[1].second_GG),
-        )
-    ]
-    one, other = (_half(half, *bases) for half in halves)
+    sides = (
+        (halves[0].first_FF, halves[1].first_FF),
+        (halves[0].second_GG, halves[1].second_GG),
+    )
+    bases = in_threads(lambda side: leading_basis((side[0] + side[1]).float(), _BASIS), sides)
+    one, other = in_threads(lambda half: _half(half, *bases), halves)
     if one is None or other is None:
         return Choice((RIDGES[_FIRST], RIDGES[_FIRST]), 0.0, COUNTS[0])
-    # Of a few hundred columns: with two threads of which one has to wake up, this takes three times as long.
-    with one_thread():
-        return _chosen(one, other, min(half.rows for half in halves))
+    folds = in_threads(lambda pair: _fold(*pair), ((one, other), (other, one)))
+
+    def score_of(steps: Steps) -> float:
+        ridges = RIDGES[steps[0]], RIDGES[steps[1]]
+        return fmean(in_threads(lambda fold: fold.score(*ridges), folds))
+
+    (first, second), score = climbed(score_of, (_FIRST, _FIRST), len(RIDGES))
+    ridges = RIDGES[first], RIDGES[second]
+    rows = min(half.rows for half in halves)
+    # Halves with fewer rows than directions that are counted do not show which agree by chance: all count.
+    fewest = (
+        _rank(one, other)
+        if rows < COUNTS[-1]
+        else _agreeing(in_threads(lambda fold: fold.scores(*ridges), folds), rows)
+    )
+    return Choice(ridges, score, next((count for count in COUNTS if count >= fewest), None))
 
 
-def _significant(scores: Sequence[Tensor], rows: int, rank: int) -> int | None:
-    """The fewest directions that reach enough of the best mean score, rounded up to one of `COUNTS`; None beyond these.
+def _agreeing(scores: Sequence[Tensor], rows: int) -> int:
+    """The fewest directions that reach enough of the best mean score.
 
-    `scores`: of each fold, by number of directions (K). `rows`: of the smaller half. Halves with fewer rows than
-    directions that are counted do not show which agree by chance: all count in which the dataset varies, `rank`.
+    `scores`: of each fold, by number of directions (K). `rows`: of the smaller half.
     """
     compared = min(map(len, scores))
     mean_K = torch.stack([fold_K[:compared] for fold_K in scores]).mean(0)
-    if rows < COUNTS[-1]:
-        fewest = rank
-    elif not compared or float(mean_K.max()) * rows < _CHANCE:
-        fewest = 1
-    else:
-        fewest = int((mean_K >= _ENOUGH * mean_K.max()).nonzero()[0]) + 1
-    return next((count for count in COUNTS if count >= fewest), None)
+    if not compared or float(mean_K.max()) * rows < _CHANCE:
+        return 1
+    return int((mean_K >= _ENOUGH * mean_K.max()).nonzero()[0]) + 1
 
 
 def climbed(score_of: Callable[[Steps], float], start: Steps, count: int) -> tuple[Steps, float]:
@@ -226,19 +232,6 @@ class _Fold:
         second_KK = second_KT @ self.second_TT @ second_KT.mT
         size_K = (first_KK * second_KK).cumsum(0).cumsum(1).diagonal()
         return (agreement_K.clamp(min=0).square() / size_K).nan_to_num(0.0, posinf=0.0)
-
-
-def _chosen(one: _Half, other: _Half, rows: int) -> Choice:
-    """`rows`: of the smaller half."""
-    folds = _fold(one, other), _fold(other, one)
-
-    def score_of(steps: Steps) -> float:
-        return fmean(fold.score(RIDGES[steps[0]], RIDGES[steps[1]]) for fold in folds)
-
-    (first, second), score = climbed(score_of, (_FIRST, _FIRST), len(RIDGES))
-    ridges = RIDGES[first], RIDGES[second]
-    scores = [fold.scores(*ridges) for fold in folds]
-    return Choice(ridges, score, _significant(scores, rows, _rank(one, other)))
 
 
 def _rank(one: _Half, other: _Half) -> int:
