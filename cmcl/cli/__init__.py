@@ -54,6 +54,7 @@ for name, group in {
     app.add_typer(group, name=name)
 for command in (versions.promote, versions.rollback, versions.history):
     app.command()(command)
+models.encoder_app.command("compare")(local.compare_encoders)
 app.command("upload")(datasets.upload_files)
 app.command("apply")(apply.apply)
 for query in (queries.embed, queries.migrate):

@@ -1,4 +1,4 @@
-"""`cmcl up`, `demo` and `admin`: commands that run the control plane and the workers on this machine.
+"""`cmcl up`, `demo`, `admin` and `encoder compare`: commands that run the control plane and the workers on this machine.
 
 The wheel does not contain `service` and `workers`. Other packages may have these names, so their files
 are checked, without importing them.
@@ -18,12 +18,17 @@ from typing import Annotated, Literal
 
 import typer
 from pydantic import TypeAdapter, ValidationError
-from rich.console import Console
+from rich.console import Console, Group
 
-from cmcl.cli.console import stderr, stdout
+from cmcl.cli.console import Columns, show, stderr, stdout, table
 from cmcl.cli.errors import CommandError
 from cmcl.cli.options import AsJson
-from cmcl.contract.encoder import EncoderSpec, parse_encoder
+from cmcl.contract.encoder import (
+    ComparedFeatures,
+    EncoderComparison,
+    EncoderSpec,
+    parse_encoder,
+)
 from cmcl.stack import LocalStack
 from cmcl.stack_host import Ports, StackError
 
@@ -260,6 +265,45 @@ def rebuild(
     environment = {name: value for name, value in places.items() if value is not None}
     code = _run_service(["admin", "rebuild", "--verify", verify, *given], environment)
     raise typer.Exit(code)
+
+
+_COMPARED: Columns[ComparedFeatures] = {
+    "features": lambda each: each.name,
+    "widths": lambda each: "{} + {}".format(*each.widths),
+    "agreement": lambda each: f"{each.agreement:.2f} ± {each.agreement_std:.2f}",
+    "directions": lambda each: each.directions or "over 128",
+    "behind": lambda each: f"{each.behind:.2f} ± {each.behind_error:.2f}" if each.behind else None,
+}
+
+
+def compare_encoders(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILES",
+            help="Parquet files of features of the same pairs, one for each encoder: id, feature_a, feature_b",
+            exists=True,
+            dir_okay=False,
+        ),
+    ],
+    *,
+    concatenated: Annotated[
+        bool, typer.Option("--concatenated", help="compare also all features side by side")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare encoders by how far two halves of the pairs agree. Needs no labels, model or service."""
+    _check_parts("cmcl encoder compare", "pyarrow", "torch")
+    command = [sys.executable, "-m", "workers.compare_encoders", *map(str, files)]
+    done = subprocess.run(
+        [*command, *(["--concatenated"] if concatenated else [])],
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    if done.returncode:
+        raise typer.Exit(done.returncode)
+    found = EncoderComparison.model_validate_json(done.stdout)
+    show(found, as_json, lambda each: Group(table(each.features, _COMPARED), each.verdict))
 
 
 def _uri(store: str) -> str:

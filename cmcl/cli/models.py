@@ -152,7 +152,8 @@ def add_modality(
 
 
 encoder_app = typer.Typer(
-    no_args_is_help=True, help="Encoders that the operator declared, for raw items."
+    no_args_is_help=True,
+    help="Encoders that the operator declared, for raw items, and a comparison of any.",
 )
 
 _ENCODER_COLUMNS: Columns[Encoder] = {

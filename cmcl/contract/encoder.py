@@ -317,3 +317,42 @@ def _hash(path: Path, _version: tuple[int, int]) -> str:
     """Hashed once in a process for each size and time of change."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class ComparedFeatures(Frozen):
+    """How well features of one encoder pair.
+
+    `agreement`: of heads of one half of the pairs on the other half, mean over divisions into halves, and its sample
+    deviation. `directions`: how many are significant, None beyond those that are counted. `behind`: mean difference to the
+    best one, and the standard error of that, corrected for divisions of the same pairs (Nadeau and Bengio 2003).
+    """
+
+    name: str
+    widths: tuple[int, int]
+    agreement: float
+    agreement_std: float
+    directions: int | None
+    behind: float
+    behind_error: float
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the best one is better by more than chance: by two standard errors."""
+        return self.behind > 2 * self.behind_error
+
+
+class EncoderComparison(Frozen):
+    """Features of the same pairs by several encoders, the best one first."""
+
+    pairs: int
+    splits: int
+    features: tuple[ComparedFeatures, ...]
+
+    @property
+    def verdict(self) -> str:
+        """Which one pairs best, or which cannot be told apart from it."""
+        best, *others = self.features
+        equal = [other.name for other in others if not other.is_behind]
+        if equal:
+            return f"{best.name} is not better than {', '.join(equal)} by more than chance"
+        return f"{best.name} pairs best"
