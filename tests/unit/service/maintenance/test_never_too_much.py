@@ -24,7 +24,7 @@ from tests.unit.service.maintenance.test_sweeping import DAY, fail, keys, sweep
 from tests.unit.service.uploads.test_sending import parquet
 
 # More of them for a longer search.
-EXAMPLES = int(os.environ.get("CMCL_FAULT_EXAMPLES", "5"))
+EXAMPLES = int(os.environ.get("CMCL_FAULT_EXAMPLES", "1"))
 HOURS = (0.1, 2, 25, 8 * 24, 31 * 24)
 
 Event = tuple[str, int]
