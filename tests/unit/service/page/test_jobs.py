@@ -31,34 +31,33 @@ def outcome_shown(person: Browser, job: str) -> str:
     return text_of(found[1])
 
 
-@pytest.mark.parametrize("state", JobState)
 def test_the_history_of_a_job_has_the_words_of_its_states(
-    plane: ControlPlane, person: Browser, state: JobState
+    plane: ControlPlane, person: Browser
 ) -> None:
     job = plane.post_dataset()
-    with plane.context.database.write() as connection:
-        connection.execute(update(jobs).values(state=state))
-        connection.execute(update(events).values(kind=f"job.{state}"))
-    heading = person.get(f"/ui/jobs/{job}?fragment=live_heading").text
-    word = re.search(r'class="state [^>]*>([^<]*)<', heading)
-    assert word is not None
-    history = text_of(person.get(f"/ui/jobs/{job}?fragment=live_events").text)
-    assert f"job {word[1]}" in history
     kinds = dict(
         re.findall(r'<option value="([^"]*)"[^>]*>([^<]*)<', person.get("/ui/events").text)
     )
-    assert kinds[f"job.{state}"] == f"job {word[1]}"
+    for state in JobState:
+        with plane.context.database.write() as connection:
+            connection.execute(update(jobs).values(state=state))
+            connection.execute(update(events).values(kind=f"job.{state}"))
+        heading = person.get(f"/ui/jobs/{job}?fragment=live_heading").text
+        word = re.search(r'class="state [^>]*>([^<]*)<', heading)
+        assert word is not None, state
+        history = text_of(person.get(f"/ui/jobs/{job}?fragment=live_events").text)
+        assert f"job {word[1]}" in history
+        assert kinds[f"job.{state}"] == f"job {word[1]}"
 
 
-@pytest.mark.parametrize("outcome", get_args(AttemptOutcome))
-def test_every_outcome_of_an_attempt_is_shown(
-    plane: ControlPlane, person: Browser, outcome: AttemptOutcome
-) -> None:
+def test_every_outcome_of_an_attempt_is_shown(plane: ControlPlane, person: Browser) -> None:
     job = plane.post_dataset()
     plane.run_to_end(job)
-    with plane.context.database.write() as connection:
-        connection.execute(update(attempts).values(outcome=outcome))
-    assert outcome_shown(person, job) == {"candidate": "wrote a candidate"}.get(outcome, outcome)
+    for outcome in get_args(AttemptOutcome):
+        with plane.context.database.write() as connection:
+            connection.execute(update(attempts).values(outcome=outcome))
+        shown = {"candidate": "wrote a candidate"}.get(outcome, outcome)
+        assert outcome_shown(person, job) == shown
 
 
 def test_the_page_of_a_job_says_where_its_time_went(plane: ControlPlane, person: Browser) -> None:
@@ -114,21 +113,22 @@ def offered(person: Browser, job: str) -> list[str]:
     return re.findall(r'href="[./]*([^"?]*)', page)
 
 
-@pytest.mark.parametrize("reason", FailureReason)
 def test_a_failed_job_is_posted_again_where_a_retry_would_fail_again(
-    plane: ControlPlane, person: Browser, reason: FailureReason
+    plane: ControlPlane, person: Browser
 ) -> None:
     job = fail(plane)
-    with plane.context.database.write() as connection:
-        connection.execute(update(jobs).values(reason=reason))
-    is_lasting = reason in ("invalid_dataset", "encoder_mismatch", "training_failed")
-    assert offered(person, job) == ["models/scenes/post" if is_lasting else f"jobs/{job}/retry"]
-    command = f"cmcl job retry {job}" in person.get(f"/ui/jobs/{job}").text
-    assert command is not is_lasting
-    # It has no rows that could be corrected.
-    with plane.context.database.write() as connection:
-        connection.execute(update(jobs).values(kind="unlearn"))
-    assert offered(person, job) == [f"jobs/{job}/retry"]
+    for reason in FailureReason:
+        with plane.context.database.write() as connection:
+            connection.execute(update(jobs).values(reason=reason, kind="learn"))
+        is_lasting = reason in ("invalid_dataset", "encoder_mismatch", "training_failed")
+        link = "models/scenes/post" if is_lasting else f"jobs/{job}/retry"
+        assert offered(person, job) == [link], reason
+        command = f"cmcl job retry {job}" in person.get(f"/ui/jobs/{job}").text
+        assert command is not is_lasting, reason
+        # It has no rows that could be corrected.
+        with plane.context.database.write() as connection:
+            connection.execute(update(jobs).values(kind="unlearn"))
+        assert offered(person, job) == [f"jobs/{job}/retry"], reason
 
 
 @pytest.mark.parametrize("path", ["jobs/{job}", "datasets/{dataset}"])
@@ -173,26 +173,18 @@ def test_a_candidate_is_approved_with_a_reason(plane: ControlPlane, person: Brow
     assert plane.job(job).state == JobState.PUBLISHED
 
 
-@pytest.mark.parametrize(
-    ("reason", "message"),
-    [
+def test_a_decision_needs_a_reason(plane: ControlPlane, person: Browser) -> None:
+    job = _held(plane)
+    for reason, message in (
         ("", "reason"),
         ("   ", "at least 1 character"),
         ("x" * 501, "at most 500 characters"),
-        ("x" * 10_000, "at most 500 characters"),
         ("a\0b", "reason"),
-    ],
-    ids=["missing", "blank", "501", "10000", "nul"],
-)
-def test_a_decision_needs_a_reason(
-    plane: ControlPlane, person: Browser, reason: str, message: str
-) -> None:
-    job = _held(plane)
-    form = {"seen": str(plane.job(job).revision), "reason": reason}
-    answer = person.post(f"/ui/jobs/{job}/reject", data=form)
-    assert answer.status_code == 422
-    assert message in answer.text
-    assert plane.job(job).state == JobState.HELD
+    ):
+        form = {"seen": str(plane.job(job).revision), "reason": reason}
+        answer = person.post(f"/ui/jobs/{job}/reject", data=form)
+        assert (answer.status_code, message in answer.text) == (422, True), reason
+        assert plane.job(job).state == JobState.HELD
 
 
 def test_a_decision_that_comes_too_late_shows_the_other_one(

@@ -131,32 +131,28 @@ def test_a_file_and_a_text_decide_their_modality(
     assert body["query"]["modality"] == query
 
 
-@pytest.mark.parametrize(
-    ("query", "message"),
-    [
-        ({"text": "x" * 10_000}, "at most 2000"),
-        ({"text": "x", "modality": "smell"}, "permitted: image, text"),
-        ({"text": "x", "numbers": "1", "modality": "text"}, "give one of"),
-        *(
-            ({"numbers": numbers, "modality": "text"}, "give finite numbers")
-            for numbers in ("one", "nan 1", "1 -inf", "1e999")
-        ),
-        ({"numbers": "1 " * 20_000, "modality": "text"}, "at most 30000"),
-        ({"row": "1", "modality": "text", "where": "collection:pictures"}, "choose the dataset"),
-        ({"row": "-1", "modality": "text"}, "row"),
-        ({"text": "x", "modality": "text"}, "choose where to search"),
-        ({"where": "collection:../../etc"}, "where"),
-        ({"version": "0"}, "version"),
-        ({"model": "<script>"}, "model"),
-    ],
-    ids=lambda value: str(value)[:50],
-)
-def test_a_query_that_cannot_be_asked_is_refused(
-    trier: Browser, endpoint: FakeEndpoint, query: dict[str, str], message: str
-) -> None:
-    answer = trier.request("GET", "/ui/try", params={"model": "scenes", **query})
-    assert answer.status_code == 422
-    assert message in answer.text
+REFUSED: list[tuple[dict[str, str], str]] = [
+    ({"text": "x" * 10_000}, "at most 2000"),
+    ({"text": "x", "modality": "smell"}, "permitted: image, text"),
+    ({"text": "x", "numbers": "1", "modality": "text"}, "give one of"),
+    *(
+        ({"numbers": numbers, "modality": "text"}, "give finite numbers")
+        for numbers in ("one", "nan 1", "1 -inf", "1e999")
+    ),
+    ({"numbers": "1 " * 20_000, "modality": "text"}, "at most 30000"),
+    ({"row": "1", "modality": "text", "where": "collection:pictures"}, "choose the dataset"),
+    ({"row": "-1", "modality": "text"}, "row"),
+    ({"text": "x", "modality": "text"}, "choose where to search"),
+    ({"where": "collection:../../etc"}, "where"),
+    ({"version": "0"}, "version"),
+    ({"model": "<script>"}, "model"),
+]
+
+
+def test_a_query_that_cannot_be_asked_is_refused(trier: Browser, endpoint: FakeEndpoint) -> None:
+    for query, message in REFUSED:
+        answer = trier.request("GET", "/ui/try", params={"model": "scenes", **query})
+        assert (answer.status_code, message in answer.text) == (422, True), query
     assert not [each for each in endpoint.asked if each.method == "POST"]
 
 
