@@ -137,11 +137,14 @@ def add_items(
     modality: Annotated[
         str | None, typer.Option(help="modality of the raw files; it must be bound to an encoder")
     ] = None,
+    parts: Annotated[
+        bool, typer.Option("--parts", help="make an item of each window of a recording")
+    ] = False,
     embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
     as_json: AsJson = False,
 ) -> None:
     """Add items from a file or a folder. Items with the same ids are replaced."""
-    items = read_items(file) if modality is None else read_media(file, modality)
+    items = read_items(file) if modality is None else read_media(file, modality, in_parts=parts)
     size = _LINES_AT_ONCE if modality is None else _FILES_AT_ONCE
     added, written = 0, None
     with Client(embeddings_url=embeddings_url) as client:

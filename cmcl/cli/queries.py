@@ -2,8 +2,10 @@
 
 import base64
 import binascii
+import io
 import json
 import struct
+import wave
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
@@ -18,6 +20,8 @@ from cmcl.client.endpoint import Inputs
 from cmcl.client.raw_layouts import SUFFIXES, visible_files
 
 _CONTENTS = ("feature", "text", "data", "numbers")
+# Encoded in seconds, and below the 8 MiB that a file may have by default.
+_PIECE_SECONDS = 30
 _WAYS = "a FEATURE file, --text TEXT or --data FILE"
 # First bytes of formats that users may pass instead of JSON.
 _FORMATS = {
@@ -136,13 +140,13 @@ def read_items(path: Path) -> Iterator[Item]:
                 yield _item(parse_json(_as_text(line, path), where), where)
 
 
-def read_media(path: Path, modality: str) -> Iterator[Item]:
+def read_media(path: Path, modality: str, *, in_parts: bool = False) -> Iterator[Item]:
     """Iterate over a file, or the pictures, sounds and videos of a folder, as items. Ids are names in the folder.
 
-    Raises CommandError.
+    `in_parts`: for an item of each window; WAV files are sent in pieces. Raises CommandError.
     """
     if not path.is_dir():
-        yield Item(path.name, modality, data=read_file(path))
+        yield from _media_items(path, path.name, modality, in_parts=in_parts)
         return
     files = [file for file in visible_files(path) if file.suffix.lower() in SUFFIXES]
     if not files:
@@ -155,7 +159,29 @@ def read_media(path: Path, modality: str) -> Iterator[Item]:
             f"{len(files)} files); nothing was added"
         )
     for file in files:
-        yield Item(file.relative_to(path).as_posix(), modality, data=read_file(file))
+        name = file.relative_to(path).as_posix()
+        yield from _media_items(file, name, modality, in_parts=in_parts)
+
+
+def _media_items(path: Path, name: str, modality: str, *, in_parts: bool) -> Iterator[Item]:
+    data = read_file(path)
+    for start, piece in _pieces(data) if in_parts else [(None, data)]:
+        yield Item(name, modality, data=piece, start=start, parts=in_parts)
+
+
+def _pieces(data: bytes) -> Iterator[tuple[float | None, bytes]]:
+    """Yield the pieces of a WAV file, and the second at which each begins; any other file as it is."""
+    try:
+        with wave.open(io.BytesIO(data)) as recording:
+            rate = recording.getframerate()
+            for start in range(0, recording.getnframes(), _PIECE_SECONDS * rate):
+                piece = io.BytesIO()
+                with wave.open(piece, "wb") as out:
+                    out.setparams(recording.getparams())
+                    out.writeframes(recording.readframes(_PIECE_SECONDS * rate))
+                yield start / rate, piece.getvalue()
+    except (wave.Error, EOFError):
+        yield None, data
 
 
 def parse_numbers(text: str) -> list[float]:

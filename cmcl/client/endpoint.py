@@ -52,6 +52,7 @@ class Item:
     """An item of a collection: an id, a modality, content as in `Query`, and a payload.
 
     `parent`: the id of what it is a part of, such as a recording; `start` and `end`: where in it, in seconds or pages.
+    `parts`: make an item of each window of a recording; `start`: of a piece of it, where it is sent in several.
     """
 
     id: str
@@ -64,6 +65,7 @@ class Item:
     parent: str | None = None
     start: float | None = None
     end: float | None = None
+    parts: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from tests.fakes.ray_actors import ProcessEnded
 from workers.encoders.identity import find_model, identity_of
 from workers.encoders.media import Decoded
-from workers.encoders.port import FrozenEncoder
+from workers.encoders.port import FrozenEncoder, Part
 from workers.encoders.synthetic import SyntheticEncoder
-from workers.serve.encoders.port import Encoded, Raw
+from workers.serve.encoders.port import Encoded, EncodedParts, Raw
 from workers.serve.versions.loading import Float32Array
 
 WEIGHTS = "weights.json"
@@ -110,3 +110,8 @@ class RecordedHops:
         if self.answer is not None:
             return self.answer
         return np.array([[len(item)] * 2 for item in raw], np.float32).reshape(-1, 2)
+
+    async def parts(self, file: bytes, expected: EncoderIdentity | None) -> EncodedParts:
+        """One part of a second."""
+        encoded = await self([file], expected)
+        return [Part(encoded[0], 0.0, 1.0)] if isinstance(encoded, np.ndarray) else encoded

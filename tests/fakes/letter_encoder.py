@@ -5,9 +5,9 @@ from collections.abc import Awaitable, Callable, Sequence
 import numpy as np
 
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
-from workers.encoders.port import EncoderMismatch
+from workers.encoders.port import EncoderMismatch, Part
 from workers.serve.encoders.client import EncoderClient
-from workers.serve.encoders.port import Encoded, EncoderUnavailable, Raw
+from workers.serve.encoders.port import Encoded, EncodedParts, EncoderUnavailable, Raw
 from workers.serve.versions.loading import Float32Array
 
 LETTERS = EncoderSpec(name="letters", kind="synthetic", takes="text", width=4)
@@ -21,7 +21,7 @@ class LetterEncoders(dict[str, EncoderClient]):
     """
 
     def __init__(self, spec: EncoderSpec = LETTERS) -> None:
-        super().__init__({spec.name: EncoderClient(spec, self._answer)})
+        super().__init__({spec.name: EncoderClient(spec, self._answer, self._answer_parts)})
         self.is_down = False
         self.asked: list[int] = []
         self.during: Callable[[], Awaitable[None]] | None = None
@@ -37,11 +37,20 @@ class LetterEncoders(dict[str, EncoderClient]):
             return EncoderMismatch(difference)
         return np.stack([_features(text) for text in raw]) if raw else np.empty((0, 4), np.float32)
 
+    async def _answer_parts(self, file: bytes, expected: EncoderIdentity | None) -> EncodedParts:
+        """Each byte is a second, and a part; 0 is silence, without features."""
+        encoded = await self._answer([file[at : at + 1] for at in range(len(file))], expected)
+        if not isinstance(encoded, np.ndarray):
+            return encoded
+        return [
+            Part(row_F * bool(file[at]), float(at), at + 1.0) for at, row_F in enumerate(encoded)
+        ]
+
 
 def _features(item: Raw) -> Float32Array:
     """Features of a text: its length and its letters a, e and i; of a file: its bytes; of numbers: two and their sum."""
     if isinstance(item, bytes):
-        return np.array([len(item), *item[:3]], np.float32)
+        return np.array([len(item), *item.ljust(3, b"\0")[:3]], np.float32)
     if isinstance(item, str):
         return np.array([len(item), *(item.count(letter) for letter in "aei")], np.float32)
     return np.array([*item[:2], sum(item), 1], np.float32)

@@ -10,13 +10,16 @@ import math
 import re
 import struct
 import warnings
+from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from cmcl.contract.encoder import EncoderSpec, Media
-from workers.encoders.media import Decoded, Limits, Raw
-from workers.encoders.recordings import read_audio, read_video
+from workers.encoders.media import Audio, Decoded, Limits, Raw, Video
+from workers.encoders.port import Part
+from workers.encoders.recordings import audio_parts, read_audio, read_video, video_parts
 
 _MOST_NUMBERS = 4096
 
@@ -56,6 +59,13 @@ def decode_item(spec: EncoderSpec, raw: bytes) -> Decoded:
     if spec.takes == "numbers":
         return decode(spec.takes, np.frombuffer(raw, "<f8").tolist(), Limits.from_spec(spec))
     return decode(spec.takes, raw, Limits.from_spec(spec))
+
+
+def decode_parts(spec: EncoderSpec, raw: bytes) -> Iterator[Part[Audio] | Part[Video]]:
+    """Yield the windows that cover a recording. Raises ValueError with a sentence for the user."""
+    limits = replace(Limits.from_spec(spec), windows=None)
+    _check_size(raw, limits)
+    yield from (audio_parts if spec.takes == "audio" else video_parts)(raw, limits)
 
 
 def _wrong_type(takes: str) -> ValueError:

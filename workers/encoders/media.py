@@ -3,6 +3,7 @@
 Shapes: W windows, N samples of a window, T frames of a window, Y × X pixels of a frame.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -14,6 +15,8 @@ from PIL import Image
 from cmcl.contract.encoder import EncoderSpec
 
 Raw = str | bytes | Sequence[float]
+# Windows of one recording that become items: those of an hour, of 0.9 s each.
+MOST_PARTS = 4096
 
 
 class DecoderMissing(RuntimeError):
@@ -41,18 +44,18 @@ Decoded = str | Image.Image | Audio | Video | tuple[float, ...]
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one item, and which parts of a recording are kept."""
+    """Limits of one item, and which windows of a recording are kept. `windows` None: as many as cover it."""
 
     bytes: int
     pixels: int
     seconds: float
     window_seconds: float | None = None
-    windows: int = 1
+    windows: int | None = 1
     frames: int = 8
 
     @classmethod
     def from_spec(cls, spec: EncoderSpec) -> Self:
-        """The limits and windows of a declaration."""
+        """Return the limits and windows of a declaration."""
         return cls(
             bytes=spec.max_item_bytes,
             pixels=spec.max_pixels,
@@ -63,15 +66,21 @@ class Limits:
         )
 
 
-def window_starts(length: float, window: float, windows: int) -> list[float]:
-    """Starts of evenly spaced windows, in the unit of `length`.
+def window_starts(length: float, window: float, windows: int | None) -> list[float]:
+    """Starts of evenly spaced windows, in the unit of `length`; None: of the fewest without a gap between them.
 
     Several cover the item from its start to its end, a single one is cut from its middle. An item that is no
-    longer than a window is one window.
+    longer than a window is one window. Raises ValueError for more than `MOST_PARTS`.
     """
     spare = length - window
     if spare <= 0:
         return [0.0]
+    if windows is None:
+        windows = math.ceil(length / window)
+        if windows > MOST_PARTS:
+            raise ValueError(
+                f"the recording has {windows} windows; permitted are {MOST_PARTS}: send it in pieces"
+            )
     if windows == 1:
         return [spare / 2]
     return [spare * index / (windows - 1) for index in range(windows)]

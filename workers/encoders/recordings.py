@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workers.encoders.media import Audio, DecoderMissing, Limits, Video, window_starts
+from workers.encoders.port import Part
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -49,6 +50,26 @@ Float32Array = npt.NDArray[np.float32]
 
 def read_audio(data: bytes, limits: Limits) -> Audio:
     """Return the windows of a recording. Raises ValueError with a sentence for the user."""
+    parts = [*audio_parts(data, limits)]
+    if len(parts) == 1:
+        return parts[0].of
+    return Audio(np.concatenate([part.of.samples_WN for part in parts]), parts[0].of.rate)
+
+
+def audio_parts(data: bytes, limits: Limits) -> Iterator[Part[Audio]]:
+    """Yield each window of a recording. Raises ValueError with a sentence for the user."""
+    samples_N, rate = _samples(data, limits)
+    length = len(samples_N)
+    window = length
+    if limits.window_seconds is not None:
+        window = max(1, min(length, round(limits.window_seconds * rate)))
+    for start in map(int, window_starts(length, window, limits.windows)):
+        samples_WN = samples_N[None, start : start + window]
+        yield Part(Audio(samples_WN, rate), start / rate, (start + window) / rate)
+
+
+def _samples(data: bytes, limits: Limits) -> tuple[Float32Array, int]:
+    """Return all samples of a recording, and how many a second has."""
     if data[4:8] == b"ftyp":
         return _read_m4a(data, limits)
     if data[:4] in (b"RIFF", b"RF64") and data[8:12] == b"WAVE":
@@ -86,7 +107,7 @@ def _check_seconds(what: str, seconds: float, limits: Limits) -> None:
         raise ValueError(f"the {what} has {seconds:.0f} seconds; permitted are {limits.seconds:g}")
 
 
-def _read_sound_file(data: bytes, limits: Limits) -> Audio:
+def _read_sound_file(data: bytes, limits: Limits) -> tuple[Float32Array, int]:
     try:
         import soundfile
     except (ImportError, OSError) as error:  # OSError: without the library that it wraps
@@ -102,7 +123,7 @@ def _read_sound_file(data: bytes, limits: Limits) -> Audio:
                 raise ValueError(
                     f"the audio is cut off: {len(samples_N)} of {file.frames} samples can be decoded"
                 )
-            return _cut(samples_N, file.samplerate, limits)
+            return samples_N, file.samplerate
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: headerless formats
         raise ValueError(f"the audio is damaged: {error}") from error
 
@@ -112,7 +133,7 @@ def _sound_blocks(file: Any) -> Iterator[Float32Array]:
         yield block_NC.mean(axis=1, dtype=np.float32)
 
 
-def _read_m4a(data: bytes, limits: Limits) -> Audio:
+def _read_m4a(data: bytes, limits: Limits) -> tuple[Float32Array, int]:
     try:
         import av
     except ImportError as error:
@@ -136,7 +157,7 @@ def _read_m4a(data: bytes, limits: Limits) -> Audio:
                 for frame in container.decode(stream)
                 for part in planar.resample(frame)
             )
-            return _cut(_collect(blocks, rate, limits), rate, limits)
+            return _collect(blocks, rate, limits), rate
     except av.error.FFmpegError as error:
         raise ValueError(f"the audio is damaged: {error.strerror}") from error
 
@@ -158,15 +179,6 @@ def _collect(blocks: Iterator[Float32Array], rate: int, limits: Limits) -> Float
     if not np.isfinite(samples_N).all():
         raise ValueError("the audio has samples that are not finite")
     return samples_N
-
-
-def _cut(samples_N: Float32Array, rate: int, limits: Limits) -> Audio:
-    length = len(samples_N)
-    if limits.window_seconds is None:
-        return Audio(samples_N[None], rate)
-    window = max(1, min(length, round(limits.window_seconds * rate)))
-    starts = [int(start) for start in window_starts(length, window, limits.windows)]
-    return Audio(np.stack([samples_N[start : start + window] for start in starts]), rate)
 
 
 def _check_wav(data: bytes) -> None:
@@ -212,6 +224,20 @@ def _missing(package: str, does: str) -> str:
 
 def read_video(data: bytes, limits: Limits) -> Video:
     """Return the frames of the windows of a video. Raises ValueError with a sentence for the user."""
+    return _read_video(data, limits)[0]
+
+
+def video_parts(data: bytes, limits: Limits) -> Iterator[Part[Video]]:
+    """Yield each window of a video. Raises ValueError with a sentence for the user."""
+    video, starts_W, window = _read_video(data, limits)
+    for at, start in enumerate(starts_W):
+        one = slice(at, at + 1)
+        item = Video(video.frames_WTYXC[one], video.seconds_WT[one])
+        yield Part(item, start, start + window)
+
+
+def _read_video(data: bytes, limits: Limits) -> tuple[Video, list[float], float]:
+    """Return all windows, where each starts, and how long they are, in seconds."""
     container = _container_of(data)
     try:
         import av
@@ -219,12 +245,13 @@ def read_video(data: bytes, limits: Limits) -> Video:
         raise DecoderMissing(_missing("av", "decodes video")) from error
     try:
         times, keys, tick = _frame_times(data, container, limits)
-        wanted_WT = _wanted(times, tick, limits)
+        starts_W, window = _windows(times, tick, limits)
+        wanted_WT = _wanted(times, starts_W, window, limits.frames)
         frames_WTYXC = _decode(data, container, wanted_WT, keys, limits)
     except (av.error.FFmpegError, OverflowError) as error:
         raise ValueError(f"the video is damaged: {error}") from error
     seconds_WT = ((wanted_WT - times[0]) * tick).astype(np.float64)
-    return Video(frames_WTYXC, seconds_WT)
+    return Video(frames_WTYXC, seconds_WT), [start * tick for start in starts_W], window * tick
 
 
 def _open_container(data: bytes, container: str) -> "InputContainer":
@@ -292,19 +319,25 @@ def _frame_times(data: bytes, container: str, limits: Limits) -> tuple[list[int]
     return times, sorted(keys), tick
 
 
-def _wanted(times: list[int], tick: float, limits: Limits) -> npt.NDArray[np.int64]:
-    """Return the times of the frames to decode (W × T): those shown in the middle of equal parts of a window."""
+def _windows(times: list[int], tick: float, limits: Limits) -> tuple[list[float], float]:
+    """Return where each window starts, and how long they are, in ticks."""
     last = (times[-1] - times[0]) / max(1, len(times) - 1)  # the last frame is shown as the others
     length = times[-1] - times[0] + last
     window = length if limits.window_seconds is None else limits.window_seconds / tick
     window = min(length, window)
-    middles = (np.arange(limits.frames) + 0.5) * window / limits.frames
-    starts = np.array(window_starts(length, window, limits.windows))
+    return window_starts(length, window, limits.windows), window
+
+
+def _wanted(
+    times: list[int], starts_W: list[float], window: float, frames: int
+) -> npt.NDArray[np.int64]:
+    """Return the times of the frames to decode (W × T): those shown in the middle of equal parts of a window."""
+    middles = (np.arange(frames) + 0.5) * window / frames
     shown = [
         bisect_right(times, times[0] + target) - 1
-        for target in (starts[:, None] + middles).flatten().tolist()
+        for target in (np.array(starts_W)[:, None] + middles).flatten().tolist()
     ]
-    return np.array([times[max(0, index)] for index in shown]).reshape(len(starts), limits.frames)
+    return np.array([times[max(0, index)] for index in shown]).reshape(len(starts_W), frames)
 
 
 def _decode(

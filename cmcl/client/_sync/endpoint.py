@@ -333,6 +333,12 @@ def _path(name: str) -> str:
 
 def _item(item: Item) -> dict[str, Any]:
     payload = None if item.payload is None else dict(item.payload)
-    others = {"payload": payload, "parent": item.parent, "start": item.start, "end": item.end}
+    others = {
+        "payload": payload,
+        "parent": item.parent,
+        "start": item.start,
+        "end": item.end,
+        "parts": item.parts or None,
+    }
     given_others = {name: value for name, value in others.items() if value is not None}
     return {"id": item.id, **encode_content(item), **given_others}

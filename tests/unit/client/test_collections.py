@@ -1,11 +1,13 @@
 """Collections from both clients and the command line, against a real replica."""
 
 import json
+import wave
 from collections.abc import Iterator
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -170,6 +172,25 @@ def test_a_folder_of_files_becomes_items_with_their_names(tmp_path: Path) -> Non
     ]
     (one,) = read_media(tmp_path / "b.jpg", "image")
     assert one == Item("b.jpg", "image", data=b"b.jpg")
+
+
+def test_a_wav_file_for_parts_is_sent_in_pieces_and_other_files_whole(tmp_path: Path) -> None:
+    rate, seconds = 100, 75
+    samples = np.arange(2 * rate * seconds, dtype=np.int16)
+    with wave.open(str(tmp_path / "talk.wav"), "wb") as file:
+        file.setparams((2, 2, rate, 0, "NONE", ""))
+        file.writeframes(samples.tobytes())
+    (tmp_path / "song.mp3").write_bytes(b"ID3")
+    song, *pieces = read_media(tmp_path, "audio", in_parts=True)
+    assert song == Item("song.mp3", "audio", data=b"ID3", parts=True)
+    assert {(piece.id, piece.parts) for piece in pieces} == {("talk.wav", True)}
+    assert [piece.start for piece in pieces] == [0, 30, 60]
+    sent = b""
+    for piece in pieces:
+        with wave.open(BytesIO(piece.data or b"")) as file:
+            assert (file.getframerate(), file.getnchannels()) == (rate, 2)
+            sent += file.readframes(file.getnframes())
+    assert sent == samples.tobytes()
 
 
 def test_a_folder_with_a_broken_link_is_refused_before_anything_is_added(

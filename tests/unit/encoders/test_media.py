@@ -77,9 +77,17 @@ def test_limits_are_those_of_the_declaration() -> None:
         (10, 6, 3, [0, 2, 4]),
         (2, 2, 3, [0]),
         (1, 2, 3, [0]),
+        (10, 2, None, [0, 2, 4, 6, 8]),
+        (10, 4, None, [0, 3, 6]),
+        (2, 2, None, [0]),
     ],
 )
 def test_windows_are_evenly_spaced(
-    length: float, window: float, windows: int, starts: list[float]
+    length: float, window: float, windows: int | None, starts: list[float]
 ) -> None:
     assert window_starts(length, window, windows) == starts
+
+
+def test_a_recording_of_too_many_windows_is_refused_before_any_is_cut() -> None:
+    with pytest.raises(ValueError, match="has 4097 windows; permitted are 4096"):
+        window_starts(8193, 2, None)

@@ -4,6 +4,7 @@ import contextlib
 import io
 import random
 import struct
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from tests.unit.encoders.conftest import Bounded
 from tests.unit.encoders.test_audio import m4a, tone
 from workers.encoders.media import Limits
-from workers.encoders.recordings import read_video
+from workers.encoders.recordings import read_video, video_parts
 
 LIMITS = Limits(bytes=1 << 24, pixels=10_000, seconds=20, frames=4)
 FPS = 10
@@ -102,3 +103,18 @@ def test_every_unreadable_video_is_a_value_error(container: str, codec: str) -> 
             data[draws.randrange(len(data))] = draws.randrange(256)
         with contextlib.suppress(ValueError):
             assert read_video(bytes(data), LIMITS).frames_WTYXC.ndim == 5
+
+
+def test_windows_that_cover_a_video_are_those_that_are_read_alone() -> None:
+    data = video("mp4", "libx264", 50)
+    limits = Limits(bytes=1 << 24, pixels=10_000, seconds=20, window_seconds=2, frames=2)
+    parts = [*video_parts(data, replace(limits, windows=None))]
+    spans = [second or 0 for part in parts for second in part[1:]]
+    np.testing.assert_allclose(spans, [0, 2, 1.5, 3.5, 3, 5], atol=0.01)
+    assert [part.of.frames_WTYXC.shape for part in parts] == [(1, 2, 48, 64, 3)] * 3
+    together = read_video(data, replace(limits, windows=3))
+    apart = np.concatenate([part.of.frames_WTYXC for part in parts])
+    np.testing.assert_array_equal(apart, together.frames_WTYXC)
+    np.testing.assert_array_equal(
+        np.concatenate([part.of.seconds_WT for part in parts]), together.seconds_WT
+    )

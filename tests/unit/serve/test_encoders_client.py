@@ -42,7 +42,7 @@ KEY = "anna"
 
 
 def client(hops: RecordedHops, spec: EncoderSpec = SPEC) -> EncoderClient:
-    return EncoderClient(spec, hops)
+    return EncoderClient(spec, hops, hops.parts)
 
 
 def encode(

@@ -7,7 +7,9 @@ import signal
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 from cmcl.contract.encoder import EncoderSpec
@@ -93,3 +95,29 @@ def test_a_decoder_that_hangs_is_ended_before_the_endpoint_stops_waiting() -> No
         assert time.monotonic() - began < 60
     finally:
         reader.close()
+
+
+def test_each_window_of_a_recording_is_an_item_that_covers_its_seconds() -> None:
+    """A window is read as a recording of its own would be, so its feature is comparable to those that were learned."""
+    spec = EncoderSpec(
+        name="speech", kind="synthetic", takes="audio", width=8, window_seconds=2, answer_seconds=60
+    )
+    samples = np.random.default_rng(1).uniform(-1, 1, 5 * 8000).astype(np.float32)
+    encoder = SyntheticEncoder(spec)
+    reader = FileReader(encoder)
+    try:
+        parts = reader.parts(wav(samples))
+        assert [(part.start, part.end) for part in parts] == [(0, 2), (1.5, 3.5), (3, 5)]
+        for part in parts:
+            window = samples[int(8000 * (part.start or 0)) : int(8000 * (part.end or 0))]
+            assert part.of == encoder.read(wav(window))
+        with pytest.raises(ValueError, match="no audio that can be read"):
+            reader.parts(b"a text")
+    finally:
+        reader.close()
+
+
+def wav(samples_N: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples_N, 8000, "FLOAT", format="WAV")
+    return file.getvalue()

@@ -17,7 +17,7 @@ from cmcl.storage import layout
 from cmcl.storage.local import LocalStore
 from tests.fakes.encoders import LENGTHS, LengthEncoder
 from tests.fakes.flaky_store import FlakyStore
-from workers.encoders.port import EncoderMismatch
+from workers.encoders.port import EncoderMismatch, Part
 from workers.serve.encoders.port import Encoded, EncoderUnavailable, Raw, Refusal, UnreadableItem
 from workers.serve.encoders.queue import EncoderQueue, IdentityCheck
 
@@ -32,10 +32,10 @@ class Queue:
         self.encoder = LengthEncoder()
         self.encoder.go.clear()
         self.watched: list[float] = []
-        self._queue = EncoderQueue(self.encoder, self.encoder.read, spec, self.watched.append)
+        self.queue = EncoderQueue(self.encoder, self.encoder.read, spec, self.watched.append)
 
     def ask(self, *raw: str) -> "asyncio.Task[Encoded]":
-        return asyncio.ensure_future(self._queue.encode(raw))
+        return asyncio.ensure_future(self.queue.encode(raw))
 
     def release(self) -> None:
         self.encoder.go.set()
@@ -321,3 +321,35 @@ def test_a_damaged_record_is_refused(store: FlakyStore) -> None:
     (refusal,) = Process(store, LengthEncoder()).ask(IDENTITY)
     assert isinstance(refusal, EncoderMismatch)
     assert "damaged" in str(refusal)
+
+
+def test_items_of_others_come_between_the_passes_of_a_long_recording() -> None:
+    """An hour has hundreds of windows."""
+
+    async def main() -> None:
+        queue = Queue()
+        windows = [Part(name, at, at + 1) for at, name in enumerate("a" * 10)]
+        recording = asyncio.ensure_future(queue.queue.encode_parts(b"file", lambda _: windows))
+        await queue.until_passes(1)
+        other = queue.ask("bbb")
+        await queue.until_read()
+        queue.release()
+        encoded = await recording
+        assert queue.encoder.passes == [["a"] * 4, ["bbb"], ["a"] * 4, ["a"] * 2]
+        assert isinstance(encoded, list)
+        assert [part[1:] for part in encoded] == [part[1:] for part in windows]
+        assert [part.of.tolist() for part in encoded] == [[1, 1]] * 10
+        assert lengths(await other) == [3]
+
+    run(main())
+
+
+def test_a_recording_that_cannot_be_read_is_named() -> None:
+    def read(_: bytes) -> list[Part[str]]:
+        raise ValueError("it is cut off")
+
+    async def main() -> None:
+        answer = await Queue().queue.encode_parts(b"file", read)
+        assert repr(answer) == repr(UnreadableItem(0, "it is cut off"))
+
+    run(main())

@@ -4,7 +4,8 @@ A write that is answered with success is durable, and in the revision of the ans
 """
 
 import asyncio
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -17,6 +18,7 @@ from cmcl.contract.api.endpoint import (
     WriteResult,
 )
 from cmcl.contract.errors import WorkerError
+from workers.encoders.port import Part
 from workers.serve.api.collection_access import (
     ANSWERED_REVISION,
     REPEATABLE,
@@ -38,20 +40,22 @@ from workers.serve.api.context import (
     run_if_large,
     within_deadline,
 )
-from workers.serve.api.inputs import checked_dimensions, features_of
+from workers.serve.api.inputs import checked_dimensions, encoded_parts, features_of
 from workers.serve.api.openapi import BODY, WAIT, json_body, operation
 from workers.serve.api.wire.collection_bodies import (
     CollectionItem,
     CollectionRequest,
     ItemsRequest,
     RemovalRequest,
+    check_different,
     parse_items,
     parse_removal,
+    part_id,
     payload_text,
 )
 from workers.serve.api.wire.requests import parse
 from workers.serve.collections.follower import CollectionSnapshot
-from workers.serve.collections.table import CollectionSpec, Row, State
+from workers.serve.collections.table import CollectionSpec, Row, State, removal
 from workers.serve.errors import InvalidRequest
 from workers.serve.versions.live import ModelReference, parse_reference
 from workers.serve.versions.loading import Float32Array, ServedVersion
@@ -197,12 +201,19 @@ class _Items:
             version = await replica.lookup.find(model, context.min_version, context.caller)
             self._check_room(target, len(items), mark)
             with replica.admission.rows.held(context.owner, len(items)):
-                rows = await self._rows(version, items, context.owner)
+                parts = await self._parts(version, items, context.owner)
             entries = [
-                Row(item.id, item.modality, row_F, payload, item.parent, item.start, item.end)
-                for item, row_F, payload in zip(items, rows, payloads, strict=True)
+                row
+                for item, parts_of, payload in zip(items, parts, payloads, strict=True)
+                for row in _rows(item, parts_of, payload)
             ]
-        return await self._write(target, entries, mark)
+            check_different([row.id for row in entries])
+        # A file replaces the parts of an earlier one with its id; a piece those from its start on.
+        replaced: dict[str, float] = {}
+        for item in items:
+            if item.data is not None:
+                replaced[item.id] = min(item.start or 0.0, replaced.get(item.id, math.inf))
+        return await self._write(target, entries, mark, replaced)
 
     async def remove(self, name: str, request: Request) -> Response:
         """Remove items; a missing one is not an error."""
@@ -215,31 +226,37 @@ class _Items:
             ids = read.ids
             target = await find(replica, name, context.caller)
             mark = await mark_of_write(request, context.caller, body)
-        entries = [Row(each, "", None, None) for each in dict.fromkeys(ids)]
-        return await self._write(target, entries, mark)
+        entries = [removal(each) for each in dict.fromkeys(ids)]
+        return await self._write(target, entries, mark, dict.fromkeys(ids, 0.0))
 
     def _payloads(self, items: Sequence[CollectionItem]) -> list[str | None]:
         most = self._replica.args.max_payload_bytes
         return [payload_text(item.payload, index, most) for index, item in enumerate(items)]
 
-    async def _rows(
+    async def _parts(
         self, version: ServedVersion, items: Sequence[CollectionItem], owner: str
-    ) -> list[Float32Array]:
-        """The feature of each item."""
-        found: dict[int, Float32Array] = {}
-        for part in await features_of(self._replica, version, items, "items", owner=owner):
-            found.update(zip(part.positions_B.tolist(), part.rows_BF, strict=True))
-        return [found[position] for position in range(len(items))]
+    ) -> list[list[Part[Float32Array]]]:
+        """Return the feature of each item, or those of its parts."""
+        whole = [item for item in items if not item.parts]
+        split = [item for item in items if item.parts]
+        found: dict[int, list[Part[Float32Array]]] = {}
+        for rows in await features_of(self._replica, version, whole, "items", owner=owner):
+            for position, row_F in zip(rows.positions_B.tolist(), rows.rows_BF, strict=True):
+                found[id(whole[position])] = [Part(row_F)]
+        encoded = (encoded_parts(self._replica, version, item, owner=owner) for item in split)
+        found.update(zip(map(id, split), await asyncio.gather(*encoded), strict=True))
+        return [found[id(item)] for item in items]
 
     async def _write(
         self,
         target: State,
         entries: Sequence[Row],
         mark: str | None,
+        replaced: Mapping[str, float],
     ) -> Response:
         collections = self._replica.collections
         # Shielded: a write cannot be undone half-way, and its end wakes requests that wait for it.
-        written = await asyncio.shield(in_store(collections.write, target, entries, mark))
+        written = await asyncio.shield(in_store(collections.write, target, entries, mark, replaced))
         answer = {
             "object": "collection.write",
             "id": target.head.spec.name,
@@ -254,6 +271,20 @@ class _Items:
             self._replica.collections.check_room(target, rows, mark)
         except WorkerError as error:
             raise api_error(error) from error
+
+
+def _rows(
+    item: CollectionItem, parts: Sequence[Part[Float32Array]], payload: str | None
+) -> Iterator[Row]:
+    """Yield the row of an item, or those of its parts."""
+    for part in parts:
+        id_, parent, start, end = item.id, item.parent, item.start, item.end
+        if part.start is not None and part.end is not None:
+            parent, first = item.id, item.start or 0.0
+            # To the millisecond.
+            start, end = round(first + part.start, 3), round(first + part.end, 3)
+            id_ = part_id(item.id, start, end)
+        yield Row(id_, item.modality, part.of, payload, parent, start, end)
 
 
 def _name_alone(text: str) -> ModelReference:

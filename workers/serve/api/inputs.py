@@ -7,13 +7,15 @@ Shapes: B rows or items, F width of the raw feature, E width of the embeddings.
 
 import asyncio
 import binascii
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pybase64
 
-from workers.encoders.port import EncoderMismatch
+from cmcl.contract.encoder import EncoderIdentity
+from workers.encoders.port import EncoderMismatch, Part
 from workers.serve.api.context import Replica
 from workers.serve.api.wire.collection_bodies import CollectionItem
 from workers.serve.api.wire.requests import Item, ModalityRows
@@ -23,6 +25,7 @@ from workers.serve.api.wire.vectors import (
     from_array,
     from_base64,
     from_lists,
+    has_direction,
     width_of,
 )
 from workers.serve.batcher import NO_TICKET, Ticket
@@ -69,6 +72,40 @@ async def encoded(
 
     Raises InvalidRequest, Conflict, NotReady, Overloaded.
     """
+    with _asking(replica, version, modality, raw, field, owner) as (encoder, expected):
+        return checked(await encoder.encode(raw, owner, expected))
+
+
+async def encoded_parts(
+    replica: Replica, version: ServedVersion, item: CollectionItem, *, owner: str
+) -> list[Part[Float32Array]]:
+    """Return the windows that cover a recording, with their features (F). Raises as `encoded` does."""
+    name = _name(item, 0, "items")
+    try:
+        file = _file(item.data or "")
+        with _asking(replica, version, item.modality, [file], "items", owner) as (
+            encoder,
+            expected,
+        ):
+            parts = await encoder.encode_parts(file, owner, expected)
+            # Of some windows there may be nothing to tell, such as of silence.
+            usable = [part for part in parts if has_direction(part.of)]
+            checked(np.stack([part.of for part in usable or parts]))
+            return usable
+    except WrongRow as error:
+        raise error.at(0, "items", name) from error
+
+
+@contextmanager
+def _asking(
+    replica: Replica,
+    version: ServedVersion,
+    modality: str,
+    raw: Sequence[Raw],
+    field: str,
+    owner: str,
+) -> Iterator[tuple[EncoderClient, EncoderIdentity | None]]:
+    """Admit items to their encoder, yield it with its expected identity, and translate its errors."""
     width_of(modality, version)
     encoder = _encoder(replica, version, modality, field)
     spec = encoder.spec
@@ -77,10 +114,9 @@ async def encoded(
             f"is {kind_of(raw[0])}; {_named(version, modality)} takes {takes(spec)} or features"
         )
         raise WrongRow(0, reason, "wrong_media", field, f"{field}[0]")
-    expected = version.encoders.get(modality)
     try:
         with replica.admission.at_encoder(spec.name, owner, len(raw)):
-            return checked(await encoder.encode(raw, owner, expected))
+            yield encoder, version.encoders.get(modality)
     except UnreadableItem as error:
         reason = f"cannot be encoded: {error.reason}"
         name = f"{field}[{error.index}]"

@@ -8,7 +8,7 @@ from cmcl.contract.errors import InvalidVersion, WorkerError
 from cmcl.fairness import fits, share_now
 from workers.serve.collections.follower import CollectionsFollower, CollectionSnapshot
 from workers.serve.collections.registry import Permitted, Registry
-from workers.serve.collections.table import CollectionSpec, Row, State
+from workers.serve.collections.table import NOTHING, CollectionSpec, Row, State
 from workers.serve.settings import CollectionLimits
 
 NO_LIMITS = CollectionLimits(*[sys.maxsize] * 3)
@@ -86,12 +86,18 @@ class Collections:
         self._registry.delete(name, permitted, mark)
         self.follower.wake()
 
-    def write(self, state: State, rows: Sequence[Row], mark: str | None = None) -> int:
-        """Write rows and return the revision. Blocks. Raises as `CollectionTable.write` and `check_room` do."""
+    def write(
+        self,
+        state: State,
+        rows: Sequence[Row],
+        mark: str | None = None,
+        replaced: Mapping[str, float] = NOTHING,
+    ) -> int:
+        """Write rows, and return the revision. Blocks. Raises as `CollectionTable.write` and `check_room` do."""
         self.check_room(state, sum(row.feature_F is not None for row in rows), mark)
         versions = self.follower.versions_of(state)
         versions.live()
-        revision = state.table.write(rows, versions.embed, mark)
+        revision = state.table.write(rows, versions.embed, mark, replaced)
         self.follower.wake()
         return revision
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from operator import methodcaller
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple
 
 import lance
@@ -47,6 +48,7 @@ CollectionName = Annotated[
 HEAD_ID = ""
 ITEMS = "modality IS NOT NULL"
 VECTORS = "vectors_"
+NOTHING: Mapping[str, float] = MappingProxyType({})
 # Of fields that a range filter can name.
 _MOST_RANGES = 64
 # A repeated write is recognised among so many later ones.
@@ -90,6 +92,11 @@ class Row(NamedTuple):
     parent: str | None = None
     start: float | None = None
     end: float | None = None
+
+
+def removal(id_: str) -> Row:
+    """Return what is written where an item is removed."""
+    return Row(id_, "", None, None)
 
 
 class CollectionSpec(Frozen):
@@ -264,10 +271,17 @@ class CollectionTable:
             ) from error
         return State(self, dataset, head)
 
-    def write(self, rows: Sequence[Row], embed: Embed, mark: str | None = None) -> int:
+    def write(
+        self,
+        rows: Sequence[Row],
+        embed: Embed,
+        mark: str | None = None,
+        replaced: Mapping[str, float] = NOTHING,
+    ) -> int:
         """Add, replace and remove items, as one change; return the revision that has it.
 
-        Where a write with this mark was applied before, nothing is written. Raises NoCollection, CollectionBusy.
+        Of parents that were `replaced` from some second on, the parts since then are removed, but for those that
+        are written. Where a write with this mark was applied before, nothing is written. Raises NoCollection, CollectionBusy.
         """
         ranges = {name for row in rows for name in PayloadTerms(row.payload).values}
 
@@ -282,7 +296,7 @@ class CollectionTable:
                 }
             )
 
-        return self.update(change, rows, embed, ranges).revision
+        return self.update(change, rows, embed, ranges, replaced).revision
 
     def update(
         self,
@@ -290,6 +304,7 @@ class CollectionTable:
         rows: Sequence[Row] = (),
         embed: Embed = lambda *_: None,
         ranges: Collection[str] = (),
+        replaced: Mapping[str, float] = NOTHING,
     ) -> Head:
         """Write rows, and the head as `change` returns it; None from it: nothing is written. Returns the latest head.
 
@@ -304,14 +319,15 @@ class CollectionTable:
                 return state.head
             if not self._add_ranges(state, ranges):
                 try:
-                    rows_and_head = _batch(state.dataset.schema, rows, head, embed)
+                    every = [*rows, *_other_parts(state, replaced, rows)]
+                    rows_and_head = _batch(state.dataset.schema, every, head, embed)
                 except VersionGone as gone:
                     self.update(methodcaller("without", gone.column))
                     continue
-                replaced = self._commit(state, rows_and_head)
-                if replaced and head.leftovers_since is None:
+                changed = self._commit(state, rows_and_head)
+                if changed and head.leftovers_since is None:
                     self.update(_with_leftovers)
-                if replaced is not None:
+                if changed is not None:
                     return head
             time.sleep(random.uniform(0, _LONGEST_PAUSE_SECONDS))  # noqa: S311
         raise CollectionBusy(f"{self.uri}: other writers were first {_ATTEMPTS} times")
@@ -347,6 +363,17 @@ class CollectionTable:
                 # Added by another writer meanwhile, or other columns were: planned again.
                 logger.debug("%s: columns of fields: %s", self.uri, error)
         return bool(missing)
+
+
+def _other_parts(state: State, replaced: Mapping[str, float], rows: Sequence[Row]) -> Iterator[Row]:
+    """Yield removals of the parts of what was replaced that are not among the rows."""
+    if not replaced:
+        return
+    written = {row.id for row in rows}
+    wanted = f"parent IN ({', '.join(map(quoted, replaced))})"
+    for each in state.scan(columns=["id", "parent", "start"], filter=wanted).to_pylist():
+        if each["id"] not in written and (each["start"] or 0.0) >= replaced[each["parent"]]:
+            yield removal(each["id"])
 
 
 def _with_leftovers(head: Head) -> Head:

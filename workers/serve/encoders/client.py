@@ -9,17 +9,20 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import numpy as np
 
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec, Media
 from cmcl.fairness import FairSemaphore
-from workers.encoders.port import EncoderMismatch
+from workers.encoders.port import EncoderMismatch, Part
 from workers.serve.encoders.port import (
     Encoded,
+    EncodedParts,
     EncoderTimeout,
     EncoderUnavailable,
     Raw,
+    Refusal,
     UnreadableItem,
 )
 from workers.serve.telemetry import LogOnce
@@ -45,6 +48,9 @@ _ARTICLES: Mapping[Media, str] = {
 # Encodes at most `max_batch` items in the encoder's process, if it has the expected identity. Without items it
 # checks the identity alone. Raises EncoderUnavailable.
 Call = Callable[[Sequence[Raw], EncoderIdentity | None], Awaitable[Encoded]]
+# The same of the windows that cover one recording, however many.
+PartsCall = Callable[[bytes, EncoderIdentity | None], Awaitable[EncodedParts]]
+T = TypeVar("T")
 
 
 class EncoderClient:
@@ -54,9 +60,9 @@ class EncoderClient:
     compares it, so a process that was replaced a moment ago is checked as well.
     """
 
-    def __init__(self, spec: EncoderSpec, call: Call) -> None:
+    def __init__(self, spec: EncoderSpec, call: Call, call_parts: PartsCall) -> None:
         self.spec = spec
-        self._call = call
+        self._call, self._call_parts = call, call_parts
         # The encoder's process does not distinguish owners, and answers in order of arrival.
         self._semaphore = FairSemaphore(PASSES_AHEAD * spec.max_batch * spec.replicas)
         self._log = LogOnce(logger, "%s refuses items: %s")
@@ -72,10 +78,23 @@ class EncoderClient:
             _check(index, item, self.spec)
         return np.concatenate(await self._in_parts(raw, owner, expected))
 
+    async def encode_parts(
+        self, file: bytes, owner: str, expected: EncoderIdentity | None
+    ) -> list[Part[Float32Array]]:
+        """Return the windows that cover a recording, with their features (F). Raises as `encode`."""
+        if self.spec.takes not in ("audio", "video") or self.spec.window_seconds is None:
+            raise UnreadableItem(
+                0,
+                f"encoder {self.spec.name!r} has no windows: parts need one of audio or video that sets window_seconds",
+            )
+        _check(0, file, self.spec)
+        async with _in_time(self.spec), self._semaphore.held(owner, 1):
+            return self._checked(await self._call_parts(file, expected), 0, expected)
+
     async def check(self, expected: EncoderIdentity | None) -> None:
         """Raises EncoderMismatch, EncoderUnavailable."""
         async with _in_time(self.spec):
-            self._features(await self._call((), expected), 0, expected)
+            self._checked(await self._call((), expected), 0, expected)
 
     async def _in_parts(
         self, raw: Sequence[Raw], owner: str, expected: EncoderIdentity | None
@@ -88,7 +107,7 @@ class EncoderClient:
             items = raw[start : start + size]
             async with turns, self._semaphore.held(owner, len(items)):
                 encoded = await self._call(items, expected)
-            return self._features(encoded, start, expected)
+            return self._checked(encoded, start, expected)
 
         calls = [asyncio.ensure_future(part(start)) for start in range(0, len(raw), size)]
         try:
@@ -99,10 +118,10 @@ class EncoderClient:
             for each in calls:
                 each.cancel()
 
-    def _features(
-        self, encoded: Encoded, start: int, expected: EncoderIdentity | None
-    ) -> Float32Array:
-        """Return the features of items from `start` on, or raise the error that the process returned."""
+    def _checked(
+        self, encoded: T | UnreadableItem | Refusal, start: int, expected: EncoderIdentity | None
+    ) -> T:
+        """Return what the process made of items from `start` on, or raise the error that it returned."""
         if isinstance(encoded, UnreadableItem):
             raise UnreadableItem(start + encoded.index, encoded.reason)
         if isinstance(encoded, EncoderUnavailable):

@@ -11,11 +11,11 @@ import numpy as np
 
 from cmcl.contract.encoder import EncoderSpec
 from cmcl.contract.modality import Frozen
-from workers.encoders.decoding import decode_item
+from workers.encoders.decoding import decode_item, decode_parts
 from workers.encoders.media import packed, unpacked
-from workers.encoders.port import FrozenEncoder, ItemT
+from workers.encoders.port import FrozenEncoder, ItemT, Part
 from workers.sandbox.child import Child, ChildCrashed, ChildLimits, share_of_memory
-from workers.sandbox.child_process import FrameWriter
+from workers.sandbox.child_process import Frame, FrameWriter
 from workers.serve.encoders.port import Raw
 
 _ITEM = "item"
@@ -29,19 +29,27 @@ _SHARE_OF_TIME = 0.8
 
 
 class DecodeFile(Frozen):
-    """Request to decode the file `item` in the folder of the child, for the encoder of this declaration."""
+    """Request to decode the file `item` in the folder of the child, for the encoder of this declaration.
+
+    `in_parts`: each window that covers it separately.
+    """
 
     spec: EncoderSpec
+    in_parts: bool = False
 
 
 def decode_file(request: DecodeFile, output: FrameWriter) -> None:
-    """Send the decoded file, or `{"reason"}` with a sentence for the user. Runs in the child."""
+    """Send the decoded file or its parts, or `{"reason"}` with a sentence for the user. Runs in the child."""
+    file = (output.folder / _ITEM).read_bytes()
     try:
-        header, parts = packed(decode_item(request.spec, (output.folder / _ITEM).read_bytes()))
+        if not request.in_parts:
+            output.send(*packed(decode_item(request.spec, file)))
+            return
+        for part in decode_parts(request.spec, file):
+            header, body = packed(part.of)
+            output.send(header | {"start": part.start, "end": part.end}, body)
     except ValueError as error:
         output.send({"reason": str(error)[:1000]})
-        return
-    output.send(header, parts)
 
 
 Decoder = Callable[[DecodeFile, FrameWriter], None]
@@ -63,13 +71,24 @@ class FileReader(Generic[ItemT]):
         """Read one item. Raises ValueError with a sentence for the user; StorageUnavailable where no process starts."""
         if not isinstance(raw, bytes):
             return self._encoder.read(raw)
+        (part,) = self._read(raw, self._request)
+        return part.of
+
+    def parts(self, file: bytes) -> list[Part[ItemT]]:
+        """Read the windows that cover a recording. Raises as reading an item does."""
+        return self._read(file, self._request.model_copy(update={"in_parts": True}))
+
+    def _read(self, file: bytes, request: DecodeFile) -> list[Part[ItemT]]:
         child = self._fresh()
-        (child.scratch.path / _ITEM).write_bytes(raw)
+        (child.scratch.path / _ITEM).write_bytes(file)
         try:
-            (frame,) = child.run(self._decoder, self._request, self._seconds)
+            # Loaded one by one: only what a pass needs is kept of a long recording.
+            return [*map(self._part, child.run(self._decoder, request, self._seconds))]
         except ChildCrashed as error:
             child.start()  # Started now, so that the next item does not wait for it.
             raise ValueError(f"the decoder {error.reason}") from error
+
+    def _part(self, frame: Frame) -> Part[ItemT]:
         if (reason := frame.header.get("reason")) is not None:
             raise ValueError(str(reason))
         try:
@@ -78,7 +97,8 @@ class FileReader(Generic[ItemT]):
             raise ValueError("the decoder sent no item") from error
         if isinstance(decoded, np.ndarray):
             raise ValueError("the decoder sent no item")  # noqa: TRY004 - an error of the child
-        return self._encoder.load(decoded)
+        start, end = frame.header.get("start"), frame.header.get("end")
+        return Part(self._encoder.load(decoded), start, end)
 
     def close(self) -> None:
         for child in (self._child, self._next):

@@ -21,7 +21,7 @@ from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.memory import release_memory_every
 from cmcl.storage.uris import open_store
 from workers.serve.encoders.client import PASSES_AHEAD, EncoderClient
-from workers.serve.encoders.port import Encoded, EncoderUnavailable, Raw
+from workers.serve.encoders.port import Encoded, EncodedParts, EncoderUnavailable, Raw
 from workers.serve.ray_adapters import ENCODER, at_most_per_node
 
 Handle = DeploymentHandle[Any]
@@ -55,8 +55,8 @@ class EncoderReplica:
         encoder = load_encoder(spec)
         # Texts and numbers need no child: no library parses them.
         is_of_files = spec.takes in ("image", "audio", "video")
-        read_item = FileReader(encoder) if is_of_files else encoder.read
-        self._queue = EncoderQueue(encoder, read_item, spec, self._watch)
+        self._files = FileReader(encoder) if is_of_files else None
+        self._queue = EncoderQueue(encoder, self._files or encoder.read, spec, self._watch)
         self._identity = IdentityCheck(encoder, open_store(store), self._queue.between_passes)
         self._identity.check_now()
 
@@ -67,6 +67,13 @@ class EncoderReplica:
         if not raw:
             return np.empty((0, self._width), np.float32)
         return await self._queue.encode(raw)
+
+    async def encode_parts(self, file: bytes, expected: EncoderIdentity | None) -> EncodedParts:
+        """Return the windows that cover a recording, with their features (F); or as `encode`."""
+        if (refusal := await self._identity.refusal(expected)) is not None:
+            return refusal
+        assert self._files is not None  # noqa: S101 - `EncoderClient` sends files to no other encoder
+        return await self._queue.encode_parts(file, self._files.parts)
 
     def _watch(self, seconds: float) -> None:
         self._seconds.observe(seconds, self._labels)
@@ -84,28 +91,34 @@ def encoders_behind(
 ) -> dict[str, EncoderClient]:
     """Return the encoders as a replica of the endpoint calls them, by name."""
     return {
-        spec.name: EncoderClient(spec, _ServeCall(spec.name, handles[spec.name])) for spec in specs
+        spec.name: EncoderClient(
+            spec,
+            _ServeCall(spec.name, handles[spec.name], "encode"),
+            _ServeCall(spec.name, handles[spec.name], "encode_parts"),
+        )
+        for spec in specs
     }
 
 
 class _ServeCall:
-    """A `Call` through a handle of Serve."""
+    """A `Call` or `PartsCall` through a handle of Serve."""
 
-    def __init__(self, name: str, handle: Handle) -> None:
+    def __init__(self, name: str, handle: Handle, method: str) -> None:
         self._name = name
         self._handle = handle
+        self._method = method
 
-    async def __call__(self, raw: Sequence[Raw], expected: EncoderIdentity | None) -> Encoded:
-        response = self._handle.encode.remote(list(raw), expected)
+    async def __call__(self, raw: Sequence[Raw] | bytes, expected: EncoderIdentity | None) -> Any:
+        given = raw if isinstance(raw, bytes) else list(raw)
+        response = getattr(self._handle, self._method).remote(given, expected)
         try:
-            encoded: Encoded = await response
+            return await response
         except asyncio.CancelledError:
             # Serve tells the process nothing of a wait that was cancelled.
-            response.cancel()  # type: ignore[no-untyped-call]
+            response.cancel()
             raise
         except (RayActorError, RayServeException, grpc.aio.AioRpcError) as error:
             raise EncoderUnavailable(f"encoder {self._name!r} is unavailable") from error
-        return encoded
 
 
 def _application(spec: EncoderSpec, store: str, *, own_nodes: bool) -> serve.Application:

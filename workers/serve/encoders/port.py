@@ -7,7 +7,7 @@ Shapes: B items, F width of the raw feature.
 
 from collections.abc import Sequence
 
-from workers.encoders.port import EncoderMismatch, Float32Array
+from workers.encoders.port import EncoderMismatch, Float32Array, Part
 
 # One raw item: a text, the bytes of a file, or a short list of numbers.
 Raw = str | bytes | Sequence[float]
@@ -39,3 +39,4 @@ class UnreadableItem(Exception):
 
 Refusal = EncoderMismatch | EncoderUnavailable
 Encoded = Float32Array | UnreadableItem | Refusal
+EncodedParts = list[Part[Float32Array]] | UnreadableItem | Refusal

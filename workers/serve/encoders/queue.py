@@ -20,11 +20,19 @@ from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.contract.errors import StorageUnavailable
 from cmcl.storage.object_store import ObjectStore
 from workers.encoders.identity import check_or_record
-from workers.encoders.port import EncoderMismatch, FrozenEncoder, ItemT
-from workers.serve.encoders.port import Encoded, EncoderUnavailable, Raw, Refusal, UnreadableItem
+from workers.encoders.port import EncoderMismatch, FrozenEncoder, ItemT, Part
+from workers.serve.encoders.port import (
+    Encoded,
+    EncodedParts,
+    EncoderUnavailable,
+    Raw,
+    Refusal,
+    UnreadableItem,
+)
 from workers.serve.versions.loading import Float32Array
 
 T = TypeVar("T")
+RawT = TypeVar("RawT", bound=Raw)
 # Called after each pass with its items and seconds.
 Watch = Callable[[float], None]
 
@@ -66,11 +74,32 @@ class EncoderQueue(Generic[ItemT]):
         if not 1 <= len(raw) <= self._max_batch:
             raise ValueError(f"{len(raw)} items at once; permitted are 1 to {self._max_batch}")
         try:
-            items = await self._read(raw)
+            items = await self._read(raw, self._read_item)
         except UnreadableItem as error:
             return error
         except StorageUnavailable as error:  # of the process that decodes files
             return EncoderUnavailable(str(error))
+        return await self._in_a_pass(items)
+
+    async def encode_parts(
+        self, file: bytes, read: Callable[[bytes], list[Part[ItemT]]]
+    ) -> EncodedParts:
+        """Return the parts of a file with their features (F), or why it is unreadable."""
+        try:
+            (parts,) = await self._read([file], read)
+        except UnreadableItem as error:
+            return error
+        except StorageUnavailable as error:
+            return EncoderUnavailable(str(error))
+        rows: list[Float32Array] = []
+        # Pass by pass, so that items of other requests come between.
+        for start in range(0, len(parts), self._max_batch):
+            some = parts[start : start + self._max_batch]
+            rows += [*await self._in_a_pass([part.of for part in some])]
+        return [Part(row_F, *part[1:]) for row_F, part in zip(rows, parts, strict=True)]
+
+    async def _in_a_pass(self, items: list[ItemT]) -> Float32Array:
+        """Return features (B × F) of at most `max_batch` items."""
         loop = asyncio.get_running_loop()
         waiting = _Waiting(items, loop.create_future())
         self._waiting.append(waiting)
@@ -82,24 +111,14 @@ class EncoderQueue(Generic[ItemT]):
         """Call a function that uses the encoder, in the thread of the passes."""
         return await asyncio.get_running_loop().run_in_executor(self._computer, function)
 
-    async def _read(self, raw: Sequence[Raw]) -> list[ItemT]:
+    async def _read(self, raw: Sequence[RawT], read: Callable[[RawT], T]) -> list[T]:
         """Read files one by one: those of other requests come between, and a cancelled request stops reading."""
-        loop, items = asyncio.get_running_loop(), list[ItemT]()
+        loop, items = asyncio.get_running_loop(), list[T]()
         # Texts and numbers take less than a change of threads.
         size = 1 if self._reads_files else len(raw)
         for start in range(0, len(raw), size):
             some = raw[start : start + size]
-            items += await loop.run_in_executor(self._reader, self._read_some, some, start)
-        return items
-
-    def _read_some(self, raw: Sequence[Raw], start: int) -> list[ItemT]:
-        """Read items, of which the first has the number `start`. Raises UnreadableItem."""
-        items = []
-        for index, each in enumerate(raw, start):
-            try:
-                items.append(self._read_item(each))
-            except ValueError as error:
-                raise UnreadableItem(index, str(error)) from error
+            items += await loop.run_in_executor(self._reader, _read_some, some, start, read)
         return items
 
     async def _run_passes(self) -> None:
@@ -136,6 +155,17 @@ class EncoderQueue(Generic[ItemT]):
             return
         _share_out(batch, rows_BF)
         self._watch(time.perf_counter() - started)
+
+
+def _read_some(raw: Sequence[RawT], start: int, read: Callable[[RawT], T]) -> list[T]:
+    """Read items, of which the first has the number `start`. Raises UnreadableItem."""
+    items = []
+    for index, each in enumerate(raw, start):
+        try:
+            items.append(read(each))
+        except ValueError as error:
+            raise UnreadableItem(index, str(error)) from error
+    return items
 
 
 def _share_out(batch: list[_Waiting[ItemT]], rows_BF: Float32Array) -> None:

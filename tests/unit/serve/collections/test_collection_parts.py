@@ -1,7 +1,10 @@
 """Items that are parts of a recording, a film or a document: results say which part, and name each parent once."""
 
+import base64
+
 import pytest
 
+from tests.fakes.letter_encoder import LETTERS, LetterEncoders
 from tests.unit.serve.collections.conftest import Searching
 from tests.unit.serve.collections.scene import feature
 
@@ -74,3 +77,110 @@ def test_a_place_that_cannot_be_is_an_error(
     answer = searching.ask("POST", "/things/items", {"items": [part("a", 1, **fields)]})
     assert answer.status_code == 400
     assert words in answer.json()["error"]["message"]
+
+
+@pytest.fixture
+def listening(searching: Searching) -> Searching:
+    """The encoder `letters` hears recordings: each byte is a second, and a window."""
+    heard = LETTERS.model_copy(update={"takes": "audio", "window_seconds": 1.0})
+    searching.encoders = LetterEncoders(heard)
+    searching.app = searching.app_of(searching.args)
+    return searching
+
+
+def recording(id_: str, seconds: bytes, **fields: object) -> dict[str, object]:
+    data = base64.b64encode(seconds).decode()
+    return {"id": id_, "modality": "text", "data": data, **fields}
+
+
+def listed(searching: Searching, revision: int) -> list[str]:
+    headers = {"x-min-collection-revision": str(revision)}
+    answer = searching.ask("GET", "/things/items?limit=100", headers=headers)
+    return sorted(each["id"] for each in answer.json()["data"])
+
+
+def test_windows_of_a_recording_are_items_with_its_payload_and_their_seconds(
+    listening: Searching,
+) -> None:
+    talk = recording("talk.wav", b"axz", parts=True, payload={"year": 2026})
+    answer = listening.ask("POST", "/things/items", {"items": [talk, recording("whole", b"b")]})
+    assert answer.json()["rows"] == 4
+    names = ["talk.wav#t=0,1", "talk.wav#t=1,2", "talk.wav#t=2,3"]
+    assert listed(listening, answer.json()["revision"]) == [*names, "whole"]
+    query = {"modality": "text", "data": base64.b64encode(b"x").decode()}
+    body = {"query": query, "by_parent": True}
+    (first, second) = listening.ask("POST", "/things/search", body).json()["data"]
+    assert (first["id"], first["parent"], first["payload"]) == (
+        names[1],
+        "talk.wav",
+        {"year": 2026},
+    )
+    assert (first["at"], second["id"]) == ({"start": 1.0, "end": 2.0}, "whole")
+
+
+def test_a_recording_that_is_added_again_or_removed_leaves_no_part(listening: Searching) -> None:
+    other = recording("other", b"abc", parts=True)
+    listening.add("things", [other, recording("talk", b"abcdef", parts=True)])
+    revision = listening.add("things", [recording("talk", b"xy", parts=True)])
+    others = [f"other#t={at},{at + 1}" for at in range(3)]
+    assert listed(listening, revision) == [*others, "talk#t=0,1", "talk#t=1,2"]
+    revision = listening.add("things", [recording("talk", b"x")])
+    assert listed(listening, revision) == [*others, "talk"]
+    revision = listening.add("things", [recording("talk", b"xy", parts=True)])
+    answer = listening.ask("POST", "/things/items/delete", {"ids": ["talk"]})
+    # The mean of before is not a part, and goes as well.
+    assert listed(listening, answer.json()["revision"]) == others
+
+
+def test_a_long_recording_is_sent_in_pieces_and_a_piece_replaces_what_came_from_its_start_on(
+    listening: Searching,
+) -> None:
+    first, second = (recording("talk", b"abc", parts=True, start=at) for at in (0, 3))
+    names = [f"talk#t={at},{at + 1}" for at in range(6)]
+    assert listed(listening, listening.add("things", [first, second])) == names
+    listening.add("things", [recording("talk", b"wx", parts=True)])
+    revision = listening.add("things", [recording("talk", b"yz", parts=True, start=2)])
+    assert listed(listening, revision) == names[:4]
+    assert listed(listening, listening.add("things", [second])) == [*names[:3], *names[3:6]]
+    answer = listening.ask("POST", "/things/items", {"items": [second, second]})
+    assert '"talk#t=3" again' in answer.json()["error"]["message"]
+
+
+def test_a_recording_without_a_usable_window_is_an_error_and_one_window_of_silence_none(
+    listening: Searching,
+) -> None:
+    revision = listening.add("things", [recording("talk", b"a\0b", parts=True)])
+    assert listed(listening, revision) == ["talk#t=0,1", "talk#t=2,3"]
+    silence = recording("silence", b"\0\0", parts=True)
+    answer = listening.ask("POST", "/things/items", {"items": [silence]})
+    assert answer.status_code == 400
+    assert "item 'silence' is all zeros" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"parent": "a"}, "parts are of an item with data, without parent"),
+        ({"start": 1, "end": 2}, "parts are of an item with data, without parent and end"),
+        ({"data": None, "text": "a"}, "parts are of an item with data"),
+        ({"id": "x" * 225}, "id of up to 224"),
+        ({"data": ""}, "it is empty"),
+    ],
+)
+def test_parts_of_what_has_none_are_an_error(
+    listening: Searching, fields: dict[str, object], words: str
+) -> None:
+    body = {"items": [recording("talk", b"abc", parts=True) | fields]}
+    answer = listening.ask("POST", "/things/items", body)
+    assert answer.status_code == 400
+    assert words in answer.json()["error"]["message"]
+
+
+def test_an_encoder_without_windows_gives_no_parts(listening: Searching) -> None:
+    whole = LETTERS.model_copy(update={"takes": "audio"})
+    listening.encoders = LetterEncoders(whole)
+    listening.app = listening.app_of(listening.args)
+    body = {"items": [recording("talk", b"abc", parts=True)]}
+    answer = listening.ask("POST", "/things/items", body)
+    assert answer.status_code == 400
+    assert "has no windows" in answer.json()["error"]["message"]

@@ -15,6 +15,8 @@ from workers.serve.collections.filters import LONGEST_FIELD, as_number
 from workers.serve.errors import InvalidRequest, shortened
 
 LONGEST_ID = 256
+# `#t=` and two times come behind it.
+LONGEST_ID_OF_PARTS = 224
 LONGEST_WORDS = 1024
 # What programs in other languages can read.
 _SMALLEST_INTEGER = -(2**63)
@@ -66,10 +68,17 @@ class CollectionItem(Item):
         default=None, ge=0, description="where in its parent it begins, in seconds or pages"
     )
     end: float | None = Field(default=None, ge=0, description="where it ends")
+    parts: bool = Field(
+        default=False,
+        description="whether the windows of a recording become items, in place of their mean: `data` for an encoder of "
+        "audio or video with window_seconds. `start`: of a piece of a long recording, which is sent in several",
+    )
 
     @model_validator(mode="after")
     def _ends_after_its_start(self) -> Self:
         start, end = self.start, self.end
+        if self.parts and end is None:
+            return self
         if (start is None) != (end is None) or (
             start is not None and end is not None and end < start
         ):
@@ -77,6 +86,20 @@ class CollectionItem(Item):
                 "span",
                 "start and end are {start} and {end}; permitted are both, in this order, or neither",
                 {"start": start, "end": end},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _is_a_whole_recording(self) -> Self:
+        if self.parts and (
+            self.data is None
+            or not (self.parent is None and self.end is None)
+            or len(self.id) > LONGEST_ID_OF_PARTS
+        ):
+            raise PydanticCustomError(
+                "parts",
+                "parts are of an item with data, without parent and end, and with an id of up to {longest} characters",
+                {"longest": LONGEST_ID_OF_PARTS},
             )
         return self
 
@@ -124,11 +147,18 @@ class SearchRequest(BaseModel):
     )
 
 
+def part_id(item: str, start: float | None, end: float | None = None) -> str:
+    """Return the id of a part, which names its seconds as URLs of media do."""
+    return f"{item}#t={start or 0:.10g}" + ("" if end is None else f",{end:.10g}")
+
+
 def parse_items(body: bytes, most: int, payload_bytes: int) -> ItemsRequest:
     """Parse a request of 1 to so many items. Raises InvalidRequest."""
     request = parse(ItemsRequest, body, most, payload_bytes)
     check_count(len(request.items), most, "items")
-    _check_different([item.id for item in request.items])
+    check_different(
+        [part_id(each.id, each.start) if each.parts else each.id for each in request.items]
+    )
     return request
 
 
@@ -144,7 +174,7 @@ def parse_removal(body: bytes, most: int) -> RemovalRequest:
     return request
 
 
-def _check_different(ids: list[str]) -> None:
+def check_different(ids: list[str]) -> None:
     """Raises InvalidRequest: which of two rows counts must not depend on their order."""
     seen: set[str] = set()
     for index, each in enumerate(ids):

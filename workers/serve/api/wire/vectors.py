@@ -398,6 +398,12 @@ def checked(rows_BF: NDArray[np.floating]) -> Float32Array:
     return rows_BF.astype(np.float32, copy=False)
 
 
+def has_direction(row_F: NDArray[np.floating]) -> bool:
+    """Return whether a row is finite, and neither too short nor too long."""
+    # In float64, where the squares of float32 neither underflow nor overflow.
+    return bool(_SHORTEST <= np.linalg.norm(row_F.astype(np.float64)) <= _LONGEST)
+
+
 def _refuse(rows_BF: NDArray[np.floating]) -> None:
     for index, row_F in enumerate(rows_BF.astype(np.float64)):
         length = float(np.hypot.reduce(row_F))  # neither underflows nor overflows
