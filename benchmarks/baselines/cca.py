@@ -48,7 +48,7 @@ class CCA(Method):
 
     def solve(self, context: TrainingContext, memory: Memory) -> Solved:
         width, moments = context.heads.width, pooled(memory.centred)
-        ridges = dict.fromkeys(moments.modalities, self.ridge)
+        ridges = {name: each.ridge for name, each in memory.ridges.items()}
         solution = solve(moments, ridges, width, torch.float32)
         weights = {
             name: weight_EI.float()

@@ -1,10 +1,11 @@
-"""CCA and CSA against the textbook's formula, in NumPy, on rows."""
+"""CCA, CSA and CCA-CL against the textbook's formula, in NumPy, on rows."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.baselines.cca import CCA, CSA
+from benchmarks.baselines.cca_cl import CCACL
 from cmcl.contract.modality import ModalityPair
 from tests.unit.methods.contexts import HEAD_WIDTHS, IMAGE_TEXT, WIDTH, context_on
 from workers.methods.method import Solved
@@ -33,7 +34,7 @@ def sides(pair: ModalityPair, seed: int) -> list[Tensor]:
 def memory_of(*pairs: tuple[ModalityPair, int]) -> Memory:
     memory = Memory()
     for pair, seed in pairs:
-        ridges = dict.fromkeys(pair.modalities, 0.02)
+        ridges = dict.fromkeys(pair.modalities, RIDGE)
         memory = memory.with_sums(pair, dataset_moments(pair_moments(*sides(pair, seed))), ridges)
     return memory
 
@@ -77,3 +78,19 @@ def test_similarity_weighs_each_direction_by_its_correlation() -> None:
     a, b = (rows @ plain[name].double().mT for name, rows in (("image", image), ("text", text)))
     u, v = (rows @ weighted[name].double().mT for name, rows in (("image", image), ("text", text)))
     torch.testing.assert_close(u @ v.mT, (a * rho) @ b.mT, rtol=1e-2, atol=1e-4)
+
+
+def test_cca_cl_weighs_both_sides_by_the_correlation_and_leaves_out_the_last_directions() -> None:
+    image, text = sides(IMAGE_TEXT, seed=1)
+    memory = memory_of((IMAGE_TEXT, 1))
+    plain, weighted = (
+        solved(method, memory).weights
+        for method in (CCA(0.07, RIDGE), CCACL(0.07, RIDGE, energy=0.8))
+    )
+    rho = correlations(image[:, :-1].numpy(), text[:, :-1].numpy())[:WIDTH]
+    kept = 1 + int(((rho**2).cumsum() < 0.8 * (rho**2).sum()).sum())
+    assert 1 < kept < WIDTH
+    a, b = (rows @ plain[name].double().mT for name, rows in (("image", image), ("text", text)))
+    u, v = (rows @ weighted[name].double().mT for name, rows in (("image", image), ("text", text)))
+    weights = torch.from_numpy(np.where(np.arange(WIDTH) < kept, rho**2, 0))
+    torch.testing.assert_close(u @ v.mT, (a * weights) @ b.mT, rtol=1e-2, atol=1e-4)
