@@ -115,6 +115,26 @@ def pydantic_ai() -> Any:
     return [list(each) for each in found.embeddings]
 
 
+def pydantic_ai_agent() -> Any:
+    """An agent whose tool searches a vector store. `TestModel` calls each tool once, and no language model."""
+    from openai import OpenAI
+    from pydantic_ai import Agent
+    from pydantic_ai.models.test import TestModel
+
+    agent = Agent(TestModel(custom_output_text="done"))
+    passages: list[tuple[str, str]] = []
+
+    @agent.tool_plain
+    def retrieve(question: str) -> list[str]:
+        """Return the passages nearest to a question."""
+        with OpenAI(base_url=URL, api_key="none", max_retries=0) as client:
+            found = client.vector_stores.search("texts", query=question, max_num_results=2).data
+        passages.extend((hit.file_id, hit.content[0].text) for hit in found)
+        return [hit.content[0].text for hit in found]
+
+    return [agent.run_sync("What is in the store?").output, passages]
+
+
 def onnxruntime() -> Any:
     import numpy as np
     import onnxruntime
@@ -210,7 +230,7 @@ def langchain_store() -> Any:
 
 PROGRAMS: tuple[Callable[[], Any], ...] = (
     *(openai_client, openai_async, langchain, langchain_default, langchain_default_with_modality),
-    *(llama_index, haystack, litellm, pydantic_ai),
+    *(llama_index, haystack, litellm, pydantic_ai, pydantic_ai_agent),
     *(onnxruntime, mlflow, duckdb, lancedb, qdrant, arrow, langchain_store),
 )
 

@@ -45,6 +45,13 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Searching]:
             for n in range(9)
         ]
         replica.add("things", [*items[:8], {**items[8], "payload": {"colour": "red"}}])
+        texts = [
+            {"id": text, "modality": "text", "text": text, "payload": {"title": text.upper()}}
+            for text in TEXTS
+        ]
+        replica.ask("PUT", "/texts", {"model": "scenes", "text_fields": ["title"]})
+        revision = replica.add("texts", texts)
+        replica.found("texts", revision, words=TEXTS[0])
         replica.found("things", 2, query={"modality": "image", "feature": items[0]["feature"]})
         yield replica
 
@@ -95,6 +102,16 @@ def test_a_client_of_openais_api_embeds_texts(
     assert "error" not in found[client], found[client]
     expected = embedded(endpoint, "text", TEXTS)
     np.testing.assert_allclose(np.array(found[client]), expected, atol=1e-6)
+
+
+def test_an_agent_retrieves_passages_from_a_vector_store(
+    endpoint: Searching, found: dict[str, Any]
+) -> None:
+    """Its question is "a", as `TestModel` makes it up."""
+    output, passages = found["pydantic_ai_agent"]
+    assert output == "done"
+    nearest = endpoint.found("texts", query={"modality": "text", "text": "a"}, top_k=2)
+    assert passages == [[text, text.upper()] for text in nearest]
 
 
 @pytest.mark.parametrize("client", ["langchain_default", "langchain_default_with_modality"])
