@@ -121,10 +121,8 @@ def pydantic_ai_agent() -> Any:
     from pydantic_ai import Agent
     from pydantic_ai.models.test import TestModel
 
-    agent = Agent(TestModel(custom_output_text="done"))
     passages: list[tuple[str, str]] = []
 
-    @agent.tool_plain
     def retrieve(question: str) -> list[str]:
         """Return the passages nearest to a question."""
         with OpenAI(base_url=URL, api_key="none", max_retries=0) as client:
@@ -132,6 +130,7 @@ def pydantic_ai_agent() -> Any:
         passages.extend((hit.file_id, hit.content[0].text) for hit in found)
         return [hit.content[0].text for hit in found]
 
+    agent = Agent(TestModel(custom_output_text="done"), tools=[retrieve])
     return [agent.run_sync("What is in the store?").output, passages]
 
 
