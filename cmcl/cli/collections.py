@@ -15,7 +15,7 @@ from cmcl.cli.errors import CommandError
 from cmcl.cli.options import DEFAULT_QUERY_URL, AsJson, EmbeddingsUrl, OfModel, Yes
 from cmcl.cli.queries import parse_filter, read_items, read_media, read_query
 from cmcl.client import Client, Collection, SearchHit, SearchResults, SearchStatus
-from cmcl.contract.api.endpoint import FloatType
+from cmcl.contract.api.endpoint import FloatType, VectorType
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -67,7 +67,8 @@ def create_collection(  # noqa: PLR0913 - the properties of a collection
         FloatType, typer.Option(help="how features are stored; float16 takes half the space")
     ] = "float32",
     vector_type: Annotated[
-        FloatType, typer.Option(help="how vectors are stored; float16 takes half the space")
+        VectorType,
+        typer.Option(help="how vectors are stored; float16 takes half the space, bit a 32nd"),
     ] = "float32",
     dimensions: Annotated[
         int | None,

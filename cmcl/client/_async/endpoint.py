@@ -46,6 +46,7 @@ from cmcl.contract.api.endpoint import (
     SearchResults,
     ServedModel,
     StoredItem,
+    VectorType,
     WriteResult,
 )
 
@@ -159,13 +160,13 @@ class EndpointCalls(Calls):
         model: str,
         feature_type: FloatType = "float32",
         *,
-        vector_type: FloatType = "float32",
+        vector_type: VectorType = "float32",
         dimensions: int | None = None,
         text_fields: Sequence[str] = (),
     ) -> Collection:
         """Create a collection that follows `model`. Repeating the call returns the same collection.
 
-        `dimensions`: how many numbers of each vector are kept, by default all. `text_fields`: fields of payloads
+        `vector_type`, `dimensions`: how vectors are stored, and how many numbers of each, by default all. `text_fields`: fields of payloads
         that `search` finds by words.
         """
         body = {

@@ -11,6 +11,7 @@ from cmcl.contract.responses import ApiModel
 
 # Precision of what a collection stores.
 FloatType = Literal["float32", "float16"]
+VectorType = Literal["float32", "float16", "bit"]
 
 
 class ErrorDetail(ApiModel):
@@ -172,7 +173,7 @@ class Collection(ApiModel):
     object: Literal["collection"]
     model: str
     feature_type: FloatType
-    vector_type: FloatType
+    vector_type: VectorType
     dimensions: int | None = Field(description="of its vectors; null: all of the model")
     text_fields: list[str] = Field(description="of payloads, whose words are searched")
     revision: int = Field(description="grows with each write")

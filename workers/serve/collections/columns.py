@@ -28,6 +28,7 @@ import torch
 from lance import LanceOperation
 
 from cmcl.contract.errors import InvalidVersion, ObjectNotFound
+from workers.serve.collections.stored_vectors import column_type, encoded, is_bits
 from workers.serve.collections.table import (
     HEAD_ID,
     VECTORS,
@@ -75,6 +76,11 @@ VersionOf = Callable[[str, int], ServedVersion]
 def column_of(version: ServedVersion) -> str:
     """Return the name of its column. A model can be deleted and created again: its numbers begin again."""
     return f"{VECTORS}{version.number}_{int(version.created_at.timestamp())}"
+
+
+def vector_width(spec: CollectionSpec, version: ServedVersion) -> int:
+    """Return how many numbers of a version's embeddings a collection keeps."""
+    return min(spec.dimensions or version.spec.width, version.spec.width)
 
 
 class Versions:
@@ -126,7 +132,7 @@ class Versions:
 
     def width(self, version: ServedVersion) -> int:
         """Return the width of vectors of this version."""
-        return min(self._spec.dimensions or version.spec.width, version.spec.width)
+        return vector_width(self._spec, version)
 
 
 @dataclass(frozen=True)
@@ -171,7 +177,7 @@ class ColumnBuilder:
     def build(self, target: Target, embed: Embed) -> Iterator[float]:
         """Make a column complete; yield the share that is filled. Can be abandoned, and begun again by any process."""
         spec = self._table.read().head.spec
-        kind = pa.list_(pa.type_for_alias(spec.vector_type), target.width)
+        kind = column_type(spec.vector_type, target.width)
         self._add(pa.field(target.column, kind))
         yield from self._fill(target, kind, embed)
         state = self._table.read()
@@ -260,13 +266,14 @@ class ColumnBuilder:
             self._again(lambda dataset: dataset.create_scalar_index(column, kind, column))
             return
         state = self._table.read()
-        width = state.dataset.schema.field(column).type.list_size
+        kind = state.dataset.schema.field(column).type
+        floats = _BYTES if kind.list_size % _BITS_MULTIPLE else _BITS
         self._again(
             lambda dataset: dataset.create_index(
                 column,
-                _BYTES if width % _BITS_MULTIPLE else _BITS,
+                "IVF_FLAT" if is_bits(kind) else floats,
                 name=column,
-                metric="cosine",
+                metric="hamming" if is_bits(kind) else "cosine",
                 num_partitions=max(1, int(math.sqrt(state.rows) / 2)),
                 replace=True,
             )
@@ -357,6 +364,6 @@ def _vectors(
                 vectors_BE = embed(target.column, modality, features_BF)
                 if vectors_BE is None:
                     raise ValueError(f"{target.column} embeds no {modality}")
-                numbers = vectors_BE.ravel().astype(kind.value_type.to_pandas_dtype())
-                made = pa.FixedSizeListArray.from_arrays(pa.array(numbers), target.width)
+                numbers = pa.array(encoded(vectors_BE, kind).ravel())
+                made = pa.FixedSizeListArray.from_arrays(numbers, kind.list_size)
                 yield pa.record_batch([batch["_rowid"], made], schema=schema)

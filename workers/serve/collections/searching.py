@@ -1,18 +1,23 @@
 """Searching a collection at one moment, by the vectors of one version and by the words of payloads.
 
-Shapes: E width of the vectors.
+Vectors of bits, and shorter ones than the model's, choose candidates. These are scored by embeddings of their features.
+
+Shapes: B rows, F width of the feature, E width of the model's embeddings.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import torch
 
-from workers.serve.collections.columns import column_of
+from workers.serve.collections.columns import column_of, vector_width
 from workers.serve.collections.filters import Filter, sql_of
+from workers.serve.collections.stored_vectors import encoded, is_bits
 from workers.serve.collections.table import State, reading
 from workers.serve.collections.terms import quoted
 from workers.serve.versions.loading import Float32Array, ServedVersion, truncated
@@ -21,6 +26,9 @@ from workers.serve.versions.loading import Float32Array, ServedVersion, truncate
 # texts: of another modality all are looked through.
 _RESCORED = 4
 _PARTITIONS, _ALL_PARTITIONS = 60, 1 << 16
+# Candidates for so many results where features score them, and at most so many more than results.
+_CANDIDATES, _MOST_CANDIDATES = 20, 2000
+_ROWS_AT_ONCE = 4096
 # Where so few items pass a filter, comparing them all is faster, and exact.
 _FEW = 1000
 # Reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009): the constant, and how many of each ranking.
@@ -87,8 +95,13 @@ class Searched:
 
     @property
     def width(self) -> int:
-        """The width E of the vectors."""
-        return int(self.state.dataset.schema.field(self.column).type.list_size)
+        """How many numbers of the embeddings the vectors have."""
+        return vector_width(self.state.head.spec, self.version)
+
+    @property
+    def are_compressed(self) -> bool:
+        """Whether vectors choose candidates only, which features score."""
+        return is_bits(self._type) or self.width < self.version.spec.width
 
     def rows(self, modality: str | None = None) -> int:
         """Return the number of items with vectors, of one modality or of all."""
@@ -120,11 +133,19 @@ class Searched:
 
     def vectors(self, rows: int) -> Iterator[pa.RecordBatch]:
         """Yield id, modality, payload and vector of all items with vectors, at most `rows` at a time."""
-        columns = ["id", "modality", "payload", self.column]
+        columns = ["id", "modality", "payload"]
+        source = "feature" if is_bits(self._type) else self.column
         with reading(self.state.table.uri):
-            yield from self.state.dataset.to_batches(
-                columns=columns, filter=self._of(), batch_size=rows
-            )
+            for batch in self.state.dataset.to_batches(
+                columns=[*columns, source], filter=self._of(), batch_size=rows
+            ):
+                made = batch[source]
+                if is_bits(self._type):
+                    made_BD = truncated(self._embedded(batch), self.width)
+                    made = pa.FixedSizeListArray.from_arrays(made_BD.ravel(), self.width)
+                yield pa.record_batch(
+                    [*(batch[name] for name in columns), made], [*columns, "vector"]
+                )
 
     def search(self, wanted: SearchQuery) -> SearchResult:
         """Return the items nearest to a query, of those with vectors. Raises StorageUnavailable, InvalidVersion."""
@@ -156,24 +177,65 @@ class Searched:
 
     def _nearest(self, wanted: SearchQuery, count: int) -> SearchResult:
         assert wanted.query_E is not None  # noqa: S101
-        exact = wanted.exact or self.column not in self.state.indexes
+        has_index = self.column in self.state.indexes
+        exact = wanted.exact or not (has_index or self.are_compressed)
         if not exact and wanted.filter is not None:
             exact = self.state.count(self._conditions(wanted)) <= _FEW
+        if exact and self.are_compressed:
+            if wanted.modalities is None:
+                wanted = replace(wanted, modalities=self.version.spec.modalities)
+            return SearchResult(self._rescored(wanted, count), exact)
+        query_1N = encoded(truncated(wanted.query_E[None], self.width), self._type)
         nearest: dict[str, Any] = {
             "column": self.column,
-            "q": truncated(wanted.query_E[None], self.width)[0],
+            "q": pa.array(query_1N[0]) if is_bits(self._type) else query_1N[0],
             "k": count,
-            "metric": "cosine",
+            "metric": "hamming" if is_bits(self._type) else "cosine",
         }
-        if exact:
+        if exact or not has_index:
             nearest["use_index"] = False
         else:
             is_any = wanted.modalities is None
             nearest["minimum_nprobes"] = _PARTITIONS if is_any else _ALL_PARTITIONS
+        if self.are_compressed:
+            nearest["k"] = min(_CANDIDATES * count, _MOST_CANDIDATES + count)
+            return SearchResult(self._rescored(wanted, count, nearest=nearest), exact)
+        if not exact:
             nearest["refine_factor"] = _RESCORED
         found = self._scanned(wanted, "_distance", nearest=nearest)
         hits = (Hit(**item, score=1 - distance) for item, distance in found)
         return SearchResult(_ranked(hits), exact)
+
+    def _rescored(self, wanted: SearchQuery, count: int, **how: Any) -> list[Hit]:
+        """Return the best of the rows that are found, by the cosine of the query and their embeddings."""
+        assert wanted.query_E is not None  # noqa: S101
+        best: list[Hit] = []
+        with reading(self.state.table.uri):
+            for batch in self._scanner(wanted, "feature", **how).to_batches():
+                if not batch.num_rows:
+                    continue
+                scores_B = self._embedded(batch) @ wanted.query_E
+                # All that tie with the last, so that they are in the order of ids.
+                least = np.sort(scores_B)[-count:][0]
+                places = np.flatnonzero(scores_B >= least)
+                items = batch.select(_ITEM).take(places).to_pylist()
+                found = (
+                    Hit(**item, score=float(scores_B[at]))
+                    for item, at in zip(items, places, strict=True)
+                )
+                best = _ranked([*best, *found])[:count]
+        return best
+
+    def _embedded(self, batch: pa.RecordBatch) -> Float32Array:
+        """Return the embeddings (B x E) of features that are stored."""
+        made_BE = np.empty((batch.num_rows, self.version.spec.width), np.float32)
+        modalities_B = batch["modality"].to_numpy(zero_copy_only=False)
+        for modality in set(modalities_B):
+            places = np.flatnonzero(modalities_B == modality)
+            values = batch["feature"].take(pa.array(places)).flatten().to_numpy()
+            features_BF = values.reshape(len(places), -1).astype(np.float32)
+            made_BE[places] = self.version.heads.embed(modality, torch.from_numpy(features_BF))
+        return made_BE
 
     def _matching(self, wanted: SearchQuery, count: int) -> list[Hit]:
         words = {"query": wanted.words, "columns": ["text"]}
@@ -183,15 +245,21 @@ class Searched:
     def _scanned(
         self, wanted: SearchQuery, score: str, **how: Any
     ) -> Iterator[tuple[dict[str, Any], float]]:
-        found = self.state.scan(
-            columns=[*_ITEM, score],
+        with reading(self.state.table.uri):
+            found = self._scanner(wanted, score, **how).to_table()
+        for each in found.to_pylist():
+            yield each, each.pop(score)
+
+    def _scanner(self, wanted: SearchQuery, column: str, **how: Any) -> Any:
+        """Read items that may be found, with one more column."""
+        return self.state.dataset.scanner(
+            columns=[*_ITEM, column],
             filter=self._conditions(wanted),
             prefilter=True,
             disable_scoring_autoprojection=True,
+            batch_size=_ROWS_AT_ONCE,
             **how,
         )
-        for each in found.to_pylist():
-            yield each, each.pop(score)
 
     def _stored(self, **how: Any) -> list[StoredItem]:
         return [StoredItem(**each) for each in self.state.scan(columns=_ITEM, **how).to_pylist()]
@@ -216,7 +284,11 @@ class Searched:
         """The column of the version's vectors."""
         return column_of(self.version)
 
+    @property
+    def _type(self) -> pa.DataType:
+        return self.state.dataset.schema.field(self.column).type
 
-def _ranked(hits: Iterator[Hit]) -> list[Hit]:
+
+def _ranked(hits: Iterable[Hit]) -> list[Hit]:
     """Ties by id, so that all replicas answer alike."""
     return sorted(hits, key=lambda hit: (-hit.score, hit.id))

@@ -34,9 +34,10 @@ import pyarrow as pa
 from lance.commit import CommitConflictError
 from pydantic import Field, StringConstraints, ValidationError
 
-from cmcl.contract.api.endpoint import FloatType
+from cmcl.contract.api.endpoint import FloatType, VectorType
 from cmcl.contract.errors import InvalidVersion, ObjectExists, StorageUnavailable, WorkerError
 from cmcl.contract.modality import NAME_PATTERN, Frozen, ModelName
+from workers.serve.collections.stored_vectors import encoded
 from workers.serve.collections.terms import RANGES, PayloadTerms, quoted, range_type, text_of
 from workers.serve.versions.loading import Float32Array
 
@@ -108,7 +109,7 @@ class CollectionSpec(Frozen):
         description="None: for all callers where no keys are required, and for the operator"
     )
     feature_type: FloatType = Field(description="of stored features")
-    vector_type: FloatType = Field(description="of vectors")
+    vector_type: VectorType = Field(description="of vectors")
     dimensions: int | None = Field(description="of vectors; None: all of the model")
     text_fields: tuple[str, ...] = Field(description="of payloads, whose words are searched")
 
@@ -439,7 +440,7 @@ def _features(rows: Sequence[Row], number: pa.DataType) -> list[Any]:
 
 
 def _vectors(name: str, kind: pa.DataType, rows: Sequence[Row], embed: Embed) -> pa.Array:
-    values_BE = np.zeros((len(rows) + 1, kind.list_size), np.float32)
+    values_BN = np.zeros((len(rows) + 1, kind.list_size), kind.value_type.to_pandas_dtype())
     missing_B = np.ones(len(rows) + 1, bool)
     features: dict[str, dict[int, Float32Array]] = defaultdict(dict)
     for at, row in enumerate(rows):
@@ -448,9 +449,8 @@ def _vectors(name: str, kind: pa.DataType, rows: Sequence[Row], embed: Embed) ->
     for modality, by_place in features.items():
         vectors_BE = embed(name, modality, np.stack([*by_place.values()]))
         if vectors_BE is not None:
-            values_BE[[*by_place]], missing_B[[*by_place]] = vectors_BE, False
+            values_BN[[*by_place]] = encoded(vectors_BE, kind)
+            missing_B[[*by_place]] = False
     return pa.FixedSizeListArray.from_arrays(
-        pa.array(values_BE.ravel().astype(kind.value_type.to_pandas_dtype())),
-        kind.list_size,
-        mask=pa.array(missing_B),
+        pa.array(values_BN.ravel()), kind.list_size, mask=pa.array(missing_B)
     )

@@ -166,7 +166,7 @@ def truncated(embeddings_BE: Float32Array, count: int, *, normalize: bool = True
     """Return the first numbers of each row (B x D), at unit length if the whole rows are."""
     if count == embeddings_BE.shape[1]:
         return embeddings_BE
-    prefix_BD = np.ascontiguousarray(embeddings_BE[:, :count])
+    prefix_BD = embeddings_BE[:, :count].copy()
     if normalize:
         size_B1 = np.linalg.norm(prefix_BD, axis=1, keepdims=True)
         np.divide(prefix_BD, size_B1, out=prefix_BD, where=size_B1 > 0)

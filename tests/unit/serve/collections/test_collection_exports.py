@@ -93,8 +93,11 @@ def test_a_number_that_was_stored_is_answered_and_exported_as_it_is(searching: S
     assert exported(searching, "arrow").column("payload").to_pylist() == [HUGE]
 
 
-def test_a_collection_of_shorter_vectors_is_exported_with_them(scene: Scene) -> None:
-    create(scene.store, dimensions=3)
+@pytest.mark.parametrize("vector_type", ["float32", "bit"])
+def test_a_collection_of_shorter_vectors_is_exported_with_them(
+    scene: Scene, vector_type: str
+) -> None:
+    create(scene.store, vector_type=vector_type, dimensions=3)
     scene.add(entries(0, 2))
     searched = scene.settle()
     table = pa.ipc.open_stream(b"".join(arrow_stream(searched))).read_all()

@@ -25,24 +25,22 @@ from workers.serve.collections.columns import column_of
 from workers.serve.collections.filters import parse_filter
 from workers.serve.collections.searching import Hit, Searched, SearchQuery
 from workers.serve.collections.table import Row
-from workers.serve.versions.loading import truncated
 
 WIDE = ModelSpec(width=64, modalities={"image": 5, "text": 4})
 IMAGES = range(40)
 
 
-def scores(searched: Searched, width: int, numbers: Sequence[int] = IMAGES) -> dict[str, float]:
-    """Cosines of images with the query text 300, of vectors cut to this width."""
+def scores(searched: Searched, numbers: Sequence[int] = IMAGES) -> dict[str, float]:
+    """Cosines of the embeddings of images with that of the query text 300."""
     every = [embedded(searched.version, "image", number) for number in numbers]
-    query_E = truncated(embedded(searched.version, "text", 300)[None], width)[0]
-    found = truncated(np.stack(every), width) @ query_E
+    found = np.stack(every) @ embedded(searched.version, "text", 300)
     return {f"image-{number}": float(score) for number, score in zip(numbers, found, strict=True)}
 
 
 @pytest.mark.parametrize("feature_type", ["float32", "float16"])
-@pytest.mark.parametrize("vector_type", ["float32", "float16"])
+@pytest.mark.parametrize("vector_type", ["float32", "float16", "bit"])
 @pytest.mark.parametrize("dimensions", [None, 3])
-def test_vectors_are_those_of_the_features_in_each_type_and_width(
+def test_scores_are_the_cosines_of_whole_embeddings_in_each_type_and_width(
     scene: Scene, feature_type: str, vector_type: str, dimensions: int | None
 ) -> None:
     create(scene.store, feature_type=feature_type, vector_type=vector_type, dimensions=dimensions)
@@ -60,18 +58,15 @@ def test_vectors_are_those_of_the_features_in_each_type_and_width(
     schema = searched.state.dataset.schema
     assert schema.field("feature").type.value_type == pa.type_for_alias(feature_type)
     stored = schema.field(column_of(searched.version)).type.value_type
-    assert stored == pa.type_for_alias(vector_type)
-    width = dimensions or 6
-    assert searched.width == width
+    assert stored == (pa.uint8() if vector_type == "bit" else pa.type_for_alias(vector_type))
+    assert searched.width == (dimensions or 6)
     tolerance = 5e-3 if "float16" in (feature_type, vector_type) else 1e-5
     hits = search(searched, "text", 300, top_k=40, modalities=["image"]).hits
-    assert {hit.id: hit.score for hit in hits} == pytest.approx(
-        scores(searched, width), abs=tolerance
-    )
+    assert {hit.id: hit.score for hit in hits} == pytest.approx(scores(searched), abs=tolerance)
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
 
 
-@pytest.mark.parametrize("vector_type", ["float32", "float16"])
+@pytest.mark.parametrize("vector_type", ["float32", "float16", "bit"])
 @pytest.mark.parametrize("width", [64, 6])
 def test_an_index_finds_what_comparing_all_rows_finds(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, vector_type: str, width: int

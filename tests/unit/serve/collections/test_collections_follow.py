@@ -38,15 +38,19 @@ def is_right(searched: Searched) -> bool:
     return found == brute_force(searched, query_E, BOTH)
 
 
+in_each_type = pytest.mark.parametrize("filled", ["float32", "bit"], indirect=True)
+
+
 @pytest.fixture
-def filled(scene: Scene) -> Scene:
-    create(scene.store)
+def filled(scene: Scene, request: pytest.FixtureRequest) -> Scene:
+    create(scene.store, vector_type=getattr(request, "param", "float32"))
     scene.add(entries(0, 20) + entries(0, 10, "text"))
     scene.add(entries(20, 10))
     scene.settle()
     return scene
 
 
+@in_each_type
 def test_vectors_are_those_of_the_new_version_after_a_swap(filled: Scene) -> None:
     before = filled.searched()
     filled.swap(2)
@@ -69,6 +73,7 @@ def test_the_old_version_answers_while_vectors_are_made(filled: Scene) -> None:
     assert filled.searched().version.number == 2
 
 
+@in_each_type
 def test_what_is_written_while_vectors_are_made_is_found_at_once(filled: Scene) -> None:
     filled.swap(2)
     filled.follower.poll()
@@ -84,6 +89,7 @@ def test_what_is_written_while_vectors_are_made_is_found_at_once(filled: Scene) 
     assert after.rows() == during.rows() == 40
 
 
+@in_each_type
 def test_a_roll_back_answers_at_once_with_what_was_written_since(filled: Scene) -> None:
     filled.swap(2)
     filled.settle()
@@ -231,6 +237,7 @@ def test_an_index_finds_what_comparing_all_finds(
     assert [hit.id for hit in found.hits] == [hit.id for hit in exact.hits]
 
 
+@in_each_type
 def test_no_response_mixes_two_versions_during_swaps(filled: Scene) -> None:
     stop, wrong, seen = threading.Event(), [], set()
 

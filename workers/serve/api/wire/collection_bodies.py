@@ -8,7 +8,7 @@ import orjson
 from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from cmcl.contract.api.endpoint import FloatType
+from cmcl.contract.api.endpoint import FloatType, VectorType
 from workers.serve.api.wire.requests import STRICT, Item, parse
 from workers.serve.api.wire.vectors import check_count
 from workers.serve.collections.filters import LONGEST_FIELD, as_number
@@ -35,7 +35,10 @@ class CollectionRequest(BaseModel):
     feature_type: FloatType = Field(
         default="float32", description="how features are stored; float16 takes half of the space"
     )
-    vector_type: FloatType = Field(default="float32", description="how vectors are stored")
+    vector_type: VectorType = Field(
+        default="float32",
+        description="how vectors are stored; bit takes a 32nd of the space, and results are scored from features",
+    )
     dimensions: int | None = Field(
         default=None,
         ge=1,
