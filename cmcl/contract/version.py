@@ -272,6 +272,12 @@ class VersionReport(Frozen):
         default={},
         description="by dataset that has evaluation shards: this one, and those in `drift`",
     )
+    score_errors: dict[str, dict[str, float]] = Field(
+        default={},
+        exclude_if=lambda errors: not errors,
+        description="by dataset in `evaluation`, how far cosines of all row combinations move (root mean square) where "
+        "vectors are stored as `float16`, `int8`, `bit`, or by their first `64`, `128`, ... numbers alone",
+    )
     not_evaluated: dict[str, str] = Field(
         default={},
         exclude_if=lambda reasons: not reasons,  # The previous release rejects unknown fields.

@@ -6,7 +6,7 @@ Shapes: N rows, Q of them as queries, C classes, E width of the embeddings.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import fmean
 
@@ -29,6 +29,7 @@ from workers.files.shards import Rows, open_in_pieces, rows_of
 from workers.model.heads import ModalityHeads, PairedRows
 from workers.model.loss import unit
 from workers.nullspace.centred import components
+from workers.nullspace.compression import score_errors
 from workers.train.dataset import paired_rows
 from workers.train.versions import Parent, check_encoders, read_version_heads
 
@@ -45,13 +46,20 @@ _BEST = 10
 class Evaluation:
     """Recall on held-out rows.
 
-    `before`: of the parent on the new dataset, None if it has no held-out rows. `now`: by dataset.
-    `missing`: the error, by past dataset whose held-out rows cannot be read.
+    `before`: of the parent on the new dataset, None if it has no held-out rows. `now`: by dataset, as `score_errors` of
+    its embeddings are. `missing`: the error, by past dataset whose held-out rows cannot be read.
     """
 
-    before: Recall | None
-    now: dict[str, Recall]
-    missing: dict[str, str]
+    before: Recall | None = None
+    now: dict[str, Recall] = field(default_factory=dict)
+    score_errors: dict[str, dict[str, float]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def add(self, dataset: str, heads: ModalityHeads, pair: ModalityPair, rows: "HeldOut") -> None:
+        """Measure one more dataset."""
+        first_NE, second_NE = embeddings(heads, pair, rows)
+        self.now[dataset] = recall(first_NE, second_NE, rows)
+        self.score_errors[dataset] = score_errors(first_NE, second_NE)
 
 
 def evaluate(
@@ -67,31 +75,31 @@ def evaluate(
     For a new modality the parent's head is the initial one, with today's conditioning: that is not
     part of what is trained. Raises InvalidDataset for rows of the new dataset only.
     """
-    results, missing = recalls(store, earlier, now, scratch)
+    found = evaluate_learned(store, earlier, now, scratch)
     new = job.learns
     rows = held_out_rows(new.evaluation_shards, scratch)
     if rows is None:
-        return Evaluation(None, results, missing)
+        return found
     before = parent.model_state.heads.conditioned(now.conditioning)
-    results[new.dataset] = measure(now, new.pair, rows)
-    return Evaluation(measure(before, new.pair, rows), results, missing)
+    found.add(new.dataset, now, new.pair, rows)
+    return replace(found, before=measure(before, new.pair, rows))
 
 
-def recalls(
+def evaluate_learned(
     store: ObjectStore, learned: Iterable[LearnedDataset], now: ModalityHeads, scratch: Scratch
-) -> tuple[dict[str, Recall], dict[str, str]]:
-    """By dataset that was learned: recall on its held-out rows, or the error that kept them from being read."""
-    results, missing = {}, {}
+) -> Evaluation:
+    """Measure datasets that were learned, as far as their held-out rows can be read."""
+    found = Evaluation()
     for line in learned:
         try:
             rows = held_out_rows(_stored(store, line.dataset).evaluation_shards, scratch)
         except _UNREADABLE as error:
-            missing[line.dataset] = str(error)
+            found.missing[line.dataset] = str(error)
             continue
         # None if they were deleted on purpose.
         if rows is not None:
-            results[line.dataset] = measure(now, line.pair, rows)
-    return results, missing
+            found.add(line.dataset, now, line.pair, rows)
+    return found
 
 
 class _HeldOutPart(BaseModel):
@@ -240,9 +248,15 @@ def _files(shards: Sequence[Shard], scratch: Scratch) -> Iterator[pq.ParquetFile
 
 def measure(heads: ModalityHeads, pair: ModalityPair, held_out: HeldOut) -> Recall:
     """Recall of these heads, averaged over both directions."""
-    first_NE = heads.embed(pair.first, held_out.rows.first_NI)
-    second_NE = heads.embed(pair.second, held_out.rows.second_NJ)
-    return recall(first_NE, second_NE, held_out)
+    return recall(*embeddings(heads, pair, held_out), held_out)
+
+
+def embeddings(
+    heads: ModalityHeads, pair: ModalityPair, held_out: HeldOut
+) -> tuple[Tensor, Tensor]:
+    """Unit embeddings (N × E) of both sides."""
+    rows = held_out.rows
+    return heads.embed(pair.first, rows.first_NI), heads.embed(pair.second, rows.second_NJ)
 
 
 def recall(first_NE: Tensor, second_NE: Tensor, held_out: HeldOut) -> Recall:

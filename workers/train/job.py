@@ -146,6 +146,7 @@ def _train(
         else None,
         recall_before=evaluation.before,
         evaluation=evaluation.now,
+        score_errors=evaluation.score_errors,
         not_evaluated=evaluation.missing,
         evaluation_only=measure_only(store, spec.evaluation_only, measures, scratch),
         seconds={**reporter.seconds},

@@ -25,7 +25,7 @@ from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.memory import Memory
 from workers.train.certify import Certificate, certificates, rank_past_datasets
 from workers.train.distributed import all_gather_dict, barrier, when_leader_is_done
-from workers.train.evaluation import MeasuredVersion, measure_only, recalls
+from workers.train.evaluation import MeasuredVersion, evaluate_learned, measure_only
 from workers.train.learn import ModelState, check_finite
 from workers.train.progress import Reporter
 from workers.train.run import Run
@@ -90,7 +90,7 @@ def solve_again(
     if not here.is_leader:
         return
 
-    evaluation, missing = recalls(store, measured, state.heads, scratch)
+    evaluation = evaluate_learned(store, measured, state.heads, scratch)
     pairs = tuple(line.pair for line in sources.learned)
     measures = MeasuredVersion(spec.version, state.heads, pairs, sources.encoders)
     report = VersionReport(
@@ -101,8 +101,9 @@ def solve_again(
         drift={dataset: each.drift for dataset, each in certified.items()},
         quality={dataset: each.quality for dataset, each in certified.items()},
         solution=solution(solved, state),
-        evaluation=evaluation,
-        not_evaluated=missing,
+        evaluation=evaluation.now,
+        score_errors=evaluation.score_errors,
+        not_evaluated=evaluation.missing,
         evaluation_only=measure_only(store, spec.evaluation_only, measures, scratch),
         seconds={**reporter.seconds},
     )

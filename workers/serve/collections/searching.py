@@ -182,9 +182,8 @@ class Searched:
         if not exact and wanted.filter is not None:
             exact = self.state.count(self._conditions(wanted)) <= _FEW
         if exact and self.are_compressed:
-            if wanted.modalities is None:
-                wanted = replace(wanted, modalities=self.version.spec.modalities)
-            return SearchResult(self._rescored(wanted, count), exact)
+            every = self.version.spec.modalities if wanted.modalities is None else wanted.modalities
+            return SearchResult(self._rescored(replace(wanted, modalities=every), count), exact)
         query_1N = encoded(truncated(wanted.query_E[None], self.width), self._type)
         nearest: dict[str, Any] = {
             "column": self.column,

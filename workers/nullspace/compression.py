@@ -1,0 +1,61 @@
+"""How far scores move where vectors are stored in less space, from second moments alone.
+
+Shapes: N rows, E width of the embeddings, D of shorter ones.
+
+A score is the cosine u · v of two unit embeddings. Stored as û and v̂ it is û · v̂, and over *all* row combinations
+
+    mean of (û · v̂ − u · v)² = ⟨E û ûᵀ, E v̂ v̂ᵀ⟩ − 2 ⟨E û uᵀ, E v̂ vᵀ⟩ + ⟨E u uᵀ, E v vᵀ⟩        (15)
+
+because the two rows of a combination are drawn independently. Bits are no such product: of bits that differ, h of E,
+the score is estimated as cos(π h / E). Signs of a rotated pair of orthogonal vectors agree or differ with variance 1
+each, of which what their products explain, (2 / π)², is missing, since these sum to zero. So the estimate has the
+variance (π / 2)² (1 − (2 / π)²) / E = (π² / 4 − 1) / E, and less by 1 − (u · v)² where the vectors are not orthogonal.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_LENGTHS = (32, 64, 128, 256, 512)
+
+
+def score_errors(first_NE: Tensor, second_NE: Tensor) -> dict[str, float]:
+    """Return the root mean square error of the scores of unit embeddings, by how both sides are stored.
+
+    `float16`; `int8`, with a scale for each vector; `bit`; and the first 32, 64, ... numbers, at unit length.
+    """
+    sides = (first_NE.double(), second_NE.double())
+    width = first_NE.shape[1]
+    stored: dict[str, Callable[[Tensor], Tensor]] = {"float16": _float16, "int8": _int8}
+    found = {name: _error(sides, (form(sides[0]), form(sides[1]))) for name, form in stored.items()}
+    found["bit"] = math.sqrt((math.pi**2 / 4 - 1) * (1 - _mean_product(sides, sides)) / width)
+    for length in _LENGTHS:
+        if length < width:
+            first_ND, second_ND = (
+                torch.nn.functional.normalize(each[:, :length]) for each in sides
+            )
+            found[str(length)] = _error(sides, (first_ND, second_ND))
+    return found
+
+
+def _error(exact: tuple[Tensor, Tensor], stored: tuple[Tensor, Tensor]) -> float:
+    """The root of (15). Rounding can leave a negative sum where nothing differs."""
+    square = _mean_product(stored, stored) - 2 * _mean_product(stored, exact)
+    return math.sqrt(max(square + _mean_product(exact, exact), 0.0))
+
+
+def _mean_product(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
+    """The mean of (a · b)(c · d) over all combinations of a row of (a, c) and one of (b, d): ⟨E a cᵀ, E b dᵀ⟩."""
+    moments = [a_ND.mT @ c_NE / len(a_ND) for a_ND, c_NE in zip(one, other, strict=True)]
+    return float((moments[0] * moments[1]).sum())
+
+
+def _float16(rows_NE: Tensor) -> Tensor:
+    return rows_NE.half().double()
+
+
+def _int8(rows_NE: Tensor) -> Tensor:
+    step_N1 = rows_NE.abs().amax(dim=1, keepdim=True).clamp_min(1e-30) / 127
+    return torch.round(rows_NE / step_N1) * step_N1
