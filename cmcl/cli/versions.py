@@ -255,6 +255,7 @@ def version_view(version: Version, outcomes: Mapping[int, str]) -> RenderableTyp
         fields(_facts(version), f"{version.model}@{version.version}"),
         matrix(version.evaluation_matrix, names, outcomes),
         recall_of_version(version.version, version.report.evaluation, names),
+        *score_errors(version.report.score_errors, names),
         *not_measured(version.report.not_evaluated, names),
         *measured_only(version.evaluation_only),
         certificate(version, names),
@@ -324,6 +325,28 @@ def recall_of_version(
     )
     title = f"recall of version {number} in %"
     return Group(Grid(("dataset", *_RECALL), rows, title), Text(legend, style="dim"))
+
+
+def score_errors(
+    errors: Mapping[str, Mapping[str, float]], names: Mapping[str, str]
+) -> list[RenderableType]:
+    """Return a table of how far scores move in collections, and engines, that store less of each vector."""
+    forms = dict.fromkeys(form for each in errors.values() for form in each)
+    if not forms:
+        return []
+    rows = [
+        [
+            Text(names.get(dataset, dataset)),
+            *(as_text(f"{each[form]:.2g}") for form in forms),
+        ]
+        for dataset, each in errors.items()
+    ]
+    headings = ("dataset", *(f"first {form}" if form.isdecimal() else form for form in forms))
+    legend = (
+        "root mean square change of the cosine of any two held-out rows, by how vectors are stored: as a type, or by "
+        "their first numbers."
+    )
+    return [Group(Grid(headings, rows, "scores of compressed vectors"), Text(legend, style="dim"))]
 
 
 def not_measured(why: Mapping[str, str], names: Mapping[str, str]) -> list[RenderableType]:

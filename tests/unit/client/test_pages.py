@@ -12,7 +12,7 @@ from cmcl.cli.console import Columns, as_text, fields, table
 from cmcl.cli.datasets import dataset_view, report_view
 from cmcl.cli.models import capacity_view
 from cmcl.cli.options import name_of
-from cmcl.cli.versions import capacity, matrix, not_measured, recall_of_version
+from cmcl.cli.versions import capacity, matrix, not_measured, recall_of_version, score_errors
 from cmcl.client import Dataset, EvaluationRow, FreeShare, ModalityCapacity, ModelCapacity
 from cmcl.contract.version import HeadCapacity, Recall
 from tests.fakes.responses import response
@@ -77,6 +77,16 @@ def test_a_version_has_recall_at_one_and_ten_by_item_and_by_own_row() -> None:
         ["birds", "951", "41.2", "73.1", "38.1", "70.2"],
         ["[bold]bees", "10", "50.0", "70.0", "-", "-"],
     ]
+
+
+def test_errors_of_compressed_vectors_are_a_table() -> None:
+    (view,) = score_errors({"a": {"bit": 0.0757, "64": 0.0125}}, NAMES)
+    text = drawn(view)
+    assert "first 64" in text
+    assert [cells(line) for line in text.splitlines() if line.startswith("│")] == [
+        ["birds", "0.076", "0.013"]
+    ]
+    assert score_errors({}, NAMES) == []
 
 
 def test_without_held_out_rows_there_is_no_matrix() -> None:

@@ -135,6 +135,7 @@ def test_two_datasets_become_a_chain_with_certificate_and_recall(chain: Chain) -
         check_complete(store, version)
     assert [learned.name for learned in candidate.learned] == ["fashion", "parts-1"]
     assert set(candidate.report.evaluation) == {"ds-1", "ds-2"}
+    assert set(candidate.report.score_errors) == {"ds-1", "ds-2"}
     assert candidate.report.drift["ds-1"].since_learned > 0
     assert candidate.report.protection["text"].blocked_share > 0
     assert candidate.learned[-1].recall == candidate.report.evaluation["ds-2"]

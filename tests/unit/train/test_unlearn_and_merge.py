@@ -192,6 +192,7 @@ def test_a_version_says_what_it_unlearned_and_measures_what_remains(bench: Bench
     assert (found.unlearned.dataset, found.unlearned.version) == ("ds-c", 3)
     remaining = {"ds-a", "ds-b", "ds-d", "ds-e"}
     assert set(found.report.drift) == set(found.report.evaluation) == remaining
+    assert set(found.report.score_errors) == remaining
     assert found.report.quality["ds-a"].now < -0.5
     # Later versions are measured against one that never saw it, so those that did can be deleted.
     assert {line.name: line.reference for line in found.learned} == {
