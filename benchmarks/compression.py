@@ -68,7 +68,7 @@ def measured(heads: ModalityHeads, datasets: Sequence[Dataset]) -> dict[str, Any
         first_NE, second_NE = (side_NE.numpy() for side_NE in sides)
         exact_NN = first_NE @ second_NE.T
         for form, error in predicted.items():
-            scores_NN = _scores(form, first_NE, second_NE)
+            scores_NN = scores(form, first_NE, second_NE)
             actual = float(np.sqrt(np.mean((scores_NN - exact_NN) ** 2, dtype=np.float64)))
             lost = {
                 f"lost_{kept}": 100
@@ -87,19 +87,23 @@ def measured(heads: ModalityHeads, datasets: Sequence[Dataset]) -> dict[str, Any
     }
 
 
-def _scores(form: str, first_NE: np.ndarray, second_NE: np.ndarray) -> np.ndarray:
+def scores(form: str, first_NE: np.ndarray, second_NE: np.ndarray) -> np.ndarray:
+    """Return the scores of all combinations of rows (N x N) that are stored like that."""
     if form == "bit":
         one_NE, other_NE = (2.0 * signs(side_NE) - 1 for side_NE in (first_NE, second_NE))
-        return np.sin(np.pi / 2 * (one_NE @ other_NE.T) / first_NE.shape[1])
-    one_NE, other_NE = (_stored(form, side_NE) for side_NE in (first_NE, second_NE))
+    else:
+        one_NE, other_NE = (_stored(form, side_NE) for side_NE in (first_NE, second_NE))
     scores_NN: np.ndarray = one_NE @ other_NE.T
+    if form == "bit":
+        np.sin(np.pi / 2 * scores_NN / first_NE.shape[1], out=scores_NN)
     return scores_NN
 
 
 def _stored(form: str, side_NE: np.ndarray) -> np.ndarray:
     if form == "int8":
         step_N1 = np.abs(side_NE).max(axis=1, keepdims=True) / 127
-        return np.round(side_NE / step_N1) * step_N1
+        rounded_NE: np.ndarray = np.round(side_NE / step_N1) * step_N1
+        return rounded_NE
     if form == "float16":
         return side_NE.astype(np.float16).astype(np.float32)
     return truncated(side_NE, int(form))

@@ -10,6 +10,7 @@ and with `--graph` one of usearch (`pip install usearch`), which takes minutes t
 Shapes: N rows, F width of the features, E of the vectors, Q queries, K neighbours.
 """
 
+import argparse
 import json
 import multiprocessing
 import os
@@ -49,7 +50,7 @@ from workers.serve.collections.filters import parse_filter
 from workers.serve.collections.follower import CollectionsFollower
 from workers.serve.collections.registry import Registry
 from workers.serve.collections.searching import Searched, SearchQuery
-from workers.serve.collections.table import CollectionSpec, Row
+from workers.serve.collections.table import ITEMS, CollectionSpec, Row
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import Float32Array, LoadedHeads, ServedVersion
 
@@ -157,15 +158,15 @@ class Replica:
         return ColumnBuilder(state.table, str(os.getpid())).is_untidy(state)
 
 
-def fill(replica: Replica, rows: Rows, count: int) -> None:
+def fill(replica: Replica, rows: Rows, count: int, options: argparse.Namespace) -> None:
     """Create the collection and write so many rows, each with two numbers in its payload."""
     spec = CollectionSpec(
         name=NAME,
         model=MODEL,
         owner=None,
         feature_type="float16",
-        vector_type="float32",
-        dimensions=None,
+        vector_type=options.vector_type,
+        dimensions=options.dimensions,
         text_fields=(),
     )
     state = replica.registry.create(spec)
@@ -213,13 +214,12 @@ def measured(
     searched: Searched, queries: dict[str, Float32Array], *, with_graph: bool
 ) -> dict[str, Any]:
     """Return latency and recall, of all rows and under filters, beside the bare engine and a product."""
-    vectors_NE = np.concatenate(
-        [
-            each.column(3).flatten().to_numpy().reshape(-1, WIDTH)
-            for each in searched.vectors(50_000)
-        ]
-    )
-    ids = [each for batch in searched.vectors(50_000) for each in batch.column(0).to_pylist()]
+    parts, ids = list[Float32Array](), list[str]()
+    for batch in searched.state.dataset.to_batches(columns=["id", "feature"], filter=ITEMS):
+        numbers = batch.column("feature").flatten().to_numpy().astype(np.float32)
+        parts.append(embedded(searched.version, numbers.reshape(batch.num_rows, -1)))
+        ids += batch.column("id").to_pylist()
+    vectors_NE = np.concatenate(parts)
     numbers_N = np.array([int(each[1:]) for each in ids])
     results: dict[str, Any] = {}
     filters = {
@@ -263,7 +263,8 @@ def measured(
         }
         return dataset.scanner(columns=["id", "_distance"], nearest=nearest).to_table()
 
-    results["bare engine"] = percentiles(timed(bare, near_QE))
+    if not searched.are_compressed:
+        results["bare engine"] = percentiles(timed(bare, near_QE))
     results["product of all rows"] = percentiles(
         timed(lambda query_E: np.argpartition(-(vectors_NE @ query_E), TOP), near_QE[:50])
     )
@@ -343,13 +344,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--folder", type=Path, help="for the tables, which are kept; by default a temporary one"
     )
+    parser.add_argument("--vector-type", choices=("float32", "float16", "bit"), default="float32")
+    parser.add_argument("--dimensions", type=count, help="of the vectors that are stored")
     parser.add_argument("--graph", action="store_true", help="measure a graph of usearch as well")
     add_out(parser)
     options = parser.parse_args(arguments)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="cmcl-search-"))
     torch.set_num_threads(1)
     try:
-        document = _measure(folder, options.rows, with_graph=options.graph)
+        document = _measure(folder, options)
     finally:
         if options.folder is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -357,12 +360,13 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _measure(folder: Path, count: int, *, with_graph: bool) -> dict[str, Any]:
+def _measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    count = options.rows
     rows = Rows()
     replica = Replica(folder, rows)
     version = replica.swap(1)
     start = time.perf_counter()
-    fill(replica, rows, count)
+    fill(replica, rows, count, options)
     written = time.perf_counter() - start
     start = time.perf_counter()
     searched = replica.searched(settled=True)
@@ -383,7 +387,7 @@ def _measure(folder: Path, count: int, *, with_graph: bool) -> dict[str, Any]:
     child.start()
     document["memory"] = answer.get(timeout=600)
     child.join()
-    document["queries"] = measured(searched, queries, with_graph=with_graph)
+    document["queries"] = measured(searched, queries, with_graph=options.graph)
     document["swap"] = swapped(replica, queries["near"])
     return document
 

@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from benchmarks.compression import scores
 from workers.nullspace.compression import score_errors
-from workers.serve.collections.stored_vectors import column_type, encoded, signs
-from workers.serve.versions.loading import Float32Array, truncated
+from workers.serve.versions.loading import Float32Array
 
 STREAM = Path(__file__).parents[3] / "examples/stream"
 
@@ -36,15 +36,6 @@ def embeddings(name: str, width: int) -> list[Float32Array]:
     ]
 
 
-def stored(side_NE: Float32Array, form: str) -> np.ndarray:
-    if form == "int8":
-        step_N1 = np.abs(side_NE).max(axis=1, keepdims=True) / 127
-        return np.round(side_NE / step_N1) * step_N1
-    if form == "float16":
-        return encoded(side_NE, column_type("float16", side_NE.shape[1])).astype(np.float64)
-    return truncated(side_NE, int(form)).astype(np.float64)
-
-
 @pytest.mark.parametrize("name", ["01_fashion_vt", "03_parts-views_vd", "04_digits_va"])
 def test_errors_of_scores_are_predicted_within_a_tenth_from_half_of_the_rows(name: str) -> None:
     first_NE, second_NE = embeddings(name, 256)
@@ -52,11 +43,6 @@ def test_errors_of_scores_are_predicted_within_a_tenth_from_half_of_the_rows(nam
     assert list(predicted) == ["float16", "int8", "bit", "32", "64", "128"]
     exact_NN = first_NE.astype(np.float64) @ second_NE.T.astype(np.float64)
     for form, error in predicted.items():
-        if form == "bit":
-            differ_NN = (signs(first_NE)[:, None] != signs(second_NE)[None]).mean(axis=2)
-            scores_NN = np.cos(np.pi * differ_NN)
-        else:
-            scores_NN = stored(first_NE, form) @ stored(second_NE, form).T
-        measured = float(np.sqrt(np.mean((scores_NN - exact_NN) ** 2)))
+        measured = float(np.sqrt(np.mean((scores(form, first_NE, second_NE) - exact_NN) ** 2)))
         # Rounding to float16 moves scores by 3e-6, which texts that repeat make uneven.
         assert error == pytest.approx(measured, rel=0.1, abs=1e-6), form
