@@ -27,7 +27,14 @@ _VALUES: Mapping[str, Callable[[Recall], float | None]] = {
 KINDS = ("", "bwt_", "learned_", "forward_")
 METRICS = (
     *(kind + name for kind in KINDS for name in _VALUES),
-    *("mixed_recall_at_1", "mixed_recall_at_10", "max_drift", "mean_drift", "seconds"),
+    *(
+        "last_accuracy",
+        "mixed_recall_at_1",
+        "mixed_recall_at_10",
+        "max_drift",
+        "mean_drift",
+        "seconds",
+    ),
 )
 
 
@@ -126,6 +133,7 @@ def spread(runs: Row) -> Spread | None:
 
 def _of_one_chain(outcome: Outcome) -> dict[str, float | None]:
     found: dict[str, float | None] = {
+        "last_accuracy": outcome.matrix[-1][-1].accuracy,
         "mixed_recall_at_1": outcome.mixed[0],
         "mixed_recall_at_10": outcome.mixed[1],
         "max_drift": max(outcome.drifts, default=None),

@@ -8,8 +8,9 @@ float64, one width per modality) and perhaps `label`.
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from zlib import crc32
 
@@ -30,7 +31,7 @@ from workers.train.evaluation import held_out
 _NAME = re.compile(r"(?P<name>.+_(?P<first>[a-z])(?P<second>[a-z]))\.(?P<part>train|test)\.parquet")
 _PARTS = ("train", "test")
 
-Source = tuple[Path, str, float]
+Source = tuple[Path, str, float, int]
 """Arguments of `read_stream`."""
 # The product's own bounds (workers/files/shards.py): outside, float32 loses a row's direction.
 _SHORTEST, _LONGEST = 1e-12, 1e18
@@ -56,10 +57,10 @@ class Stream:
         return min(len(dataset.training) for dataset in self.datasets)
 
 
-def read_stream(folder: Path, order: str = "forward", cone: float = 0.0) -> Stream:
+def read_stream(folder: Path, order: str = "forward", cone: float = 0.0, tasks: int = 1) -> Stream:
     """Read all datasets of the folder. Raises InvalidStream instead of repairing data silently.
 
-    `cone`: see `with_cone`.
+    `cone`: see `with_cone`. `tasks`: into how many each dataset is divided, see `by_class`.
     """
     names = _dataset_names(folder)
     datasets, notes, widths = list[Dataset](), list[str](), _Widths()
@@ -68,14 +69,50 @@ def read_stream(folder: Path, order: str = "forward", cone: float = 0.0) -> Stre
         if len(train.rows) < 2:
             raise InvalidStream(f"{train.path}: it has 1 row, at least 2 are needed to train")
         pair = ModalityPair(first=name[-2], second=name[-1])
-        training, held = paired_rows(train.rows), held_out(test.rows)
-        if cone:
-            training = with_cone(training, pair, cone)
-            held = replace(held, rows=with_cone(held.rows, pair, cone))
-        datasets.append(Dataset(name, pair, training, held))
+        for title, training_rows, test_rows in by_class(name, train, test, tasks):
+            training, held = paired_rows(training_rows), held_out(test_rows)
+            if cone:
+                training = with_cone(training, pair, cone)
+                held = replace(held, rows=with_cone(held.rows, pair, cone))
+            datasets.append(Dataset(title, pair, training, held))
         notes += test.notes
     name = folder.resolve().name + (f"-cone-{cone:g}" if cone else "")
+    name += f"-{tasks}-tasks" if tasks > 1 else ""
     return Stream(name, tuple(datasets), widths.by_modality, tuple(notes))
+
+
+def by_class(
+    name: str, train: "_File", test: "_File", tasks: int
+) -> Iterator[tuple[str, Rows, Rows]]:
+    """The class-incremental form of a dataset: its classes in an order of their own, divided into tasks.
+
+    A task has the training rows of its classes, and the test rows of all classes up to it. Yields names and rows of both.
+    Raises InvalidStream for rows without labels, or fewer classes than tasks.
+    """
+    if tasks == 1:
+        yield name, train.rows, test.rows
+        return
+    classes = np.random.default_rng(0).permutation(np.unique(_labels_of(train)))
+    if len(classes) < tasks:
+        raise InvalidStream(f"{train.path}: it has {len(classes)} classes for {tasks} tasks")
+    ends = np.linspace(0, len(classes), tasks + 1).astype(int)
+    for number, (start, end) in enumerate(pairwise(ends), 1):
+        training, held = _of_classes(train, classes[start:end]), _of_classes(test, classes[:end])
+        yield f"{name}-{number}", training, held
+
+
+def _of_classes(file: "_File", classes: np.ndarray) -> Rows:
+    is_one_B, rows = np.isin(_labels_of(file), classes), file.rows
+    if not is_one_B.any():
+        raise InvalidStream(f"{file.path}: it has no row of the classes {', '.join(classes)}")
+    labels_B = _labels_of(file)[is_one_B]
+    return Rows(rows.feature_a_BI[is_one_B], rows.feature_b_BI[is_one_B], labels_B)
+
+
+def _labels_of(file: "_File") -> np.ndarray:
+    if file.rows.label_B is None:
+        raise InvalidStream(f"{file.path}: it has no labels, and tasks are made of classes")
+    return file.rows.label_B.astype(str)
 
 
 def with_cone(rows: PairedRows, pair: ModalityPair, cone: float) -> PairedRows:

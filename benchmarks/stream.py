@@ -85,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
         default=0.0,
         help="add a constant to the features of each encoder, with this share of their squared length",
     )
+    parser.add_argument(
+        "--tasks",
+        type=count,
+        default=1,
+        help="divide each dataset into so many by class; test rows are of all classes so far",
+    )
     parser.add_argument("--name", help="of the stream in the results (default: the folder's)")
     parser.add_argument("--out", type=Path, help=f"for the results (default: {RESULTS}/NAME)")
     parser.add_argument("--json", action="store_true", help="last line of stdout: one document")
@@ -114,7 +120,7 @@ def _check_place(place: str) -> None:
 
 
 def _source(options: argparse.Namespace) -> Source:
-    return options.folder, options.order, options.cone
+    return options.folder, options.order, options.cone, options.tasks
 
 
 def _stream(options: argparse.Namespace) -> Stream:

@@ -58,7 +58,6 @@ def test_the_encoder_that_sees_more_of_the_pairs_is_first(files: dict[str, Path]
     assert (first.name, second.name) == (str(good), str(poor))
     assert (first.widths, first.behind, first.is_behind) == ((WIDTH, 8), 0, False)
     assert LATENT - 1.5 < first.agreement <= 8
-    # Pairs are matched by their ids: by place, nothing agrees.
     assert 1 < second.agreement < first.agreement - 1
     assert second.is_behind
     assert found.verdict == f"{good} pairs best"
@@ -71,7 +70,7 @@ def test_two_views_of_the_same_pairs_pair_better_together(
     found = compare_files([files["poor"], other], concatenated=True)
     both, *alone = found.features
     assert both.name == f"{files['poor']} + {other}"
-    # The second sides are the same features, and count once.
+    # The second sides are the same features, and count once: pairs are matched by their ids.
     assert both.widths == (2 * WIDTH, 8)
     assert all(each.is_behind for each in alone)
 

@@ -34,6 +34,30 @@ def test_a_shuffled_order_is_fixed_by_its_seed() -> None:
     assert sorted(orders[2]) == names != orders[2]
 
 
+def test_a_dataset_in_tasks_has_the_classes_one_after_another_and_tests_all_so_far(
+    folder: Path,
+) -> None:
+    whole = read_stream(folder).datasets[0]
+    stream = read_stream(folder, tasks=2)
+    assert stream.name == "tiny-2-tasks"
+    assert [one.name for one in stream.datasets[:3]] == [
+        "01_one_vt-1",
+        "01_one_vt-2",
+        "02_two_at-1",
+    ]
+    first, second = stream.datasets[:2]
+    assert len(first.training) == len(second.training) == len(whole.training) / 2
+    keys = torch.cat([first.training.first_keys_N, second.training.first_keys_N])
+    assert set(keys.tolist()) == set(whole.training.first_keys_N.tolist())
+    assert len(first.held_out) == len(whole.held_out) / 2
+    assert torch.equal(second.held_out.rows.first_NI, whole.held_out.rows.first_NI)
+    with pytest.raises(InvalidStream, match="it has 4 classes for 5 tasks"):
+        read_stream(folder, tasks=5)
+    write_part(folder / "01_one_vt.train.parquet", features("01_one_vt", 5))
+    with pytest.raises(InvalidStream, match="it has no labels, and tasks are made of classes"):
+        read_stream(folder, tasks=2)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_every_type_and_kind_of_list_reads_alike(tmp_path: Path, dtype: type[np.floating]) -> None:
     sides = [np.round(side * 8) / 8 for side in features("01_x_vt", 3)]  # exact in float16
