@@ -162,10 +162,12 @@ def _significant(
     for each, count in zip(pairs, counts, strict=True):
         largest = each.correlations.topk(int(min(count, group.rank)))
         kept_K[largest.indices[largest.values > 0]] = True
-    kept = [(each.at(kept_K), count) for each, count in zip(pairs, counts, strict=True)]
-    return group.at(kept_K), [
-        each.limited(count) if each.correlates else each for each, count in kept
-    ]
+
+    def limited(of_pair: tuple[ReducedPair, float]) -> ReducedPair:
+        kept = of_pair[0].at(kept_K)
+        return kept.limited(of_pair[1]) if kept.correlates else kept
+
+    return group.at(kept_K), in_threads(limited, [*zip(pairs, counts, strict=True)])
 
 
 def _turned(

@@ -184,11 +184,14 @@ def _directions(moments: Pooled, settings: _Settings) -> Directions:
     leading = leading_eigenvectors(product, start_DN, count, settings.tolerance)
     real = int((leading.values_K > NO_CORRELATION).sum())
     vectors_DK = with_canonical_signs(leading.vectors_DK[:, :real].to(roots[names[0]]))
-    heads = {
-        # w = L⁻ᵀ q for all directions at once.
-        name: torch.linalg.solve_triangular(roots[name].mT, vectors_DK[rows[name]], upper=True).mT
-        for name in names
-    }
+    # w = L⁻ᵀ q for all directions at once.
+    solved = in_threads(
+        lambda name: (
+            torch.linalg.solve_triangular(roots[name].mT, vectors_DK[rows[name]], upper=True).mT
+        ),
+        names,
+    )
+    heads = dict(zip(names, solved, strict=True))
     values_K = leading.values_K[:real].to(roots[names[0]])
     return Directions(values_K, heads, moments.means, ridges, leading.residual)
 
@@ -199,7 +202,7 @@ def typical_variance(covariance_FF: Tensor) -> float:
     Between the mean and the largest variance. Unlike the largest it needs no eigenvalues, and unlike
     the mean it does not change with the number of directions that hardly vary.
     """
-    return float(covariance_FF.square().sum() / covariance_FF.trace())
+    return float(torch.linalg.matrix_norm(covariance_FF).square() / covariance_FF.trace())
 
 
 def root(covariance_FF: Tensor, ridge: float) -> tuple[Tensor, float]:
@@ -209,13 +212,15 @@ def root(covariance_FF: Tensor, ridge: float) -> tuple[Tensor, float]:
     eigenvalues from rounding that exceed e, the ridge grows tenfold until it covers them.
     Raises ValueError for values that are not finite.
     """
-    if not bool(covariance_FF.isfinite().all()):
+    # A finite sum has finite terms.
+    if not bool(covariance_FF.sum().isfinite()):
         raise ValueError("a covariance has values that are not finite")
-    eye_FF = torch.eye(len(covariance_FF)).to(covariance_FF)
     if float(covariance_FF.trace()) <= NO_VARIANCE:
-        return eye_FF, 1.0
+        return torch.eye(len(covariance_FF)).to(covariance_FF), 1.0
     floor = ridge * typical_variance(covariance_FF)
-    factor = torch.linalg.cholesky_ex(covariance_FF + floor * eye_FF)
+    raised_FF = covariance_FF.clone()
+    raised_FF.diagonal().add_(floor)
+    factor = torch.linalg.cholesky_ex(raised_FF)
     if int(factor.info):
         return root(covariance_FF, 10 * ridge)
     return factor.L, floor

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.nullspace.threads import in_threads
+from workers.nullspace.threads import in_threads, one_thread
 
 Product = Callable[[Tensor], Tensor]
 """From columns (D × N) to the matrix times these columns."""
@@ -144,7 +144,8 @@ def _ritz(product: Product, block_DN: Tensor, wanted: int) -> tuple[Leading, Ten
     """
     image_DN = product(block_DN)
     within_NN = (block_DN.mT @ image_DN).double()
-    values_N, rotation_NN = torch.linalg.eigh((within_NN + within_NN.mT) / 2)
+    with one_thread():
+        values_N, rotation_NN = torch.linalg.eigh((within_NN + within_NN.mT) / 2)
     values_N, rotation_NN = values_N.flip(0), rotation_NN.flip(1).to(block_DN)
     block_DN, image_DN = block_DN @ rotation_NN, image_DN @ rotation_NN
     values_K = values_N[:wanted]
@@ -163,5 +164,19 @@ def _dense(product: Product, like: Tensor, wanted: int) -> Leading:
 
 
 def _orthonormal(block_DN: Tensor) -> Tensor:
-    basis_DN: Tensor = torch.linalg.qr(block_DN).Q
-    return basis_DN
+    """Orthonormal columns with the same span, by parts of the rows (Demmel, Grigori, Hoemmen and Langou 2012, "TSQR").
+
+    Two threads of one QR wait for each other at each column.
+    """
+    rows, columns = block_DN.shape
+    parts = torch.split(block_DN, max(-(-rows // torch.get_num_threads()), columns))
+    if len(parts) == 1:
+        basis_DN: Tensor = torch.linalg.qr(block_DN).Q
+        return basis_DN
+    # The last part may have fewer rows than columns, and a smaller triangle.
+    factors = in_threads(torch.linalg.qr, parts)
+    with one_thread():
+        whole_XN = torch.linalg.qr(torch.cat([each.R for each in factors])).Q
+    places = torch.split(whole_XN, [len(each.R) for each in factors])
+    pairs = zip(factors, places, strict=True)
+    return torch.cat(in_threads(lambda pair: pair[0].Q @ pair[1], [*pairs]))
