@@ -198,19 +198,21 @@ def _write(
     dataset = spec.learns
     files = write_files(store, learned.model_state, spec, parent)
     moments = in_order(dataset.pair, learned.moments)
-    # Of the first dataset of a pair these are the pooled moments, whose blob is written.
-    data = (
-        save_centred_moments(dataset_moments(moments))
-        if spec.spec.solves
-        else save_moments(moments)
-    )
+    first, second = sorted(dataset.pair.modalities)
+    if not spec.spec.solves:
+        stored = write_blob(store, save_moments(moments))
+    elif parent.model_state.memory.datasets.get((first, second)):
+        stored = write_blob(store, save_centred_moments(dataset_moments(moments)))
+    else:
+        # The pooled moments are those of this dataset.
+        stored = files[layout.pooled_moments(first, second)]
     line = LearnedDataset(
         dataset=dataset.dataset,
         name=dataset.name,
         pair=dataset.pair,
         rows=learned.moments.count,
         version=spec.version,
-        moments=write_blob(store, data, known=set(files.values())),
+        moments=stored,
         shard_digests=tuple(shard.sha256 for shard in dataset.shards),
         encoders={modality: identity.digest for modality, identity in dataset.encoders.items()},
         rejected_rows=dataset.rejected.rows if dataset.rejected else 0,
