@@ -13,7 +13,7 @@ from rich.text import Text
 from cmcl.cli.console import Columns, fields, say, show, show_all, stderr, table
 from cmcl.cli.errors import CommandError
 from cmcl.cli.options import DEFAULT_QUERY_URL, AsJson, EmbeddingsUrl, OfModel, Yes
-from cmcl.cli.queries import parse_filter, read_items, read_media, read_query
+from cmcl.cli.queries import RawItems, parse_filter, read_items, read_query
 from cmcl.client import Client, Collection, SearchHit, SearchResults, SearchStatus
 from cmcl.contract.api.endpoint import FloatType, VectorType
 
@@ -125,7 +125,7 @@ def delete_collection(
 
 
 @app.command("add")
-def add_items(
+def add_items(  # noqa: PLR0913 - how files become items
     name: CollectionName,
     file: Annotated[
         Path,
@@ -135,17 +135,25 @@ def add_items(
             "video, or a folder of them",
         ),
     ],
+    *,
     modality: Annotated[
         str | None, typer.Option(help="modality of the raw files; it must be bound to an encoder")
     ] = None,
     parts: Annotated[
         bool, typer.Option("--parts", help="make an item of each window of a recording")
     ] = False,
+    thumbnails: Annotated[
+        bool, typer.Option("--thumbnails", help="keep a small picture of each picture or video")
+    ] = False,
     embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Add items from a file or a folder. Items with the same ids are replaced."""
-    items = read_items(file) if modality is None else read_media(file, modality, in_parts=parts)
+    """Add items from a file or a folder. Items with the same ids are replaced.
+
+    A folder's metadata.jsonl, metadata.csv, manifest.jsonl or manifest.csv names the files and their payloads.
+    """
+    raw = RawItems(modality or "", in_parts=parts, thumbnail=thumbnails or None)
+    items = read_items(file) if modality is None else raw.read(file)
     size = _LINES_AT_ONCE if modality is None else _FILES_AT_ONCE
     added, written = 0, None
     with Client(embeddings_url=embeddings_url) as client:

@@ -4,10 +4,11 @@ import base64
 import binascii
 import io
 import json
+import re
 import struct
 import wave
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
@@ -17,11 +18,20 @@ from cmcl.cli.errors import CommandError
 from cmcl.cli.options import DEFAULT_QUERY_URL, AsJson, EmbeddingsUrl, QueriedModel
 from cmcl.client import Client, InvalidArgument, Item, Query
 from cmcl.client.endpoint import Inputs
-from cmcl.client.raw_layouts import SUFFIXES, visible_files
+from cmcl.client.raw_layouts import (
+    FILE_NAME,
+    MANIFESTS,
+    SUFFIXES,
+    check_inside,
+    manifest_records,
+    visible_files,
+)
 
 _CONTENTS = ("feature", "text", "data", "numbers")
 # Encoded in seconds, and below the 8 MiB that a file may have by default.
 _PIECE_SECONDS = 30
+# As in JSON: a code such as 0123 stays a text.
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,14})(\.[0-9]+)?")
 _WAYS = "a FEATURE file, --text TEXT or --data FILE"
 # First bytes of formats that users may pass instead of JSON.
 _FORMATS = {
@@ -140,33 +150,91 @@ def read_items(path: Path) -> Iterator[Item]:
                 yield _item(parse_json(_as_text(line, path), where), where)
 
 
-def read_media(path: Path, modality: str, *, in_parts: bool = False) -> Iterator[Item]:
-    """Iterate over a file, or the pictures, sounds and videos of a folder, as items. Ids are names in the folder.
+@dataclass(frozen=True)
+class RawItems:
+    """How files become items of a collection.
 
-    `in_parts`: for an item of each window; WAV files are sent in pieces. Raises CommandError.
+    `in_parts`: for an item of each window; WAV files are sent in pieces. `thumbnail`: True to make one.
     """
-    if not path.is_dir():
-        yield from _media_items(path, path.name, modality, in_parts=in_parts)
-        return
-    files = [file for file in visible_files(path) if file.suffix.lower() in SUFFIXES]
-    if not files:
-        permitted = ", ".join(sorted(SUFFIXES))
-        raise CommandError(f"{path} has no picture, sound or video ({permitted})")
-    # Before the first item is sent: a folder is added as a whole, as far as can be seen.
-    if broken := [file for file in files if not file.is_file()]:
-        raise CommandError(
-            f"{broken[0]} is a link to {broken[0].readlink()}, which does not exist ({len(broken)} of "
-            f"{len(files)} files); nothing was added"
-        )
-    for file in files:
-        name = file.relative_to(path).as_posix()
-        yield from _media_items(file, name, modality, in_parts=in_parts)
+
+    modality: str
+    in_parts: bool = False
+    thumbnail: bool | None = None
+
+    def read(self, path: Path) -> Iterator[Item]:
+        """Iterate over a file, or those that the manifest of a folder names, or its pictures, sounds and videos.
+
+        Ids are names in the folder. Raises CommandError, InvalidArgument.
+        """
+        if not path.is_dir():
+            yield from self._items(path, path.name)
+            return
+        manifest = next((path / name for name in MANIFESTS if (path / name).is_file()), None)
+        if manifest is not None:
+            yield from self._in_manifest(manifest)
+            return
+        files = [file for file in visible_files(path) if file.suffix.lower() in SUFFIXES]
+        if not files:
+            permitted = ", ".join(sorted(SUFFIXES))
+            raise CommandError(f"{path} has no picture, sound or video ({permitted})")
+        # Before the first item is sent: a folder is added as a whole, as far as can be seen.
+        if broken := [file for file in files if not file.is_file()]:
+            raise CommandError(
+                f"{broken[0]} is a link to {broken[0].readlink()}, which does not exist ({len(broken)} of "
+                f"{len(files)} files); nothing was added"
+            )
+        for file in files:
+            yield from self._items(file, file.relative_to(path).as_posix())
+
+    def _in_manifest(self, manifest: Path) -> Iterator[Item]:
+        """Yield the items of its rows. What a row has besides a file, an id and a source is the payload."""
+        columns = (f"{self.modality}_{FILE_NAME}", FILE_NAME)
+        for line, record in manifest_records(manifest):
+            payload = {name: _plain(value, manifest) for name, value in record.items()}
+            names = [
+                str(name) for name in map(payload.pop, columns, [None] * 2) if name is not None
+            ]
+            if not names:
+                raise CommandError(f"{manifest}, line {line}: no column {' or '.join(columns)}")
+            file = manifest.parent / names[0]
+            check_inside(file, manifest.parent.resolve())
+            id_, source = payload.pop("id", None), payload.pop("source", None)
+            kept = {name: value for name, value in payload.items() if value is not None}
+            yield from self._items(
+                file,
+                names[0] if id_ is None else str(id_),
+                kept or None,
+                None if source is None else str(source),
+            )
+
+    def _items(
+        self,
+        file: Path,
+        id_: str,
+        payload: Mapping[str, Any] | None = None,
+        source: str | None = None,
+    ) -> Iterator[Item]:
+        data = read_file(file)
+        for start, piece in _pieces(data) if self.in_parts else [(None, data)]:
+            yield Item(
+                id_,
+                self.modality,
+                data=piece,
+                payload=payload,
+                start=start,
+                parts=self.in_parts,
+                source=source,
+                thumbnail=self.thumbnail,
+            )
 
 
-def _media_items(path: Path, name: str, modality: str, *, in_parts: bool) -> Iterator[Item]:
-    data = read_file(path)
-    for start, piece in _pieces(data) if in_parts else [(None, data)]:
-        yield Item(name, modality, data=piece, start=start, parts=in_parts)
+def _plain(value: object, manifest: Path) -> object:
+    """Return a value of a payload; in CSV numbers, true and false are those, and an empty field is none."""
+    if manifest.suffix.lower() != ".csv" or not isinstance(value, str):
+        return value
+    if not value:
+        return None
+    return json.loads(value) if _NUMBER.fullmatch(value) or value in ("true", "false") else value
 
 
 def _pieces(data: bytes) -> Iterator[tuple[float | None, bytes]]:

@@ -53,6 +53,7 @@ class Item:
 
     `parent`: the id of what it is a part of, such as a recording; `start` and `end`: where in it, in seconds or pages.
     `parts`: make an item of each window of a recording; `start`: of a piece of it, where it is sent in several.
+    `source`: address of the original. `thumbnail`: a small picture, or True to make one of `data`.
     """
 
     id: str
@@ -66,6 +67,8 @@ class Item:
     start: float | None = None
     end: float | None = None
     parts: bool = False
+    source: str | None = None
+    thumbnail: bytes | bool | None = None
 
 
 @dataclass(frozen=True)

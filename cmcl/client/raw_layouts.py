@@ -146,12 +146,12 @@ def _manifest(path: Path, sides: Sides) -> Found | None:
 
 def _names_files(path: Path) -> bool:
     """Return whether the first row of a manifest has a column that names files."""
-    _, first = next(iter(_records(path)), (0, {}))
+    _, first = next(iter(manifest_records(path)), (0, {}))
     return any(name == FILE_NAME or name.endswith(f"_{FILE_NAME}") for name in first)
 
 
 def _manifest_rows(file: Path, pair: ModalityPair) -> Iterator[RawRow]:
-    for line, record in _records(file):
+    for line, record in manifest_records(file):
         items: dict[str, Item] = {}
         for modality in pair.modalities:
             name = record.get(f"{modality}_{FILE_NAME}")
@@ -191,7 +191,7 @@ def _item(value: object, file: Path, line: int) -> Item:
     return str(value)
 
 
-def _records(file: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
+def manifest_records(file: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
     """Yield the rows of a JSONL or CSV file, each with the number of its line. Raises InvalidArgument."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as opened:

@@ -14,7 +14,7 @@ from workers.encoders.identity import find_model, identity_of
 from workers.encoders.media import Decoded
 from workers.encoders.port import FrozenEncoder, Part
 from workers.encoders.synthetic import SyntheticEncoder
-from workers.serve.encoders.port import Encoded, EncodedParts, Raw
+from workers.serve.encoders.port import Encoded, EncodedParts, Raw, Wanted
 from workers.serve.versions.loading import Float32Array
 
 WEIGHTS = "weights.json"
@@ -111,7 +111,7 @@ class RecordedHops:
             return self.answer
         return np.array([[len(item)] * 2 for item in raw], np.float32).reshape(-1, 2)
 
-    async def parts(self, file: bytes, expected: EncoderIdentity | None) -> EncodedParts:
+    async def parts(self, file: bytes, expected: EncoderIdentity | None, _: Wanted) -> EncodedParts:
         """One part of a second."""
         encoded = await self([file], expected)
         return [Part(encoded[0], 0.0, 1.0)] if isinstance(encoded, np.ndarray) else encoded

@@ -7,7 +7,7 @@ import numpy as np
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from workers.encoders.port import EncoderMismatch, Part
 from workers.serve.encoders.client import EncoderClient
-from workers.serve.encoders.port import Encoded, EncodedParts, EncoderUnavailable, Raw
+from workers.serve.encoders.port import Encoded, EncodedParts, EncoderUnavailable, Raw, Wanted
 from workers.serve.versions.loading import Float32Array
 
 LETTERS = EncoderSpec(name="letters", kind="synthetic", takes="text", width=4)
@@ -37,13 +37,24 @@ class LetterEncoders(dict[str, EncoderClient]):
             return EncoderMismatch(difference)
         return np.stack([_features(text) for text in raw]) if raw else np.empty((0, 4), np.float32)
 
-    async def _answer_parts(self, file: bytes, expected: EncoderIdentity | None) -> EncodedParts:
-        """Each byte is a second, and a part; 0 is silence, without features."""
+    async def _answer_parts(
+        self, file: bytes, expected: EncoderIdentity | None, wanted: Wanted
+    ) -> EncodedParts:
+        """Each byte is a second, and a part; 0 is silence, without features. A thumbnail is the byte, as a JPEG."""
+        small = b"\xff\xd8\xff" if wanted.thumbnails else b""
+        if not wanted.parts:
+            encoded = await self._answer([file], expected)
+            return (
+                [Part(encoded[0], thumbnail=small + file[:1])]
+                if isinstance(encoded, np.ndarray)
+                else encoded
+            )
         encoded = await self._answer([file[at : at + 1] for at in range(len(file))], expected)
         if not isinstance(encoded, np.ndarray):
             return encoded
         return [
-            Part(row_F * bool(file[at]), float(at), at + 1.0) for at, row_F in enumerate(encoded)
+            Part(row_F * bool(file[at]), at, at + 1.0, small and small + file[at : at + 1])
+            for at, row_F in enumerate(encoded)
         ]
 
 

@@ -32,6 +32,7 @@ _MOST_FRAMES = 1000
 # Blocks of a GIF: an image, an extension, or the end.
 _BLOCK = re.compile(rb"[,!;]")
 _MOST_BLOCKS = 10 * _MOST_FRAMES
+_THUMBNAIL = (96, 96)
 # Errors of Pillow for files that are cut off or damaged. Its parser of EXIF raises most of them.
 _DAMAGED = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error)
 
@@ -59,6 +60,19 @@ def decode_item(spec: EncoderSpec, raw: bytes) -> Decoded:
     if spec.takes == "numbers":
         return decode(spec.takes, np.frombuffer(raw, "<f8").tolist(), Limits.from_spec(spec))
     return decode(spec.takes, raw, Limits.from_spec(spec))
+
+
+def thumbnail(item: Decoded) -> bytes:
+    """Return an image, or the middle frame of a video, as a JPEG of at most 96 pixels a side."""
+    if isinstance(item, Video):
+        frames_TYXC = item.frames_WTYXC[len(item.frames_WTYXC) // 2]
+        item = Image.fromarray(frames_TYXC[len(frames_TYXC) // 2])
+    if not isinstance(item, Image.Image):
+        return b""
+    small, file = item.convert("RGB"), io.BytesIO()
+    small.thumbnail(_THUMBNAIL, reducing_gap=2)
+    small.save(file, "JPEG", quality=70, optimize=True)
+    return file.getvalue()
 
 
 def decode_parts(spec: EncoderSpec, raw: bytes) -> Iterator[Part[Audio] | Part[Video]]:

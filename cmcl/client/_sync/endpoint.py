@@ -1,6 +1,7 @@
 # Generated from cmcl/client/_async/endpoint.py by `make docs`; edit that file.
 """Calls of the embeddings endpoint: embeddings, served models, collections."""
 
+import base64
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -207,14 +208,22 @@ class EndpointCalls(Calls):
         batches = batches_of(ids, batch_size)
         return self._in_batches(f"{_path(name)}/items/delete", "ids", batches)
 
-    def collection_items(self, name: str, modality: str | None = None) -> Iterator[StoredItem]:
+    def collection_items(
+        self, name: str, modality: str | None = None, include: Sequence[str] = ()
+    ) -> Iterator[StoredItem]:
         """Iterate over the items of a collection, or those of a modality, in the order of its index.
 
+        `include`: `source` and `thumbnail` where they are wanted.
         Items that are added or merged during the iteration may be missed or returned twice.
         """
         offset: int | None = 0
         while offset is not None:
-            params = given(modality=modality, offset=str(offset), limit=str(_LISTED))
+            params = given(
+                modality=modality,
+                include=",".join(include) or None,
+                offset=str(offset),
+                limit=str(_LISTED),
+            )
             response = self._request("GET", f"{_path(name)}/items", params=params)
             page = listed(response, "data", Side.EMBEDDINGS)
             for each in page["data"]:
@@ -232,13 +241,14 @@ class EndpointCalls(Calls):
         filter: Mapping[str, Any] | None = None,  # noqa: A002 - as the endpoint calls it
         exact: bool = False,
         by_parent: bool = False,
+        include: Sequence[str] = (),
         min_revision: int = 0,
         min_version: int = 0,
     ) -> SearchResults:
         """Return the items nearest to the query, those whose payloads have the words, or both rankings fused.
 
         Give `query`, `words` (for collections with text fields) or both. `modalities` restricts the items. `filter` is a filter over payloads (docs/search.md).
-        `exact` compares with every item. `by_parent` returns the best part of each parent. `min_revision` waits for a change of the collection, for
+        `exact` compares with every item. `by_parent` returns the best part of each parent. `include`: `source` and `thumbnail` where they are wanted. `min_revision` waits for a change of the collection, for
         example that of `add_items`; `min_version` waits for a version.
         """
         body: dict[str, Any] = {
@@ -247,6 +257,7 @@ class EndpointCalls(Calls):
             "top_k": top_k,
             "exact": exact,
             "by_parent": by_parent or None,
+            "include": list(include) or None,
             "modalities": None if modalities is None else list(modalities),
             "filter": None if filter is None else dict(filter),
         }
@@ -334,12 +345,15 @@ def _path(name: str) -> str:
 
 def _item(item: Item) -> dict[str, Any]:
     payload = None if item.payload is None else dict(item.payload)
+    small = item.thumbnail
     others = {
         "payload": payload,
         "parent": item.parent,
         "start": item.start,
         "end": item.end,
         "parts": item.parts or None,
+        "source": item.source,
+        "thumbnail": base64.b64encode(small).decode() if isinstance(small, bytes) else small,
     }
     given_others = {name: value for name, value in others.items() if value is not None}
     return {"id": item.id, **encode_content(item), **given_others}

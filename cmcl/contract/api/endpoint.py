@@ -317,6 +317,8 @@ class StoredItem(ApiModel):
     payload: dict[str, Any] | None
     parent: str | None = Field(default=None, description="what it is a part of")
     at: Span | None = Field(default=None, description="where in its parent")
+    source: str | None = Field(default=None, description="address of the original, if included")
+    thumbnail: str | None = Field(default=None, description="base64 of a picture, if included")
 
 
 class SearchHit(StoredItem):

@@ -13,9 +13,9 @@ import pytest
 
 from cmcl import Client, CmclError
 from cmcl.cli.collections import _progress
-from cmcl.cli.errors import Exit
-from cmcl.cli.queries import read_media
-from cmcl.client import Item, Query, WriteResult
+from cmcl.cli.errors import CommandError, Exit
+from cmcl.cli.queries import RawItems
+from cmcl.client import InvalidArgument, Item, Query, WriteResult
 from cmcl.contract.api.endpoint import SearchStatus, Span
 from cmcl.storage.local import LocalStore
 from tests.fakes.flaky_store import FlakyStore
@@ -166,11 +166,11 @@ def test_a_folder_of_files_becomes_items_with_their_names(tmp_path: Path) -> Non
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(name.encode())
-    assert list(read_media(tmp_path, "image")) == [
+    assert list(RawItems("image").read(tmp_path)) == [
         Item("b.jpg", "image", data=b"b.jpg"),
         Item("birds/jay.PNG", "image", data=b"birds/jay.PNG"),
     ]
-    (one,) = read_media(tmp_path / "b.jpg", "image")
+    (one,) = RawItems("image").read(tmp_path / "b.jpg")
     assert one == Item("b.jpg", "image", data=b"b.jpg")
 
 
@@ -181,7 +181,7 @@ def test_a_wav_file_for_parts_is_sent_in_pieces_and_other_files_whole(tmp_path: 
         file.setparams((2, 2, rate, 0, "NONE", ""))
         file.writeframes(samples.tobytes())
     (tmp_path / "song.mp3").write_bytes(b"ID3")
-    song, *pieces = read_media(tmp_path, "audio", in_parts=True)
+    song, *pieces = RawItems("audio", in_parts=True).read(tmp_path)
     assert song == Item("song.mp3", "audio", data=b"ID3", parts=True)
     assert {(piece.id, piece.parts) for piece in pieces} == {("talk.wav", True)}
     assert [piece.start for piece in pieces] == [0, 30, 60]
@@ -191,6 +191,68 @@ def test_a_wav_file_for_parts_is_sent_in_pieces_and_other_files_whole(tmp_path: 
             assert (file.getframerate(), file.getnchannels()) == (rate, 2)
             sent += file.readframes(file.getnframes())
     assert sent == samples.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        (
+            "metadata.jsonl",
+            [
+                '{"file_name": "a.jpg", "id": "A", "source": "https://x.org/a", "year": 1999, "tags": ["x", "y"]}',
+                '{"image_file_name": "sub/b.png", "code": "0123", "good": true}',
+            ],
+        ),
+        (
+            "metadata.csv",
+            [
+                "file_name,image_file_name,id,source,year,code,good,empty",
+                "a.jpg,,A,https://x.org/a,1999,,,",
+                ",sub/b.png,,,,0123,true,",
+            ],
+        ),
+    ],
+)
+def test_a_manifest_names_the_files_of_a_folder_and_their_payloads(
+    tmp_path: Path, name: str, lines: list[str]
+) -> None:
+    (tmp_path / "sub").mkdir()
+    for file in ("a.jpg", "sub/b.png", "not-named.jpg"):
+        (tmp_path / file).write_bytes(file.encode())
+    (tmp_path / name).write_text("\n".join(lines))
+    tags = {"tags": ["x", "y"]} if name.endswith("jsonl") else {}
+    assert list(RawItems("image", thumbnail=True).read(tmp_path)) == [
+        Item(
+            *("A", "image"),
+            data=b"a.jpg",
+            payload={"year": 1999, **tags},
+            source="https://x.org/a",
+            thumbnail=True,
+        ),
+        Item(
+            *("sub/b.png", "image"),
+            data=b"sub/b.png",
+            payload={"code": "0123", "good": True},
+            thumbnail=True,
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ('{"file_name": "../a.jpg"}', "outside of folder"),
+        ('{"name": "a.jpg"}', "line 1: no column image_file_name or file_name"),
+        ('{"file_name": "gone.jpg"}', "no such file"),
+        ("[]", "a row must be a JSON object"),
+    ],
+)
+def test_a_manifest_with_a_row_that_names_no_file_of_the_folder_is_an_error(
+    tmp_path: Path, row: str, words: str
+) -> None:
+    (tmp_path / "metadata.jsonl").write_text(row)
+    with pytest.raises((CommandError, InvalidArgument), match=words):
+        list(RawItems("image").read(tmp_path))
 
 
 def test_a_folder_with_a_broken_link_is_refused_before_anything_is_added(

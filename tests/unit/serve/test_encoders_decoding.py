@@ -13,9 +13,11 @@ import soundfile
 from PIL import Image
 
 from cmcl.contract.encoder import EncoderSpec
+from workers.encoders.media import packed
 from workers.encoders.synthetic import SyntheticEncoder
 from workers.sandbox.child_process import FrameWriter
 from workers.serve.encoders.decoding import DecodeFile, FileReader, decode_file
+from workers.serve.encoders.port import Wanted
 
 IMAGES = EncoderSpec(
     name="pictures", kind="synthetic", takes="image", width=8, max_pixels=10_000, answer_seconds=60
@@ -36,7 +38,11 @@ def crashing_decoder(request: DecodeFile, output: FrameWriter) -> None:
     if content == b"hang":
         time.sleep(600)
     if content == b"lie":
-        output.send({"kind": "image", "size": [4000, 4000]}, [b"short"])
+        output.send({"kind": "image", "size": [4000, 4000], "bytes": 5}, [b"short"])
+        return
+    if content == b"large thumbnail":
+        header, body = packed(Image.new("RGB", (2, 2)))
+        output.send(header, [*body, bytes(1 << 20)])
         return
     if content == b"environment":
         output.send({"reason": " ".join(os.environ)})
@@ -97,6 +103,29 @@ def test_a_decoder_that_hangs_is_ended_before_the_endpoint_stops_waiting() -> No
         reader.close()
 
 
+def test_a_thumbnail_is_made_where_the_file_is_decoded_and_a_wrong_one_is_an_error(
+    reader: FileReader[bytes],
+) -> None:
+    wanted = Wanted(parts=False, thumbnails=True)
+    (part,) = reader.parts(picture((120, 60)), wanted)
+    assert part.of == SyntheticEncoder(IMAGES).read(picture((120, 60)))
+    assert Image.open(io.BytesIO(part.thumbnail)).size == (96, 48)
+    assert len(part.thumbnail) < 4096
+    with pytest.raises(ValueError, match="thumbnail that is too large"):
+        reader.parts(b"large thumbnail", wanted)
+
+
+def test_an_unreadable_file_does_not_end_the_process_that_found_it_unreadable(
+    reader: FileReader[bytes],
+) -> None:
+    reader(picture())
+    before = reader._child.pid
+    with pytest.raises(ValueError, match="damaged"):
+        reader(picture()[:60])
+    reader(picture())
+    assert reader._child.pid == before
+
+
 def test_each_window_of_a_recording_is_an_item_that_covers_its_seconds() -> None:
     """A window is read as a recording of its own would be, so its feature is comparable to those that were learned."""
     spec = EncoderSpec(
@@ -106,13 +135,13 @@ def test_each_window_of_a_recording_is_an_item_that_covers_its_seconds() -> None
     encoder = SyntheticEncoder(spec)
     reader = FileReader(encoder)
     try:
-        parts = reader.parts(wav(samples))
+        parts = reader.parts(wav(samples), Wanted(parts=True, thumbnails=False))
         assert [(part.start, part.end) for part in parts] == [(0, 2), (1.5, 3.5), (3, 5)]
         for part in parts:
             window = samples[int(8000 * (part.start or 0)) : int(8000 * (part.end or 0))]
             assert part.of == encoder.read(wav(window))
         with pytest.raises(ValueError, match="no audio that can be read"):
-            reader.parts(b"a text")
+            reader.parts(b"a text", Wanted(parts=True, thumbnails=False))
     finally:
         reader.close()
 

@@ -52,6 +52,7 @@ from workers.serve.api.wire.collection_bodies import (
     parse_removal,
     part_id,
     payload_text,
+    thumbnail_of,
 )
 from workers.serve.api.wire.requests import parse
 from workers.serve.collections.follower import CollectionSnapshot
@@ -204,8 +205,8 @@ class _Items:
                 parts = await self._parts(version, items, context.owner)
             entries = [
                 row
-                for item, parts_of, payload in zip(items, parts, payloads, strict=True)
-                for row in _rows(item, parts_of, payload)
+                for item, parts_of, stored in zip(items, parts, payloads, strict=True)
+                for row in _rows(item, parts_of, *stored)
             ]
             check_different([row.id for row in entries])
         # A file replaces the parts of an earlier one with its id; a piece those from its start on.
@@ -229,16 +230,21 @@ class _Items:
         entries = [removal(each) for each in dict.fromkeys(ids)]
         return await self._write(target, entries, mark, dict.fromkeys(ids, 0.0))
 
-    def _payloads(self, items: Sequence[CollectionItem]) -> list[str | None]:
+    def _payloads(self, items: Sequence[CollectionItem]) -> list[tuple[str | None, bytes | None]]:
+        """Return payloads and thumbnails, as they are stored. Raises InvalidRequest."""
         most = self._replica.args.max_payload_bytes
-        return [payload_text(item.payload, index, most) for index, item in enumerate(items)]
+        return [
+            (payload_text(item.payload, index, most), thumbnail_of(item, index))
+            for index, item in enumerate(items)
+        ]
 
     async def _parts(
         self, version: ServedVersion, items: Sequence[CollectionItem], owner: str
     ) -> list[list[Part[Float32Array]]]:
         """Return the feature of each item, or those of its parts."""
-        whole = [item for item in items if not item.parts]
-        split = [item for item in items if item.parts]
+        whole, split = list[CollectionItem](), list[CollectionItem]()
+        for item in items:
+            (split if item.parts or item.thumbnail is True else whole).append(item)
         found: dict[int, list[Part[Float32Array]]] = {}
         for rows in await features_of(self._replica, version, whole, "items", owner=owner):
             for position, row_F in zip(rows.positions_B.tolist(), rows.rows_BF, strict=True):
@@ -274,7 +280,10 @@ class _Items:
 
 
 def _rows(
-    item: CollectionItem, parts: Sequence[Part[Float32Array]], payload: str | None
+    item: CollectionItem,
+    parts: Sequence[Part[Float32Array]],
+    payload: str | None,
+    thumbnail: bytes | None,
 ) -> Iterator[Row]:
     """Yield the row of an item, or those of its parts."""
     for part in parts:
@@ -284,7 +293,8 @@ def _rows(
             # To the millisecond.
             start, end = round(first + part.start, 3), round(first + part.end, 3)
             id_ = part_id(item.id, start, end)
-        yield Row(id_, item.modality, part.of, payload, parent, start, end)
+        small = thumbnail or part.thumbnail or None
+        yield Row(id_, item.modality, part.of, payload, parent, start, end, item.source, small)
 
 
 def _name_alone(text: str) -> ModelReference:

@@ -35,6 +35,7 @@ from workers.serve.encoders.port import (
     EncoderUnavailable,
     Raw,
     UnreadableItem,
+    Wanted,
 )
 from workers.serve.errors import Conflict, InvalidRequest, NotReady, WrongRow, shortened
 from workers.serve.versions.loading import Float32Array, ServedVersion
@@ -79,7 +80,7 @@ async def encoded(
 async def encoded_parts(
     replica: Replica, version: ServedVersion, item: CollectionItem, *, owner: str
 ) -> list[Part[Float32Array]]:
-    """Return the windows that cover a recording, with their features (F). Raises as `encoded` does."""
+    """Return a file, or the windows that cover it, with features (F). Raises as `encoded` does."""
     name = _name(item, 0, "items")
     try:
         file = _file(item.data or "")
@@ -87,7 +88,8 @@ async def encoded_parts(
             encoder,
             expected,
         ):
-            parts = await encoder.encode_parts(file, owner, expected)
+            wanted = Wanted(item.parts, item.thumbnail is True)
+            parts = await encoder.encode_parts(file, owner, expected, wanted)
             # Of some windows there may be nothing to tell, such as of silence.
             usable = [part for part in parts if has_direction(part.of)]
             checked(np.stack([part.of for part in usable or parts]))

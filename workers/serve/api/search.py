@@ -1,11 +1,12 @@
 """`/v1/collections/{name}/search`, `/items` and `/export`: by one version at one revision."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
 import orjson
+import pybase64
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -35,7 +36,7 @@ from workers.serve.api.context import (
 )
 from workers.serve.api.inputs import embed_parts, features_of
 from workers.serve.api.openapi import BODY, BYTES, WAIT, json_body, operation
-from workers.serve.api.wire.collection_bodies import SearchRequest
+from workers.serve.api.wire.collection_bodies import INCLUDED, SearchRequest
 from workers.serve.api.wire.requests import (
     LARGEST_OFFSET,
     MOST_LISTED,
@@ -105,6 +106,11 @@ _LISTED = (
     _parameter("offset", {"type": "integer", "minimum": 0}, required=False),
     _parameter("limit", {"type": "integer", "minimum": 1, "maximum": MOST_LISTED}, required=False),
     _parameter("modality", {"type": "string"}, required=False),
+    _parameter(
+        "include",
+        {"type": "string", "description": f"of {', '.join(INCLUDED)}, with commas"},
+        required=False,
+    ),
 )
 
 
@@ -130,7 +136,9 @@ class Search:
             )
             searched = await self.searched(name, request, context)
             found = await self.found(searched, context, query)
-        return Response(_body(searched, found), media_type=JSON, headers=headers_of(searched))
+        return Response(
+            _body(searched, found, query.include), media_type=JSON, headers=headers_of(searched)
+        )
 
     async def found(
         self, searched: Searched, context: RequestContext, query: SearchRequest
@@ -164,19 +172,21 @@ class Search:
         parameters = request.query_params
         offset = parse_number(parameters.get("offset", "0"), "offset", 0, LARGEST_OFFSET)
         limit = parse_number(parameters.get("limit", "50"), "limit", 1, MOST_LISTED)
-        modality = parameters.get("modality")
+        modality, include = parameters.get("modality"), _included(parameters.get("include"))
         with self._replica.admission.requests.held(context.owner, 1):
             async with within_deadline(context):
                 searched = await self.searched(name, request, context)
                 if modality is not None:
                     width_of(modality, searched.version, "modality")
                 with self._replica.admission.rows.held(context.owner, limit):
-                    found = await self.read(context, searched.items, offset, limit, modality)
+                    found = await self.read(
+                        context, searched.items, offset, limit, modality, include
+                    )
         rows = await self.read(context, searched.rows, modality)
         following = offset + len(found)
         answer = {
             "object": "list",
-            "data": [_described(each) for each in found],
+            "data": [_described(each, include) for each in found],
             "model": searched.version.label,
             "revision": searched.revision,
             "rows": rows,
@@ -233,6 +243,7 @@ class Search:
             filter=wanted,
             exact=query.exact,
             by_parent=query.by_parent,
+            include=tuple(dict.fromkeys(query.include)),
         )
 
     async def _embedded(self, version: ServedVersion, query: Item, ticket: Ticket) -> Float32Array:
@@ -320,10 +331,10 @@ def headers_of(searched: Searched) -> dict[str, str]:
     return {"x-model-version": str(searched.version.number), REVISION: str(searched.revision)}
 
 
-def _body(searched: Searched, found: SearchResult) -> bytes:
+def _body(searched: Searched, found: SearchResult, include: Sequence[str]) -> bytes:
     answer = {
         "object": "list",
-        "data": [_described(hit) | {"score": hit.score} for hit in found.hits],
+        "data": [_described(hit, include) | {"score": hit.score} for hit in found.hits],
         "model": searched.version.label,
         "revision": searched.revision,
         "exact": found.exact,
@@ -331,9 +342,25 @@ def _body(searched: Searched, found: SearchResult) -> bytes:
     return orjson.dumps(answer)
 
 
-def _described(item: StoredItem) -> dict[str, object]:
+def _included(text: str | None) -> list[str]:
+    """Parse the parameter `include`. Raises InvalidRequest."""
+    names = [*dict.fromkeys(text.split(","))] if text else []
+    if wrong := [name for name in names if name not in INCLUDED]:
+        raise InvalidRequest(
+            f"include is {shortened(wrong[0])}; permitted are {', '.join(INCLUDED)}", "include"
+        )
+    return names
+
+
+def _described(item: StoredItem, include: Sequence[str]) -> dict[str, object]:
     # A payload as it is stored: every one that was accepted can be written.
     payload = None if item.payload is None else orjson.Fragment(item.payload)
     at = None if item.start is None else {"start": item.start, "end": item.end}
-    described = {"id": item.id, "modality": item.modality, "payload": payload}
-    return described | {"parent": item.parent, "at": at}
+    described: dict[str, object] = {"id": item.id, "modality": item.modality, "payload": payload}
+    described |= {"parent": item.parent, "at": at}
+    if "source" in include:
+        described["source"] = item.source
+    if "thumbnail" in include:
+        data = item.thumbnail
+        described["thumbnail"] = None if data is None else pybase64.b64encode(data).decode()
+    return described

@@ -6,7 +6,7 @@ Shapes: B rows, F width of the feature, E width of the model's embeddings.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -43,7 +43,7 @@ _PARTS, _MOST_PARTS = 4, 64
 class SearchQuery:
     """A search by a vector, by words, or by both. `modalities` None: all. `exact`: compare all vectors.
 
-    `by_parent`: of parts with the same parent only the best.
+    `by_parent`: of parts with the same parent only the best. `include`: `source` and `thumbnail`.
     """
 
     top_k: int
@@ -53,11 +53,12 @@ class SearchQuery:
     filter: Filter | None = None
     exact: bool = False
     by_parent: bool = False
+    include: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class StoredItem:
-    """An item of a collection. `payload`: JSON, or None. `parent`, `start` and `end`: see `Row`."""
+    """An item of a collection. `payload`: JSON, or None. Others: see `Row`; None also where they are not included."""
 
     id: str
     modality: str
@@ -65,9 +66,11 @@ class StoredItem:
     parent: str | None
     start: float | None
     end: float | None
+    source: str | None = None
+    thumbnail: bytes | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Hit(StoredItem):
     """An item that was found. `score`: its cosine; of words that of BM25, of both the sum of reciprocal ranks."""
 
@@ -116,10 +119,12 @@ class Searched:
         }
         return {name: count for name, count in counts.items() if count}
 
-    def items(self, offset: int, count: int, modality: str | None = None) -> list[StoredItem]:
+    def items(
+        self, offset: int, count: int, modality: str | None = None, include: Sequence[str] = ()
+    ) -> list[StoredItem]:
         """Return up to `count` items with vectors after `offset` of them, in the order of the table."""
         wanted = self._of(None if modality is None else [modality])
-        return self._stored(filter=wanted, offset=offset, limit=count)
+        return self._stored(include, filter=wanted, offset=offset, limit=count)
 
     def items_after(self, item: str, count: int) -> list[StoredItem]:
         """Return up to `count` items with vectors whose ids come after this one, in their order."""
@@ -217,7 +222,7 @@ class Searched:
                 # All that tie with the last, so that they are in the order of ids.
                 least = np.sort(scores_B)[-count:][0]
                 places = np.flatnonzero(scores_B >= least)
-                items = batch.select(_ITEM).take(places).to_pylist()
+                items = batch.select([*_ITEM, *wanted.include]).take(places).to_pylist()
                 found = (
                     Hit(**item, score=float(scores_B[at]))
                     for item, at in zip(items, places, strict=True)
@@ -252,7 +257,7 @@ class Searched:
     def _scanner(self, wanted: SearchQuery, column: str, **how: Any) -> Any:
         """Read items that may be found, with one more column."""
         return self.state.dataset.scanner(
-            columns=[*_ITEM, column],
+            columns=[*_ITEM, *wanted.include, column],
             filter=self._conditions(wanted),
             prefilter=True,
             disable_scoring_autoprojection=True,
@@ -260,8 +265,9 @@ class Searched:
             **how,
         )
 
-    def _stored(self, **how: Any) -> list[StoredItem]:
-        return [StoredItem(**each) for each in self.state.scan(columns=_ITEM, **how).to_pylist()]
+    def _stored(self, include: Sequence[str] = (), **how: Any) -> list[StoredItem]:
+        found = self.state.scan(columns=[*_ITEM, *include], **how)
+        return [StoredItem(**each) for each in found.to_pylist()]
 
     def _conditions(self, wanted: SearchQuery) -> str | None:
         """Return the SQL of items that may be found; None: all that have a vector."""

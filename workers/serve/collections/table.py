@@ -1,8 +1,8 @@
 """A collection as one table of Lance: its items, their vectors by version, and a head row with its state.
 
 Columns: `id`, `modality`, `feature` (a list: widths differ by modality), `payload` (JSON), `terms` and those of fields
-(for filters) and `text` (for words): `terms.py`; `parent`, `start` and `end` of a part; and one of vectors for each
-version that serves or is being made (`columns.py`). A removed item keeps its id until the table is compacted; all else
+(for filters) and `text` (for words): `terms.py`; `parent`, `start` and `end` of a part; `source` and `thumbnail`, which
+are read only where they are asked for; and one of vectors for each version that serves or is being made (`columns.py`). A removed item keeps its id until the table is compacted; all else
 of it is null.
 
 **The head row** has the empty id, and the collection's state as its payload. Every change of items updates it in the
@@ -83,7 +83,7 @@ class VersionGone(WorkerError):
 class Row(NamedTuple):
     """An item to write. `feature_F` None: to remove. `payload`: JSON, or None.
 
-    `parent`: what it is a part of; `start`, `end`: where in it, in seconds or pages.
+    `parent`: what it is a part of; `start`, `end`: where in it, in seconds or pages. `source`: address of the original.
     """
 
     id: str
@@ -93,6 +93,8 @@ class Row(NamedTuple):
     parent: str | None = None
     start: float | None = None
     end: float | None = None
+    source: str | None = None
+    thumbnail: bytes | None = None
 
 
 def removal(id_: str) -> Row:
@@ -394,6 +396,8 @@ def _schema(feature_type: FloatType) -> pa.Schema:
             pa.field("parent", pa.string()),
             pa.field("start", pa.float64()),
             pa.field("end", pa.float64()),
+            pa.field("source", pa.string()),
+            pa.field("thumbnail", pa.binary()),
         ]
     )
 
@@ -413,6 +417,8 @@ def _batch(schema: pa.Schema, rows: Sequence[Row], head: Head, embed: Embed) -> 
         "parent": [*(row.parent for row in rows), None],
         "start": [*(row.start for row in rows), None],
         "end": [*(row.end for row in rows), None],
+        "source": [*(row.source for row in rows), None],
+        "thumbnail": [*(row.thumbnail for row in rows), None],
     }
     for name in set(schema.names) - set(columns):
         if name in {*head.complete, head.making}:

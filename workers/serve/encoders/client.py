@@ -24,6 +24,7 @@ from workers.serve.encoders.port import (
     Raw,
     Refusal,
     UnreadableItem,
+    Wanted,
 )
 from workers.serve.telemetry import LogOnce
 from workers.serve.versions.loading import Float32Array
@@ -48,8 +49,8 @@ _ARTICLES: Mapping[Media, str] = {
 # Encodes at most `max_batch` items in the encoder's process, if it has the expected identity. Without items it
 # checks the identity alone. Raises EncoderUnavailable.
 Call = Callable[[Sequence[Raw], EncoderIdentity | None], Awaitable[Encoded]]
-# The same of the windows that cover one recording, however many.
-PartsCall = Callable[[bytes, EncoderIdentity | None], Awaitable[EncodedParts]]
+# The same of one file, or of the windows that cover it, however many.
+PartsCall = Callable[[bytes, EncoderIdentity | None, Wanted], Awaitable[EncodedParts]]
 T = TypeVar("T")
 
 
@@ -79,17 +80,18 @@ class EncoderClient:
         return np.concatenate(await self._in_parts(raw, owner, expected))
 
     async def encode_parts(
-        self, file: bytes, owner: str, expected: EncoderIdentity | None
+        self, file: bytes, owner: str, expected: EncoderIdentity | None, wanted: Wanted
     ) -> list[Part[Float32Array]]:
-        """Return the windows that cover a recording, with their features (F). Raises as `encode`."""
-        if self.spec.takes not in ("audio", "video") or self.spec.window_seconds is None:
+        """Return a file, or the windows that cover it, with features (F). Raises as `encode`."""
+        has_windows = self.spec.takes in ("audio", "video") and self.spec.window_seconds
+        if wanted.parts and not has_windows:
             raise UnreadableItem(
                 0,
                 f"encoder {self.spec.name!r} has no windows: parts need one of audio or video that sets window_seconds",
             )
         _check(0, file, self.spec)
         async with _in_time(self.spec), self._semaphore.held(owner, 1):
-            return self._checked(await self._call_parts(file, expected), 0, expected)
+            return self._checked(await self._call_parts(file, expected, wanted), 0, expected)
 
     async def check(self, expected: EncoderIdentity | None) -> None:
         """Raises EncoderMismatch, EncoderUnavailable."""

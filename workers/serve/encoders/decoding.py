@@ -4,19 +4,19 @@ A process of an encoder has one child for all its callers: code that took the ch
 other callers until the child is replaced. The child reads no store and has no credentials in its environment.
 """
 
-from collections.abc import Callable
-from typing import Generic
+from collections.abc import Callable, Iterable
+from typing import Any, Generic
 
 import numpy as np
 
 from cmcl.contract.encoder import EncoderSpec
 from cmcl.contract.modality import Frozen
-from workers.encoders.decoding import decode_item, decode_parts
+from workers.encoders.decoding import decode_item, decode_parts, thumbnail
 from workers.encoders.media import packed, unpacked
 from workers.encoders.port import FrozenEncoder, ItemT, Part
 from workers.sandbox.child import Child, ChildCrashed, ChildLimits, share_of_memory
 from workers.sandbox.child_process import Frame, FrameWriter
-from workers.serve.encoders.port import Raw
+from workers.serve.encoders.port import MOST_THUMBNAIL_BYTES, Raw, Wanted
 
 _ITEM = "item"
 # Libraries leak a little, so a child is replaced after this many files. The next one is started earlier.
@@ -31,23 +31,24 @@ _SHARE_OF_TIME = 0.8
 class DecodeFile(Frozen):
     """Request to decode the file `item` in the folder of the child, for the encoder of this declaration.
 
-    `in_parts`: each window that covers it separately.
+    `wanted`: each window that covers it separately, and thumbnails.
     """
 
     spec: EncoderSpec
-    in_parts: bool = False
+    wanted: Wanted = Wanted(parts=False, thumbnails=False)
 
 
 def decode_file(request: DecodeFile, output: FrameWriter) -> None:
     """Send the decoded file or its parts, or `{"reason"}` with a sentence for the user. Runs in the child."""
     file = (output.folder / _ITEM).read_bytes()
     try:
-        if not request.in_parts:
-            output.send(*packed(decode_item(request.spec, file)))
-            return
-        for part in decode_parts(request.spec, file):
+        parts: Iterable[Part[Any]] = [Part(decode_item(request.spec, file))]
+        if request.wanted.parts:
+            parts = decode_parts(request.spec, file)
+        for part in parts:
             header, body = packed(part.of)
-            output.send(header | {"start": part.start, "end": part.end}, body)
+            small = thumbnail(part.of) if request.wanted.thumbnails else b""
+            output.send(header | {"start": part.start, "end": part.end}, [*body, small])
     except ValueError as error:
         output.send({"reason": str(error)[:1000]})
 
@@ -74,31 +75,46 @@ class FileReader(Generic[ItemT]):
         (part,) = self._read(raw, self._request)
         return part.of
 
-    def parts(self, file: bytes) -> list[Part[ItemT]]:
-        """Read the windows that cover a recording. Raises as reading an item does."""
-        return self._read(file, self._request.model_copy(update={"in_parts": True}))
+    def parts(self, file: bytes, wanted: Wanted) -> list[Part[ItemT]]:
+        """Read a file, or the windows that cover it. Raises as reading an item does."""
+        return self._read(file, self._request.model_copy(update={"wanted": wanted}))
 
     def _read(self, file: bytes, request: DecodeFile) -> list[Part[ItemT]]:
         child = self._fresh()
         (child.scratch.path / _ITEM).write_bytes(file)
+        parts: list[Part[ItemT]] = []
+        problem: ValueError | None = None
         try:
-            # Loaded one by one: only what a pass needs is kept of a long recording.
-            return [*map(self._part, child.run(self._decoder, request, self._seconds))]
+            for frame in child.run(self._decoder, request, self._seconds):
+                # All frames are read, or the child would be ended.
+                if problem is None:
+                    try:
+                        # Loaded one by one: only what a pass needs is kept of a long recording.
+                        parts.append(self._part(frame))
+                    except ValueError as error:
+                        problem = error
         except ChildCrashed as error:
             child.start()  # Started now, so that the next item does not wait for it.
             raise ValueError(f"the decoder {error.reason}") from error
+        if problem is not None:
+            raise problem
+        return parts
 
     def _part(self, frame: Frame) -> Part[ItemT]:
         if (reason := frame.header.get("reason")) is not None:
             raise ValueError(str(reason))
         try:
-            decoded = unpacked(frame.header, memoryview(frame.body))
+            size = frame.header["bytes"]
+            decoded = unpacked(frame.header, memoryview(frame.body)[:size])
+            small = bytes(frame.body[size:])
         except (LookupError, TypeError) as error:
             raise ValueError("the decoder sent no item") from error
         if isinstance(decoded, np.ndarray):
             raise ValueError("the decoder sent no item")  # noqa: TRY004 - an error of the child
         start, end = frame.header.get("start"), frame.header.get("end")
-        return Part(self._encoder.load(decoded), start, end)
+        if len(small) > MOST_THUMBNAIL_BYTES:
+            raise ValueError("the decoder sent a thumbnail that is too large")
+        return Part(self._encoder.load(decoded), start, end, small)
 
     def close(self) -> None:
         for child in (self._child, self._next):

@@ -6,6 +6,7 @@ Shapes: B items, F width of the raw feature.
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -21,7 +22,7 @@ from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.memory import release_memory_every
 from cmcl.storage.uris import open_store
 from workers.serve.encoders.client import PASSES_AHEAD, EncoderClient
-from workers.serve.encoders.port import Encoded, EncodedParts, EncoderUnavailable, Raw
+from workers.serve.encoders.port import Encoded, EncodedParts, EncoderUnavailable, Raw, Wanted
 from workers.serve.ray_adapters import ENCODER, at_most_per_node
 
 Handle = DeploymentHandle[Any]
@@ -68,12 +69,14 @@ class EncoderReplica:
             return np.empty((0, self._width), np.float32)
         return await self._queue.encode(raw)
 
-    async def encode_parts(self, file: bytes, expected: EncoderIdentity | None) -> EncodedParts:
-        """Return the windows that cover a recording, with their features (F); or as `encode`."""
+    async def encode_parts(
+        self, file: bytes, expected: EncoderIdentity | None, wanted: Wanted
+    ) -> EncodedParts:
+        """Return a file, or the windows that cover it, with features (F); or as `encode`."""
         if (refusal := await self._identity.refusal(expected)) is not None:
             return refusal
         assert self._files is not None  # noqa: S101 - `EncoderClient` sends files to no other encoder
-        return await self._queue.encode_parts(file, self._files.parts)
+        return await self._queue.encode_parts(file, partial(self._files.parts, wanted=wanted))
 
     def _watch(self, seconds: float) -> None:
         self._seconds.observe(seconds, self._labels)
@@ -108,9 +111,11 @@ class _ServeCall:
         self._handle = handle
         self._method = method
 
-    async def __call__(self, raw: Sequence[Raw] | bytes, expected: EncoderIdentity | None) -> Any:
+    async def __call__(
+        self, raw: Sequence[Raw] | bytes, expected: EncoderIdentity | None, *wanted: Wanted
+    ) -> Any:
         given = raw if isinstance(raw, bytes) else list(raw)
-        response = getattr(self._handle, self._method).remote(given, expected)
+        response = getattr(self._handle, self._method).remote(given, expected, *wanted)
         try:
             return await response
         except asyncio.CancelledError:

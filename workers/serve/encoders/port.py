@@ -6,11 +6,14 @@ Shapes: B items, F width of the raw feature.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from workers.encoders.port import EncoderMismatch, Float32Array, Part
 
 # One raw item: a text, the bytes of a file, or a short list of numbers.
 Raw = str | bytes | Sequence[float]
+# A picture of 96 x 96 pixels of noise has less.
+MOST_THUMBNAIL_BYTES = 16 << 10
 
 
 class EncoderUnavailable(Exception):
@@ -35,6 +38,13 @@ class UnreadableItem(Exception):
 
     def __str__(self) -> str:
         return f"item {self.index}: {self.reason}"
+
+
+class Wanted(NamedTuple):
+    """What a file becomes, besides its feature: the windows that cover it, and a thumbnail of each."""
+
+    parts: bool
+    thumbnails: bool
 
 
 Refusal = EncoderMismatch | EncoderUnavailable

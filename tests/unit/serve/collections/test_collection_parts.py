@@ -184,3 +184,72 @@ def test_an_encoder_without_windows_gives_no_parts(listening: Searching) -> None
     answer = listening.ask("POST", "/things/items", body)
     assert answer.status_code == 400
     assert "has no windows" in answer.json()["error"]["message"]
+
+
+def included(
+    searching: Searching, name: str, revision: int, include: str | None
+) -> list[dict[str, object]]:
+    """All items by their ids, as the list and a search return them alike."""
+    headers = {"x-min-collection-revision": str(revision)}
+    address = f"/{name}/items?limit=100" + (f"&include={include}" if include else "")
+    listed = searching.ask("GET", address, headers=headers)
+    body = {
+        "query": {"modality": "text", "data": base64.b64encode(b"x").decode()},
+        "top_k": 50,
+        "include": include.split(",") if include else [],
+    }
+    found = searching.ask("POST", f"/{name}/search", body, headers).json()["data"]
+    for hit in found:
+        del hit["score"]
+    everything: list[dict[str, object]] = sorted(
+        listed.json()["data"], key=lambda each: str(each["id"])
+    )
+    assert sorted(found, key=lambda each: str(each["id"])) == everything
+    return everything
+
+
+@pytest.mark.parametrize("vector_type", ["float32", "bit"])
+def test_source_and_thumbnail_are_returned_where_they_are_asked_for(
+    listening: Searching, vector_type: str
+) -> None:
+    listening.ask("PUT", "/pictures", {"model": "scenes", "vector_type": vector_type})
+    made, sent = (base64.b64encode(b"\xff\xd8\xff" + end).decode() for end in (b"a", b"sent"))
+    items = [
+        recording("a", b"abc", thumbnail=True, source="https://example.org/a.wav"),
+        recording("b", b"abc", thumbnail=sent),
+        recording("c", b"ab", thumbnail=True, parts=True, source="file:c.wav"),
+        recording("d", b"abc"),
+    ]
+    revision = listening.add("pictures", items)
+    assert not included(listening, "pictures", revision, None)[0].keys() & {"source", "thumbnail"}
+    one, two, three, four, five = included(listening, "pictures", revision, "source,thumbnail")
+    assert (one["source"], one["thumbnail"]) == ("https://example.org/a.wav", made)
+    assert (two["source"], two["thumbnail"]) == (None, sent)
+    assert (three["source"], three["thumbnail"]) == ("file:c.wav", made)
+    assert four["thumbnail"] == base64.b64encode(b"\xff\xd8\xffb").decode()
+    assert (five["source"], five["thumbnail"]) == (None, None)
+    assert "thumbnail" not in included(listening, "pictures", revision, "source")[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"thumbnail": "AAAA"}, "permitted is base64 of a JPEG"),
+        ({"thumbnail": "/9j/?"}, "permitted is base64 of a JPEG"),
+        ({"thumbnail": "/9j/" + "A" * 24_000}, "up to 16384 bytes"),
+        ({"thumbnail": True, "data": None, "text": "a"}, "a thumbnail is made of data"),
+        ({"source": "x" * 2049}, "source"),
+    ],
+)
+def test_a_thumbnail_that_is_no_small_picture_is_an_error(
+    listening: Searching, fields: dict[str, object], words: str
+) -> None:
+    answer = listening.ask("POST", "/things/items", {"items": [recording("a", b"a") | fields]})
+    assert answer.status_code == 400
+    assert words in answer.json()["error"]["message"]
+
+
+def test_only_what_can_be_included_is(listening: Searching) -> None:
+    answer = listening.ask("GET", "/things/items?include=feature")
+    assert answer.status_code == 400
+    assert "permitted are source, thumbnail" in answer.json()["error"]["message"]

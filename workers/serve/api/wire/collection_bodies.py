@@ -1,10 +1,12 @@
 """Bodies of requests about collections, and payloads of items."""
 
+import binascii
 import json
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import orjson
+import pybase64
 from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -12,6 +14,7 @@ from cmcl.contract.api.endpoint import FloatType, VectorType
 from workers.serve.api.wire.requests import STRICT, Item, parse
 from workers.serve.api.wire.vectors import check_count
 from workers.serve.collections.filters import LONGEST_FIELD, as_number
+from workers.serve.encoders.port import MOST_THUMBNAIL_BYTES
 from workers.serve.errors import InvalidRequest, shortened
 
 LONGEST_ID = 256
@@ -21,6 +24,12 @@ LONGEST_WORDS = 1024
 # What programs in other languages can read.
 _SMALLEST_INTEGER = -(2**63)
 _LARGEST_INTEGER = 2**64 - 1
+
+
+Included = Literal["source", "thumbnail"]
+INCLUDED: tuple[Included, ...] = get_args(Included)
+# First bytes of JPEG, PNG, GIF and WebP.
+_PICTURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF")
 
 
 class CollectionRequest(BaseModel):
@@ -76,6 +85,21 @@ class CollectionItem(Item):
         description="whether the windows of a recording become items, in place of their mean: `data` for an encoder of "
         "audio or video with window_seconds. `start`: of a piece of a long recording, which is sent in several",
     )
+
+    source: str | None = Field(
+        default=None, min_length=1, max_length=2048, description="address of the original"
+    )
+    thumbnail: str | bool | None = Field(
+        default=None,
+        description="base64 of a JPEG, PNG, WebP or GIF of at most 16384 bytes; true: one of at most 96 pixels a side is "
+        "made of `data`",
+    )
+
+    @model_validator(mode="after")
+    def _makes_a_thumbnail_of_a_file(self) -> Self:
+        if self.thumbnail is True and self.data is None:
+            raise PydanticCustomError("thumbnail", "a thumbnail is made of data, and there is none")
+        return self
 
     @model_validator(mode="after")
     def _ends_after_its_start(self) -> Self:
@@ -148,6 +172,9 @@ class SearchRequest(BaseModel):
     by_parent: bool = Field(
         default=False, description="of parts with the same parent find the best one only"
     )
+    include: list[Included] = Field(
+        default=[], max_length=len(INCLUDED), description="what else is returned of each item"
+    )
 
 
 def part_id(item: str, start: float | None, end: float | None = None) -> str:
@@ -203,6 +230,23 @@ def payload_text(payload: Mapping[str, Any] | None, index: int, most: int) -> st
             f"items[{index}].payload has {size} bytes; permitted are {most}", "items"
         )
     return text
+
+
+def thumbnail_of(item: CollectionItem, index: int) -> bytes | None:
+    """Return the thumbnail that was sent. Raises InvalidRequest."""
+    if not isinstance(item.thumbnail, str):
+        return None
+    try:
+        data = pybase64.b64decode(item.thumbnail, validate=True)
+    except (binascii.Error, ValueError):
+        data = b""
+    if not data.startswith(_PICTURES) or len(data) > MOST_THUMBNAIL_BYTES:
+        raise InvalidRequest(
+            f"items[{index}].thumbnail is {shortened(item.thumbnail)}; permitted is base64 of a JPEG, PNG, WebP or GIF of "
+            f"up to {MOST_THUMBNAIL_BYTES} bytes",
+            "items",
+        )
+    return data
 
 
 def _plain_text(payload: Mapping[str, Any]) -> str | None:
