@@ -50,7 +50,7 @@ from ray.train.v2.api.exceptions import (
 
 from cmcl.contract.errors import NON_RETRYABLE
 from cmcl.contract.job import submission_id
-from cmcl.memory import release_memory
+from cmcl.memory import keep_freed_memory, release_memory
 from cmcl.storage.layout import run_prefix
 from cmcl.storage.s3 import S3Store
 from cmcl.storage.uris import open_store
@@ -173,6 +173,7 @@ def _prepare_rank() -> "torch.device":
     from workers.train.checkpoint import watch_for_preemption
 
     give_way_to_queries()
+    keep_freed_memory()
     if os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0":
         watch_for_preemption(ray.train.get_preemption_info)
     device: torch.device = get_device()
@@ -196,14 +197,18 @@ def train_attempts(actor: Any, device: "torch.device") -> None:
         ray.get(actor.group_started.remote())
         threading.Thread(target=_exit_when_abandoned, args=[actor], daemon=True).start()
     barrier(here)
-    done = 0
+    done, has_freed = 0, True
     while True:
         found: Any = ray.get(actor.wait_for_next.remote(done))
         if isinstance(found, Retire):
             return
         if isinstance(found, Assignment):
             _train(found, actor, here, device)
-            done = found.number
+            done, has_freed = found.number, False
+        elif not has_freed:
+            # The next attempt may come in an hour. One that comes at once needs the same memory, which the kernel clears.
+            release_device_memory(device)
+            has_freed = True
 
 
 def _train(assignment: Assignment, actor: Any, here: "World", device: "torch.device") -> None:
@@ -221,13 +226,10 @@ def _train(assignment: Assignment, actor: Any, here: "World", device: "torch.dev
     else:
         if here.is_leader:
             ray.get(actor.attempt_succeeded.remote(assignment.number))
-    finally:
-        # After the outcome is reported, so that its job does not wait for this.
-        release_device_memory(device)
 
 
 def release_device_memory(device: "torch.device") -> None:
-    """Return freed memory to the system and the GPU: the next attempt may come in an hour."""
+    """Return freed memory to the system and the GPU."""
     import torch
 
     gc.collect()
