@@ -40,7 +40,7 @@ from ray.train.v2.api.preemption import PreemptionInfo
 from cmcl.contract.errors import TrainingDiverged
 from workers.train import distributed, ranks
 from workers.train.distributed import World
-from workers.train.queue import Retire
+from workers.train.queue import Assignment, Attempt, Retire
 from workers.train.ranks import FailureReporter, release_device_memory
 from workers.train.settings import Ranks
 
@@ -87,6 +87,34 @@ def test_a_group_is_reported_once_all_ranks_joined_and_before_any_requests_work(
     monkeypatch.setattr(distributed, "barrier", lambda _: story.append("meet"))
     ranks.train_attempts(Called(story), torch.device("cpu"))
     assert story == expected
+
+
+class Assigning:
+    """An actor that has two attempts, then none for two calls, and one more before it retires the rank."""
+
+    def __init__(self) -> None:
+        attempts = [Assignment(number, Attempt("file:///store", "job", 1)) for number in (1, 2, 3)]
+        self._answers = iter([*attempts[:2], None, None, attempts[2], Retire()])
+
+    @property
+    def wait_for_next(self) -> "Assigning":
+        return self
+
+    def remote(self, _: int) -> Any:
+        return next(self._answers)
+
+
+def test_memory_is_kept_between_attempts_and_released_once_none_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    story: list[str] = []
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    monkeypatch.setattr(distributed, "world", lambda: World(1, 2))
+    monkeypatch.setattr(distributed, "barrier", lambda _: None)
+    monkeypatch.setattr(ranks, "_train", lambda *_: story.append("train"))
+    monkeypatch.setattr(ranks, "release_device_memory", lambda _: story.append("release"))
+    ranks.train_attempts(Assigning(), torch.device("cpu"))
+    assert story == ["train", "train", "release", "train"]
 
 
 def own_mib() -> float:
