@@ -4,7 +4,7 @@ Shapes: N rows, E width of the embeddings, D of shorter ones.
 
 A score is the cosine u · v of two unit embeddings. Stored as û and v̂ it is û · v̂, and over *all* row combinations
 
-    mean of (û · v̂ − u · v)² = ⟨E û ûᵀ, E v̂ v̂ᵀ⟩ − 2 ⟨E û uᵀ, E v̂ vᵀ⟩ + ⟨E u uᵀ, E v vᵀ⟩        (16)
+    mean of (û · v̂ − u · v)² = ⟨E û ûᵀ, E v̂ v̂ᵀ⟩ − 2 ⟨E û uᵀ, E v̂ vᵀ⟩ + ⟨E u uᵀ, E v vᵀ⟩        (17)
 
 because the two rows of a combination are drawn independently. Bits are no such product: of bits that differ, h of E,
 the score is estimated as cos(π h / E). Signs of a rotated pair of orthogonal vectors agree or differ with variance 1
@@ -41,7 +41,7 @@ def score_errors(first_NE: Tensor, second_NE: Tensor) -> dict[str, float]:
 
 
 def _error(exact: tuple[Tensor, Tensor], stored: tuple[Tensor, Tensor]) -> float:
-    """The root of (16). Rounding can leave a negative sum where nothing differs."""
+    """The root of (17). Rounding can leave a negative sum where nothing differs."""
     square = _mean_product(stored, stored) - 2 * _mean_product(stored, exact)
     return math.sqrt(max(square + _mean_product(exact, exact), 0.0))
 
