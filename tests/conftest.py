@@ -38,7 +38,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 EXAMPLE_STREAM = Path(__file__).parent.parent / "examples" / "stream"
 
 # With the names of those in docs/start.md, which are real.
-_ENCODERS = ("efficientnet-lite0=synthetic:image:1280", "minilm=synthetic:text:384")
+ENCODERS = ("efficientnet-lite0=synthetic:image:1280", "minilm=synthetic:text:384")
 
 
 # Temporary folders of tests are in memory if this has room for them: on a disk, tests that write files spend half
@@ -208,7 +208,7 @@ def _new_stack(tmp_path_factory: pytest.TempPathFactory) -> LocalStack:
         Ports.free(),
         ranks=2,
         allowed_prefixes=prefixes,
-        encoders=tuple(map(parse_encoder, _ENCODERS)),
+        encoders=tuple(map(parse_encoder, ENCODERS)),
         extra_environment={
             # So that a test that kills a rank need not train for a minute first.
             "CMCL_CHECKPOINT_SECONDS": "0.2",

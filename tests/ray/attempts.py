@@ -99,10 +99,6 @@ class Attempts:
         progress_now = self.progress(job)
         return None if progress_now is None else progress_now.resumed_at
 
-    def has_new_checkpoint(self, job: str, known: list[str]) -> bool:
-        """Whether it trains, and has written a checkpoint since."""
-        return self.is_training(job) and self.checkpoints(job)[-1:] not in ([], known[-1:])
-
     def checkpoints(self, job: str) -> list[str]:
         """Their keys, newest last."""
         return sorted(self._store.keys(layout.run_checkpoints(job, 1)))

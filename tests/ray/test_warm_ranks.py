@@ -36,14 +36,14 @@ def test_warm_ranks_give_the_bits_of_cold_ranks_after_any_death_and_an_earlier_a
     attempts: Attempts, stack: LocalStack
 ) -> None:
     attempts.request("broken", 1, LONG)
-    checkpoints: list[str] = []
-    # The death of a rank is one of tests/e2e/test_main_job.py.
-    for process in ("ray::PoolActor", "-m workers.driver --store"):
-        wait_until(lambda: attempts.has_new_checkpoint("broken", checkpoints))  # noqa: B023 - called in this round
-        checkpoints, resumed_at = attempts.checkpoints("broken"), attempts.resumed_at("broken")
-        ray_processes(stack, process)[-1].send_signal(signal.SIGKILL)
-        # Asked while it runs: the service removes what an ended attempt shows.
-        wait_until(lambda: attempts.resumed_at("broken") not in (None, resumed_at))  # noqa: B023
+    wait_until(lambda: attempts.is_training("broken") and attempts.checkpoints("broken"))
+    # The driver replaces its pool, and the service its driver. The death of a rank is one of tests/e2e/test_main_job.py.
+    killed = ray_processes(stack, "ray::PoolActor")[-1]
+    killed.send_signal(signal.SIGKILL)
+    wait_until(lambda: {*ray_processes(stack, "ray::PoolActor")} - {killed})
+    ray_processes(stack, "-m workers.driver --store")[-1].send_signal(signal.SIGKILL)
+    # Asked while it runs: the service removes what an ended attempt shows.
+    wait_until(lambda: attempts.resumed_at("broken"))
     cold = attempts.start_cold("cold", 1, LONG)
     assert (attempts.outcome("broken"), ended(cold)) == (SUCCEEDED, 0)
 
