@@ -242,7 +242,7 @@ def _pieces(data: bytes) -> Iterator[tuple[float | None, bytes]]:
     try:
         with wave.open(io.BytesIO(data)) as recording:
             rate = recording.getframerate()
-            for start in range(0, recording.getnframes(), _PIECE_SECONDS * rate):
+            for start in range(0, max(1, recording.getnframes()), _PIECE_SECONDS * rate):
                 piece = io.BytesIO()
                 with wave.open(piece, "wb") as out:
                     out.setparams(recording.getparams())
