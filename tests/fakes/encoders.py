@@ -12,7 +12,8 @@ from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from tests.fakes.ray_actors import ProcessEnded
 from workers.encoders.identity import find_model, identity_of
 from workers.encoders.media import Decoded
-from workers.encoders.port import FrozenEncoder, Part
+from workers.encoders.parts import Part
+from workers.encoders.port import FrozenEncoder
 from workers.encoders.synthetic import SyntheticEncoder
 from workers.serve.encoders.port import Encoded, EncodedParts, Raw, Wanted
 from workers.serve.versions.loading import Float32Array

@@ -5,7 +5,8 @@ from collections.abc import Awaitable, Callable, Sequence
 import numpy as np
 
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
-from workers.encoders.port import EncoderMismatch, Part
+from workers.encoders.parts import Part
+from workers.encoders.port import EncoderMismatch
 from workers.serve.encoders.client import EncoderClient
 from workers.serve.encoders.port import Encoded, EncodedParts, EncoderUnavailable, Raw, Wanted
 from workers.serve.versions.loading import Float32Array

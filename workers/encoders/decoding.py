@@ -18,7 +18,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from cmcl.contract.encoder import EncoderSpec, Media
 from workers.encoders.media import Audio, Decoded, Limits, Raw, Video
-from workers.encoders.port import Part
+from workers.encoders.parts import Part
 from workers.encoders.recordings import audio_parts, read_audio, read_video, video_parts
 
 _MOST_NUMBERS = 4096

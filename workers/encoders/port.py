@@ -5,7 +5,7 @@ Shapes: B items, F width of the raw feature, V rows of a pass: one for each wind
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,19 +17,6 @@ if TYPE_CHECKING:
 
 ItemT = TypeVar("ItemT")
 Float32Array = npt.NDArray[np.float32]
-
-
-class Part(NamedTuple, Generic[ItemT]):
-    """One window of a recording, or a whole file.
-
-    `of`: the decoded item, later the one for a pass, and at last its feature. `start`, `end`: of a window, in seconds.
-    `thumbnail`: a JPEG, or empty.
-    """
-
-    of: ItemT
-    start: float | None = None
-    end: float | None = None
-    thumbnail: bytes = b""
 
 
 class EncoderUnusable(Exception):

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workers.encoders.media import Audio, DecoderMissing, Limits, Video, window_starts
-from workers.encoders.port import Part
+from workers.encoders.parts import Part
 
 if TYPE_CHECKING:
     from av.container import InputContainer

@@ -17,7 +17,8 @@ from cmcl.storage import layout
 from cmcl.storage.local import LocalStore
 from tests.fakes.encoders import LENGTHS, LengthEncoder
 from tests.fakes.flaky_store import FlakyStore
-from workers.encoders.port import EncoderMismatch, Part
+from workers.encoders.parts import Part
+from workers.encoders.port import EncoderMismatch
 from workers.serve.encoders.port import Encoded, EncoderUnavailable, Raw, Refusal, UnreadableItem
 from workers.serve.encoders.queue import EncoderQueue, IdentityCheck
 

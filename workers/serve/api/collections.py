@@ -18,7 +18,7 @@ from cmcl.contract.api.endpoint import (
     WriteResult,
 )
 from cmcl.contract.errors import WorkerError
-from workers.encoders.port import Part
+from workers.encoders.parts import Part
 from workers.serve.api.collection_access import (
     ANSWERED_REVISION,
     REPEATABLE,

@@ -15,7 +15,8 @@ import numpy as np
 import pybase64
 
 from cmcl.contract.encoder import EncoderIdentity
-from workers.encoders.port import EncoderMismatch, Part
+from workers.encoders.parts import Part
+from workers.encoders.port import EncoderMismatch
 from workers.serve.api.context import Replica
 from workers.serve.api.wire.collection_bodies import CollectionItem
 from workers.serve.api.wire.requests import Item, ModalityRows

@@ -15,7 +15,8 @@ import numpy as np
 
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec, Media
 from cmcl.fairness import FairSemaphore
-from workers.encoders.port import EncoderMismatch, Part
+from workers.encoders.parts import Part
+from workers.encoders.port import EncoderMismatch
 from workers.serve.encoders.port import (
     Encoded,
     EncodedParts,

@@ -13,7 +13,8 @@ from cmcl.contract.encoder import EncoderSpec
 from cmcl.contract.modality import Frozen
 from workers.encoders.decoding import decode_item, decode_parts, thumbnail
 from workers.encoders.media import packed, unpacked
-from workers.encoders.port import FrozenEncoder, ItemT, Part
+from workers.encoders.parts import Part
+from workers.encoders.port import FrozenEncoder, ItemT
 from workers.sandbox.child import Child, ChildCrashed, ChildLimits, share_of_memory
 from workers.sandbox.child_process import Frame, FrameWriter
 from workers.serve.encoders.port import MOST_THUMBNAIL_BYTES, Raw, Wanted

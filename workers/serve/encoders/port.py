@@ -8,7 +8,8 @@ Shapes: B items, F width of the raw feature.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from workers.encoders.port import EncoderMismatch, Float32Array, Part
+from workers.encoders.parts import Part
+from workers.encoders.port import EncoderMismatch, Float32Array
 
 # One raw item: a text, the bytes of a file, or a short list of numbers.
 Raw = str | bytes | Sequence[float]

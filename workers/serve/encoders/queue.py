@@ -20,7 +20,8 @@ from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.contract.errors import StorageUnavailable
 from cmcl.storage.object_store import ObjectStore
 from workers.encoders.identity import check_or_record
-from workers.encoders.port import EncoderMismatch, FrozenEncoder, ItemT, Part
+from workers.encoders.parts import Part
+from workers.encoders.port import EncoderMismatch, FrozenEncoder, ItemT
 from workers.serve.encoders.port import (
     Encoded,
     EncodedParts,
