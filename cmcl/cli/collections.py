@@ -152,9 +152,13 @@ def add_items(  # noqa: PLR0913 - how files become items
 
     A folder's metadata.jsonl, metadata.csv, manifest.jsonl or manifest.csv names the files and their payloads.
     """
-    raw = RawItems(modality or "", in_parts=parts, thumbnail=thumbnails or None)
-    items = read_items(file) if modality is None else raw.read(file)
-    size = _LINES_AT_ONCE if modality is None else _FILES_AT_ONCE
+    if modality is None:
+        if parts or thumbnails:
+            raise CommandError("--parts and --thumbnails are of raw files: name their --modality")
+        items, size = read_items(file), _LINES_AT_ONCE
+    else:
+        raw = RawItems(modality, in_parts=parts, thumbnail=thumbnails or None)
+        items, size = raw.read(file), _FILES_AT_ONCE
     added, written = 0, None
     with Client(embeddings_url=embeddings_url) as client:
         try:

@@ -187,7 +187,7 @@ class RawItems:
             yield from self._items(file, file.relative_to(path).as_posix())
 
     def _in_manifest(self, manifest: Path) -> Iterator[Item]:
-        """Yield the items of its rows. What a row has besides a file, an id and a source is the payload."""
+        """Yield the items of its rows. Columns other than the file, the id and the source are the payload."""
         columns = (f"{self.modality}_{FILE_NAME}", FILE_NAME)
         for line, record in manifest_records(manifest):
             payload = {name: _plain(value, manifest) for name, value in record.items()}
@@ -248,7 +248,8 @@ def _pieces(data: bytes) -> Iterator[tuple[float | None, bytes]]:
                     out.setparams(recording.getparams())
                     out.writeframes(recording.readframes(_PIECE_SECONDS * rate))
                 yield start / rate, piece.getvalue()
-    except (wave.Error, EOFError):
+    # ValueError: a rate of 0.
+    except (wave.Error, EOFError, ValueError):
         yield None, data
 
 

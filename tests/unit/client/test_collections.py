@@ -267,6 +267,27 @@ def test_a_folder_with_a_broken_link_is_refused_before_anything_is_added(
     assert "outside of folder" in cmcl(*add, code=Exit.USAGE)
 
 
+def test_options_of_raw_files_are_refused_for_other_items(cmcl: Cmcl, tmp_path: Path) -> None:
+    items = tmp_path / "items.jsonl"
+    items.write_text('{"id": "a", "modality": "image", "feature": [1.0]}')
+    for option in ("--parts", "--thumbnails"):
+        assert "name their --modality" in cmcl(
+            "collection", "add", "things", str(items), option, code=1
+        )
+
+
+def test_a_recording_whose_rate_is_damaged_is_sent_as_it_is(tmp_path: Path) -> None:
+    recording = tmp_path / "a.wav"
+    with wave.open(str(recording), "wb") as out:
+        out.setparams((1, 2, 8000, 0, "NONE", "not compressed"))
+        out.writeframes(bytes(32))
+    damaged = bytearray(recording.read_bytes())
+    damaged[24:28] = bytes(4)
+    recording.write_bytes(damaged)
+    (item,) = RawItems("audio", in_parts=True).read(recording)
+    assert item.data == bytes(damaged)
+
+
 def test_items_that_were_added_before_an_error_are_counted(
     cmcl: Cmcl, server: RestServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
