@@ -249,8 +249,16 @@ class _Items:
         for rows in await features_of(self._replica, version, whole, "items", owner=owner):
             for position, row_F in zip(rows.positions_B.tolist(), rows.rows_BF, strict=True):
                 found[id(whole[position])] = [Part(row_F)]
-        encoded = (encoded_parts(self._replica, version, item, owner=owner) for item in split)
-        found.update(zip(map(id, split), await asyncio.gather(*encoded), strict=True))
+        encoded = [
+            asyncio.ensure_future(encoded_parts(self._replica, version, item, owner=owner))
+            for item in split
+        ]
+        try:
+            found.update(zip(map(id, split), await asyncio.gather(*encoded), strict=True))
+        finally:
+            # After an error, files that were not encoded need not be.
+            for each in encoded:
+                each.cancel()
         return [found[id(item)] for item in items]
 
     async def _write(

@@ -25,7 +25,6 @@ LONGEST_WORDS = 1024
 _SMALLEST_INTEGER = -(2**63)
 _LARGEST_INTEGER = 2**64 - 1
 
-
 Included = Literal["source", "thumbnail"]
 INCLUDED: tuple[Included, ...] = get_args(Included)
 # First bytes of JPEG, PNG, GIF and WebP.
@@ -85,7 +84,6 @@ class CollectionItem(Item):
         description="whether the windows of a recording become items, in place of their mean: `data` for an encoder of "
         "audio or video with window_seconds. `start`: of a piece of a long recording, which is sent in several",
     )
-
     source: str | None = Field(
         default=None, min_length=1, max_length=2048, description="address of the original"
     )
