@@ -128,11 +128,7 @@ class Versions:
                 f"{version.label} expects {width or 'no such modality'}"
             )
         made_BE: Float32Array = version.heads.embed(modality, torch.from_numpy(features_BF)).numpy()
-        return truncated(made_BE, self.width(version))
-
-    def width(self, version: ServedVersion) -> int:
-        """Return the width of vectors of this version."""
-        return vector_width(self._spec, version)
+        return truncated(made_BE, vector_width(self._spec, version))
 
 
 @dataclass(frozen=True)

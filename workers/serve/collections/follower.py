@@ -20,6 +20,7 @@ from workers.serve.collections.columns import (
     VersionOf,
     Versions,
     column_of,
+    vector_width,
 )
 from workers.serve.collections.registry import Registry
 from workers.serve.collections.searching import Searched
@@ -216,7 +217,7 @@ class CollectionsFollower:
         builder = ColumnBuilder(state.table, self._name)
         if column_of(live) not in state.head.complete:
             learned = frozenset(live.spec.modalities.keys() - live.not_learned)
-            target = Target(column_of(live), followed.versions.width(live), learned)
+            target = Target(column_of(live), vector_width(state.head.spec, live), learned)
             return builder.build(target, followed.versions.embed) if builder.claim() else None
         if self._clock() >= followed.tidy_due and builder.is_untidy(state):
             return builder.tidy() if builder.claim() else None
