@@ -241,7 +241,8 @@ def _polished(start: Mixing, pairs: Sequence[ReducedPair], settings: PolishSetti
     # Without an update the loss is 0, as that of a batch of one row.
     averaged, scores_BB = 0, torch.zeros(1, 1)
     all_updates = torch.randperm(settings.updates * len(samplers), generator=random)
-    order = [samplers[number % len(samplers)] for number in all_updates[: settings.most_updates]]
+    numbers = all_updates[: settings.most_updates].tolist()
+    order = [samplers[number % len(samplers)] for number in numbers]
     drawn = ahead(each.draw(settings.batch_size, random) for each in order)
     for update, (sampler, rows) in enumerate(zip(order, drawn, strict=True), start=1):
         names = sampler.pair
