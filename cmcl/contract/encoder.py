@@ -350,7 +350,7 @@ class EncoderComparison(Frozen):
 
     @property
     def verdict(self) -> str:
-        """Which one pairs best, or which cannot be told apart from it."""
+        """Which one pairs best, or which are not worse by more than chance."""
         best, *others = self.features
         equal = [other.name for other in others if not other.is_behind]
         if equal:
