@@ -2,14 +2,15 @@
 
 Of each model and dataset, the record has the rows as of some moment. What the store shows besides is newer: a complete
 manifest proves that a version was published, `live.json` has what replicas were given, and folders of attempts have
-their numbers. So nothing is done twice. The whole bucket is read first; then the database is filled in one transaction.
+their numbers. So nothing is done twice. What has no record is left out. The whole bucket is read first; then the database
+is filled in one transaction.
 """
 
 import argparse
 import json
 import re
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,12 +23,11 @@ from sqlalchemy import Connection
 from cmcl.contract.access import OPERATOR_KEY
 from cmcl.contract.api.access import Scope
 from cmcl.contract.api.jobs import JobState
-from cmcl.contract.dataset import DatasetManifest, Shard, ShardRef
+from cmcl.contract.dataset import DatasetManifest, Shard
 from cmcl.contract.errors import InvalidVersion, ObjectNotFound, StorageError, WorkerError
-from cmcl.contract.gate import Gate
 from cmcl.contract.job import READS_ROWS, submission_id
 from cmcl.contract.modality import FileEntry
-from cmcl.contract.version import LearnedDataset, LivePointer, VersionManifest
+from cmcl.contract.version import LivePointer, VersionManifest
 from cmcl.storage import layout
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.uris import open_store
@@ -49,8 +49,7 @@ from service.database.migrations import upgrade
 from service.database.queries import backup
 from service.database.queries.backup import REBUILT, Kind, Row, Tables
 from service.database.queries.versions import from_manifest
-from service.datasets.intake import NewDataset
-from service.maintenance.backup import DamagedRecord, Record, decode, key_of
+from service.maintenance.backup import DamagedRecord, decode, key_of
 
 # full: check every byte of every file; manifests: check only existence and size of files.
 Verify = Literal["full", "manifests"]
@@ -92,14 +91,11 @@ class Damage:
 
 @dataclass
 class Findings:
-    """Collected while the bucket is read.
-
-    `assumed`: values that no record contains, and the defaults used instead. `repaired`: what was changed to be whole.
-    """
+    """Collected while the bucket is read. `repaired`: what was changed to be whole; `left_out`: folders without a record."""
 
     damaged: list[Damage] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
-    assumed: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     def damage(self, what: str, why: str, so: str) -> None:
         """Add a finding, once."""
@@ -122,27 +118,28 @@ class Rebuild:
     _position: int | None = None
     _tables: Tables = field(default_factory=lambda: {table.name: [] for table in REBUILT})
     _models: dict[str, Row] = field(default_factory=dict)
-    # Versions that jobs of the models made, without those that a branch has from its source.
-    _made: list[VersionManifest] = field(default_factory=list)
+    # By job, versions that jobs of the models made, without those that a branch has from its source.
+    _made: dict[str, VersionManifest] = field(default_factory=dict)
+    # The same by the dataset that they learned.
+    _learned: dict[str, VersionManifest] = field(default_factory=dict)
     _checked: dict[tuple[str, FileEntry], str | None] = field(default_factory=dict)
 
     def read(self) -> Tables:
-        """All rows, read from the bucket. Raises Conflict if it has none."""
+        """All rows, read from the bucket. Raises Conflict if it has no record."""
         names = sorted(self._recorded("model") | set(self.store.folders(layout.models())))
-        merges: Tables = {"jobs": [], "attempts": []}
         for number, name in enumerate(names, start=1):
             self.report(f"model {number} of {len(names)}: {name}")
             record = self._record("model", name)
-            known: Tables = record.tables if record is not None else defaultdict(list)
-            self._add_model(name, known)
-            merges = {table: rows + known[table] for table, rows in merges.items()}
+            if record is None:
+                so = "it is left out; its folder is never removed"
+                self.findings.damage(f"model {name!r}", "it has no record", so)
+            else:
+                self._add_model(name, record)
         self.report("datasets")
         self._add_datasets()
-        self._add_jobs(map(self._change, merges["jobs"]), merges["attempts"])
-        tables = self._tables
-        if not tables["models"] and not tables["datasets"]:
-            uri = self.store.uri
-            raise Conflict(f"no models or datasets under {uri}: is CMCL_STORE_URI correct?")
+        tables, uri = self._tables, self.store.uri
+        if not tables["models"]:
+            raise Conflict(f"no records of models under {uri}: is CMCL_STORE_URI correct?")
         jobs = {job["id"] for job in tables["jobs"]}
         for version in tables["versions"]:
             # Its dataset may have been left out; lineage and certificates still count.
@@ -165,124 +162,21 @@ class Rebuild:
         prefix = key_of(kind, "").removesuffix(".json")
         return {key.removeprefix(prefix).removesuffix(".json") for key in self.store.keys(prefix)}
 
-    def _record(self, kind: Kind, name: str) -> Record | None:
-        """The record; None if missing or damaged. Raises Conflict for one of a newer release."""
+    def _record(self, kind: Kind, name: str) -> Tables | None:
+        """The rows of a record; None if missing or damaged. Raises Conflict for one of a newer release."""
         key = key_of(kind, name)
         try:
             found = decode(self.store.read(key), kind, name)
         except ObjectNotFound:
             return None
         except DamagedRecord as error:
-            so = "its contents are lost; the rest is taken from manifests"
+            so = (
+                "restore an earlier version of this object, and rebuild into another empty database"
+            )
             self.findings.damage(f"record {key}", str(error), so)
             return None
         self._position = max(self._position or 0, found.position)
-        return found
-
-    def _problem(self, key: str, entry: FileEntry) -> str | None:
-        """Why an object does not match its entry, or None. Each object is checked once."""
-        if (key, entry) not in self._checked:
-            try:
-                if self.verify == "full":
-                    check_object(self.store, key, entry)
-                    size = entry.bytes
-                else:
-                    size = self.store.size(key)
-                same = size == entry.bytes
-                problem = f"{key} has {size} bytes, its manifest says {entry.bytes}"
-                self._checked[key, entry] = None if same else problem
-            except ObjectNotFound:
-                self._checked[key, entry] = f"{key} is missing"
-            except InvalidVersion as error:
-                self._checked[key, entry] = str(error)
-        return self._checked[key, entry]
-
-    # Models.
-
-    def _add_model(self, name: str, known: Tables) -> None:
-        """Add a model with its versions and promotions, unless it has neither a record nor a version."""
-        row = next(iter(known["models"]), None)
-        recorded = {each["number"]: each for each in known["versions"]}
-        rows, manifests = self._versions(name, row, recorded)
-        live = self._live(name)
-        if row is None and not manifests:
-            so = "it is left out; its folder is never removed"
-            self.findings.damage(f"model {name!r}", "it has neither a record nor a version", so)
-            return
-        model = row or self._without_record(name, manifests, live)
-        model["head"] = max(model["head"], *manifests, 0)
-        # live.json is written again when the service starts.
-        model |= {"lease_owner": None, "written_revision": 0}
-        if manifests:
-            newest = manifests[max(manifests)].encoders
-            fixed = {modality: each.model_dump(mode="json") for modality, each in newest.items()}
-            model["encoders"] = fixed | model["encoders"]
-        pointer = _Pointer(model, known["promotions"], rows, self.now)
-        if model["deleted_at"] is None:
-            pointer.follow(live, self.findings, is_recorded=row is not None)
-        self._models[name] = model
-        self._made += [each for each in manifests.values() if each.copied_from is None]
-        self._tables["models"].append(model)
-        self._tables["versions"] += rows.values()
-        self._tables["promotions"] += pointer.promotions
-
-    def _versions(
-        self, model: str, row: Row | None, recorded: dict[int, Row]
-    ) -> tuple[dict[int, Row], dict[int, VersionManifest]]:
-        """Rows and manifests by number, of versions of which a manifest is left."""
-        folders = self.store.folders(f"{layout.model_prefix(model)}versions/")
-        named = {int(name) for name in folders if name.isdecimal()}
-        numbers = named | recorded.keys() | set(range(1, (row["head"] if row else 0) + 1))
-        rows: dict[int, Row] = {}
-        manifests: dict[int, VersionManifest] = {}
-        for number in sorted(numbers):
-            known = recorded.get(number, {})
-            manifest, problem = self._manifest(model, number, known.get("manifest_sha256"))
-            is_in_place = manifest is not None
-            if manifest is None and known and known["stored_at"] is None:
-                # It was published and not stored yet: the service will store it.
-                manifest = self._unstored(model, row, known)
-            is_swept = known.get("swept_at") is not None
-            if manifest is not None and not is_swept:
-                own = manifest.own.values()
-                problems = (self._problem(layout.blob(entry.sha256), entry) for entry in own)
-                problem = next(filter(None, problems), None)
-            if problem is not None and not (row is not None and row["deleted_at"]):
-                so = "it can no longer be live"
-                if row is None or number >= row["head"]:
-                    so += ", and the model cannot learn further: branch it from an earlier version"
-                self.findings.damage(f"version {number} of {model!r}", problem, so)
-            if manifest is not None:
-                at = known.get("created_at", manifest.created_at)
-                is_usable = problem is None and not is_swept
-                manifests[number] = manifest
-                rows[number] = {
-                    "model": model,
-                    "number": number,
-                    "job": manifest.job if manifest.copied_from is None else None,
-                    "attempt": manifest.attempt,
-                    "parent": manifest.parent,
-                    **from_manifest(manifest),
-                    "created_at": at,
-                    "stored_at": known.get("stored_at", at if is_in_place else None),
-                    "retired_at": known.get("retired_at") or (None if is_usable else self.now),
-                    "swept_at": known.get("swept_at"),
-                }
-        return rows, manifests
-
-    def _manifest(
-        self, model: str, number: int, sha256: str | None
-    ) -> tuple[VersionManifest | None, str | None]:
-        """The manifest, or the reason why there is none."""
-        key = layout.version_manifest(model, number)
-        manifest, data, problem = self._parsed(key, VersionManifest)
-        if manifest is None:
-            return None, problem
-        if sha256 not in (None, sha256_of(data)):
-            return None, f"{key} is not what was recorded (SHA-256)"
-        if (manifest.model, manifest.version) != (model, number):
-            return None, f"{key} is of version {manifest.version} of {manifest.model!r}"
-        return manifest, None
+        return found.tables
 
     def _parsed(self, key: str, kind: type[ManifestT]) -> tuple[ManifestT | None, bytes, str]:
         """A manifest, its bytes and an empty text; or None and why there is none."""
@@ -295,91 +189,204 @@ class Rebuild:
             why = error.errors(include_url=False)[0]["msg"]
             return None, b"", f"{key} cannot be read: {why}"
 
-    def _unstored(self, model: str, row: Row | None, known: Row) -> VersionManifest | None:
+    def _problem(self, key: str, entry: FileEntry) -> str | None:
+        """Why an object does not match its entry, or None. Each object is checked once."""
+        if (key, entry) not in self._checked:
+            problem = None
+            try:
+                if self.verify == "full":
+                    check_object(self.store, key, entry)
+                elif (size := self.store.size(key)) != entry.bytes:
+                    problem = f"{key} has {size} bytes, its manifest says {entry.bytes}"
+            except ObjectNotFound:
+                problem = f"{key} is missing"
+            except InvalidVersion as error:
+                problem = str(error)
+            self._checked[key, entry] = problem
+        return self._checked[key, entry]
+
+    # Models.
+
+    def _add_model(self, name: str, record: Tables) -> None:
+        """Add a model with its versions and promotions."""
+        (model,) = record["models"]
+        recorded = {each["number"]: each for each in record["versions"]}
+        folders = self.store.folders(f"{layout.model_prefix(name)}versions/")
+        named = {int(folder) for folder in folders if folder.isdecimal()}
+        versions: dict[int, Row] = {}
+        for number in sorted(named | recorded.keys() | set(range(1, model["head"] + 1))):
+            row = self._version(model, number, recorded.get(number, {}))
+            if row is not None:
+                versions[number] = row
+        model["head"] = max(model["head"], *versions, 0)
+        # live.json is written again when the service starts.
+        model |= {"lease_owner": None, "written_revision": 0}
+        if versions:
+            # Fixed by a dataset that may be newer than the record.
+            model["encoders"] = versions[max(versions)]["manifest"]["encoders"] | model["encoders"]
+        if model["deleted_at"] is None:
+            self._follow_pointer(model, versions, record["promotions"])
+        self._models[name] = model
+        self._tables["models"].append(model)
+        self._tables["versions"] += versions.values()
+        self._tables["promotions"] += record["promotions"]
+        # Those without a dataset, which merge versions of other models.
+        self._add_jobs(map(self._change, record["jobs"]), record["attempts"])
+
+    def _version(self, model: Row, number: int, known: Row) -> Row | None:
+        """The row of a version; None without a manifest. `known`: its row in the record, or nothing."""
+        name, is_swept = model["name"], known.get("swept_at") is not None
+        manifest, problem = self._manifest(name, number, known.get("manifest_sha256"))
+        if manifest is None and known and known["stored_at"] is None:
+            # It was published and not stored yet: the service will store it.
+            manifest = self._unstored(model, known)
+        if manifest is not None:
+            own = () if is_swept else manifest.own.values()
+            problems = (self._problem(layout.blob(entry.sha256), entry) for entry in own)
+            problem = next(filter(None, problems), "")
+        if problem and not model["deleted_at"]:
+            so = "it can no longer be live"
+            if number >= model["head"]:
+                so += ", and the model cannot learn further: branch it from an earlier version"
+            self.findings.damage(f"version {number} of {name!r}", problem, so)
+        if manifest is None:
+            return None
+        is_own = manifest.copied_from is None
+        if is_own:
+            self._made[manifest.job] = manifest
+            if manifest.new_line is not None:
+                self._learned[manifest.new_line.dataset] = manifest
+        unusable_since = self.now if problem or is_swept else None
+        return {
+            "model": name,
+            "number": number,
+            "job": manifest.job if is_own else None,
+            "attempt": manifest.attempt,
+            "parent": manifest.parent,
+            **from_manifest(manifest),
+            "created_at": known.get("created_at", manifest.created_at),
+            # Without it, the service stores the manifest again, and makes the version live.
+            "stored_at": known.get("stored_at"),
+            "retired_at": known.get("retired_at") or unusable_since,
+            "swept_at": known.get("swept_at"),
+        }
+
+    def _manifest(
+        self, model: str, number: int, sha256: str | None
+    ) -> tuple[VersionManifest | None, str]:
+        """The manifest, or the reason why there is none."""
+        key = layout.version_manifest(model, number)
+        manifest, data, problem = self._parsed(key, VersionManifest)
+        if manifest is not None:
+            if sha256 not in (None, sha256_of(data)):
+                problem = f"{key} is not what was recorded (SHA-256)"
+            elif (manifest.model, manifest.version) != (model, number):
+                problem = f"{key} is of version {manifest.version} of {manifest.model!r}"
+        return None if problem else manifest, problem
+
+    def _unstored(self, model: Row, known: Row) -> VersionManifest | None:
         """The manifest of a version that was not stored yet, from its attempt or the model that was branched."""
         try:
             if known["job"] is not None:
                 return read_candidate(self.store, known["job"], known["attempt"])
-            if row is not None and row["branched_from"]:
-                source = read_version(self.store, row["branched_from"]["model"], known["number"])
-                return source.as_in_branch(model)
+            if model["branched_from"]:
+                origin = model["branched_from"]["model"]
+                return read_version(self.store, origin, known["number"]).as_in_branch(model["name"])
         except WorkerError as error:
             if error.retry_can_help:
                 raise
         return None
 
-    def _live(self, name: str) -> LivePointer | None:
+    def _follow_pointer(self, model: Row, versions: dict[int, Row], promotions: list[Row]) -> None:
+        """Adopt what is newer in live.json, then ensure that the live version can be served. `versions`: by number."""
         try:
-            return read_live(self.store, name)
+            live = read_live(self.store, model["name"])
         except InvalidVersion as error:
-            so = "the record says which version is live; without one, it is the newest"
-            self.findings.damage(f"live.json of {name!r}", str(error), so)
-            return None
+            so, live = "the record says which version is live", None
+            self.findings.damage(f"live.json of {model['name']!r}", str(error), so)
+        if live is not None and live.order > (model["live_generation"], model["live_revision"]):
+            self._adopt(live, model, versions, promotions)
+        rows = versions.items()
+        usable = [number for number, row in rows if row["stored_at"] and not row["retired_at"]]
+        if model["live_version"] in (None, *usable):
+            return
+        if not usable:
+            model["live_version"] = None
+            return
+        why = f"version {model['live_version']} cannot"
+        self.findings.repaired.append(f"version {max(usable)} of {model['name']!r} is live: {why}")
+        generation = model["live_generation"] + 1
+        promotions.append(self._promote(model, max(usable), generation, f"rebuilt: {why}"))
+        model["live_revision"] += 1
 
-    def _without_record(
-        self, name: str, manifests: dict[int, VersionManifest], live: LivePointer | None
-    ) -> Row:
-        """The row from manifests and live.json, with defaults of a new model for the rest."""
-        owner = live.owner if live is not None else None
-        self.findings.assumed.append(
-            f"model {name!r} has no record: {'' if owner else f'owner {DEFAULT_OWNER!r}, '}"
-            "the gate of a new model, and one promotion as its history"
-        )
-        copies = [each for _, each in sorted(manifests.items()) if each.copied_from is not None]
-        return {
-            "name": name,
-            "owner": owner or DEFAULT_OWNER,
-            "spec": manifests[max(manifests)].spec.model_dump(mode="json"),
-            "gate": Gate().model_dump(mode="json"),
-            "gate_revision": 1,
-            "head": 0,
-            "live_version": None,
-            "live_generation": 0,
-            "live_revision": 0,
-            "encoders": {},
-            "branched_from": {"model": copies[-1].copied_from, "version": copies[-1].version}
-            if copies
-            else None,
-            "created_at": manifests[min(manifests)].created_at,
-            "deleted_at": None,
+    def _adopt(
+        self, live: LivePointer, model: Row, versions: dict[int, Row], promotions: list[Row]
+    ) -> None:
+        """Adopt a newer live.json."""
+        if live.generation > model["live_generation"]:
+            reason = "rebuilt from live.json"
+            promotions.append(self._promote(model, live.version, live.generation, reason))
+        model["live_revision"] = max(model["live_revision"], live.revision)
+        for number, row in versions.items():
+            if number in live.retired:
+                row["retired_at"] = row["retired_at"] or self.now
+            if number <= live.version:
+                # Stored before live.json was written; that may not have been recorded in time.
+                row["stored_at"] = row["stored_at"] or self.now
+
+    def _promote(self, model: Row, version: int, generation: int, reason: str) -> Row:
+        """Make a version live, and return the row of its promotion."""
+        promotion = {
+            "model": model["name"],
+            "generation": generation,
+            "version": version,
+            "previous": model["live_version"],
+            "kind": "promoted",
+            "returns_to": model["live_generation"] or None,
+            "reason": reason,
+            "actor": _ACTOR,
+            "created_at": self.now,
         }
+        model |= {"live_version": version, "live_generation": generation, "revised_at": self.now}
+        return promotion
 
     # Datasets and jobs.
 
     def _add_datasets(self) -> None:
-        """Add every dataset that has a record or a line in a lineage, with its jobs."""
-        learned = {each.new_line.dataset: each for each in self._made if each.new_line is not None}
+        """Add all that have a record, and report those without: with damage if a version has learned them."""
         recorded = self._recorded("dataset")
-        folders = filter(_FOLDER.match, self.store.folders("datasets/"))
-        self.findings.assumed += [
-            f"dataset {name} has neither a record nor a version: it is left out, and its folder removed after a "
-            "day; post it again"
-            for name in sorted(set(folders) - recorded - learned.keys())
+        for name in sorted(recorded):
+            record = self._record("dataset", name)
+            if record is not None:
+                self._add_dataset(name, record)
+        for dataset, made in self._learned.items():
+            if dataset not in recorded:
+                why = (
+                    f"version {made.version} of {made.model!r} has learned it, and it has no record"
+                )
+                so = "it is left out, and later versions cannot be measured on it"
+                self.findings.damage(f"dataset {dataset}", why, so)
+        folders = set(filter(_FOLDER.match, self.store.folders("datasets/")))
+        self.findings.left_out += [
+            f"dataset {name} has neither a record nor a version: its folder is removed after a day; post it again"
+            for name in sorted(folders - recorded - self._learned.keys())
         ]
-        for name in sorted(recorded | learned.keys()):
-            self._add_dataset(name, learned.get(name))
 
-    def _add_dataset(self, name: str, learned: VersionManifest | None) -> None:
-        """`learned`: the manifest of the version that has learned it."""
+    def _add_dataset(self, name: str, record: Tables) -> None:
+        """Add a dataset with its jobs."""
         manifest, _, problem = self._parsed(layout.dataset_manifest(name), DatasetManifest)
-        record = self._record("dataset", name)
-        if record is not None:
-            tables = record.tables
-        elif learned is not None and learned.new_line is not None:
-            tables = self._as_learned(manifest, learned, learned.new_line)
-        else:
-            return
-        (row,) = tables["datasets"]
+        (row,) = record["datasets"]
         if row["model"] not in self._models:
             so = "it is left out; garbage collection removes its folder after a day"
             self.findings.damage(f"dataset {name}", "no existing model is known for it", so)
             return
         row["manifest"] = manifest and manifest.model_dump(mode="json")
-        if learned is not None:
-            # It may have been sealed after the record was written.
+        learned = self._learned.get(name)
+        if learned is not None and not record["jobs"]:
+            # It was sealed after the record was written.
             row["sealed_at"] = row["sealed_at"] or self.now
-            tables["jobs"] = tables["jobs"] or [_new_job(row, learned.job)]
-        jobs = list(map(self._change, tables["jobs"]))
+            record["jobs"] = [_new_job(row, learned.job)]
+        jobs = list(map(self._change, record["jobs"]))
         own = next((job for job in jobs if job["kind"] in READS_ROWS), None)
         if own is not None and manifest is None and own["state"] in _HAS_MANIFEST:
             message = "prepared again: the manifest of its dataset is lost"
@@ -389,43 +396,10 @@ class Rebuild:
         if row["deleted_at"] is None and JobState.PUBLISHED in {job["state"] for job in unlearned}:
             row |= {"deleted_at": self.now, "fingerprint": None, "swept_at": None}
         self._tables["datasets"].append(row)
-        self._tables["upload_uses"] += tables["upload_uses"]
+        self._tables["upload_uses"] += record["upload_uses"]
         known = self._tables["uploads"]
-        known += [each for each in tables["uploads"] if each not in known]
-        self._add_jobs(jobs, tables["attempts"])
-
-    def _as_learned(
-        self, manifest: DatasetManifest | None, learned: VersionManifest, line: LearnedDataset
-    ) -> Tables:
-        """A dataset without a record. Its fingerprint is unknown: posted again, it would be learned again."""
-        self.findings.assumed.append(
-            f"dataset {line.dataset} has no record: posted again, it would not be recognized"
-        )
-        model = learned.model
-        files = manifest.shards if manifest is not None else ()
-        request = NewDataset(
-            model=model,
-            name=line.name,
-            pair=line.pair,
-            # As the user named them, as far as known.
-            shards=tuple(
-                ShardRef(uri=shard.source.uri if shard.source else shard.uri) for shard in files
-            ),
-        )
-        at = learned.created_at
-        row = {
-            "id": line.dataset,
-            "owner": self._models[model]["owner"],
-            "model": model,
-            "name": line.name,
-            "pair_first": line.pair.first,
-            "pair_second": line.pair.second,
-            "request": request.model_dump(mode="json"),
-            "created_at": at,
-            "sealed_at": at,
-            "deleted_at": None,
-        }
-        return defaultdict(list, {"datasets": [row]})
+        known += [each for each in record["uploads"] if each not in known]
+        self._add_jobs(jobs, record["attempts"])
 
     def _check_files(
         self, row: Row, job: Row | None, manifest: DatasetManifest | None, problem: str
@@ -458,7 +432,7 @@ class Rebuild:
 
     def _change(self, job: Row) -> Row:
         """A job, as far as the store shows that it went on after it was recorded."""
-        version = next((each for each in self._made if each.job == job["id"]), None)
+        version = self._made.get(job["id"])
         if version is not None and job["state"] != JobState.PUBLISHED:
             job |= _as_published(version, self.now)
         if job["finished_at"] is None:
@@ -525,89 +499,6 @@ class Rebuild:
             for each in snapshot.keys
             if each.id != OPERATOR_KEY
         ]
-
-
-@dataclass
-class _Pointer:
-    """The live version of one model, reconciled in place with live.json. `versions`: rows by number."""
-
-    model: Row
-    promotions: list[Row]
-    versions: dict[int, Row]
-    now: datetime
-
-    def follow(self, live: LivePointer | None, findings: Findings, *, is_recorded: bool) -> None:
-        """Adopt what is newer in live.json, then ensure that the live version can be served."""
-        if live is not None and live.order > (
-            self.model["live_generation"],
-            self.model["live_revision"],
-        ):
-            self._adopt(live)
-        elif is_recorded:
-            self._promote_newest()
-        number, was_ever_live = self.model["live_version"], self.model["live_generation"] > 0
-        if self._can_serve(number) or (number is None and (was_ever_live or not self.versions)):
-            return
-        able = list(filter(self._can_serve, self.versions))
-        if not able:
-            self.model["live_version"] = None
-            return
-        why = f"version {number} cannot" if number else "nothing records which version was live"
-        findings.repaired.append(f"version {max(able)} of {self.model['name']!r} is live: {why}")
-        if not was_ever_live:
-            # Replicas ignore a pointer older than one that they have seen.
-            findings.assumed.append(
-                f"nothing records how often the live version of {self.model['name']!r} had changed: "
-                "restart the embeddings endpoint"
-            )
-        self._promote(max(able), self.model["live_generation"] + 1, f"rebuilt: {why}")
-        self.model["live_revision"] += 1
-
-    def _adopt(self, live: LivePointer) -> None:
-        if live.generation > self.model["live_generation"]:
-            self._promote(live.version, live.generation, "rebuilt from live.json")
-        self.model["live_revision"] = max(self.model["live_revision"], live.revision)
-        for number in live.retired:
-            if number in self.versions:
-                row = self.versions[number]
-                row["retired_at"] = row["retired_at"] or self.now
-        if live.version in self.versions:
-            # It is live, so it was stored; that may not have been recorded in time.
-            row = self.versions[live.version]
-            row["stored_at"] = row["stored_at"] or self.now
-
-    def _promote_newest(self) -> None:
-        """Promote the newest stored version if its promotion was not recorded in time."""
-        able = list(filter(self._can_serve, self.versions))
-        promoted = {each["version"] for each in self.promotions}
-        if not able or max(able) in promoted or max(able) < (self.model["live_version"] or 0):
-            return
-        self._promote(max(able), self.model["live_generation"] + 1, "rebuilt: it had been stored")
-        self.model["live_revision"] += 1
-
-    def _can_serve(self, number: int | None) -> bool:
-        row = self.versions.get(number) if number is not None else None
-        return row is not None and row["stored_at"] is not None and row["retired_at"] is None
-
-    def _promote(self, version: int, generation: int, reason: str) -> None:
-        self.promotions.append(
-            {
-                "model": self.model["name"],
-                "generation": generation,
-                "version": version,
-                "previous": self.model["live_version"],
-                "kind": "promoted",
-                "returns_to": self.model["live_generation"] or None,
-                "reason": reason,
-                "actor": _ACTOR,
-                "created_at": self.now,
-            }
-        )
-        self.model |= {
-            "live_version": version,
-            "live_generation": generation,
-            "revised_at": self.now,
-        }
 
 
 def _new_job(row: Row, name: str) -> Row:
@@ -699,7 +590,7 @@ def run_rebuild(settings: Settings, options: argparse.Namespace) -> int:
         "jobs": dict(sorted(Counter(str(job["state"]) for job in tables["jobs"]).items())),
         "damaged": [vars(damage) for damage in findings.damaged],
         "repaired": findings.repaired,
-        "assumed": findings.assumed,
+        "left_out": findings.left_out,
         "not_restored": _NOT_RESTORED,
     }
     print(json.dumps(report) if options.json else "\n".join(_as_text(report)))
@@ -716,7 +607,7 @@ def _as_text(report: dict[str, Any]) -> Iterator[str]:
     for title, lines in (
         ("damaged, and left out", damaged),
         ("repaired", report["repaired"]),
-        ("assumed, because not recorded", report["assumed"]),
+        ("left out, because not recorded", report["left_out"]),
         ("not restored", report["not_restored"]),
     ):
         if lines:

@@ -123,13 +123,27 @@ def test_lost_held_out_rows_are_reported(tmp_path: Path) -> None:
     plane.close()
 
 
-def test_a_damaged_record_is_reported_and_manifests_are_used(plane: ControlPlane) -> None:
+def test_a_model_with_a_damaged_record_is_left_out_and_others_are_restored(
+    plane: ControlPlane,
+) -> None:
+    plane.create_model("other")
+    plane.record()
     key = layout.model_record("scenes")
     _flip(plane, key)
-    findings = _rebuilt(plane)
-    assert _named(findings) == [f"record {key}"]
-    assert any("'scenes' has no record" in line for line in findings.assumed)
-    assert (plane.model().head, plane.model().live_version) == (3, 3)
+    record, model, *datasets = _named(_rebuilt(plane))
+    assert (record, model) == (f"record {key}", "model 'scenes'")
+    assert len(datasets) == 3
+    assert plane.model("other").head == 0
+    assert plane.client.get("/v1/models/scenes").status_code == 404
+
+
+def test_a_dataset_that_was_learned_and_has_no_record_is_reported(plane: ControlPlane) -> None:
+    dataset = str(plane.versions()[0].manifest.dataset)
+    plane.store.delete(layout.dataset_record(dataset))
+    (damage,) = _rebuilt(plane).damaged
+    assert (damage.what, "version 1" in damage.why) == (f"dataset {dataset}", True)
+    assert [each.job is None for each in plane.versions()] == [True, False, False]
+    assert plane.run_to_end(plane.post_dataset("four")).version == 4
 
 
 def test_a_record_of_a_newer_release_stops_the_rebuild(plane: ControlPlane) -> None:
@@ -151,7 +165,7 @@ def test_a_dataset_without_record_and_version_is_left_out_and_named(plane: Contr
     plane.store.delete(layout.dataset_record(dataset))
     findings = _rebuilt(plane)
     assert findings.damaged == []
-    assert any(dataset in line and "post it again" in line for line in findings.assumed)
+    assert any(dataset in line and "post it again" in line for line in findings.left_out)
     assert plane.run_to_end(plane.post_dataset("four")).version == 4
 
 
