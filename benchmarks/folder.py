@@ -23,7 +23,8 @@ from torch import Tensor
 
 from benchmarks.chain import Dataset
 from cmcl.contract.modality import ModalityPair
-from workers.files.shards import FEATURES, Rows
+from workers.files.columns import FEATURES
+from workers.files.shards import Rows
 from workers.model.heads import PairedRows, unit_rows
 from workers.train.dataset import paired_rows
 from workers.train.evaluation import held_out

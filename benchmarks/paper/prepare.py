@@ -30,8 +30,7 @@ from cmcl.storage.datasets import read_dataset_manifest
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.uris import locate
 from workers.encoders.port import EncoderMismatch, EncoderUnusable
-from workers.files.columns import float32_rows
-from workers.files.shards import FEATURES
+from workers.files.columns import FEATURES, float32_rows
 from workers.prepare.dataset import Preparation, PreparationFailed, prepare_dataset
 from workers.prepare.progress import DatasetProgress
 from workers.prepare.tasks import end_children

@@ -11,7 +11,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from cmcl.contract.dataset import Shard
-from workers.files.shards import FEATURES, ROWS_IN_A_GROUP, describe_shard, write_shard
+from workers.files.columns import FEATURES
+from workers.files.shards import ROWS_IN_A_GROUP, describe_shard, write_shard
 from workers.train.dataset import read_rows
 
 _ROWS_AT_ONCE = 4096

@@ -45,7 +45,6 @@ from cmcl.client.raw_folder import RawFolder, read_raw_folder, write_manifest
 from cmcl.contract.api.jobs import Encoders, RejectedSummary
 from cmcl.contract.dataset import RejectedRow, ShardRef
 from cmcl.contract.modality import ModalityPair
-from cmcl.contract.prepare import DatasetReport
 from cmcl.contract.version import EvaluationResult
 
 app = typer.Typer(
@@ -303,8 +302,6 @@ def _show_report(client: Client, checked: Dataset, as_json: bool) -> None:
 
 
 _LEGEND = (
-    "free: share of the head's entries that may change, now and after this dataset. "
-    "learnable share: share of the dataset's energy on these entries. "
     "familiarity: share of the features in the directions of earlier ones, beyond chance: 1 is all, "
     "0 is chance, as with features of another encoder."
 )
@@ -392,28 +389,10 @@ def report_view(checked: Dataset) -> RenderableType:
         *([Text(f"left out: {left_out}")] if left_out else []),
         *(Text(f"• {sentence}") for sentence in report.advice),
     ]
-    return Group(_heads(report), Text(_LEGEND, style="dim"), *lines)
-
-
-def _heads(report: DatasetReport) -> Grid:
-    rows = []
+    sides = []
     for modality in report.pair:
-        found, head = report.findings.get(modality), report.heads.get(modality)
-        moments = head.moments if head else None
-        values = (
-            found.rows if found else None,
-            moments.free_share if moments else None,
-            moments.free_share_after if moments else None,
-            moments.learnable_share if moments else None,
-            moments.familiarity if moments else None,
-        )
-        rows.append([Text(modality), *map(as_text, values)])
-    headings = (
-        "modality",
-        "rows",
-        "free now",
-        "free after",
-        "learnable share",
-        "familiarity",
-    )
-    return Grid(headings, rows)
+        found = report.findings.get(modality)
+        values = (found.rows, found.familiarity) if found else (None, None)
+        sides.append([Text(modality), *map(as_text, values)])
+    grid = Grid(("modality", "rows", "familiarity"), sides)
+    return Group(grid, Text(_LEGEND, style="dim"), *lines)

@@ -112,37 +112,15 @@ class RowFindings(_Reported):
     duplicate_rows: int = Field(description="rows that equal an earlier one")
     constant_columns: int
     rank_one: bool = Field(description="all rows are multiples of one")
-
-
-class HeadFit(_Reported):
-    """How a dataset relates to one head. Shares from 0 to 1."""
-
-    protected_share: float | None = Field(
-        description="share of its energy inside the protected input span"
-    )
     familiarity: float | None = Field(
-        description="how much more of its features is in that span than of random directions; "
-        "low if another encoder produced them, null without earlier data"
-    )
-    moment_distance: float | None = Field(
-        description="distance of its features from the earlier ones"
-    )
-    learnable_share: float | None = Field(description="share of its energy on free entries")
-    free_share: float | None = Field(description="share of free entries now")
-    free_share_after: float | None = Field(description="share of free entries after it is learned")
-
-
-class HeadReport(_Reported):
-    """The result for one modality."""
-
-    moments: HeadFit
-    open_share: float | None = Field(
-        description="share of entries that the model's method would let this dataset change, 0 to 1"
+        default=None,
+        description="how much more of the features is in the span of earlier ones than of random directions, 0 to 1; "
+        "low if another encoder produced them, null without earlier data",
     )
 
 
 class DatasetReport(_Reported):
-    """The result: whether and why it would be rejected, problems, and remaining capacity."""
+    """The result: whether and why it would be rejected, and problems."""
 
     version: int = Field(
         description="version from which the dataset would be learned; 0 before the first"
@@ -161,10 +139,7 @@ class DatasetReport(_Reported):
     )
     refusals: tuple[str, ...] = Field(description="why it would be rejected; empty if it would not")
     findings: dict[str, RowFindings] = Field(description="by modality; missing if unreadable")
-    heads: dict[str, HeadReport] = Field(
-        description="by modality; empty if it would be rejected, or before the first version"
-    )
-    advice: tuple[str, ...] = Field(description="advice on problems and scarce capacity")
+    advice: tuple[str, ...] = Field(description="advice on problems")
 
 
 class PrepareReport(BaseModel):

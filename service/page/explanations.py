@@ -228,10 +228,6 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
         "Familiarity",
         "How much more of the features is in directions of earlier data than of random ones. A low value means that another encoder may have made them.",
     ),
-    "learnable": (
-        "Learnable share",
-        "Share of the features' energy on entries that may still change: what this dataset can teach.",
-    ),
     "loss": (
         "Loss",
         "Contrastive loss of the last batch; lower is better. Values of different datasets do not compare.",

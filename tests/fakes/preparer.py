@@ -78,7 +78,6 @@ def report_on(store: ObjectStore, request: PrepareRequest, rows: int, **changes:
         rows=rows,
         refusals=(),
         findings={},
-        heads={},
         advice=("text: nothing is odd",),
     ).model_copy(update=changes)
     written = PrepareReport(request=request.request, report=report)

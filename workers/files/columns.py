@@ -6,7 +6,7 @@ values rejects.
 """
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from xxhash import xxh3_128_digest
 
 from cmcl.contract.errors import InvalidDataset, StorageUnavailable
 
@@ -22,7 +23,8 @@ FEATURES = ("feature_a", "feature_b")
 ROWS_AT_ONCE = 2048
 # Ids and labels are for people and for joining, not for documents.
 LONGEST_TEXT = 4096
-_FLOATS = (pa.float16(), pa.float32(), pa.float64())
+HALF_OR_SINGLE = (pa.float16(), pa.float32())
+_FLOATS = (*HALF_OR_SINGLE, pa.float64())
 # A file that expands beyond both of these is a decompression bomb: encoders' outputs hardly compress,
 # and one picture with a few captions gives a factor of a few.
 LARGEST_EXPANSION = 64
@@ -114,11 +116,6 @@ def is_text(type_: pa.DataType) -> bool:
     if pa.types.is_dictionary(type_):
         type_ = type_.value_type
     return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_))
-
-
-def is_internal(type_: pa.DataType) -> bool:
-    """Whether features of that type are in the internal form."""
-    return bool(pa.types.is_fixed_size_list(type_)) and type_.value_type in _FLOATS[:2]
 
 
 def is_convertible(type_: pa.DataType) -> bool:
@@ -262,3 +259,101 @@ def _features(lists: pa.Array, side: Side, first_row: int, file: UserFile) -> pa
     if values.type == pa.float64():
         values = values.cast(pa.float32())
     return pa.FixedSizeListArray.from_arrays(values, side.width)
+
+
+# Rows are scaled to unit length in float32, in which squares underflow and overflow: outside of these
+# lengths a row would silently lose its direction. The query endpoint has the same bounds.
+_SHORTEST = 1e-12
+_LONGEST = 1e18
+# A little inside of their squares, for rounding.
+_SHORTEST_SQUARE, _LONGEST_SQUARE = 1.01e-24, 0.99e36
+# Digests of ids are kept to find duplicates: 0.8 GB for this many rows, and half as much to sort them.
+MOST_ROWS = 50_000_000
+DIGEST_BYTES = 16
+NO_ID = bytes(DIGEST_BYTES)
+
+
+def check_rows(batches: Iterable[pa.RecordBatch], file: UserFile) -> bytearray:
+    """Check all rows of a file, in the internal form, and note those that cannot be used in `left_out`.
+
+    Returns 16 bytes for the id of each row; zeros where there is none. Raises InvalidDataset for a file without rows or
+    with too many; unless rows may be left out, also for the first one that cannot be used.
+    """
+    digests, first_row = bytearray(), 0
+    for batch in batches:
+        if first_row + batch.num_rows > MOST_ROWS:
+            raise file.wrong(f"a dataset has at most {MOST_ROWS} rows; split it in two")
+        ids = batch.column("id").to_pylist()
+        digests += b"".join(NO_ID if id_ is None else id_digest(id_) for id_ in ids)
+        for row, reason in _unusable(batch, first_row):
+            file.leave_out(row, reason)
+        first_row += batch.num_rows
+    if not first_row:
+        raise file.wrong("it has no rows, at least 1 is needed")
+    for again, first in repeated_ids(np.frombuffer(digests, np.uint64)).tolist():
+        rule = "ids are unique over all shards of a dataset"
+        file.leave_out(again, f"row {again} repeats the id of row {first} of {file.uri}; {rule}")
+    return digests
+
+
+def _unusable(batch: pa.RecordBatch, first_row: int) -> Iterator[tuple[int, str]]:
+    """Yield rows that cannot be used, each with one or more reasons."""
+    for at in np.flatnonzero(batch.column("id").is_null()).tolist():
+        yield first_row + at, f"row {first_row + at} has no id"
+    if "label" in batch.schema.names:
+        for at in np.flatnonzero(batch.column("label").is_null()).tolist():
+            reason = f"row {first_row + at} has no label; fill the column 'label', or leave it out"
+            yield first_row + at, reason
+    for column in FEATURES:
+        features = batch.column(column)
+        if are_finite_halves(features):
+            continue
+        for at, found, permitted in wrong_values(float32_rows(features)):
+            yield first_row + at, f"column {column!r} {found} in row {first_row + at}{permitted}"
+
+
+def repeated_ids(digests_2N: np.ndarray) -> np.ndarray:
+    """Each row whose id an earlier row has, and the first row with that id (K × 2), in the order of rows.
+
+    `digests_2N`: two numbers (uint64) for each row; zeros: a row without an id, which repeats none.
+    """
+    id_N2 = digests_2N.reshape(-1, 2)
+    # Nearly always all ids differ. Sorting their first halves shows it in a fraction of the time.
+    half_N = np.sort(id_N2[:, 0])
+    alike = np.unique(half_N[1:][half_N[1:] == half_N[:-1]])
+    if not len(alike):
+        return np.empty((0, 2), np.int64)
+    place_N = np.searchsorted(alike, id_N2[:, 0]).clip(max=len(alike) - 1)
+    row_C = np.flatnonzero((alike[place_N] == id_N2[:, 0]) & id_N2.any(axis=1))
+    # A stable sort: of equal ids the first row is first.
+    row_C = row_C[np.lexsort((id_N2[row_C, 1], id_N2[row_C, 0]))]
+    is_new_C = np.ones(len(row_C), bool)
+    is_new_C[1:] = np.any(np.diff(id_N2[row_C], axis=0), axis=1)
+    first_C = row_C[is_new_C][np.cumsum(is_new_C) - 1]
+    found_K2 = np.stack([row_C[~is_new_C], first_C[~is_new_C]], axis=1)
+    return found_K2[np.argsort(found_K2[:, 0])]
+
+
+def id_digest(value: str) -> bytes:
+    """Sixteen bytes for an id of any length. Not cryptographic: colliding ids harm their own dataset alone."""
+    digest: bytes = xxh3_128_digest(value.encode())
+    return digest
+
+
+def wrong_values(values_BI: np.ndarray) -> Iterator[tuple[int, str, str]]:
+    """Rows of features (float32) that cannot be used: what each has, and what is permitted."""
+    # One pass for rows without a fault: squares of permitted lengths are far inside of float32's range, and a
+    # number that is not finite makes its row's sum so.
+    square_B = np.einsum("bi,bi->b", values_BI, values_BI)
+    if np.all((square_B > _SHORTEST_SQUARE) & (square_B < _LONGEST_SQUARE)):
+        return
+    finite_B = np.isfinite(values_BI).all(axis=1)
+    if not finite_B.all():
+        for row in np.flatnonzero(~finite_B):
+            yield int(row), "has NaN or infinity", ""
+        values_BI = np.where(finite_B[:, None], values_BI, np.float32(1))
+    length_B = np.linalg.norm(values_BI.astype(np.float64), axis=1)
+    for row in np.flatnonzero((length_B < _SHORTEST) | (length_B > _LONGEST)):
+        length = float(length_B[row])
+        found = f"has length {length:.3g}" if length else "is all zeros"
+        yield int(row), found, f"; permitted are lengths from {_SHORTEST:g} to {_LONGEST:g}"

@@ -7,7 +7,7 @@ bounded child only.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,13 +18,12 @@ import pyarrow.parquet as pq
 from cmcl.contract.errors import InvalidDataset
 from workers.files.columns import (
     FEATURES,
+    HALF_OR_SINGLE,
     ROWS_AT_ONCE,
     UserFile,
     check_columns,
     check_expansion,
     internal_batch,
-    is_convertible,
-    is_internal,
     is_text,
     known_columns,
     reading,
@@ -46,16 +45,19 @@ def read(file: UserFile) -> Iterator[pa.RecordBatch]:
     parquet = open_parquet(file.path, file.uri)
     check_columns(parquet.schema_arrow, file)
     first_row = 0
-    for batch in known_batches(parquet, file.path, file.uri):
-        yield internal_batch(batch, first_row, file)
-        first_row += batch.num_rows
+    with reading(file.uri, "Parquet", *_ERRORS):
+        for batch in _known_batches(parquet.metadata, file.path, file.uri):
+            yield internal_batch(batch, first_row, file)
+            first_row += batch.num_rows
 
 
-def must_be_converted(path: Path, uri: str) -> bool:
-    """Whether features are lists of another type than the internal form, such as those of pandas."""
+def is_internal(path: Path, uri: str) -> bool:
+    """Whether features are stored in the internal form, and not as other lists, such as those of pandas."""
     schema = open_parquet(path, uri).schema_arrow
     types = [schema.field(name).type for name in FEATURES if schema.names.count(name) == 1]
-    return any(is_convertible(type_) and not is_internal(type_) for type_ in types)
+    return all(
+        pa.types.is_fixed_size_list(each) and each.value_type in HALF_OR_SINGLE for each in types
+    )
 
 
 def open_parquet(path: Path, uri: str) -> pq.ParquetFile:
@@ -69,79 +71,50 @@ def open_parquet(path: Path, uri: str) -> pq.ParquetFile:
         return parquet
 
 
-def known_batches(parquet: pq.ParquetFile, path: Path, uri: str) -> Iterator[pa.RecordBatch]:
-    """Yield batches of our columns, unconverted; texts are dictionary-encoded.
+def _known_batches(footer: pq.FileMetaData, path: Path, uri: str) -> Iterator[pa.RecordBatch]:
+    """Yield batches of our columns, unconverted; texts are dictionary-encoded. Features must be lists.
 
-    Features must be lists. Raises InvalidDataset, also if declared rows are missing.
+    The file is mapped into memory: it must be a copy that no other process truncates. Raises InvalidDataset, also if
+    declared rows are missing.
     """
-    columns = ColumnReader(parquet, path, uri, known_columns(parquet.schema_arrow))
+    schema = footer.schema.to_arrow_schema()
+    columns = known_columns(schema)
+    # Pages of a mapped file are no memory of the process, unlike those of a buffered one. A text that fills a page and is
+    # repeated in every row must not be expanded 2048 times.
+    texts = [name for name in columns if name not in FEATURES and is_text(schema.field(name).type)]
+    file = pq.ParquetFile(
+        path, read_dictionary=texts, metadata=footer, memory_map=True, pre_buffer=False
+    )
     # Group by group, as ranks read only the groups that contain their rows.
-    for group in range(parquet.num_row_groups):
-        yield from columns.batches(group)
-
-
-class ColumnReader:
-    """Reader of some of our columns, one row group after another. Each thread needs a reader of its own.
-
-    The file is mapped into memory: it must be a copy that no other process truncates.
-    """
-
-    def __init__(
-        self,
-        parquet: pq.ParquetFile,
-        path: Path,
-        uri: str,
-        columns: Sequence[str],
-        rows_at_once: int = ROWS_AT_ONCE,
-    ) -> None:
-        self._uri, self._columns, self._rows_at_once = uri, list(columns), rows_at_once
-        schema = parquet.schema_arrow
-        # A text that fills a page and is repeated in every row must not be expanded 8192 times.
-        texts = [
-            name for name in columns if name not in FEATURES and is_text(schema.field(name).type)
-        ]
-        with reading(uri, "Parquet", *_ERRORS):
-            # Pages of a mapped file are no memory of the process, unlike those of a buffered one.
-            self._file = pq.ParquetFile(
-                path,
-                read_dictionary=texts,
-                metadata=parquet.metadata,
-                memory_map=True,
-                pre_buffer=False,
-            )
-
-    def batches(self, group: int) -> Iterator[pa.RecordBatch]:
-        """Yield the columns of a row group as `known_batches` does."""
+    for group in range(footer.num_row_groups):
         counts: Counter[str] = Counter()
-        with reading(self._uri, "Parquet", *_ERRORS):
-            for batch in self._file.iter_batches(
-                self._rows_at_once,
-                row_groups=[group],
-                columns=self._columns,
-                # They take a fifth of the processor time, and other files are read at the same time.
-                use_threads=False,
-            ):
-                # Damaged pages may contain dictionary indices out of range and bytes that are not
-                # UTF-8; Arrow checks them only on request.
-                batch.validate(full=True)
-                counts += _counts(batch)
-                yield batch
-            self._check_read_rows(group, counts)
+        # Arrow's threads take a fifth of the processor time, and other files are read at the same time.
+        for batch in file.iter_batches(
+            ROWS_AT_ONCE, row_groups=[group], columns=columns, use_threads=False
+        ):
+            # Damaged pages may contain dictionary indices out of range and bytes that are not UTF-8; Arrow checks them
+            # only on request.
+            batch.validate(full=True)
+            counts += _counts(batch)
+            yield batch
+        _check_read_rows(footer.row_group(group), group, counts, uri)
 
-    def _check_read_rows(self, index: int, counts: Counter[str]) -> None:
-        """Check that everything that is declared was read. Raises InvalidDataset."""
-        group = self._file.metadata.row_group(index)
-        if counts["rows"] != group.num_rows:
+
+def _check_read_rows(
+    group: pq.RowGroupMetaData, index: int, counts: Counter[str], uri: str
+) -> None:
+    """Check that everything that is declared was read. Raises InvalidDataset."""
+    if counts["rows"] != group.num_rows:
+        raise InvalidDataset(
+            f"{uri}: row group {index} declares {group.num_rows} rows, and "
+            f"{counts['rows']} were read; {_WRITE_AGAIN}"
+        )
+    for column, values in _declared_values(group):
+        if column in FEATURES and values != counts[column]:
             raise InvalidDataset(
-                f"{self._uri}: row group {index} declares {group.num_rows} rows, and "
-                f"{counts['rows']} were read; {_WRITE_AGAIN}"
+                f"{uri}: in row group {index} column {column!r} declares {values} "
+                f"numbers, and {counts[column]} were read; {_WRITE_AGAIN}"
             )
-        for column, values in _declared_values(group):
-            if column in FEATURES and column in self._columns and values != counts[column]:
-                raise InvalidDataset(
-                    f"{self._uri}: in row group {index} column {column!r} declares {values} "
-                    f"numbers, and {counts[column]} were read; {_WRITE_AGAIN}"
-                )
 
 
 def _check_sizes(metadata: pq.FileMetaData, path: Path, uri: str) -> None:
@@ -188,7 +161,7 @@ def _declared_values(group: pq.RowGroupMetaData) -> Iterator[tuple[str, int]]:
 def _counts(batch: pa.RecordBatch) -> Counter[str]:
     """Rows of a batch, and values of its features as Parquet counts them: a missing or empty list is one."""
     counts = Counter({"rows": batch.num_rows})
-    for name in (column for column in FEATURES if column in batch.schema.names):
+    for name in FEATURES:
         lists = batch.column(name)
         counts[name] = len(lists.flatten()) + lists.null_count
         if not pa.types.is_fixed_size_list(lists.type):

@@ -30,7 +30,6 @@ from workers.methods.method import (
 from workers.model.heads import ModalityHeads
 from workers.model.pair import HeadInEigenCoordinates, PairInEigenCoordinates
 from workers.nullspace.alignment import joining_head
-from workers.nullspace.capacity import HeadMoments
 from workers.nullspace.mask import UpdateSpace, disjoint_shares, free_in, product_mask
 from workers.nullspace.moments import PairMoments, SecondMoment
 from workers.nullspace.subspace import EigenBasis, common_eigenbasis, eigenbasis
@@ -136,6 +135,14 @@ def joining(context: TrainingContext, halves: tuple[PairMoments, PairMoments]) -
 
 
 # --- What earlier datasets need of a head -------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HeadMoments:
+    """Moments of a head's inputs (I × I) and of its partners' embeddings today (E × E)."""
+
+    inputs: SecondMoment
+    partners: SecondMoment
 
 
 def protected_moments(context: TrainingContext, modality: str) -> HeadMoments | None:

@@ -26,7 +26,7 @@ from cmcl.storage.object_store import ObjectStore, retry_unavailable
 from workers.encoders.decoding import is_flat
 from workers.encoders.media import Audio, Decoded, Item, Video
 from workers.encoders.port import FrozenEncoder
-from workers.files.shards import wrong_values
+from workers.files.columns import wrong_values
 
 # One is encoded while the next one is sent.
 BATCHES_IN_FLIGHT = 2

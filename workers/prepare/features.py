@@ -1,7 +1,7 @@
-"""Files of features: each is fetched, converted, checked and split in the bounded child.
+"""Files of features: each is fetched, checked, and converted or split in the bounded child.
 
-Parquet in the internal form stays where it is, unless rows of it are held out. Everything else is
-written to our own store. Errors name files as the user does.
+A file is read once to check it. Parquet in the internal form then stays where it is, unless rows of it are left out or
+held out. Any other file is read again and written to our own store. Errors name files as the user does.
 
 Rows are held out by their content: a row is held out if the digest of its `feature_a`, read as a number
 between 0 and 1, is below the share. So the choice does not depend on order, shards or formats, it stays
@@ -14,7 +14,7 @@ from the share of values.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,25 +23,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from cmcl.contract.dataset import FileFormat, RejectedRow, Shard, ShardRef, SourceFile, Uri
+from cmcl.contract.dataset import RejectedRow, Shard, ShardRef, SourceFile, Uri
 from cmcl.contract.errors import InvalidDataset
 from cmcl.contract.modality import Frozen
 from cmcl.storage import layout
 from cmcl.storage.uris import open_store
 from cmcl.storage.versions import Digests, digests_of_file
-from workers.files.columns import FEATURES, Side, UserFile, float32_rows
-from workers.files.formats import PARQUET, format_of
-from workers.files.parquet import known_batches, must_be_converted, open_parquet
-from workers.files.shards import (
-    ShardWriter,
-    count_rows,
-    describe_shard,
-    fetch,
-    use_jemalloc,
-    verified_digests,
-    write_shard,
-    wrong_rows,
-)
+from workers.files.columns import FEATURES, Side, UserFile, check_rows, float32_rows
+from workers.files.formats import PARQUET, Format, format_of
+from workers.files.parquet import is_internal
+from workers.files.shards import ShardWriter, describe_shard, fetch, use_jemalloc, verified_digests
 from workers.prepare.units import SideSpec, UnitRecord
 from workers.sandbox.child_process import FrameWriter
 
@@ -49,6 +40,8 @@ if TYPE_CHECKING:
     from workers.sandbox.child import Child
 
 _ROWS_IN_A_FRAME = 1000
+# Names of the local files that are written.
+_REST, _HELD_OUT = "rest", "held-out"
 _PERSON = b"cmcl-hold-out"
 
 
@@ -91,59 +84,67 @@ def take_features(file: FeatureFile, output: FrameWriter) -> None:
     """Check, convert and split a file, and send its shards. Runs in the child."""
     output.step(f"reading {file.ref.uri}")
     use_jemalloc()
-    path = output.folder / "shard.parquet"
-    left_out = None if file.left_out is None else dict(file.left_out)
-    ids = bytearray()
+    path, uri = output.folder / "theirs", file.ref.uri
     fetch(file.ref, file.address, path, file.allowed)
-    size = path.stat().st_size
     with _digesting(file.ref, path) as digests:
-        format_, is_converted = _convert(file, path, left_out, digests)
-        widths = (file.sides[0].width, file.sides[1].width)
-        for row, reason in wrong_rows(path, file.ref.uri, widths, ids):
-            if left_out is None:
-                raise InvalidDataset(f"{file.ref.uri}: {reason}")
-            left_out.setdefault(row, reason)
+        format_ = format_of(path, uri)
+        first, second = (
+            Side(column, side.modality, side.width)
+            for column, side in zip(FEATURES, file.sides, strict=True)
+        )
+        # Ids of files without ids are derived from the digest; that of Parquet is computed while it is read.
+        sha256 = "" if format_ is PARQUET else digests().sha256
+        left_out = None if file.left_out is None else dict(file.left_out)
+        theirs = UserFile(path, uri, sha256, (first, second), left_out)
+        ids = check_rows(format_.read(theirs), theirs)
         found = digests()
-    source = SourceFile(uri=file.ref.uri, sha256=found.sha256, bytes=size, format=format_)
-    shards, rejected = _shards(file, path, None if is_converted else found, source, left_out or {})
     open_store(file.store).put(file.ids_key, bytes(ids))
+    share = None if file.is_held_out else file.share
+    if format_ is PARQUET and is_internal(path, uri) and not left_out and share is None:
+        shards, rejected = _as_it_is(file, path, found), list[RejectedRow]()
+    else:
+        source = SourceFile(
+            uri=uri, sha256=found.sha256, bytes=path.stat().st_size, format=format_.name
+        )
+        rejected = list(_divide(format_, theirs, file.ref, share))
+        shards = _stored(file, path, source)
     for start in range(0, len(rejected), _ROWS_IN_A_FRAME):
         rows = [row.model_dump() for row in rejected[start : start + _ROWS_IN_A_FRAME]]
         output.send({}, [json.dumps(rows).encode()])
     output.send(shards.model_dump(mode="json", exclude={"rejected"}))
 
 
-def _shards(
-    file: FeatureFile,
-    path: Path,
-    theirs: Digests | None,
-    source: SourceFile,
-    left_out: Mapping[int, str],
-) -> tuple[UnitRecord, list[RejectedRow]]:
-    """Store the shards of a checked file. `theirs`: digests of a file that was not converted, which may stay in its place."""
-    store, rejected = open_store(file.store), list[RejectedRow]()
-    held_out, share = path.with_name("evaluation"), None if file.is_held_out else file.share
-    if left_out or share is not None:
-        rejected = list(_divide(path, held_out, file.ref, left_out, share))
-        theirs = None
+def _as_it_is(file: FeatureFile, path: Path, digests: Digests) -> UnitRecord:
+    """Return the shard of a file in the internal form. Held-out ones are copied: later versions are measured on them."""
+    if not file.is_held_out:
+        return UnitRecord(training=describe_shard(path, file.address, digests))
+    store, key = (
+        open_store(file.store),
+        layout.evaluation_shard(file.dataset, file.index, digests.sha256),
+    )
+    store.upload(path, key)
+    return UnitRecord(evaluation=describe_shard(path, f"{store.uri}/{key}", digests))
 
-    def stored(local: Path, key_for: Callable[[str, int, str], str], index: int) -> Shard | None:
+
+def _stored(file: FeatureFile, path: Path, source: SourceFile) -> UnitRecord:
+    """Store the shards that `_divide` wrote."""
+    store = open_store(file.store)
+
+    def stored(part: str, key_for: Callable[[str, int, str], str], index: int) -> Shard | None:
+        local = path.with_name(part)
         if not local.exists():
             return None
         digests = digests_of_file(local)
         key = key_for(file.dataset, index, digests.sha256)
         store.upload(local, key)
-        origin = source if theirs is None else None
-        return describe_shard(local, f"{store.uri}/{key}", digests, origin)
+        return describe_shard(local, f"{store.uri}/{key}", digests, source)
 
     if file.is_held_out:
-        evaluation = stored(path, layout.evaluation_shard, file.index)
-        return UnitRecord(evaluation=evaluation), rejected
-    if theirs is not None:
-        return UnitRecord(training=describe_shard(path, file.address, theirs)), rejected
-    training = stored(path, layout.training_shard, file.index)
-    evaluation = stored(held_out, layout.evaluation_shard, file.evaluation_index)
-    return UnitRecord(training=training, evaluation=evaluation), rejected
+        return UnitRecord(evaluation=stored(_REST, layout.evaluation_shard, file.index))
+    return UnitRecord(
+        training=stored(_REST, layout.training_shard, file.index),
+        evaluation=stored(_HELD_OUT, layout.evaluation_shard, file.evaluation_index),
+    )
 
 
 @contextmanager
@@ -162,71 +163,34 @@ def _digesting(ref: ShardRef, path: Path) -> Iterator[Callable[[], Digests]]:
             raise
 
 
-def _convert(
-    file: FeatureFile, path: Path, left_out: dict[int, str] | None, digests: Callable[[], Digests]
-) -> tuple[FileFormat, bool]:
-    """Convert the local copy in its place to Parquet in the internal form, if it has another one.
-
-    Returns its format, and whether it was converted. Raises InvalidDataset.
-    """
-    uri = file.ref.uri
-    format_ = format_of(path, uri)
-    if format_ is PARQUET and not must_be_converted(path, uri):
-        count_rows(path, uri)
-        return format_.name, False
-    first, second = (
-        Side(column, side.modality, side.width)
-        for column, side in zip(FEATURES, file.sides, strict=True)
-    )
-    # The digest is needed before the file is replaced; ids of files without ids are derived from it.
-    theirs = UserFile(path, uri, digests().sha256, (first, second), left_out)
-    beside = path.with_name(f"{path.name}.converted")
-    if write_shard(beside, format_.read(theirs)) == 0:
-        raise theirs.wrong("it has no rows, at least 1 is needed")
-    beside.replace(path)
-    return format_.name, True
-
-
 def _divide(
-    path: Path, held_out: Path, ref: ShardRef, reasons: Mapping[int, str], share: float | None
+    format_: Format, theirs: UserFile, ref: ShardRef, share: float | None
 ) -> Iterator[RejectedRow]:
-    """Remove rows from a shard, and yield those that have a reason; a share is moved to another shard. None has no rows."""
-    rest = path.with_name(f"{path.name}.rest")
+    """Write the usable rows of a file as one shard, and a share of them as another one. Yields the other rows.
+
+    A shard without rows is not written.
+    """
+    reasons, folder = theirs.left_out or {}, theirs.path.parent
     first_row = 0
-    with ShardWriter(rest) as training, ShardWriter(held_out) as evaluation:
-        for batch in _plain_batches(path, ref.uri):
-            kept_B = np.ones(batch.num_rows, bool)
-            for row in range(first_row, first_row + batch.num_rows):
-                if row in reasons:
-                    kept_B[row - first_row] = False
-                    yield RejectedRow(
-                        id=batch.column("id")[row - first_row].as_py(),
-                        file=ref.uri,
-                        row=row,
-                        place=f"{ref.file_name} row {row + 1}",
-                        reason=reasons[row],
-                    )
-            first_row += batch.num_rows
-            kept = batch.filter(pa.array(kept_B))
+    with ShardWriter(folder / _REST) as rest, ShardWriter(folder / _HELD_OUT) as held_out:
+        for batch in format_.read(theirs):
+            rows = range(first_row, first_row + batch.num_rows)
+            for row in (row for row in rows if row in reasons):
+                yield RejectedRow(
+                    id=batch.column("id")[row - first_row].as_py(),
+                    file=ref.uri,
+                    row=row,
+                    place=f"{ref.file_name} row {row + 1}",
+                    reason=reasons[row],
+                )
+            first_row = rows.stop
+            kept = batch.filter(pa.array([row not in reasons for row in rows]))
             if share is None:
-                training.add(kept)
+                rest.add(kept)
                 continue
             is_held_out_B = pa.array(held_out_rows(kept.column("feature_a"), share))
-            evaluation.add(kept.filter(is_held_out_B))
-            training.add(kept.filter(pa.compute.invert(is_held_out_B)))
-    path.unlink()
-    if training.rows:
-        rest.replace(path)
-
-
-def _plain_batches(path: Path, uri: str) -> Iterator[pa.RecordBatch]:
-    """Decode dictionaries: they differ between batches, and a file needs one type per column."""
-    for batch in known_batches(open_parquet(path, uri), path, uri):
-        columns = {
-            name: column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
-            for name, column in zip(batch.schema.names, batch.columns, strict=True)
-        }
-        yield pa.record_batch(columns)
+            held_out.add(kept.filter(is_held_out_B))
+            rest.add(kept.filter(pa.compute.invert(is_held_out_B)))
 
 
 def held_out_rows(feature_a: pa.FixedSizeListArray, share: float) -> np.ndarray:

@@ -15,8 +15,14 @@ from blake3 import blake3
 from cmcl.contract.dataset import Uri
 from cmcl.contract.errors import InvalidDataset
 from workers.files import formats
-from workers.files.columns import FEATURES
-from workers.files.shards import DIGEST_BYTES, MOST_ROWS, NO_ID, id_digest, repeated_ids
+from workers.files.columns import (
+    DIGEST_BYTES,
+    FEATURES,
+    MOST_ROWS,
+    NO_ID,
+    id_digest,
+    repeated_ids,
+)
 from workers.prepare.forms.lines import BYTE_ORDER_MARK, CSV, JSONL
 from workers.prepare.forms.parquet import PARQUET, column_names
 from workers.prepare.forms.record import BadRow, Form, Record, id_of

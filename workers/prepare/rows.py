@@ -32,8 +32,8 @@ from cmcl.storage.uris import open_store
 from cmcl.storage.versions import digests_of_file
 from workers.encoders.decoding import decode_item
 from workers.encoders.media import DecoderMissing, Item, packed, unpacked
-from workers.files.columns import feature_list
-from workers.files.shards import FEATURES, describe_shard, write_shard
+from workers.files.columns import FEATURES, feature_list
+from workers.files.shards import describe_shard, write_shard
 from workers.prepare.encoding import EncodedItems, GivenFeatures, SideEncoder
 from workers.prepare.features import is_held_out
 from workers.prepare.forms.record import (

@@ -24,13 +24,8 @@ from cmcl.storage import layout
 from cmcl.storage.object_store import retry_unavailable
 from cmcl.storage.uris import open_store
 from cmcl.storage.versions import digests_of_file
-from workers.files.shards import (
-    DIGEST_BYTES,
-    describe_shard,
-    download,
-    repeated_ids,
-    write_shard,
-)
+from workers.files.columns import DIGEST_BYTES, repeated_ids
+from workers.files.shards import describe_shard, download, write_shard
 from workers.prepare.features import FeatureFile, read_features
 from workers.prepare.plan import plan
 from workers.prepare.progress import Watch

@@ -185,20 +185,19 @@ def dataset(**fields: Any) -> Dataset:
     return response(Dataset, name="birds", pair=pair, created_at=AT, **fields)
 
 
-def test_a_report_shows_rows_advice_and_remaining_capacity() -> None:
+def test_a_report_shows_rows_advice_and_familiarity() -> None:
     report: Mapping[str, Any] = {
         "version": 1,
         "pair": ["image", "text"],
         "rows": 90,
         "evaluation_rows": 8,
         "refusals": [],
-        "findings": {},
-        "heads": {"image": {"moments": HEAD, "open_share": 0.5}},
+        "findings": {"image": FINDINGS},
         "advice": ["text: half of its rows are [the same]"],
     }
     shown = dataset(report=report, rejected=REJECTED)
     for text in (drawn(report_view(shown)), drawn(dataset_view(shown))):
-        assert "│ image    │ -    │ 0.400" in text
+        assert "│ image    │ 90   │ 0.200" in text
         assert "90 rows to train on, 8 held out" in text
         assert "• text: half of its rows are [the same]" in text
         assert "birds.tar, b-7.png: the picture is cut off" in text
@@ -234,13 +233,13 @@ REJECTED = {
         {"id": None, "file": "upload:up-1", "row": 7, "place": "m.csv line 9", "reason": "no id"},
     ],
 }
-HEAD = {
-    "protected_share": 0.1,
+FINDINGS = {
+    "rows": 90,
+    "width": 4,
+    "duplicate_rows": 0,
+    "constant_columns": 0,
+    "rank_one": False,
     "familiarity": 0.2,
-    "moment_distance": 0.3,
-    "learnable_share": 0.6,
-    "free_share": 0.4,
-    "free_share_after": 0.3,
 }
 
 

@@ -13,7 +13,7 @@ from cmcl.contract.errors import InvalidDataset
 from tests.unit.files.user_files import (
     URI,
     WIDTHS,
-    check_rows,
+    check_file,
     claim_in_footer,
     features_of,
     paired,
@@ -23,7 +23,7 @@ from tests.unit.files.user_files import (
 )
 from workers.files import columns
 from workers.files.columns import HARMLESS_BYTES, check_expansion
-from workers.files.parquet import LARGEST_FOOTER, must_be_converted
+from workers.files.parquet import LARGEST_FOOTER, is_internal
 
 Write = Callable[[Path, pa.Table], pa.Table]
 
@@ -91,14 +91,14 @@ def test_a_nested_null_behind_a_slice_is_found(path: Path, write: Write) -> None
 def test_internal_parquet_need_not_be_converted(path: Path) -> None:
     for kind in (pa.float16(), pa.float32()):
         pq.write_table(paired(kind=kind), path)
-        assert not must_be_converted(path, URI)
+        assert is_internal(path, URI)
 
 
-def test_parquet_as_pandas_writes_it_must_be_converted(path: Path) -> None:
+def test_parquet_as_pandas_writes_it_is_internal(path: Path) -> None:
     table = paired()
     lists = table.column("feature_a").cast(pa.list_(pa.float64()))
     pq.write_table(with_column(table, "feature_a", lists), path)
-    assert must_be_converted(path, URI)
+    assert not is_internal(path, URI)
 
 
 @BOTH
@@ -115,15 +115,15 @@ def test_internal_parquet_with_a_dictionary_of_ids_is_checked_in_place(path: Pat
     table = paired()
     ids = table.column("id").combine_chunks().dictionary_encode()
     pq.write_table(with_column(table, "id", ids), path)
-    assert not must_be_converted(path, URI)
-    check_rows(path)
+    assert is_internal(path, URI)
+    check_file(path)
 
 
 def test_a_dictionary_of_numbers_is_no_text(path: Path) -> None:
     ids = pa.array(range(10)).dictionary_encode()
     pq.write_table(with_column(paired(), "id", ids), path)
     with pytest.raises(InvalidDataset, match="'id' must be text, is int64"):
-        check_rows(path)
+        check_file(path)
 
 
 @pytest.mark.parametrize("column", ["id", "label"])
@@ -131,7 +131,7 @@ def test_a_text_that_would_be_unfolded_for_each_row_is_refused(path: Path, colum
     texts = ["x" * 5000] * 10 if column == "label" else [f"{row}" * 5000 for row in range(10)]
     pq.write_table(with_column(paired(), column, pa.array(texts)), path)
     with pytest.raises(InvalidDataset, match=f"'{column}' has a text of 5000 bytes; at most 4096"):
-        check_rows(path)
+        check_file(path)
 
 
 def test_a_footer_without_bound_is_not_parsed(path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_footer_that_disagrees_with_its_rows_is_refused(
     pq.write_table(paired(rows=300), path)
     claim_in_footer(path, declared, {place: claim})
     with pytest.raises(InvalidDataset, match=f"{URI}: .*{words}"):
-        check_rows(path)
+        check_file(path)
 
 
 @pytest.mark.parametrize(("claim", "read"), [(301, 300), (1 << 20, 300)])
@@ -199,7 +199,7 @@ def test_rows_that_all_of_a_footer_declares_and_no_page_has_are_missed(
     claim_in_footer(path, 300, dict.fromkeys(range(4), claim))
     words = f"row group 0 declares {claim} rows, and {read} were read"
     with pytest.raises(InvalidDataset, match=words):
-        check_rows(path)
+        check_file(path)
 
 
 def test_row_groups_that_make_up_for_each_other_are_refused(path: Path) -> None:
@@ -212,7 +212,7 @@ def test_row_groups_that_make_up_for_each_other_are_refused(path: Path) -> None:
     claim_in_footer(path, 201, dict.fromkeys(range(3), 200))
     assert sum(batch.num_rows for batch in pq.ParquetFile(path).iter_batches()) == 301
     with pytest.raises(InvalidDataset, match="row group 0 declares 101 rows, and 100 were read"):
-        check_rows(path)
+        check_file(path)
 
 
 def _write_constant(path: Path, groups: int) -> None:

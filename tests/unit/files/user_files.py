@@ -10,11 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 
-from cmcl.contract.errors import InvalidDataset
 from cmcl.storage.versions import sha256_of_file
-from workers.files.columns import Side, UserFile
+from workers.files.columns import Side, UserFile, check_rows
 from workers.files.formats import format_of
-from workers.files.shards import wrong_rows
 
 URI = "s3://bucket/theirs"
 SIDES = (Side("feature_a", "image", 4), Side("feature_b", "text", 3))
@@ -92,10 +90,10 @@ def rows_of(path: Path) -> pa.Table:
     return pa.Table.from_batches(list(format_of(path, URI).read(opened(path))))
 
 
-def check_rows(path: Path, uri: str = URI) -> None:
-    """Raises InvalidDataset for the first row of a shard that cannot be used."""
-    for _, reason in wrong_rows(path, uri, WIDTHS, bytearray()):
-        raise InvalidDataset(f"{uri}: {reason}")
+def check_file(path: Path, left_out: dict[int, str] | None = None) -> bytearray:
+    """Check all rows of a file; see `check_rows`."""
+    theirs = UserFile(path, URI, sha256_of_file(path), SIDES, left_out)
+    return check_rows(format_of(path, URI).read(theirs), theirs)
 
 
 def features_of(rows: pa.Table, column: str) -> np.ndarray:

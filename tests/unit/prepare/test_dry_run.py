@@ -1,4 +1,4 @@
-"""A dry run: the same numbers as the job would meet, and reasons to refuse."""
+"""A dry run: what is odd in the features, how familiar they are, and reasons to refuse."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cmcl.contract.capacity import FULL_BELOW
 from cmcl.contract.dataset import DatasetManifest, Shard, ShardRef
 from cmcl.contract.job import JobSpec
 from cmcl.contract.modality import ModalityPair
@@ -20,11 +19,10 @@ from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.versions import publish_manifest, read_candidate, read_version
 from tests.fakes.feature_shards import fetch
 from tests.unit.benchmarks.tiny_stream import WIDTHS, features, labels, write_part
-from workers.nullspace.mask import product_mask
-from workers.nullspace.subspace import eigenbasis
-from workers.prepare.dry_run import dataset_outlook
+from workers.nullspace.moments import SecondMoment, no_rows
+from workers.prepare.dry_run import dataset_outlook, familiarity
 from workers.train.job import train_dataset
-from workers.train.versions import read_heads, read_moments
+from workers.train.versions import read_moments
 
 VT = ModalityPair(first="v", second="t")
 
@@ -111,86 +109,80 @@ def outlook(
     return dataset_outlook(store, "m", version, spec, pair, shards)
 
 
-def test_open_entries_are_those_that_the_job_then_had(store: ObjectStore, tmp_path: Path) -> None:
-    found = outlook(store, shard_file(tmp_path, "three_vt", 3))
-    protection = read_version(store, "m", 3).report.protection
-    for modality in ("v", "t"):
-        met = 1 - protection[modality].blocked_share
-        assert found.heads[modality].open_share == pytest.approx(met)
-        # The pair comes again: its heads share what is free.
-        assert met < (found.heads[modality].moments.free_share or 0)
-    assert found.refusals == ()
-
-
-def test_moments_are_those_that_the_job_then_summed(store: ObjectStore, tmp_path: Path) -> None:
-    """Share of a dataset's energy in the span of the earlier ones, from the job's own moments."""
+def test_familiarity_is_of_moments_that_the_job_then_summed(
+    store: ObjectStore, tmp_path: Path
+) -> None:
+    """By NumPy, from the job's own moments: energy outside of the span of earlier features, relative to chance."""
     manifest, after = read_version(store, "m", 1), read_version(store, "m", 2)
     earlier, new = (read_moments(store, one.learned[-1]) for one in (manifest, after))
     values_I, vectors_II = np.linalg.eigh(earlier.second.sum_II.numpy())
-    kept, rank = np.cumsum(values_I[::-1]) / values_I.sum(), 0
-    while kept[rank] < manifest.spec.kept_energy:
-        rank += 1
-    basis_IK = vectors_II[:, ::-1][:, : rank + 1]
+    kept = np.cumsum(values_I[::-1]) / values_I.sum()
+    rank = int(np.searchsorted(kept, manifest.spec.kept_energy)) + 1
+    basis_IK = vectors_II[:, ::-1][:, :rank]
     sum_II = new.second.sum_II.numpy()
-    inside = np.trace(basis_IK.T @ sum_II @ basis_IK) / np.trace(sum_II)
+    outside = np.trace(sum_II) - np.trace(basis_IK.T @ sum_II @ basis_IK)
+    chance = rank / len(sum_II)
+    expected = 1 - outside / np.trace(sum_II[:-1, :-1]) / (1 - chance)
     pair = ModalityPair(first="a", second="t")
     found = outlook(store, shard_file(tmp_path, "two_at", 2), version=1, pair=pair)
-    assert found.heads["t"].moments.protected_share == pytest.approx(inside, abs=1e-6)
-    assert found.heads["a"].moments.familiarity is None
+    assert found.findings["t"].familiarity == pytest.approx(max(0, expected), abs=1e-6)
+    assert found.findings["a"].familiarity is None
+    assert found.refusals == ()
 
 
-def test_a_new_modality_is_conditioned_as_the_job_would(store: ObjectStore, tmp_path: Path) -> None:
-    """Free entries afterwards are of this dataset alone, under its own conditioning."""
-    pair = ModalityPair(first="a", second="t")
-    found = outlook(store, shard_file(tmp_path, "two_at", 2), version=1, pair=pair).heads["a"]
-    before, after = read_version(store, "m", 1), read_version(store, "m", 2)
-    summed = read_moments(store, after.learned[-1])
-    partners = summed.second.through(read_heads(store, before).weights["t"])
-    free_EI = product_mask(eigenbasis(partners), eigenbasis(summed.first), before.spec.kept_energy)
-    assert found.moments.free_share_after == float(free_EI.double().mean())
-    assert found.open_share == found.moments.free_share == 1
-
-
-def test_other_features_are_less_familiar(store: ObjectStore, tmp_path: Path) -> None:
+def test_features_of_another_encoder_are_less_familiar(store: ObjectStore, tmp_path: Path) -> None:
     first, second = features("x_vt", 7)
     path = tmp_path / "strange.parquet"
     # Columns in another order: as from another encoder of the same width.
     write_part(path, (first[:, np.random.default_rng(0).permutation(WIDTHS["v"])], second))
-    usual = outlook(store, shard_file(tmp_path, "x_vt", 7)).heads
-    strange = outlook(store, path).heads
-    for heads in (usual, strange):
-        assert heads["v"].moments.familiarity is not None
-    assert (strange["v"].moments.familiarity or 0) < (usual["v"].moments.familiarity or 0) / 2
-    assert strange["t"].moments.familiarity == pytest.approx(usual["t"].moments.familiarity)
+    usual = outlook(store, shard_file(tmp_path, "x_vt", 7)).findings
+    strange = outlook(store, path).findings
+    assert usual["v"].familiarity
+    assert strange["v"].familiarity is not None
+    assert strange["v"].familiarity < usual["v"].familiarity / 2
+    assert strange["t"].familiarity == pytest.approx(usual["t"].familiarity)
 
 
-def test_a_head_that_will_be_full_is_reported(tmp_path: Path) -> None:
+def moment(rows_BI: torch.Tensor) -> SecondMoment:
+    """Of rows at unit length, with the constant 1."""
+    unit_BI = torch.nn.functional.normalize(rows_BI.double(), dim=1)
+    return no_rows(13).add_rows_(torch.cat([unit_BI, torch.ones(len(unit_BI), 1)], dim=1))
+
+
+def test_random_directions_are_not_familiar_and_old_ones_are() -> None:
+    def rows(columns: slice, seed: int) -> torch.Tensor:
+        rows_BI = torch.zeros(40, 12)
+        random = torch.randn(40, 12, generator=torch.Generator().manual_seed(seed))
+        rows_BI[:, columns] = random[:, columns]
+        return rows_BI
+
+    earlier = moment(rows(slice(0, 5), 20))
+    inside, anywhere, outside = (
+        familiarity(moment(rows(columns, 21)), earlier, kept_energy=1.0)
+        for columns in (slice(0, 5), slice(0, 12), slice(5, 12))
+    )
+    assert inside == pytest.approx(1)
+    assert anywhere < 0.1
+    assert outside == 0
+
+
+def test_a_model_without_free_entries_is_refused(tmp_path: Path) -> None:
     other = LocalStore(tmp_path / "store")
-    grow(other, tmp_path, spec_of(WIDTH, kept_energy=0.999), ("one_vt",))
+    grow(other, tmp_path, spec_of(WIDTH, kept_energy=1.0), ("noise_vt",))
     found = outlook(other, shard_file(tmp_path, "noise_vt", 7), version=1)
-    full = {
-        name
-        for name, head in found.heads.items()
-        if (head.moments.free_share_after or 0) < FULL_BELOW
-    }
-    reported = {words.partition(":")[0] for words in found.advice if "After this dataset" in words}
-    assert reported == full != set()
+    assert found.refusals == ("Nothing can be learned: all entries of both heads are blocked.",)
+    assert found.findings["v"].familiarity == 1
 
 
 def test_heads_that_are_solved_from_moments_are_never_full(tmp_path: Path) -> None:
     other = LocalStore(tmp_path / "store")
     grow(other, tmp_path, spec_of(WIDTH, policy="improve"), ("one_vt",))
     found = outlook(other, shard_file(tmp_path, "noise_vt", 7), version=1)
-    for head in found.heads.values():
-        moments = head.moments
-        assert (head.open_share, moments.free_share, moments.free_share_after) == (1, 1, 1)
-        assert moments.familiarity is not None
-    assert found.heads
+    assert found.refusals == ()
     learned = outlook(other, shard_file(tmp_path, "one_vt", 1), version=1)
-    for head in learned.heads.values():
-        assert head.moments.moment_distance == pytest.approx(0, abs=1e-5)
-        assert (head.moments.familiarity or 0) > 0.5
-    assert not [words for words in found.advice if "blocked" in words or "After this" in words]
+    for modality in ("v", "t"):
+        assert found.findings[modality].familiarity is not None
+        assert (learned.findings[modality].familiarity or 0) > 0.5
 
 
 def test_a_side_that_does_not_vary_is_refused_as_the_job_would(
@@ -208,10 +200,8 @@ def test_two_shards_count_as_one_dataset(store: ObjectStore, tmp_path: Path) -> 
         pq.write_table(part, tmp_path / f"{name}.parquet")
     parts = outlook(store, tmp_path / "a.parquet", tmp_path / "b.parquet")
     one = outlook(store, shard_file(tmp_path, "x_vt", 7))
-    assert parts.findings == one.findings
-    assert parts.heads["v"].moments.learnable_share == pytest.approx(
-        one.heads["v"].moments.learnable_share
-    )
+    assert parts.findings["v"].familiarity == pytest.approx(one.findings["v"].familiarity)
+    assert parts.findings["v"].rows == one.findings["v"].rows == 64
 
 
 def test_fewer_rows_than_a_batch_are_refused(store: ObjectStore, tmp_path: Path) -> None:
@@ -220,7 +210,7 @@ def test_fewer_rows_than_a_batch_are_refused(store: ObjectStore, tmp_path: Path)
     write_part(path, (first[:9], second[:9]), labels(9))
     found = outlook(store, path)
     assert any("has 9 rows and one batch takes 16" in refusal for refusal in found.refusals)
-    assert found.heads == {}
+    assert found.findings["v"].familiarity is None
     assert found.findings["v"].rows == 9
 
 

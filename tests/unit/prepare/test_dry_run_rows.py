@@ -36,6 +36,8 @@ def test_everything_odd_in_rows_is_counted() -> None:
     assert (found.rows, found.width) == (30, 8)
     assert (found.duplicate_rows, found.constant_columns, found.rank_one) == (2, 1, False)
     assert len(list(advice_on_rows(found))) == 2
+    strange = found.model_copy(update={"familiarity": 0.1})
+    assert any("same encoder" in sentence for sentence in advice_on_rows(strange))
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])

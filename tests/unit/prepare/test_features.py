@@ -25,7 +25,8 @@ from tests.unit.files.user_files import (
     write_parquet,
     write_safetensors,
 )
-from workers.files.shards import FEATURES, ROWS_IN_A_GROUP, write_shard
+from workers.files.columns import FEATURES
+from workers.files.shards import ROWS_IN_A_GROUP, write_shard
 from workers.prepare.features import FeatureFile, read_features, take_features
 from workers.prepare.units import SideSpec, UnitRecord
 from workers.sandbox.child import Child

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from workers.files.columns import LONGEST_TEXT
-from workers.files.shards import wrong_values
+from workers.files.columns import LONGEST_TEXT, wrong_values
 from workers.prepare.stored_file import StoredFile
 from workers.prepare.units import ROWS_IN_A_UNIT, RawForm, RawUnit, SideSpec
 
