@@ -2,7 +2,7 @@
 
 CMCL_URL and CMCL_EMBEDDINGS_URL set the addresses, CMCL_KEY the key. CMCL_MODEL
 replaces the argument MODEL, or the option --model where it is required; not for
-embed and migrate.
+embed.
 
 Exit codes: 0 success; 1 rejected or failed; 2 usage error; 3 the followed job
 ended without a version, or a rebuild found damage; 4 no server responds; 130
@@ -24,7 +24,6 @@ from cmcl.cli import (
     datasets,
     jobs,
     local,
-    mirror,
     models,
     queries,
     versions,
@@ -52,16 +51,13 @@ for name, group in {
     "admin": local.app,
 }.items():
     app.add_typer(group, name=name)
-for command in (versions.promote, versions.rollback, versions.history):
+for command in (versions.promote, versions.rollback, versions.history, versions.mirror):
     app.command()(command)
 models.encoder_app.command("compare")(local.compare_encoders)
-app.command("upload")(datasets.upload_files)
 app.command("apply")(apply.apply)
-for query in (queries.embed, queries.migrate):
-    app.command()(query)
+app.command()(queries.embed)
 app.command()(collections.search)
 app.command()(access.whoami)
-app.command("mirror")(mirror.mirror)
 app.command()(local.up)
 app.command()(local.demo)
 

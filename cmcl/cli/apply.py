@@ -1,32 +1,227 @@
-"""`cmcl apply`: make the control plane have the models, gates, webhooks and keys of a file."""
+"""`cmcl apply`: make the control plane have the models, gates, webhooks and keys of a file.
+
+A field that the file does not have is not managed: it stays as it is, or has its default in what is
+created. A section that the file does not have (`models`, `webhooks`, `keys`) is not managed either.
+"""
 
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from operator import methodcaller
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+from typing import Annotated, Any, Literal, Self, TextIO
 
 import typer
-from pydantic import BaseModel, ValidationError
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from rich.text import Text
 
-from cmcl.cli.apply_file import DesiredState, KeyEntry, ModelEntry, WebhookEntry, read_file
-from cmcl.cli.console import print_json, stderr, stdout
+from cmcl.cli.console import stderr, stdout
 from cmcl.cli.errors import CommandError
 from cmcl.cli.options import DEFAULT_URL, AsJson, Url, Yes
 from cmcl.client import ApiKey, Client, CmclError, InvalidArgument, Model, Webhook
 from cmcl.contract.access import KEY_PATTERN, key_id
+from cmcl.contract.encoder import EncoderName, FeatureWidth
+from cmcl.contract.event import EventKind
 from cmcl.contract.gate import Gate
+from cmcl.contract.modality import MODALITY_PATTERN, NAME_PATTERN, Frozen, Modality, ModelName
+from cmcl.contract.model import ModelOptions, TrainingSpec, as_modality, check_two_modalities
+
+# --- The file -------------------------------------------------------------------------------------
+
+Scope = Literal["read", "write", "train", "admin", "embed"]
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+
+
+class ModalityEntry(Frozen):
+    """A modality: the width of its features, or the encoder that computes them, or both."""
+
+    width: FeatureWidth | None = None
+    encoder: EncoderName | None = None
+
+    @model_validator(mode="after")
+    def _has_a_width(self) -> Self:
+        if self.width is None and self.encoder is None:
+            raise ValueError("it has neither a width nor an encoder: give one of them")
+        return self
+
+
+class ModelEntry(ModelOptions):
+    """A model: its specification, which is fixed when it is created, and its gate."""
+
+    modalities: Annotated[
+        dict[Modality, Annotated[ModalityEntry, BeforeValidator(as_modality)]],
+        Field(min_length=2, max_length=64),
+        BeforeValidator(check_two_modalities),
+    ]
+    gate: Gate | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Return the specification as the file has it."""
+        return self.model_dump(mode="json", exclude_unset=True, exclude={"gate"})
+
+
+class WebhookEntry(Frozen):
+    """An address that receives events. `kinds`: default those that need action."""
+
+    url: str = Field(min_length=1)
+    kinds: tuple[EventKind, ...] | None = Field(default=None, min_length=1)
+    model: ModelName | None = None
+    every_owner: bool = False
+
+    @model_validator(mode="after")
+    def _is_of_one_model_or_all(self) -> Self:
+        if self.every_owner and self.model:
+            raise ValueError("model and every_owner exclude each other: leave one of them out")
+        return self
+
+    def is_same(self, webhook: Webhook, owner: str) -> bool:
+        """Whether it is this webhook, perhaps with other kinds."""
+        # A webhook of one model, or of all owners, is of no owner of its own.
+        is_ours = webhook.owner == owner or bool(self.model) or self.every_owner
+        identity = (webhook.url, webhook.model, webhook.every_owner)
+        return is_ours and identity == (self.url, self.model, self.every_owner)
+
+    def create(self, client: Client) -> "Secret":
+        """Create the webhook."""
+        made = client.create_webhook(
+            self.url, self.kinds or (), self.model, every_owner=self.every_owner
+        )
+        return {"id": made.id, "secret": made.secret.get_secret_value() if made.secret else ""}
+
+
+class KeyEntry(Frozen):
+    """A key. The file never has its secret."""
+
+    name: Name
+    scopes: tuple[Scope, ...] = Field(min_length=1)
+    owner: Name | None = None
+    expires_in_days: int | None = Field(
+        default=None, ge=1, le=3650, description="when the key is created; default: never"
+    )
+
+    def is_same(self, key: ApiKey, owner: str) -> bool:
+        """Whether it is this key, perhaps with other scopes."""
+        return (key.name, key.owner) == (self.name, self.owner or owner)
+
+    def create(self, client: Client) -> "Secret":
+        """Create the key."""
+        made = client.create_key(self.name, self.scopes, self.owner, self.expires_in_days)
+        return {"id": made.id, "secret": made.key.get_secret_value() if made.key else ""}
+
+
+class DesiredState(Frozen):
+    """The whole file. None: the section is not managed."""
+
+    models: dict[ModelName, ModelEntry] | None = None
+    webhooks: tuple[WebhookEntry, ...] | None = None
+    keys: tuple[KeyEntry, ...] | None = None
+
+    @model_validator(mode="after")
+    def _entries_differ(self) -> Self:
+        _check_distinct("webhooks", [(w.url, w.model, w.every_owner) for w in self.webhooks or ()])
+        _check_distinct("keys", [(key.name, key.owner) for key in self.keys or ()])
+        return self
+
+
+def _check_distinct(section: str, identities: Sequence[tuple[object, ...]]) -> None:
+    for index, identity in enumerate(identities):
+        first = identities.index(identity)
+        if first != index:
+            raise ValueError(f"{section}[{index}] and {section}[{first}] are the same: {identity}")
+
+
+class _StrictLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
+    """Rejects keys that a mapping has twice, of which YAML would silently take the last.
+
+    And aliases: with them, a file of few lines can stand for more than memory holds.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            line = self.peek_event().start_mark.line + 1
+            raise InvalidArgument(
+                f"{self.name}:{line}: aliases are not permitted; repeat the value"
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if names.count(key.value) > 1:
+                line = key.start_mark.line + 1
+                raise InvalidArgument(f"{self.name}:{line}: {key.value!r} is given twice")
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+def read_file(path: Path) -> DesiredState:
+    """Parse and check a file. Raises InvalidArgument with each wrong field and what is permitted."""
+    try:
+        with path.open("rb") as file:
+            values = _StrictLoader(file).get_single_data()
+    except yaml.YAMLError as error:
+        raise InvalidArgument(
+            f"{path} is not valid YAML: {' '.join(str(error).split())}"
+        ) from error
+    if not isinstance(values, dict):
+        sections = ", ".join(DesiredState.model_fields)
+        raise InvalidArgument(f"{path} has no section; permitted: {sections}")
+    try:
+        return DesiredState.model_validate(values)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        raise InvalidArgument(f"{path}: " + "; ".join(map(_message, found))) from error
+
+
+_PATTERNS = {
+    NAME_PATTERN: "lower-case letters, digits and inner hyphens, 1 to 48 characters",
+    MODALITY_PATTERN: "a lower-case letter, then lower-case letters, digits and underscores, 32 "
+    "characters at most",
+}
+# The type of each object of the file, by the fields that lead to it.
+_KINDS: Mapping[tuple[object, ...], type[BaseModel]] = {
+    (): DesiredState,
+    ("models",): ModelEntry,
+    ("models", "modalities"): ModalityEntry,
+    ("models", "gate"): Gate,
+    ("models", "training"): TrainingSpec,
+    ("webhooks",): WebhookEntry,
+    ("keys",): KeyEntry,
+}
+
+
+def _message(error: Any) -> str:
+    """Name the field, what is wrong, and what is permitted."""
+    location = [part for part in error["loc"] if part != "[key]"]
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    where = "".join(parts).removeprefix(".")
+    if error["type"] == "extra_forbidden":
+        # Fields, and names or numbers between them.
+        permitted = ", ".join(sorted(_KINDS[tuple(location[:-1:2])].model_fields))
+        return f"{where}: there is no such field; permitted: {permitted}"
+    if error["type"] == "string_pattern_mismatch":
+        pattern = error["ctx"]["pattern"]
+        return f"{where}: {error['input']!r}; permitted: {_PATTERNS.get(pattern, pattern)}"
+    if error["type"] in ("missing", "value_error"):
+        message = error["msg"].removeprefix("Value error, ")
+        return f"{where}: {message}" if where else str(message)
+    return f"{where}: {error['input']!r}: {error['msg']}"
+
 
 # --- Comparison of the file with the control plane ------------------------------------------------
 
-Action = Literal["create", "change", "delete"]
 # What a creation returns once: id, secret.
 Secret = dict[str, str]
 
@@ -34,22 +229,27 @@ Secret = dict[str, str]
 _DEFAULT_OWNER = "default"
 # The revision of a new model's gate.
 _FIRST_REVISION = 1
+_FIXED = "it is fixed when a model is created"
 
 
 @dataclass(frozen=True)
 class Change:
     """One change. `make` sends it, and returns the secret of what it created, if there is one."""
 
-    action: Action
+    action: Literal["create", "change", "delete"]
     kind: Literal["model", "modality", "gate", "webhook", "key"]
     name: str
-    make: Callable[[Client], Secret | None]
+    make: Callable[[Client], Any]
     details: tuple[str, ...] = ()
 
     @property
     def has_secret(self) -> bool:
         """Whether it creates something with a secret that is returned once."""
         return self.action == "create" and self.kind in ("webhook", "key")
+
+    def __str__(self) -> str:
+        sign = {"create": "+", "change": "~", "delete": "-"}[self.action]
+        return "\n    ".join((f"{sign} {self.kind} {self.name}", *self.details))
 
 
 @dataclass
@@ -63,15 +263,37 @@ class Plan:
 
 def plan_changes(client: Client, wanted: DesiredState, *, prune: bool) -> Plan:
     """Compare the file with the control plane. With `prune`, what the file does not have is deleted."""
-    plan = Plan()
+    plan, deletions = Plan(), list[Change]()
     owner = client.whoami().owner or _DEFAULT_OWNER
-    deletions: list[Change] = []
     if wanted.models is not None:
-        deletions += _plan_models(client, wanted.models, owner, plan)
+        found = {model.name: model for model in client.models()}
+        for name, entry in wanted.models.items():
+            _plan_model(client, plan, name, entry, found.get(name))
+        deletions += [
+            Change("delete", "model", name, methodcaller("delete_model", name), (_ALL_VERSIONS,))
+            for name, model in found.items()
+            if name not in wanted.models and model.owner == owner
+        ]
     if wanted.webhooks is not None:
-        deletions = _plan_webhooks(client, wanted.webhooks, owner, plan, prune) + deletions
+        known = list(client.webhooks())
+        enabled = [webhook for webhook in known if webhook.disabled_at is None]
+        kept = _plan_secrets(plan, "webhook", wanted.webhooks, enabled, owner, prune)
+        deletions = [
+            Change(
+                "delete", "webhook", each.url, methodcaller("delete_webhook", each.id), (each.id,)
+            )
+            for each in known
+            if each.id not in kept and each.owner in (owner, "*")
+        ] + deletions
     if wanted.keys is not None:
-        deletions = _plan_keys(client, wanted.keys, owner, plan, prune) + deletions
+        active = list(filter(_is_active, client.keys()))
+        kept = _plan_secrets(plan, "key", wanted.keys, active, owner, prune) | _own_key()
+        owners = {owner, *(entry.owner for entry in wanted.keys)}
+        deletions = [
+            Change("delete", "key", key.name, methodcaller("revoke_key", key.id), (key.id,))
+            for key in active
+            if key.id not in kept and key.owner in owners
+        ] + deletions
     if prune:
         plan.changes += deletions
     else:
@@ -79,106 +301,69 @@ def plan_changes(client: Client, wanted: DesiredState, *, prune: bool) -> Plan:
     return plan
 
 
-def _plan_models(
-    client: Client, wanted: Mapping[str, ModelEntry], owner: str, plan: Plan
-) -> list[Change]:
-    found = {model.name: model for model in client.models()}
-    for name, entry in wanted.items():
-        model = found.get(name)
-        if model is None:
-            plan.changes.append(_creation(name, entry))
-            added = entry.modalities
-            gate, revision = Gate(), _FIRST_REVISION
-        else:
-            added = {
-                modality: each
-                for modality, each in entry.modalities.items()
-                if modality not in model.modalities
-            }
-            plan.changes += [_addition(name, modality, entry) for modality in added]
-            plan.conflicts += _fixed_differences(model, entry)
-            plan.notes += [
-                f"modality {modality} of model {name} is not in the file; it cannot be removed"
-                for modality in sorted(model.modalities.keys() - entry.modalities.keys())
-            ]
-            read = client.gate(name)
-            gate = Gate.model_validate(read.model_dump(include=_GATE_FIELDS))
-            revision = read.revision or _FIRST_REVISION
-        plan.conflicts += _unknown_encoders(client, name, entry, added)
-        plan.changes += _gate_change(name, entry, gate, revision)
-    return [
-        Change(
-            "delete", "model", name, methodcaller("delete_model", name), ("with all its versions",)
-        )
-        for name, model in found.items()
-        if name not in wanted and model.owner == owner
-    ]
+_ALL_VERSIONS = "with all its versions"
 
 
-_GATE_FIELDS = set(Gate.model_fields)
-
-
-def _creation(name: str, entry: ModelEntry) -> Change:
-    body = entry.model_dump(mode="json", exclude_unset=True, exclude={"gate"})
-
-    def make(client: Client) -> None:
-        client.create_model(name, body)
-
-    details = [f"{field}: {value}" for field, value in _leaves(body)]
-    return Change("create", "model", name, make, tuple(details))
-
-
-def _addition(model: str, modality: str, entry: ModelEntry) -> Change:
-    added = entry.modalities[modality]
-
-    def make(client: Client) -> None:
-        client.add_modality(model, modality, added.width, added.encoder)
-
-    given = added.model_dump(exclude_none=True)
-    details = tuple(f"{field}: {value}" for field, value in given.items())
-    return Change("create", "modality", f"{modality} of model {model}", make, details)
+def _plan_model(
+    client: Client, plan: Plan, name: str, entry: ModelEntry, model: Model | None
+) -> None:
+    gate, revision = Gate(), _FIRST_REVISION
+    if model is None:
+        added, body = entry.modalities, entry.given()
+        details = tuple(f"{path}: {value}" for path, value in _leaves(body))
+        make = methodcaller("create_model", name, body)
+        plan.changes.append(Change("create", "model", name, make, details))
+    else:
+        has = model.modalities
+        added = {each: entry.modalities[each] for each in entry.modalities if each not in has}
+        for modality, new in added.items():
+            given = new.model_dump(exclude_none=True)
+            details = tuple(f"{path}: {value}" for path, value in given.items())
+            make = methodcaller("add_modality", name, modality, new.width, new.encoder)
+            title = f"{modality} of model {name}"
+            plan.changes.append(Change("create", "modality", title, make, details))
+        plan.conflicts += _fixed_differences(model, entry)
+        plan.notes += [
+            f"modality {modality} of model {name} is not in the file; it cannot be removed"
+            for modality in sorted(has.keys() - entry.modalities.keys())
+        ]
+        read = client.gate(name)
+        gate = Gate.model_validate(read.model_dump(include=set(Gate.model_fields)))
+        revision = read.revision or _FIRST_REVISION
+    if any(new.encoder for new in added.values()):
+        declared = {encoder.name for encoder in client.encoders()}
+        permitted = ", ".join(sorted(declared)) or "none, the operator has declared no encoder"
+        plan.conflicts += [
+            f"models.{name}.modalities.{modality}.encoder: there is no encoder {new.encoder!r}; "
+            f"permitted: {permitted}"
+            for modality, new in added.items()
+            if new.encoder and new.encoder not in declared
+        ]
+    if entry.gate is not None:
+        _plan_gate(plan, name, entry.gate, gate, revision)
 
 
 def _fixed_differences(model: Model, entry: ModelEntry) -> Iterator[str]:
     """What the file says otherwise, of what is fixed when a model is created."""
-    has = model.model_dump(mode="json")
-    given = entry.model_dump(mode="json", exclude_unset=True, exclude={"gate"})
+    has, given = model.model_dump(mode="json"), entry.given()
     shared = {name: each for name, each in given["modalities"].items() if name in has["modalities"]}
+    before = dict(_leaves(has))
     for path, value in _leaves({**given, "modalities": shared}):
-        before = _at(has, path)
-        if before != value:
+        if before.get(path) != value:
             yield (
-                f"models.{model.name}.{path} is {_shown(before)} and the file says {_shown(value)}; it is "
-                "fixed when a model is created"
+                f"models.{model.name}.{path} is {_shown(before.get(path))} and the file says "
+                f"{_shown(value)}; {_FIXED}"
             )
 
 
-def _unknown_encoders(
-    client: Client, model: str, entry: ModelEntry, added: Mapping[str, Any]
-) -> Iterator[str]:
-    bound = {name: entry.modalities[name].encoder for name in added}
-    if not any(bound.values()):
-        return
-    declared = {encoder.name for encoder in client.encoders()}
-    for modality, encoder in bound.items():
-        if encoder is not None and encoder not in declared:
-            permitted = ", ".join(sorted(declared)) or "none, the operator has declared no encoder"
-            yield (
-                f"models.{model}.modalities.{modality}.encoder: there is no encoder {encoder!r}; "
-                f"permitted: {permitted}"
-            )
-
-
-def _gate_change(model: str, entry: ModelEntry, gate: Gate, revision: int) -> Iterator[Change]:
-    if entry.gate is None:
-        return
-    given = entry.gate.model_dump(mode="json", exclude_unset=True)
+def _plan_gate(plan: Plan, model: str, entry: Gate, gate: Gate, revision: int) -> None:
+    given = entry.model_dump(mode="json", exclude_unset=True)
     before = gate.model_dump(mode="json")
-    differences = [
+    differences = tuple(
         f"{name}: {_shown(before[name])} -> {_shown(value)}"
         for name, value in given.items()
         if before[name] != value
-    ]
+    )
     if not differences:
         return
     try:
@@ -186,81 +371,40 @@ def _gate_change(model: str, entry: ModelEntry, gate: Gate, revision: int) -> It
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise InvalidArgument(f"models.{model}.gate: {message}") from error
-
-    def make(client: Client) -> None:
-        client.set_gate(model, changed, revision)
-
-    yield Change("change", "gate", f"of model {model}", make, tuple(differences))
+    make = methodcaller("set_gate", model, changed, revision)
+    plan.changes.append(Change("change", "gate", f"of model {model}", make, differences))
 
 
-def _plan_webhooks(
-    client: Client, wanted: tuple[WebhookEntry, ...], owner: str, plan: Plan, prune: bool
-) -> list[Change]:
-    known = list(client.webhooks())
-    enabled = [webhook for webhook in known if webhook.disabled_at is None]
-    kept: set[str] = set()
+def _plan_secrets(
+    plan: Plan,
+    kind: Literal["webhook", "key"],
+    wanted: Sequence[WebhookEntry | KeyEntry],
+    known: Sequence[Any],
+    owner: str,
+    prune: bool,
+) -> set[str]:
+    """Plan webhooks or keys, whose kinds or scopes are fixed. Return the ids of those that stay."""
+    kept = set[str]()
+    chosen: Sequence[str] | None
     for entry in wanted:
-        same = [each for each in enabled if _is_same_webhook(each, entry, owner)]
-        right = [
-            each for each in same if entry.kinds is None or set(each.kinds) == set(entry.kinds)
-        ]
-        if not right and same and not prune:
+        if isinstance(entry, WebhookEntry):
+            name, fixed, chosen, details = entry.url, "kinds", entry.kinds, list[str]()
+        else:
+            name, fixed, chosen = entry.name, "scopes", entry.scopes
+            details = [f"owner: {entry.owner or owner}"]
+        same = [each for each in known if entry.is_same(each, owner)]
+        right = [each for each in same if chosen is None or set(getattr(each, fixed)) == {*chosen}]
+        if same and not right and not prune:
             plan.conflicts.append(
-                f"webhook {entry.url} ({same[0].id}) has other kinds ({', '.join(same[0].kinds)}), which "
-                "are fixed; --prune replaces it, with a new secret"
+                f"{kind} {name} ({same[0].id}) has other {fixed} ({', '.join(getattr(same[0], fixed))}), "
+                "which are fixed; --prune replaces it, with a new secret"
             )
             right = same
         if not right:
-            make = partial(_create_webhook, entry)
-            details = (f"kinds: {', '.join(entry.kinds or ()) or 'those that need action'}",)
-            plan.changes.append(Change("create", "webhook", entry.url, make, details))
-        kept.update(each.id for each in right)
-    return [
-        Change("delete", "webhook", each.url, methodcaller("delete_webhook", each.id), (each.id,))
-        for each in known
-        if each.id not in kept and each.owner in (owner, "*")
-    ]
-
-
-def _is_same_webhook(webhook: Webhook, entry: WebhookEntry, owner: str) -> bool:
-    identity = (webhook.url, webhook.model, webhook.every_owner)
-    # A webhook of one model, or of all owners, is of no owner of its own.
-    is_ours = webhook.owner == owner or bool(entry.model) or entry.every_owner
-    return is_ours and identity == (entry.url, entry.model, entry.every_owner)
-
-
-def _create_webhook(entry: WebhookEntry, client: Client) -> Secret:
-    made = client.create_webhook(
-        entry.url, entry.kinds or (), entry.model, every_owner=entry.every_owner
-    )
-    return {"id": made.id, "secret": made.secret.get_secret_value() if made.secret else ""}
-
-
-def _plan_keys(
-    client: Client, wanted: tuple[KeyEntry, ...], owner: str, plan: Plan, prune: bool
-) -> list[Change]:
-    active = [key for key in list(client.keys()) if _is_active(key)]
-    kept: set[str] = {_own_key()}
-    for entry in wanted:
-        same = [key for key in active if _is_same_key(key, entry, owner)]
-        right = [key for key in same if set(key.scopes) == set(entry.scopes)]
-        if not right and same and not prune:
-            plan.conflicts.append(
-                f"key {entry.name} ({same[0].id}) has other scopes ({', '.join(same[0].scopes)}), which "
-                "are fixed; --prune replaces it, with a new secret"
-            )
-            right = same
-        if not right:
-            make = partial(_create_key, entry)
-            details = (f"scopes: {', '.join(entry.scopes)}", f"owner: {entry.owner or owner}")
-            plan.changes.append(Change("create", "key", entry.name, make, details))
-        kept.update(key.id for key in right)
-    owners = {owner, *(entry.owner for entry in wanted)}
-    return [
-        Change("delete", "key", key.name, methodcaller("revoke_key", key.id), (key.id,))
-        for key in active
-        if key.id not in kept and key.owner in owners
-    ]
+            about = f"{fixed}: {', '.join(chosen or ()) or 'those that need action'}"
+            plan.changes.append(Change("create", kind, name, entry.create, (about, *details)))
+        kept |= {each.id for each in right}
+    return kept
 
 
 def _is_active(key: ApiKey) -> bool:
@@ -268,19 +412,10 @@ def _is_active(key: ApiKey) -> bool:
     return key.revoked_at is None and not is_expired
 
 
-def _is_same_key(key: ApiKey, entry: KeyEntry, owner: str) -> bool:
-    return (key.name, key.owner) == (entry.name, entry.owner or owner)
-
-
-def _own_key() -> str:
+def _own_key() -> set[str]:
     """Return the id of the key with which this runs, which is never revoked."""
     found = re.fullmatch(KEY_PATTERN, os.environ.get("CMCL_KEY", ""))
-    return key_id(found[1]) if found else ""
-
-
-def _create_key(entry: KeyEntry, client: Client) -> Secret:
-    made = client.create_key(entry.name, entry.scopes, entry.owner, entry.expires_in_days)
-    return {"id": made.id, "secret": made.key.get_secret_value() if made.key else ""}
+    return {key_id(found[1])} if found else set()
 
 
 def _leaves(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -293,39 +428,13 @@ def _leaves(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, A
             yield path, value
 
 
-def _at(values: Mapping[str, Any], path: str) -> Any:
-    found: Any = values
-    for part in path.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    return found
-
-
 def _shown(value: object) -> str:
     return "none" if value is None else str(value)
 
 
 # --- The command ----------------------------------------------------------------------------------
 
-_SIGNS = {"create": "+", "change": "~", "delete": "-"}
 _PRECONDITION_FAILED = 412
-
-
-class AppliedChange(BaseModel):
-    """A change, and whether it was made."""
-
-    action: str
-    kind: str
-    name: str
-    details: tuple[str, ...]
-    applied: bool
-
-
-class Applied(BaseModel):
-    """The result: changes in order, what contradicts the file, and what the file does not have."""
-
-    changes: tuple[AppliedChange, ...]
-    conflicts: tuple[str, ...]
-    notes: tuple[str, ...]
 
 
 def apply(  # noqa: PLR0913 - options of a command
@@ -358,7 +467,11 @@ def apply(  # noqa: PLR0913 - options of a command
     with Client(url) as client:
         plan = plan_changes(client, wanted, prune=prune)
         if dry_run or plan.conflicts:
-            _show(plan, 0, as_json, headline=_summary(plan))
+            actions = [change.action for change in plan.changes]
+            counts = (
+                f"to {each}: {actions.count(each)}" for each in ("create", "change", "delete")
+            )
+            _show(plan, 0, as_json, headline=", ".join(counts))
             if plan.conflicts:
                 raise CommandError(
                     f"{len(plan.conflicts)} conflicts with {file}; nothing was changed"
@@ -370,16 +483,12 @@ def apply(  # noqa: PLR0913 - options of a command
                 "append them to",
                 param_hint="--secrets",
             )
-        _confirm(plan, yes)
+        deletions = [change for change in plan.changes if change.action == "delete"]
+        if deletions and not yes:
+            for change in deletions:
+                stderr().print(Text(str(change)), soft_wrap=True)
+            typer.confirm(f"Delete these {len(deletions)}?", abort=True, err=True)
         _apply(client, plan, secrets, as_json)
-
-
-def _confirm(plan: Plan, yes: bool) -> None:
-    deletions = [change for change in plan.changes if change.action == "delete"]
-    if deletions and not yes:
-        for change in deletions:
-            stderr().print(_line(change), soft_wrap=True)
-        typer.confirm(f"Delete these {len(deletions)}?", abort=True, err=True)
 
 
 def _apply(client: Client, plan: Plan, secrets: Path | None, as_json: bool) -> None:
@@ -388,9 +497,9 @@ def _apply(client: Client, plan: Plan, secrets: Path | None, as_json: bool) -> N
     try:
         with _secrets_file(secrets) as kept:
             for change in plan.changes:
-                secret = change.make(client)
-                if secret is not None and kept is not None:
-                    _keep(kept, {"kind": change.kind, "name": change.name, **secret})
+                made = change.make(client)
+                if change.has_secret and kept is not None:
+                    _keep(kept, {"kind": change.kind, "name": change.name, **made})
                 done += 1
     except CmclError as error:
         failed = plan.changes[done]
@@ -440,39 +549,19 @@ def _keep(file: TextIO, secret: Secret) -> None:
 def _show(plan: Plan, done: int, as_json: bool, headline: str | None = None) -> None:
     """Print the changes; the first `done` were made."""
     if as_json:
+        names = ("action", "kind", "name", "details")
         changes = [
-            AppliedChange(
-                action=each.action,
-                kind=each.kind,
-                name=each.name,
-                details=each.details,
-                applied=index < done,
-            )
+            {**{name: getattr(each, name) for name in names}, "applied": index < done}
             for index, each in enumerate(plan.changes)
         ]
-        document = Applied(
-            changes=tuple(changes), conflicts=tuple(plan.conflicts), notes=tuple(plan.notes)
-        )
-        print_json(document)
+        document = {"changes": changes, "conflicts": plan.conflicts, "notes": plan.notes}
+        print(json.dumps(document), flush=True)
         return
     for index, change in enumerate(plan.changes):
-        line = _line(change)
+        line = Text(str(change))
         if done and index >= done:
             line.append("  (not made)", style="bold red")
         stdout().print(line, soft_wrap=True)
-    for text, sign in [(each, "!") for each in plan.conflicts] + [
-        (each, " ") for each in plan.notes
-    ]:
-        stdout().print(Text(f"{sign} {text}"), soft_wrap=True)
-    if headline:
-        stdout().print(Text(headline), soft_wrap=True)
-
-
-def _line(change: Change) -> Text:
-    text = f"{_SIGNS[change.action]} {change.kind} {change.name}"
-    return Text("\n    ".join((text, *change.details)))
-
-
-def _summary(plan: Plan) -> str:
-    counts = {action: sum(change.action == action for change in plan.changes) for action in _SIGNS}
-    return "to " + ", to ".join(f"{action}: {count}" for action, count in counts.items())
+    lines = [*(f"! {each}" for each in plan.conflicts), *(f"  {each}" for each in plan.notes)]
+    for text in (*lines, *([headline] if headline else [])):
+        stdout().print(Text(text), soft_wrap=True)

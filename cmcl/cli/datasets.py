@@ -1,4 +1,4 @@
-"""`cmcl dataset` and `upload`."""
+"""`cmcl dataset`: post, list, show and delete datasets."""
 
 from functools import partial
 from math import inf
@@ -19,7 +19,6 @@ from cmcl.cli.console import (
     show,
     show_all,
     stderr,
-    stdout,
 )
 from cmcl.cli.errors import CommandError
 from cmcl.cli.options import (
@@ -236,21 +235,6 @@ def delete_dataset(
         say(f"job {job.id} unlearns dataset {dataset} from model {job.model}", job, as_json)
         if watch:
             follow(client, job.id, as_json)
-
-
-def upload_files(
-    files: Annotated[list[Path], typer.Argument(metavar="FILES", help="files to upload")],
-    url: Url = DEFAULT_URL,
-    as_json: AsJson = False,
-) -> None:
-    """Upload files and print their addresses for use in a dataset. A file that has arrived is not sent again."""
-    with Client(url) as client, upload_bars() as on_upload:
-        for file in files:
-            sent = client.upload(file, on_upload)
-            if as_json:
-                print_json(sent)
-            else:
-                stdout().print(f"{sent.uri}  {file}", soft_wrap=True, highlight=False)
 
 
 def _accepted(accepted: AcceptedDataset, name: str) -> str:

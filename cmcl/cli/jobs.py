@@ -52,8 +52,6 @@ from cmcl.client import (
     JobPhase,
     PrepareProgress,
     Progress,
-    ProgressHistory,
-    ProgressPoint,
     VersionSummary,
 )
 
@@ -135,25 +133,6 @@ def _candidate(client: Client, job: Job) -> Candidate | None:
         if error.status == _NOT_FOUND:
             return None
         raise
-
-
-@app.command("progress")
-def show_progress(
-    job: JobId,
-    attempt: AttemptNumber = None,
-    picture: PictureFile = None,
-    url: Url = DEFAULT_URL,
-    as_json: AsJson = False,
-) -> None:
-    """Show the progress of an attempt over time; JSON has all points."""
-    with Client(url) as client:
-        found = client.progress(job, attempt)
-    show(found, as_json, progress_view)
-    if picture is not None:
-        from cmcl.pictures import loss_curve
-
-        has_loss = any(point.loss is not None for point in found.points)
-        save_pictures(picture, f"job {job}", [loss_curve([found])] if has_loss else [])
 
 
 @app.command("log")
@@ -285,9 +264,6 @@ def made_of(made: Candidate | VersionSummary) -> dict[str, Cell]:
     return {_MADE_OF.get(made.kind, "dataset"): name}
 
 
-# Lines of a curve on a terminal.
-_MOST_LINES = 20
-
 ATTEMPT_COLUMNS: Columns[Attempt] = {
     "attempt": lambda attempt: attempt.attempt,
     "from version": lambda attempt: attempt.parent_version,
@@ -295,17 +271,6 @@ ATTEMPT_COLUMNS: Columns[Attempt] = {
     "ended": lambda attempt: attempt.ended_at,
     "outcome": lambda attempt: attempt.outcome,
     "reason": lambda attempt: attempt.message or attempt.reason,
-}
-_POINT_COLUMNS: Columns[ProgressPoint] = {
-    "at": lambda point: point.at,
-    "phase": lambda point: point.phase,
-    "updates": lambda point: f"{point.updates_done:,} of {point.updates_total:,}",
-    "rows/s": lambda point: (
-        None if point.rows_per_second is None else f"{point.rows_per_second:,.0f}"
-    ),
-    "loss": lambda point: point.loss,
-    "removed": lambda point: point.removed_share,
-    "drift": lambda point: point.drift,
 }
 
 
@@ -319,17 +284,6 @@ def phases_line(phases: Sequence[JobPhase]) -> str:
         for each in phases
     ]
     return f"{duration(sum(each.seconds for each in phases))}: {', '.join(parts)}"
-
-
-def progress_view(progress: ProgressHistory) -> RenderableType:
-    """Render at most twenty points of a curve, evenly spaced, with the first and the last one."""
-    points = progress.points
-    if not points:
-        return Text(f"no progress of job {progress.job} is kept", style="dim")
-    last = len(points) - 1
-    lines = min(len(points), _MOST_LINES)
-    shown = [points[round(line * last / max(1, lines - 1))] for line in range(lines)]
-    return table(shown, _POINT_COLUMNS, f"attempt {progress.attempt} of {progress.job}")
 
 
 def candidate_view(candidate: Candidate) -> RenderableType:

@@ -4,27 +4,24 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
-from rich.console import Group, RenderableType
-from rich.text import Text
+from rich.console import RenderableType
 
-from cmcl.cli.console import Cell, Columns, Grid, as_text, fields, say, show, show_all
+from cmcl.cli.console import Cell, Columns, fields, say, show, show_all
 from cmcl.cli.options import (
     DEFAULT_URL,
     AsJson,
     ListOrder,
     ModelName,
     MostItems,
-    PictureFile,
     Url,
     Watch,
     Yes,
     exact_version,
     from_options,
     model_and_argument,
-    save_pictures,
 )
 from cmcl.cli.progress import follow
-from cmcl.client import Client, Encoder, Model, ModelCapacity, ModelGate, ModelSummary, SummaryJob
+from cmcl.client import Client, Encoder, Model, ModelGate, ModelSummary, SummaryJob
 from cmcl.client.wire import without_none
 from cmcl.contract.gate import Gate
 from cmcl.contract.model import ModalitySpec, ModelSpec
@@ -193,21 +190,6 @@ def show_model(model: ModelName, url: Url = DEFAULT_URL, as_json: AsJson = False
     show(details, as_json, details_view)
 
 
-@app.command("capacity")
-def show_capacity(
-    model: ModelName, picture: PictureFile = None, url: Url = DEFAULT_URL, as_json: AsJson = False
-) -> None:
-    """Show how full each head is, and a forecast of how many more datasets fit."""
-    with Client(url) as client:
-        found = client.capacity(model)
-    show(found, as_json, capacity_view)
-    if picture is not None:
-        from cmcl.pictures import capacity_curves
-
-        drawn = [capacity_curves(found)] if found.modalities else []
-        save_pictures(picture, f"capacity of {model}", drawn)
-
-
 @app.command("merge")
 def merge_model(
     model: ModelName,
@@ -364,13 +346,6 @@ def _bound(text: str) -> str:
     return text.replace("-", "_")
 
 
-_CAPACITY = (
-    "free: share of the head's entries that the next dataset may change. "
-    "taken: part of what is free that each of the latest datasets took. "
-    "datasets left: how many more of them leave {full:.0%} or more free, an order of magnitude."
-)
-
-
 class ModelDetails(Model, ModelSummary):
     """The specification of a model and its state: newest version, drift, jobs."""
 
@@ -457,26 +432,3 @@ def _job_line(job: SummaryJob | None) -> str | None:
         return None
     message = f": {job.message}" if job.message else ""
     return f"{job.job} ({job.dataset_name}) {job.state}{message}"
-
-
-def capacity_view(capacity: ModelCapacity) -> RenderableType:
-    """Render the free share of each head over its versions, and the forecast."""
-    rows = []
-    for modality, head in capacity.modalities.items():
-        before = head.history[:-1][-3:]
-        taken = head.taken_per_dataset
-        rows.append(
-            [
-                Text(modality),
-                as_text(", ".join(f"{100 * each.free_share:.0f} %" for each in before)),
-                Text(f"{100 * head.now.free_share:.0f} %"),
-                as_text(None if taken is None else f"{100 * taken:.0f} %"),
-                as_text(head.datasets_left),
-            ]
-        )
-    headings = ("modality", "free before", "free now", "taken", "datasets left")
-    title = f"{capacity.model}@{capacity.version}" if capacity.version else capacity.model
-    table = Grid(headings, rows, title) if rows else Text(f"{title}: no capacity is measured")
-    remark = [Text(capacity.remark, style="yellow")] if capacity.remark else []
-    legend = Text(_CAPACITY.format(full=capacity.full_below), style="dim")
-    return Group(table, *remark, *([legend] if rows else []))

@@ -1,4 +1,4 @@
-"""`cmcl embed` and `migrate`, and parsing of the features and items that queries take."""
+"""`cmcl embed`, and parsing of the features and items that queries take."""
 
 import base64
 import binascii
@@ -8,7 +8,7 @@ import re
 import struct
 import wave
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
@@ -92,26 +92,6 @@ def embed(  # noqa: PLR0913 - one option for each kind of input
     with Client(embeddings_url=embeddings_url) as client:
         answer = client.embed(model, name, inputs, dimensions)
     print(json.dumps({"version": answer.version, "embeddings": answer.vectors}))
-
-
-def migrate(
-    model: QueriedModel,
-    modality: Annotated[str, typer.Argument(metavar="MODALITY", help="modality of the vectors")],
-    vectors: Annotated[
-        Path, typer.Argument(metavar="VECTORS", help="JSON file with one vector or a list of them")
-    ],
-    from_version: Annotated[int, typer.Option("--from", help="version that computed the vectors")],
-    most_error: Annotated[
-        float, typer.Option(help="largest relative error; the command fails above it", min=0, max=1)
-    ] = 0.5,
-    embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
-    _as_json: AsJson = True,
-) -> None:
-    """Map stored vectors of one version to another. Prints one JSON document."""
-    rows = read_features(vectors)
-    with Client(embeddings_url=embeddings_url) as client:
-        answer = client.migrate(model, modality, rows, from_version, most_error)
-    print(json.dumps(asdict(answer)))
 
 
 def read_query(

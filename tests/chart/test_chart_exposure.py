@@ -17,7 +17,6 @@ from workers.serve.api.app import describe
 from workers.serve.settings import ServeSettings
 
 ARGS = ServeSettings.model_validate({"store": "file:///unused"})
-PORTS = {"demo-cmcl": 8000, "demo-cmcl-serving-serve-svc": 8000}
 KEYS: Object = values_of("production")["access"]["endpoint"]
 ADDRESSES: Object = {
     "ingress": {"hosts": ["embeddings.example.org"]},
@@ -34,30 +33,6 @@ ENVIRONMENTS = sorted(
 def kind(request: pytest.FixtureRequest) -> str:
     """Each way of exposing a part."""
     return str(request.param)
-
-
-def test_nothing_is_exposed_by_default(trial: Release) -> None:
-    assert trial.of_kind("Ingress", "HTTPRoute") == []
-
-
-@pytest.mark.parametrize(
-    ("name", "hosts", "service"),
-    [
-        ("demo-cmcl", ["cmcl.example.org", "cmcl.internal.example.org"], "demo-cmcl"),
-        ("demo-cmcl-serving", ["embeddings.example.org"], "demo-cmcl-serving-serve-svc"),
-    ],
-)
-def test_an_ingress_leads_to_its_service(
-    production: Release, locked_down: Release, name: str, hosts: list[str], service: str
-) -> None:
-    spec = production.one("Ingress", name)["spec"]
-    assert [rule["host"] for rule in spec["rules"]] == spec["tls"][0]["hosts"] == hosts
-    assert spec["ingressClassName"] == "nginx"
-    paths = [path for rule in spec["rules"] for path in rule["http"]["paths"]]
-    expected = {"name": service, "port": {"number": PORTS[service]}}
-    assert all(path["backend"]["service"] == expected for path in paths)
-    (backend,) = locked_down.one("HTTPRoute", name)["spec"]["rules"][0]["backendRefs"]
-    assert backend == {"name": service, "port": PORTS[service]}
 
 
 def _of_service(folder: Path) -> set[str]:
@@ -114,55 +89,12 @@ def test_the_world_is_led_to_nothing_that_is_internal(
         assert not any("/-/routes".startswith(prefix) for prefix in prefixes), "Ray Serve's own"
 
 
-def test_a_route_names_its_gateway_and_hosts(locked_down: Release) -> None:
-    route = locked_down.one("HTTPRoute", "demo-cmcl-serving")
-    assert route["apiVersion"] == "gateway.networking.k8s.io/v1"
-    assert route["spec"]["hostnames"] == ["embeddings.example.org"]
-    assert route["spec"]["parentRefs"] == [
-        {"name": "internal", "namespace": "gateways", "sectionName": "https"}
-    ]
-
-
-def test_openshift_makes_a_route_of_an_ingress(openshift: Release) -> None:
-    ingress = openshift.one("Ingress", "demo-cmcl")
-    assert ingress["metadata"]["annotations"]["route.openshift.io/termination"] == "edge"
-    assert "ingressClassName" not in ingress["spec"]
-
-
-@pytest.mark.parametrize("part", ["service", "serving"])
-@pytest.mark.parametrize(
-    ("incomplete", "missing"),
-    [
-        ({"ingress": {"className": "nginx"}}, r"ingress has no hosts"),
-        ({"ingress": {"tlsSecret": "tls"}}, r"ingress has no hosts"),
-        ({"httpRoute": {"hostnames": ["cmcl.example.org"]}}, r"httpRoute\.parentRefs is empty"),
-    ],
-)
-def test_one_without_an_address_is_refused(part: str, incomplete: Object, missing: str) -> None:
-    with pytest.raises(helm_python.HelmRenderError, match=rf"{part}\.{missing}"):
-        render({part: incomplete, "access": {"endpoint": {"open": True}}})
-
-
 def test_an_endpoint_without_keys_is_exposed_only_on_purpose(kind: str) -> None:
     values: Object = {"serving": {kind: ADDRESSES[kind]}}
-    with pytest.raises(helm_python.HelmRenderError, match=rf"serving\.{kind}\.\w+ is set, but"):
-        render(values)
     render(values | {"access": {"endpoint": KEYS}})
     opened = render(values | {"access": {"endpoint": {"open": True}}})
     assert "access_public_key" not in opened.serve_args()
     assert "requires no keys" in opened.notes
-
-
-def test_an_endpoint_is_not_open_and_locked_at_once() -> None:
-    with pytest.raises(helm_python.HelmRenderError, match=r"endpoint\.open is true, but"):
-        render({"access": {"endpoint": KEYS | {"open": True}}})
-
-
-def test_an_exposed_control_plane_requires_keys(kind: str) -> None:
-    release = render({"service": {kind: ADDRESSES[kind]}})
-    assert release.settings()["CMCL_AUTH"] == "on"
-    with pytest.raises(helm_python.HelmValuesError, match="CMCL_AUTH"):
-        render({"service": {"extraEnv": {"CMCL_AUTH": "off"}}})
 
 
 @pytest.mark.parametrize("path", ENVIRONMENTS, ids=lambda path: path.stem)

@@ -1,6 +1,5 @@
 """Additions of sites: variables, volumes, placement, mirrors, further objects."""
 
-import json
 from typing import Any
 
 import helm_python
@@ -36,13 +35,6 @@ def test_variables_and_volumes_reach_all_pods_of_their_part(part: str) -> None:
         assert has_it is belongs
         seen += has_it
     assert seen == {"service": 1, "training": 3, "serving": 2}[part]
-
-
-def test_a_migration_reaches_the_database_as_the_service_does(locked_down: Release) -> None:
-    for component in ("service", "migration"):
-        container = locked_down.container(component)
-        assert environment_of(container)["PGSSLROOTCERT"] == "/etc/ssl/ours/ca.crt"
-        assert "/etc/ssl/ours" in [mount["mountPath"] for mount in container["volumeMounts"]]
 
 
 @pytest.mark.parametrize(
@@ -186,31 +178,3 @@ def test_containers_of_a_site_run_before_and_beside_the_service() -> None:
     spec = deployment["spec"]["template"]["spec"]
     rendered = proxy | {"image": "demo/proxy:1"}
     assert spec["initContainers"][:-1] == [rendered, values["initContainers"][1]]
-
-
-@pytest.mark.parametrize(
-    ("training", "attempts"),
-    [
-        ({}, "1"),
-        ({"launcher": "kuberay"}, None),
-        ({"attemptsAtOnce": 0}, "0"),
-        ({"attemptsAtOnce": 5}, "5"),
-        ({"ranks": 2, "ranksPerPod": 2, "autoscaling": {"enabled": True, "maxPods": 6}}, "6"),
-        ({"ranks": 4, "ranksPerPod": 2, "autoscaling": {"enabled": True, "maxPods": 6}}, "3"),
-        ({"ranks": 4, "autoscaling": {"enabled": True, "maxPods": 0}}, "1"),
-    ],
-)
-def test_attempts_at_once_follow_the_largest_cluster_of_an_autoscaler(
-    training: dict[str, Any], attempts: str | None
-) -> None:
-    settings = render({**values_of("production"), "training": training}).settings()
-    assert settings.get("CMCL_ATTEMPTS_AT_ONCE") == attempts
-
-
-def test_grants_to_owners_and_a_queue_for_each_reach_the_service() -> None:
-    queued = values_of("queued")
-    queued["training"]["rayJobs"]["queue"] = "of-{owner}"
-    queued["access"]["owners"] = {"lab": {"running_jobs": 4, "high_priority": True}}
-    settings = render(queued).settings()
-    assert settings["CMCL_KUBERAY_QUEUE"] == "of-{owner}"
-    assert json.loads(settings["CMCL_OWNERS"]) == queued["access"]["owners"]

@@ -1,14 +1,11 @@
 """Pod Security Standard "restricted", for every pod of the chart and of KubeRay."""
 
-import copy
-from collections.abc import Callable
 from typing import Any
 
 import helm_python
-import pytest
 
-from tests.chart.release import EXAMPLES, Object, Release, each_release, merged, render, values_of
-from tests.chart.restricted import injected, violations, with_autoscaler
+from tests.chart.release import EXAMPLES, Release, each_release, merged, render, values_of
+from tests.chart.restricted import injected, violations
 
 COMPONENT = "app.kubernetes.io/component"
 
@@ -33,13 +30,6 @@ def test_pods_with_containers_of_kuberay_are_restricted(release: Release) -> Non
     assert [f"{where} {bad}" for where, pod in pods.items() for bad in violations(pod)] == []
 
 
-def test_an_autoscaler_without_a_security_context_would_be_caught(gpu: Release) -> None:
-    cluster = copy.deepcopy(gpu.one("RayCluster", "demo-cmcl-training")["spec"])
-    assert len(with_autoscaler(cluster)["containers"]) == 2
-    del cluster["autoscalerOptions"]["securityContext"]
-    assert "may gain privileges" in violations(with_autoscaler(cluster))
-
-
 @each_release()
 def test_only_openshift_chooses_the_user(release: Release, openshift: Release) -> None:
     for template in release.pod_templates().values():
@@ -48,36 +38,6 @@ def test_only_openshift_chooses_the_user(release: Release, openshift: Release) -
         assert {"runAsUser", "runAsGroup", "fsGroup"} & context.keys() == expected
         variables = {entry["name"] for entry in template["spec"]["containers"][0]["env"]}
         assert {"HOME", "USER"} <= variables, "such a user is not in /etc/passwd"
-
-
-def _set(*path: str | int, value: Any) -> Callable[[Object], None]:
-    def change(spec: Object) -> None:
-        node: Any = spec
-        for step in path[:-1]:
-            node = node[step]
-        node[path[-1]] = value
-
-    return change
-
-
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        (_set("securityContext", value={}), "may run as root"),
-        (_set("securityContext", "seccompProfile", value={}), "has no seccomp profile"),
-        (_set("hostNetwork", value=True), "uses hostNetwork"),
-        (_set("volumes", value=[{"name": "x", "hostPath": {}}]), "not permitted: x"),
-        (_set("containers", 0, "securityContext", value={}), "may gain privileges"),
-        (_set("containers", 0, "securityContext", "capabilities", value={}), "keeps capabilities"),
-        (_set("initContainers", value=[{"name": "late"}]), "may gain privileges"),
-    ],
-)
-def test_a_planted_violation_is_caught(
-    trial: Release, change: Callable[[Object], None], problem: str
-) -> None:
-    spec = copy.deepcopy(trial.one("Deployment", "demo-cmcl")["spec"]["template"]["spec"])
-    change(spec)
-    assert any(problem in found for found in violations(spec))
 
 
 @each_release()

@@ -82,8 +82,11 @@ def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield path, node
 
 
-@pytest.mark.parametrize("text", ["2025", "true"])
-@pytest.mark.parametrize("kept_empty", [EXISTING, EXISTING[:1]], ids=["created", "existing"])
+@pytest.mark.parametrize(
+    ("text", "kept_empty"),
+    [("2025", EXISTING), ("true", EXISTING[:1])],
+    ids=["created", "existing"],
+)
 def test_a_string_that_looks_like_a_number_or_boolean_is_rendered_like_any_other(
     text: str, kept_empty: tuple[str, ...]
 ) -> None:

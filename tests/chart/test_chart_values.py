@@ -10,7 +10,7 @@ from typing import Any
 import helm_python
 import pytest
 
-from tests.chart.release import CHART, EXAMPLES, ROOT, Release, merged, render, values_of
+from tests.chart.release import CHART, EXAMPLES, ROOT, merged, values_of
 
 DEFAULTS = helm_python.values_from_yaml((CHART / "values.yaml").read_text())
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
@@ -198,107 +198,6 @@ def test_every_value_is_explained() -> None:
     ]
     # Below `resources` keys belong to Kubernetes.
     assert silent == []
-
-
-@pytest.mark.parametrize(
-    ("values", "complaint"),
-    [
-        ({"services": {}}, r"additional properties 'services' not allowed"),
-        ({"service": {"replica": 2}}, r"'/service': additional properties 'replica' not allowed"),
-        (
-            {"training": {"workers": {"resources": {"limit": {}}}}},
-            r"'/training/workers/resources': additional properties 'limit' not allowed",
-        ),
-        ({"service": {"maxAttempts": 0}}, r"'/service/maxAttempts': minimum: got 0, want 1"),
-        (
-            {"serving": {"workers": {"pod": {"nodeSelectors": {}}}}},
-            r"'/serving/workers/pod': additional properties 'nodeSelectors' not allowed",
-        ),
-        (
-            {"service": {"autoscaling": {"minReplicas": 2}}},
-            r"'/service/autoscaling': properties 'maxReplicas' required, if 'minReplicas' exists",
-        ),
-        ({"training": {"ranks": 0}}, r"'/training/ranks': minimum: got 0, want 1"),
-        ({"training": {"launcher": "slurm"}}, r"'/training/launcher': value must be one of 'ray'"),
-        ({"training": {"rayJobs": {"queue": "A b"}}}, r"'/training/rayJobs/queue': 'A b' does not"),
-        (
-            {"encoders": [{"name": "x", "kind": "synthetic", "takes": "smell", "width": 8}]},
-            r"'/encoders/0/takes': value must be one of 'text'",
-        ),
-        ({"training": {"gpusPerRank": -1}}, r"'/training/gpusPerRank': minimum: got -1, want 0"),
-        ({"service": {"logLevel": "loud"}}, r"'/service/logLevel': value must be one of 'debug'"),
-        ({"service": {"allowedPrefixes": ["s3://a,s3://b"]}}, r"'/service/allowedPrefixes/0'"),
-        (
-            {"access": {"endpoint": {"publicKey": "other"}}},
-            r"'/access/endpoint/publicKey': 'other' d",
-        ),
-        (
-            {"serving": {"gcsFaultTolerance": {"redisAddress": "redis"}}},
-            r"'/serving/gcsFaultTolerance/redisAddress': 'redis' does not match",
-        ),
-        ({"store": {"uri": "ftp://host/x"}}, r"'/store/uri': 'ftp://host/x' does not match"),
-        ({"store": {"uri": "file:///a%20b"}}, r"'/store/uri': 'file:///a%20b' does not match"),
-        ({"access": {"oidc": {"issuer": "http://x"}}}, r"'/access/oidc/issuer': 'http://x' does"),
-        ({"service": {"webhookPrefixes": ["file:///x"]}}, r"'/service/webhookPrefixes/0'"),
-        (
-            {"serving": {"args": {"maxRow": 1}}},
-            r"'/serving/args': additional properties 'maxRow' not allowed",
-        ),
-        (
-            {"networkPolicy": {"clients": [{"namespaces": {}}]}},
-            r"'/networkPolicy/clients/0': additional properties 'namespaces' not allowed",
-        ),
-        (
-            {"networkPolicy": {"kubernetesApi": {"cidrs": ["10.0.0.1"]}}},
-            r"'/networkPolicy/kubernetesApi/cidrs/0': '10.0.0.1' does not match",
-        ),
-        (
-            {"networkPolicy": {"kubernetesApi": {"ports": []}}},
-            r"'/networkPolicy/kubernetesApi/ports': minItems: got 0, want 1",
-        ),
-        (
-            {"service": {"extraEnv": {"CMCL_PORT": "1"}}},
-            r"'/service/extraEnv/CMCL_PORT': false schema",
-        ),
-        (
-            {"service": {"extraVolumes": [{"name": "x", "hostPath": {}}]}},
-            r"'/service/extraVolumes/0'",
-        ),
-        (
-            {"service": {"image": {"digest": "latest"}}},
-            r"'/service/image/digest': 'latest' does not",
-        ),
-        ({"extraObjects": [{"kind": "Secret"}]}, r"'/extraObjects/0': missing properties"),
-        (
-            {"service": {"pod": {"labels": {"app.kubernetes.io/instance": "x"}}}},
-            r"'/service/pod/labels/app.kubernetes.io~1instance': false schema",
-        ),
-        (
-            {"serving": {"workers": {"pod": {"labels": {"ray.io/group": "x"}}}}},
-            r"'/serving/workers/pod/labels/ray.io~1group': false schema",
-        ),
-        (
-            {"training": {"head": {"pod": {"annotations": {"ray.io/x": "y"}}}}},
-            r"'/training/head/pod/annotations/ray.io~1x': false schema",
-        ),
-        (
-            {"service": {"pod": {"labels": {"a": "b c"}}}},
-            r"'/service/pod/labels/a': 'b c' does not match",
-        ),
-        ({"rebuild": {"schedule": "weekly"}}, r"'/rebuild/schedule': 'weekly' does not match"),
-        ({"commonLabels": {"helm.sh/chart": "x"}}, r"'/commonLabels/helm.sh~1chart': false schema"),
-        ({"service": {"scratchSize": "9K"}}, r"'/service/scratchSize': '9K' does not match"),
-    ],
-    ids=lambda part: json.dumps(part) if isinstance(part, dict) else "",
-)
-def test_a_wrong_value_is_refused_by_its_path(values: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(helm_python.HelmValuesError, match=complaint):
-        render(values)
-
-
-def test_whole_numbers_stay_whole(production: Release) -> None:
-    assert production.settings()["CMCL_UPLOAD_BYTES_MAX"] == "10737418240"
-    assert not any("e+" in str(value) for value in production.settings().values())
 
 
 def test_chart_has_the_version_of_the_project() -> None:

@@ -1,9 +1,6 @@
 """The alert rules: promtool accepts them, each one fires and resolves, and all metrics exist."""
 
-import ast
-import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +9,8 @@ import pytest
 
 from tests.architecture.repository import ROOT
 from tests.deploy.promtool import NoPromtool, run_promtool
+from tests.deploy.series import all_series
 from tests.fakes.control_plane import ControlPlane
-from tests.unit.service.telemetry.samples import every_family, labels_of
-
-_SERVE = ROOT / "workers" / "serve"
-_SERVING_SUFFIXES = {
-    "_counter": ("",),
-    "_gauge": ("",),
-    "_histogram": ("_bucket", "_count", "_sum"),
-}
-# What Ray adds to every series.
-RAY_LABELS = {"worker"}
 
 FOLDER = ROOT / "deploy" / "prometheus"
 RULES = helm_python.values_from_yaml((FOLDER / "rules.yaml").read_text())
@@ -32,54 +20,14 @@ NAMES = [rule["alert"] for rule in ALERTS]
 PAGES = ROOT / "docs" / "runbooks"
 # name{matchers}, or a bare name
 SELECTOR = re.compile(r"\b((?:ray_)?cmcl_\w+)\s*(?:\{([^}]*)\})?")
-SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), "info": ("_info",)}
 # What Prometheus adds to every series.
 TARGET_LABELS = {"namespace", "job", "instance"}
 GROUPING = re.compile(r"\b(by|on) \(([^)]*)\)")
 
 
-def serving_series() -> dict[str, set[str]]:
-    """The labels of every series by its name."""
-    made = [*_made("ray_adapters.py"), *_watched("deployment.py")]
-    return {f"ray_cmcl_serve_{name}": labels | RAY_LABELS for name, labels in made}
-
-
-def _made(file: str) -> Iterator[tuple[str, set[str]]]:
-    """`_counter(name, description, *labels)`; a histogram has its bounds before the labels."""
-    for call, words in _calls(file):
-        if isinstance(call.func, ast.Name) and call.func.id in _SERVING_SUFFIXES and words:
-            for suffix in _SERVING_SUFFIXES[call.func.id]:
-                yield f"{words[0]}{suffix}", {*words[2:]}
-
-
-def _watched(file: str) -> Iterator[tuple[str, set[str]]]:
-    for call, words in _calls(file):
-        if isinstance(call.func, ast.Attribute) and call.func.attr == "watch" and words:
-            yield words[0], set()
-
-
-def _calls(file: str) -> Iterator[tuple[ast.Call, list[str]]]:
-    """Every call with its string arguments, including those in starred tuples."""
-    for node in ast.walk(ast.parse((_SERVE / file).read_text())):
-        if isinstance(node, ast.Call):
-            values = [value for argument in node.args for value in _values(argument)]
-            yield node, [value for value in values if isinstance(value, str)]
-
-
-def _values(argument: ast.expr) -> list[object]:
-    if isinstance(argument, ast.Starred) and isinstance(argument.value, ast.Tuple):
-        return [value for element in argument.value.elts for value in _values(element)]
-    return [argument.value] if isinstance(argument, ast.Constant) else []
-
-
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
-    """By name: the labels of every series that a control plane and a replica export."""
-    return serving_series() | {
-        f"{family.name}{suffix}": labels_of(family)
-        for family in every_family(tmp_path_factory.mktemp("plane"))
-        for suffix in SUFFIXES.get(family.type, ("",))
-    }
+    return all_series(tmp_path_factory.mktemp("plane"))
 
 
 def _selectors() -> list[tuple[str, str, str]]:
@@ -104,21 +52,6 @@ def test_installations_of_one_name_in_two_namespaces_are_not_merged() -> None:
         groupings = [labels.split(", ") for _, labels in GROUPING.findall(rule["expr"])]
         assert groupings, rule["alert"]
         assert all(labels[:2] == ["namespace", "job"] for labels in groupings), rule["alert"]
-
-
-def test_series_of_the_endpoint_are_known_with_their_labels() -> None:
-    found = serving_series()
-    assert found["ray_cmcl_serve_requests_total"] == {"status", "worker"}
-    assert found["ray_cmcl_serve_refused_versions_total"] == {"model", "reason", "worker"}
-    assert found["ray_cmcl_serve_request_seconds_bucket"] == {"model", "worker"}
-    assert found["ray_cmcl_serve_collections_behind"] == {"worker"}
-
-
-def test_a_name_without_a_metric_is_found(shown: dict[str, set[str]]) -> None:
-    ((name, matchers),) = SELECTOR.findall('sum(rate(cmcl_service_gone_total{state="x"}[5m]))')
-    assert (name, matchers) == ("cmcl_service_gone_total", 'state="x"')
-    assert name not in shown
-    assert shown["cmcl_service_jobs_finished_total"] == {"state", "reason"}
 
 
 def test_every_alert_has_a_unique_name() -> None:
@@ -187,18 +120,3 @@ def test_promtool_has_nothing_against_our_metrics(tmp_path: Path) -> None:
     except NoPromtool as reason:
         pytest.skip(str(reason))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-def test_promtool_would_see_an_alert_that_does_not_fire(tmp_path: Path) -> None:
-    rules = (FOLDER / "rules.yaml").read_text()
-    of_it = [test for test in TESTS["tests"] if test["name"].startswith("CmclEndpointFails")]
-    (tmp_path / "rules_test.yaml").write_text(json.dumps({**TESTS, "tests": of_it}))
-    changed = rules.replace('ray_cmcl_serve_requests_total{status=~"5.."}', 'up{status=~"5.."}')
-    assert changed != rules
-    (tmp_path / "rules.yaml").write_text(changed)
-    try:
-        done = run_promtool("test", "rules", str(tmp_path / "rules_test.yaml"))
-    except NoPromtool as reason:
-        pytest.skip(str(reason))
-    assert done.returncode != 0
-    assert "CmclEndpointFails" in done.stdout + done.stderr

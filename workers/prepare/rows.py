@@ -39,11 +39,9 @@ from workers.prepare.features import is_held_out
 from workers.prepare.forms.record import (
     BadRow,
     FileName,
-    Locator,
     Member,
     RawItem,
     Record,
-    StoredFile,
     check_size,
     id_of,
     item_in_file,
@@ -52,6 +50,7 @@ from workers.prepare.forms.record import (
     largest,
 )
 from workers.prepare.plan import FORMS
+from workers.prepare.stored_file import Locator, StoredFile
 from workers.prepare.units import (
     FIRST_FLAT,
     DatasetContext,

@@ -11,17 +11,13 @@ import pytest
 
 from tests.chart.release import CHART, ROOT, Release
 from tests.deploy.promtool import NoPromtool, run_promtool
-from tests.unit.service.telemetry.samples import every_family
+from tests.deploy.series import SUFFIXES, all_series
 
 FOLDER = ROOT / "deploy" / "dashboards"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 DASHBOARDS: dict[str, Any] = {
     name: json.loads((FOLDER / f"{name}.json").read_text()) for name in NAMES
 }
-SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), "info": ("_info",)}
-# A histogram is named by its parts, all else by itself.
-OF_SERVING = re.compile(r'_(counter|gauge|histogram)\(\s*\*?\(?\s*"(\w+)"')
-WATCHED = re.compile(r'\bwatch\(\s*"(\w+)"')
 METRIC = re.compile(r"\b(?:ray_|cmcl_)\w+")
 # Labels and their values are not metrics.
 BRACES = re.compile(r"\{[^}]*\}|\b(?:by|on|without)\s*\([^)]*\)")
@@ -38,24 +34,8 @@ def _expressions(dashboard: Any) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """By name: every series that a control plane, a replica, an encoder or a Ray node exports."""
-    service = {
-        f"{family.name}{suffix}"
-        for family in every_family(tmp_path_factory.mktemp("plane"))
-        for suffix in SUFFIXES.get(family.type, ("",))
-    }
-    return service | _of_serving() | _of_encoders() | _of_nodes()
-
-
-def _of_serving() -> set[str]:
-    source = (ROOT / "workers" / "serve" / "ray_adapters.py").read_text()
-    wiring = (ROOT / "workers" / "serve" / "deployment.py").read_text()
-    made = [*OF_SERVING.findall(source), *(("gauge", name) for name in WATCHED.findall(wiring))]
-    assert len(made) > 15
-    return {
-        f"ray_cmcl_serve_{name}{suffix}"
-        for kind, name in made
-        for suffix in (SUFFIXES["histogram"] if kind == "histogram" else ("",))
-    }
+    service = set(all_series(tmp_path_factory.mktemp("plane")))
+    return service | _of_encoders() | _of_nodes()
 
 
 def _of_encoders() -> set[str]:
@@ -86,12 +66,6 @@ def test_every_expression_uses_an_exported_metric(name: str, shown: set[str]) ->
         if metric not in shown
     }
     assert unknown == set()
-
-
-def test_an_unknown_metric_would_be_found(shown: set[str]) -> None:
-    written = 'sum by (ray_io_cluster) (rate(ray_cmcl_serve_requests{job="cmcl_x"}[5m]))'
-    assert METRIC.findall(BRACES.sub("", written)) == ["ray_cmcl_serve_requests"]
-    assert "ray_cmcl_serve_requests" not in shown
 
 
 @pytest.mark.parametrize("name", NAMES)

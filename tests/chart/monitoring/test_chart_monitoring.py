@@ -17,26 +17,6 @@ def test_monitor_finds_the_service_and_its_port(production: Release) -> None:
     assert selector.items() <= service["metadata"]["labels"].items()
     (endpoint,) = monitor["spec"]["endpoints"]
     assert endpoint["port"] in [port["name"] for port in service["spec"]["ports"]]
-    assert (endpoint["path"], endpoint["interval"]) == ("/metrics", "15s")
-    assert endpoint["scrapeTimeout"] == "10s"
-    assert endpoint["relabelings"] == [{"targetLabel": "cluster", "replacement": "eu-1"}]
-
-
-def test_the_monitor_sends_the_key_that_the_service_requires_of_scrapers(
-    production: Release,
-) -> None:
-    (endpoint,) = production.one("ServiceMonitor", "demo-cmcl")["spec"]["endpoints"]
-    asked = production.settings()["CMCL_METRICS_KEY"]["secretKeyRef"]
-    assert endpoint["authorization"]["credentials"] == asked
-    monitored = render({"monitoring": {"serviceMonitor": {"enabled": True}}})
-    (open_to_all,) = monitored.of_kind("ServiceMonitor")[0]["spec"]["endpoints"]
-    assert "authorization" not in open_to_all
-    assert "CMCL_METRICS_KEY" not in monitored.settings()
-
-
-def test_prometheus_can_select_monitor_and_rules(production: Release) -> None:
-    for item in production.of_kind("ServiceMonitor", "PodMonitor", "PrometheusRule"):
-        assert item["metadata"]["labels"]["release"] == "prometheus"
 
 
 def test_the_rules_are_those_that_promtool_tests(production: Release) -> None:
@@ -61,12 +41,6 @@ def test_the_rules_are_those_that_promtool_tests(production: Release) -> None:
     assert spec == declared
 
 
-def test_only_alerts_that_exist_can_be_left_out() -> None:
-    rule = {"enabled": True, "disabledAlerts": ["CmclServiceDwon"]}
-    with pytest.raises(helm_python.HelmRenderError, match="CmclServiceDwon, which is no alert"):
-        render({"monitoring": {"prometheusRule": rule}})
-
-
 def test_what_is_missing_is_looked_for_under_the_names_that_the_monitors_give(
     production: Release,
 ) -> None:
@@ -84,64 +58,10 @@ def test_what_is_missing_is_looked_for_under_the_names_that_the_monitors_give(
     assert gone == {}
 
 
-@pytest.mark.parametrize("scraped", [True, False])
-def test_a_service_that_others_scrape_is_not_called_gone_under_our_name(scraped: bool) -> None:
-    monitoring = {"prometheusRule": {"enabled": True}, "serviceMonitor": {"enabled": scraped}}
-    (work, *_) = render({"monitoring": monitoring}).one("PrometheusRule", "demo-cmcl")["spec"][
-        "groups"
-    ]
-    (gone, *_) = work["rules"]
-    bare = "absent(cmcl_service_reconcile_round_age_seconds)"
-    assert gone["alert"] == "CmclServiceDown"
-    assert (bare in gone["expr"]) is not scraped
-
-
-def test_an_endpoint_that_is_not_scraped_raises_no_alert() -> None:
-    for scraped in (True, False):
-        monitoring = {"prometheusRule": {"enabled": True}, "podMonitor": {"enabled": scraped}}
-        groups = render({"monitoring": monitoring}).one("PrometheusRule", "demo-cmcl")["spec"][
-            "groups"
-        ]
-        assert ("cmcl-endpoint" in [group["name"] for group in groups]) is scraped
-        assert len(groups) >= 3
-
-
 def test_the_rules_have_a_single_source() -> None:
     link = ROOT / "helm" / "files" / "rules.yaml"
     assert link.is_symlink()
     assert link.resolve() == ROOT / "deploy" / "prometheus" / "rules.yaml"
-
-
-def test_traces_are_made_only_where_they_are_collected(trial: Release, production: Release) -> None:
-    variable = "OTEL_EXPORTER_OTLP_ENDPOINT"
-    assert variable not in [entry["name"] for entry in trial.container("service")["env"]]
-    (entry,) = [
-        entry for entry in production.container("service")["env"] if entry["name"] == variable
-    ]
-    assert entry["value"] == "http://collector.example.org:4318"
-
-
-def test_replicas_trace_a_share_of_their_requests(trial: Release, production: Release) -> None:
-    def variables(release: Release) -> dict[str, str]:
-        groups = release.one("RayService", "demo-cmcl-serving")["spec"]["rayClusterConfig"]
-        (container,) = groups["workerGroupSpecs"][0]["template"]["spec"]["containers"]
-        entries = container["env"]
-        return {each["name"]: each["value"] for each in entries if each["name"].startswith("OTEL_")}
-
-    assert variables(trial) == {}
-    assert variables(production) == {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector.example.org:4318",
-        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
-        "OTEL_TRACES_SAMPLER_ARG": "0.01",
-    }
-
-
-def test_ray_nodes_are_scraped_where_kuberay_opens_the_port(production: Release) -> None:
-    spec = production.one("PodMonitor", "demo-cmcl-ray")["spec"]
-    (expression,) = spec["selector"]["matchExpressions"]
-    assert (expression["operator"], expression["values"]) == ("In", ["training", "serving"])
-    (endpoint,) = spec["podMetricsEndpoints"]
-    assert (endpoint["port"], endpoint["interval"]) == ("metrics", "20s")
 
 
 def test_metric_relabelings_of_users_follow_those_of_the_chart(production: Release) -> None:

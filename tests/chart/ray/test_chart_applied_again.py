@@ -9,7 +9,6 @@ import re
 from decimal import Decimal
 from typing import Any
 
-import helm_python
 import pytest
 
 from tests.chart.release import Object, Release, each_release, render, values_of
@@ -186,20 +185,3 @@ def test_a_quantity_becomes_what_go_would_write(written: Any, canonical: str) ->
     release = render({"serving": {"workers": {"resources": {"limits": {"memory": written}}}}})
     (container,) = release.groups()["replicas"]["template"]["spec"]["containers"]
     assert container["resources"]["limits"]["memory"] == canonical == _quantity(written)
-
-
-@pytest.mark.parametrize(("amount", "unit"), [("0.1Gi", "bytes"), ("0.0005", "thousandths")])
-def test_a_quantity_without_such_a_form_is_refused(amount: str, unit: str) -> None:
-    words = rf"serving\.workers\.resources\.limits\.memory is {amount}, .* whole number of {unit}"
-    with pytest.raises(helm_python.HelmRenderError, match=words):
-        render({"serving": {"workers": {"resources": {"limits": {"memory": amount}}}}})
-
-
-@pytest.mark.parametrize("amount", ["1e9", ".5", "5 Gi", "1Kib", "3n", "Gi", ""])
-def test_a_quantity_with_another_unit_or_number_is_refused(amount: str) -> None:
-    words = (
-        rf"serving\.extraVolumes\[0\]\.emptyDir\.sizeLimit is \"{re.escape(amount)}\".* m, k, .*Gi"
-    )
-    volume = {"name": "cache", "emptyDir": {"sizeLimit": amount}}
-    with pytest.raises(helm_python.HelmRenderError, match=words):
-        render({"serving": {"extraVolumes": [volume]}})

@@ -1,9 +1,6 @@
 """Ray's autoscaler in the head's pod, which scales pods of ranks from zero."""
 
-import helm_python
-import pytest
-
-from tests.chart.release import BUCKET, Object, Release, render
+from tests.chart.release import Object, Release, render
 
 TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
 
@@ -11,41 +8,6 @@ TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
 def _cluster(release: Release) -> Object:
     spec: Object = release.one("RayCluster", "demo-cmcl-training")["spec"]
     return spec
-
-
-def test_ranks_come_from_none_when_an_attempt_wants_them(gpu: Release) -> None:
-    spec = _cluster(gpu)
-    assert spec["enableInTreeAutoscaling"] is True
-    assert spec["autoscalerOptions"]["version"] == "v2"
-    assert spec["autoscalerOptions"]["idleTimeoutSeconds"] == 120
-    ranks = gpu.groups()["ranks"]
-    assert (ranks["replicas"], ranks["minReplicas"], ranks["maxReplicas"]) == (0, 0, 4)
-    limits = ranks["template"]["spec"]["containers"][0]["resources"]["limits"]
-    assert limits["nvidia.com/gpu"] == "4"
-
-
-def test_without_it_they_are_there_from_the_start(production: Release) -> None:
-    assert "enableInTreeAutoscaling" not in _cluster(production)
-    ranks = production.groups()["ranks"]
-    assert ranks["replicas"] == ranks["minReplicas"] == ranks["maxReplicas"] == 3
-
-
-def test_at_most_it_makes_what_one_attempt_needs() -> None:
-    training = {"ranks": 5, "ranksPerPod": 2, "autoscaling": {"enabled": True}}
-    assert render(BUCKET | {"training": training}).groups()["ranks"]["maxReplicas"] == 3
-
-
-@pytest.mark.parametrize(
-    ("scaling", "complaint"),
-    [
-        ({"maxPods": 2}, r"maxPods is 2; the ranks of one attempt need 4"),
-        ({"minPods": 5}, r"minPods is 5; it must be at most maxPods, which is 4"),
-    ],
-)
-def test_bounds_that_fit_no_attempt_are_refused(scaling: dict[str, int], complaint: str) -> None:
-    values = {"training": {"ranks": 4, "autoscaling": {"enabled": True, **scaling}}}
-    with pytest.raises(helm_python.HelmRenderError, match=complaint):
-        render(values)
 
 
 def test_the_token_of_kubernetes_is_in_its_container_alone(gpu: Release) -> None:

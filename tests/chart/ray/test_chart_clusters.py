@@ -4,20 +4,13 @@ import re
 
 import pytest
 
-from tests.chart.release import BUCKET, TWO_CLUSTERS, Object, Release, each_release, render
+from tests.chart.release import Object, Release, each_release, render
 from workers.prepare.cluster import PrepareSettings
 from workers.train.settings import TrainSettings
-
-ADDRESS = "redis.example.org:6379"
 
 
 def _training(release: Release) -> Object:
     spec: Object = release.one("RayCluster", "demo-cmcl-training")["spec"]
-    return spec
-
-
-def _serving(release: Release) -> Object:
-    spec: Object = release.one("RayService", "demo-cmcl-serving")["spec"]
     return spec
 
 
@@ -50,22 +43,6 @@ def test_pods_of_training_have_every_setting_of_training_and_preparation() -> No
         assert expected.items() <= found.items()
 
 
-@pytest.mark.parametrize(
-    ("ranks", "per_pod", "gpus_per_rank", "pods", "gpus"),
-    [(1, 1, 0, 1, None), (5, 2, 1, 3, 2), (4, 2, 0.5, 2, 1), (3, 8, 0, 1, None), (8, 8, 1, 1, 8)],
-)
-def test_pods_have_room_for_all_ranks(
-    ranks: int, per_pod: int, gpus_per_rank: float, pods: int, gpus: int | None
-) -> None:
-    training = {"ranks": ranks, "ranksPerPod": per_pod, "gpusPerRank": gpus_per_rank}
-    group = render(BUCKET | {"training": training}).groups()["ranks"]
-    assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] == pods
-    assert group["rayStartParams"]["num-cpus"] == str(per_pod)
-    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-    assert limits.get("nvidia.com/gpu") == (str(gpus) if gpus else None)
-    assert group["rayStartParams"].get("num-gpus") == (str(gpus) if gpus else None)
-
-
 @pytest.mark.parametrize("name", ["nvidia.com/gpu.shared", "nvidia.com/mig-1g.10gb", "amd.com/x"])
 def test_ray_counts_gpus_of_any_kubernetes_resource(name: str) -> None:
     from ray.autoscaler._private.kuberay import autoscaling_config  # takes a second
@@ -78,58 +55,6 @@ def test_ray_counts_gpus_of_any_kubernetes_resource(name: str) -> None:
         assert spec["template"]["spec"]["containers"][0]["resources"]["limits"][name] == str(gpus)
         counted = autoscaling_config._get_ray_resources_from_group_spec(spec, is_head=False)
         assert counted["GPU"] == gpus
-
-
-def test_gpus_are_added_to_the_limits_of_the_user(production: Release) -> None:
-    group = production.groups()["ranks"]
-    resources = group["template"]["spec"]["containers"][0]["resources"]
-    assert resources["limits"] == {"memory": "6Gi", "nvidia.com/gpu": "2"}
-    assert group["template"]["spec"]["nodeSelector"] == {"example.org/gpu": "h100"}
-
-
-def test_ranks_say_before_they_go_where_that_is_wanted() -> None:
-    silent = render({}).groups()["ranks"]
-    assert "lifecycle" not in silent["template"]["spec"]["containers"][0]
-    release = render({"training": {"noticeSeconds": 40}})
-    training, group = _training(release), release.groups()["ranks"]
-    pod = group["template"]["spec"]
-    (*_, words) = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
-    assert "--deadline-remaining-seconds 40 && sleep 40" in words
-    assert pod["terminationGracePeriodSeconds"] > 40
-    head = training["headGroupSpec"]["template"]["spec"]
-    assert "lifecycle" not in head["containers"][0], "nothing outlives the head"
-
-
-@each_release(*TWO_CLUSTERS)
-def test_ranks_and_replicas_stay_off_the_heads(release: Release) -> None:
-    for cluster in (_training(release), _serving(release)["rayClusterConfig"]):
-        assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-
-
-@each_release(*TWO_CLUSTERS)
-def test_service_submits_to_the_training_head(release: Release) -> None:
-    name = release.of_kind("RayCluster")[0]["metadata"]["name"]
-    ports = _training(release)["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"]
-    dashboard = {port["name"]: port["containerPort"] for port in ports}["dashboard"]
-    assert release.settings()["CMCL_RAY_ADDRESS"] == f"http://{name}-head-svc:{dashboard}"
-
-
-@pytest.mark.parametrize(("chosen", "secret"), [("", "demo-cmcl-training"), ("ours", "ours")])
-def test_service_has_the_token_of_the_cluster(chosen: str, secret: str) -> None:
-    release = render({"ray": {"authSecret": chosen}})
-    options = _training(release)["authOptions"]
-    # Without a name KubeRay makes a Secret that is named like the cluster.
-    assert options == {"mode": "token"} | ({"secretName": chosen} if chosen else {})
-    environment = {item["name"]: item for item in release.container("service")["env"]}
-    assert environment["RAY_AUTH_MODE"]["value"] == "token"
-    token = environment["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]
-    assert token == {"name": secret, "key": "auth_token"}
-
-
-@each_release(*TWO_CLUSTERS)
-def test_both_clusters_ask_for_a_token(release: Release) -> None:
-    for cluster in (_training(release), _serving(release)["rayClusterConfig"]):
-        assert cluster["authOptions"]["mode"] == "token"
 
 
 @each_release()
@@ -158,24 +83,3 @@ def test_names_are_short_enough_for_kuberay(name: str) -> None:
     assert len(serving["metadata"]["name"]) + 6 <= 50
     for item in (cluster, serving):
         assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", item["metadata"]["name"])
-
-
-def _cluster(release: Release) -> Object:
-    spec: Object = release.one("RayService", "demo-cmcl-serving")["spec"]["rayClusterConfig"]
-    return spec
-
-
-def test_state_goes_to_a_redis_whose_password_is_in_a_secret(production: Release) -> None:
-    assert _cluster(production)["gcsFaultToleranceOptions"] == {
-        "redisAddress": "rediss://redis.example.org:6379",
-        "redisPassword": {
-            "valueFrom": {"secretKeyRef": {"name": "cmcl-redis", "key": "redis-password"}}
-        },
-    }
-
-
-@pytest.mark.parametrize("secret", ["", "x"])
-def test_a_redis_without_a_password_gets_none(secret: str) -> None:
-    options = {"redisAddress": ADDRESS, "redisSecret": secret}
-    found = _cluster(render({"serving": {"gcsFaultTolerance": options}}))
-    assert ("redisPassword" in found["gcsFaultToleranceOptions"]) is bool(secret)

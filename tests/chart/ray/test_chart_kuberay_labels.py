@@ -1,7 +1,5 @@
 """Selectors of KubeRay's Services: KubeRay labels Ray's pods, and selects them by those labels."""
 
-import pytest
-
 from tests.chart.release import Object, Release, each_release
 
 # ray-operator/controllers/ray/common/service.go (HeadServiceLabels) and pod.go (labelPod), KubeRay 1.6:
@@ -31,14 +29,6 @@ def test_the_service_of_a_head_finds_it(release: Release) -> None:
     assert heads
     for head in heads:
         assert KUBERAYS.items() <= _labelled(head).items()
-
-
-@pytest.mark.parametrize("label", sorted(KUBERAYS))
-def test_a_label_that_hides_the_head_would_be_caught(trial: Release, label: str) -> None:
-    (head, *_) = _heads(trial)
-    hidden = {**head["metadata"]["labels"], label: "cmcl"}
-    found = _labelled({"metadata": {"labels": hidden}})
-    assert (KUBERAYS.items() <= found.items()) is (label == "ray.io/node-type")
 
 
 @each_release()

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import helm_python
 import pytest
 
 from service.app import create_app
@@ -10,7 +9,7 @@ from service.core.setting_values import PodTemplates, read_pod_templates
 from service.core.settings import Settings
 from service.launchers.kuberay import Site, ray_job
 from service.launchers.port import Submission
-from tests.chart.release import BUCKET, Object, Release, is_uninstall_hook, render, values_of
+from tests.chart.release import Object, Release, is_uninstall_hook, render, values_of
 from tests.chart.restricted import violations, with_wait
 from tests.chart.schemas import CRDS, complaints_of_kuberay
 from tests.fakes.kubernetes_api import kubernetes_api
@@ -167,11 +166,6 @@ def test_the_pods_of_an_attempt_are_those_of_the_cluster(queued: Release, tmp_pa
     assert attempt["authOptions"] == cluster["authOptions"]
 
 
-def test_attempts_belong_to_an_object_that_goes_with_the_release(queued: Release) -> None:
-    owner = queued.one("ConfigMap", queued.settings()["CMCL_KUBERAY_OWNER"])
-    assert "annotations" not in owner["metadata"], "nothing keeps it, and it is no hook"
-
-
 def test_the_pods_of_an_attempt_are_admitted_as_restricted(queued: Release, tmp_path: Path) -> None:
     pods = _pods(queued, tmp_path)
     for template in (pods.head, pods.workers):
@@ -189,11 +183,3 @@ def test_the_pod_of_the_submitter_is_restricted_too(tmp_path: Path) -> None:
     # A Job of Kubernetes requires it, and NetworkPolicies select the pod by its labels.
     assert submitter["spec"]["restartPolicy"] == "Never"
     assert submitter["metadata"]["labels"] == pods.head["metadata"]["labels"]
-
-
-def test_more_ranks_at_least_than_at_most_are_refused() -> None:
-    with pytest.raises(
-        helm_python.HelmRenderError,
-        match=r"training\.minRanks is 5; it must be at most training\.ranks, which is 4",
-    ):
-        render(BUCKET | {"training": {"ranks": 4, "minRanks": 5}})

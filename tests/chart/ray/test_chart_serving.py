@@ -4,13 +4,11 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 import helm_python
-import httpx
 import pytest
 
 from cmcl.haproxy import SERVING, trusted_proxies
 from tests.chart.ray.resources import custom_resources
 from tests.chart.release import (
-    BUCKET,
     CHART,
     Object,
     Release,
@@ -56,16 +54,6 @@ def test_replicas_use_the_store_of_the_service(release: Release) -> None:
     (application,) = _serve_config(release)["applications"]
     arguments = ServeArgs.model_validate(application["args"])
     assert arguments.store == release.settings()["CMCL_STORE_URI"]
-
-
-@pytest.mark.parametrize(("replicas", "per_pod", "pods"), [(1, 1, 1), (3, 2, 2), (4, 4, 1)])
-def test_pods_have_room_for_old_and_new_replicas(replicas: int, per_pod: int, pods: int) -> None:
-    release = render(BUCKET | {"serving": {"replicas": replicas, "replicasPerPod": per_pod}})
-    (group,) = _serving(release)["rayClusterConfig"]["workerGroupSpecs"]
-    assert group["replicas"] == pods
-    assert custom_resources(group) == {REPLICA: 2 * per_pod}
-    args_read = ServeArgs.model_validate(release.serve_args())
-    assert (args_read.replicas, args_read.replicas_per_node) == (replicas, per_pod)
 
 
 @each_release()
@@ -117,20 +105,6 @@ def test_chart_and_application_have_the_same_defaults() -> None:
     args_read = ServeArgs.model_validate(render({}).serve_args())
     named = {"store": args_read.store, "allowed_hosts": args_read.allowed_hosts}
     assert args_read == ServeArgs(**named, replicas_per_node=1)
-
-
-def test_without_keys_the_endpoint_has_its_allowed_host_names() -> None:
-    values: Object = {"access": {"endpoint": {"allowedHosts": ["embeddings.example.org"]}}}
-    release = render(values)
-    hosts = release.serve_args()["allowed_hosts"]
-    ours = httpx.URL(release.settings()["CMCL_EMBEDDINGS_URL"]).host
-    assert {ours, "embeddings.example.org"} <= set(hosts)
-    assert not any("*" in host for host in hosts)
-
-
-def test_an_open_endpoint_accepts_any_host_name() -> None:
-    args_read = render({"access": {"endpoint": {"open": True}}}).serve_args()
-    assert args_read["allowed_hosts"] == ["*"]
 
 
 def test_every_node_that_serves_has_haproxy_and_the_time_to_drain(production: Release) -> None:
@@ -190,23 +164,6 @@ def test_a_pod_that_goes_drains_first(production: Release) -> None:
         (*_, words) = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
         assert "--deadline-remaining-seconds 45 && sleep 45" in words
         assert pod["terminationGracePeriodSeconds"] > 45
-
-
-@each_release()
-def test_a_new_cluster_takes_over_before_the_old_one_goes(release: Release) -> None:
-    spec = _serving(release)
-    assert spec["upgradeStrategy"] == {"type": "NewCluster"}
-    assert spec["rayClusterDeletionDelaySeconds"] == 120
-
-
-@pytest.mark.parametrize(("replicas", "per_pod", "kept"), [(1, 1, None), (4, 4, None), (6, 2, 2)])
-def test_all_pods_but_one_stay_while_nodes_are_drained(
-    replicas: int, per_pod: int, kept: int | None
-) -> None:
-    release = render(BUCKET | {"serving": {"replicas": replicas, "replicasPerPod": per_pod}})
-    budgets = [item["spec"] for item in release.of_kind("PodDisruptionBudget")]
-    assert [budget["minAvailable"] for budget in budgets] == ([] if kept is None else [kept])
-    assert {budget["unhealthyPodEvictionPolicy"] for budget in budgets} <= {"AlwaysAllow"}
 
 
 @each_release()

@@ -2,14 +2,13 @@
 
 from typing import Any
 
-import helm_python
 import pytest
 
+from service.__main__ import main
 from service.auth.key_snapshot import make_pair
 from service.core.settings import Settings
 from service.events.webhook_secrets import new_key
 from tests.chart.release import (
-    Object,
     Release,
     each_release,
     environment_of,
@@ -18,8 +17,6 @@ from tests.chart.release import (
     values_of,
 )
 from workers.serve.settings import ServeArgs
-
-_ISSUER = {"issuer": "https://login.example.org", "audience": "cmcl", "clientId": "cmcl-page"}
 
 
 @each_release()
@@ -33,43 +30,6 @@ def test_service_selects_its_own_pods_only(release: Release) -> None:
         if selector.items() <= template["metadata"]["labels"].items()
     ]
     assert selected == ["Deployment demo-cmcl spec/template"]
-
-
-@each_release()
-def test_the_selector_stays_as_it_was_released(release: Release) -> None:
-    """Kubernetes refuses an upgrade that changes it."""
-    assert release.one("Deployment", "demo-cmcl")["spec"]["selector"]["matchLabels"] == {
-        "app.kubernetes.io/name": "cmcl",
-        "app.kubernetes.io/instance": "demo",
-        "app.kubernetes.io/component": "service",
-    }
-
-
-def test_the_service_permits_versions_of_half_of_the_replicas_budget_for_heads() -> None:
-    release = render({"serving": {"args": {"maxHeadsBytes": 4 << 30}}})
-    assert release.settings()["CMCL_HEADS_BYTES_MAX"] == str(2 << 30)
-
-
-def test_service_reaches_the_port_that_listens() -> None:
-    release = render({})
-    (port,) = release.one("Service", "demo-cmcl")["spec"]["ports"]
-    (listening,) = release.container("service")["ports"]
-    assert port["port"] == listening["containerPort"] == 8000
-    assert port["targetPort"] == listening["name"]
-
-
-@each_release()
-def test_probes_ask_the_health_routes(release: Release) -> None:
-    container = release.container("service")
-    asked = {
-        probe: container[f"{probe}Probe"]["httpGet"]
-        for probe in ("startup", "liveness", "readiness")
-    }
-    assert asked == {
-        "startup": {"path": "/healthz", "port": "http"},
-        "liveness": {"path": "/healthz", "port": "http"},
-        "readiness": {"path": "/readyz", "port": "http"},
-    }
 
 
 def test_chart_sets_every_setting_and_no_other(
@@ -156,85 +116,24 @@ def _checksum(release: Release) -> Any:
     return template["metadata"]["annotations"]["checksum/settings"]
 
 
-def test_one_process_at_a_time_opens_sqlite(trial: Release) -> None:
-    deployment = trial.one("Deployment", "demo-cmcl")["spec"]
-    assert (deployment["replicas"], deployment["strategy"]["type"]) == (1, "Recreate")
-    mounts = {
-        mount["name"]: mount["mountPath"] for mount in trial.container("service")["volumeMounts"]
-    }
-    assert trial.settings()["CMCL_DATABASE_URL"] == f"sqlite:///{mounts['database']}/cmcl.db"
+@each_release()
+def test_secrets_are_in_no_config_map_and_made_by_others(release: Release) -> None:
+    data = release.one("ConfigMap", "demo-cmcl")["data"]
+    assert not {"CMCL_ADMIN_KEY", "CMCL_SNAPSHOT_SIGNING_KEY", "CMCL_METRICS_KEY"} & data.keys()
+    # A site may add objects.
+    ours = [path for path in release.objects if not path.startswith("extra-objects")]
+    assert "Secret" not in [release.objects[path]["kind"] for path in ours]
 
 
-def test_a_second_replica_on_sqlite_is_refused() -> None:
-    with pytest.raises(helm_python.HelmRenderError, match=r"service\.replicas is 2.*permits 1"):
-        render({"service": {"replicas": 2}})
-
-
-def test_the_database_url_stays_in_its_secret(production: Release) -> None:
-    expected = {"secretKeyRef": {"name": "cmcl-database", "key": "url"}}
-    assert production.settings()["CMCL_DATABASE_URL"] == expected
-    assert "CMCL_DATABASE_URL" not in production.one("ConfigMap", "demo-cmcl")["data"]
-
-
-def test_the_operators_key_comes_from_a_secret_alone(trial: Release, production: Release) -> None:
-    named = {"name": "cmcl-admin-key", "key": "admin-key", "optional": False}
-    assert production.settings()["CMCL_ADMIN_KEY"] == {"secretKeyRef": named}
-    if_there_is_one = {"name": "demo-cmcl-admin", "key": "admin-key", "optional": True}
-    assert trial.settings()["CMCL_ADMIN_KEY"] == {"secretKeyRef": if_there_is_one}
-    for release in (trial, production):
-        assert release.of_kind("Secret") == []
-        assert "CMCL_ADMIN_KEY" not in release.one("ConfigMap", "demo-cmcl")["data"]
-
-
-def test_the_key_that_signs_comes_from_a_secret_and_serving_has_the_public_half(
-    trial: Release, production: Release
-) -> None:
-    named = {"name": "cmcl-signing-key", "key": "signing-key"}
-    assert production.settings()["CMCL_SNAPSHOT_SIGNING_KEY"] == {"secretKeyRef": named}
+def test_serving_has_the_public_half_of_the_key_that_signs(production: Release) -> None:
     public = values_of("production")["access"]["endpoint"]["publicKey"]
     assert production.serve_args()["access_public_key"] == public
     assert ServeArgs.model_validate(production.serve_args()).access_public_key == public
-    assert "access_public_key" not in trial.serve_args()
-
-
-def test_a_public_key_requires_a_signing_key() -> None:
-    public = values_of("production")["access"]["endpoint"]["publicKey"]
-    with pytest.raises(helm_python.HelmRenderError, match=r"but not access\.endpoint\.sign"):
-        render({"access": {"endpoint": {"publicKey": public}}})
-
-
-@each_release()
-def test_the_service_announces_changes_to_the_endpoint(release: Release) -> None:
-    name = release.of_kind("RayService")[0]["metadata"]["name"]
-    expected = f"http://{name}-serve-svc:8000"
-    assert release.settings()["CMCL_EMBEDDINGS_URL"] == expected
 
 
 @each_release()
 def test_a_key_is_always_required(release: Release) -> None:
-    assert release.settings()["CMCL_AUTH"] == "on"
     assert "exec deployment/demo-cmcl -- python -m service keys create" in release.notes
-
-
-def test_tokens_for_any_audience_are_refused() -> None:
-    with pytest.raises(helm_python.HelmRenderError, match=r"access\.oidc\.audience is missing"):
-        render({"access": {"oidc": {"issuer": "https://login.example.org"}}})
-
-
-@pytest.mark.parametrize(
-    ("access", "message"),
-    [
-        ({"oidc": {"clientId": "x"}}, r"access\.oidc\.issuer is empty"),
-        ({"oidc": _ISSUER}, r"access\.page\.url is empty"),
-        (
-            {"oidc": _ISSUER, "page": {"url": "https://x/ui"}},
-            r"neither access\.oidc\.existingSecret nor access\.encryptionSecret",
-        ),
-    ],
-)
-def test_a_client_that_cannot_sign_browsers_in_is_refused(access: Object, message: str) -> None:
-    with pytest.raises(helm_python.HelmRenderError, match=message):
-        render({"access": access})
 
 
 @each_release()
@@ -269,14 +168,6 @@ def test_identities_of_service_and_ray_are_two(production: Release) -> None:
     }
 
 
-def test_accounts_that_others_make_are_used_and_not_made(locked_down: Release) -> None:
-    made = locked_down.of_kind("ServiceAccount")
-    assert [item for item in made if not is_uninstall_hook(item)] == []
-    pods = locked_down.pod_templates(at_the_end=False).values()
-    used = {pod["spec"]["serviceAccountName"] for pod in pods}
-    assert used == {"default", "cmcl-service", "cmcl-ray"}
-
-
 @each_release()
 def test_notes_name_objects_that_exist(release: Release) -> None:
     assert "rollout status deployment/demo-cmcl\n" in release.notes
@@ -299,14 +190,16 @@ def _of_proxy(release: Release) -> dict[str, str]:
     return environment
 
 
-def test_the_service_is_reached_through_its_proxy_alone() -> None:
-    settings = render({}).settings()
-    assert settings["CMCL_HOST"] == settings["CMCL_TRUSTED_PROXIES"] == "127.0.0.1"
-
-
 def test_proxies_are_trusted_only_where_they_are_named() -> None:
     assert _of_proxy(render({})) == {}
     named = _of_proxy(render({"service": {"trustedProxies": ["10.0.3.7", "fd00::/8"]}}))
     assert named == {"CMCL_PROXY_TRUSTED": "10.0.3.7,fd00::/8"}
-    with pytest.raises(helm_python.HelmValuesError, match="trustedProxies"):
-        render({"service": {"trustedProxies": ["*"]}})
+
+
+def test_the_migration_runs_a_command_that_the_service_has(gpu: Release) -> None:
+    container = gpu.container("migration")
+    assert container["image"] == gpu.container("service")["image"]
+    assert "command" not in container, "the image's own is `python -m service`"
+    with pytest.raises(SystemExit) as end:
+        main([*container["args"], "--help"])
+    assert end.value.code == 0

@@ -14,7 +14,7 @@ from tests.architecture.repository import ROOT
 from tests.fakes.control_plane import ControlPlane, reopened
 from tests.fakes.served_app import served
 from tests.unit.client.command_line import Cmcl
-from tests.unit.client.either import KINDS, connected, in_process
+from tests.unit.client.either import connected, in_process
 from tests.unit.client.rest_server import RestServer, running
 
 
@@ -57,9 +57,10 @@ def server() -> Iterator[RestServer]:
         yield server
 
 
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+@pytest.fixture
+def kind() -> str:
+    """The client from which the other one is generated; every call is tested with both of them."""
+    return "awaited"
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from cmcl import Client, Gate
 from cmcl.cli import apply as apply_command
-from cmcl.cli.apply_file import read_file
+from cmcl.cli.apply import read_file
 from cmcl.cli.errors import Exit
 from cmcl.client import InvalidArgument
 from tests.architecture.repository import ROOT
@@ -143,7 +143,7 @@ def test_conflicts_name_the_field_and_both_values(client: Client, file: Path) ->
         ("keys: [{name: a, scopes: [read], secret: x}]", "keys[0].secret: there is no such field"),
         ("keys: [{name: a, scopes: [read]}, {name: a, scopes: [embed]}]", "keys[1] and keys[0]"),
         ("models: {a: {width: 4, width: 8}}", ":1: 'width' is given twice"),
-        ("a: &b [1]\nc: *b", ":1: aliases are not permitted"),
+        ("a: &b [1]\nc: *b", ":2: aliases are not permitted"),
         ("models: [", "is not valid YAML"),
     ],
 )
@@ -180,6 +180,10 @@ def test_deletions_need_prune_and_a_confirmation(
     active = [key for key in cmcl.lines("key", "list") if not key["revoked_at"]]
     assert {(key["name"], *key["scopes"]) for key in active} == {("mine", "read"), ("old", "embed")}
     assert changes(cmcl, file, "--prune") == []
+    file.write_text("keys: []\n")
+    cmcl("model", "create", "trees", "--modality=image=4", "--modality=text=3")
+    deleted = changes(cmcl, file, "--prune", "--yes")
+    assert deleted == [("delete", "key", "old")], "models are no section of this file"
 
 
 def test_a_policy_changed_since_it_was_read_is_not_overwritten(

@@ -10,6 +10,7 @@ from cmcl.contract.model import ModelSpec
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.feature_shards import feature_table, table_with_nan, write_shard
 from tests.fakes.trainer import train
+from tests.unit.client.either import KINDS
 
 PAIR = ("image", "text")
 SCENES = ModelSpec.model_validate(SPEC)
@@ -74,6 +75,11 @@ ASKED_BY = {
     "delete_key": "revoke_key",
 }
 FOR_MACHINES = {"healthz", "readyz", "metrics"}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 def post(service: Client, plane: ControlPlane, name: str = "one") -> Job:

@@ -7,12 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from cmcl.cli import main
 from cmcl.cli.errors import Exit, error_message, run_command
-from cmcl.demo.run import DemoError, DemoOptions, run_demo
-from tests.conftest import EXAMPLE_STREAM
 from tests.unit.client.rest_server import RestServer
 
 
@@ -43,6 +40,9 @@ def test_a_file_without_features_is_named(
         (b'{"id": "a", "modality": "m", "feature": "AAA="}', "2 bytes"),
         (b'{"id": "a", "modality": "m", "data": "?"}', "line 1: 'data' is not base64"),
         (b"[1]", "id, modality"),
+        (b'\n{"id": "a", "modality": "m"}', "line 2: the item has no content"),
+        (b'{"id": "a", "modality": "m", "feature": null}', "line 1: the item has no content"),
+        (b'{"id": "a", "modality": "m", "text": "a", "data": ""}', "line 1: the item has text and"),
         (b"PAR1\x15\x04\xff", "looks like Parquet"),
         (b"\xff\xfe", "is not UTF-8 text"),
         (b"not json", "line 1 is not valid JSON"),
@@ -218,17 +218,6 @@ def test_a_closed_pipe_ends_the_command_without_an_error(server: RestServer) -> 
         env={"CMCL_URL": server.url, "PATH": "/usr/bin:/bin"},
     )
     assert "Traceback" not in done.stderr
-
-
-def test_the_demo_empties_only_its_own_folder(tmp_path: Path) -> None:
-    letter = tmp_path / "letter.txt"
-    letter.write_text("dear")
-    with pytest.raises(DemoError, match="was not made by an earlier demo"):
-        run_demo(
-            DemoOptions(EXAMPLE_STREAM, EXAMPLE_STREAM.parent / "raw", tmp_path),
-            Console(quiet=True),
-        )
-    assert letter.read_text() == "dear"
 
 
 def test_importing_the_client_loads_neither_large_modules_nor_terminal_libraries() -> None:

@@ -37,14 +37,6 @@ def test_a_dataset_is_posted_without_missing_digests(server: RestServer, client:
     }
 
 
-def test_a_model_may_leave_the_width_to_its_encoder(server: RestServer, client: Client) -> None:
-    server.always((201, MODEL))
-    spec = {"width": 8, "modalities": {"image": {"encoder": "clip"}, "text": 3}}
-    created = client.create_model("scenes", spec)
-    assert server.asked[0].body == {"name": "scenes", **spec}
-    assert (created.modalities["image"].width, created.modalities["image"].encoder) == (4, None)
-
-
 def test_options_of_a_dataset_are_posted_only_if_given(server: RestServer, client: Client) -> None:
     server.always((409, {}))
     clip = EncoderIdentity(kind="open-clip", adapter=1, model="B-32", takes="image", width=4)
@@ -148,13 +140,6 @@ def test_an_error_has_type_fields_and_request_id(server: RestServer, client: Cli
         ("shards[0].uri", "file:///x")
     ]
     assert caught.value.request_id == "r-7"
-
-
-def test_a_response_that_is_not_json_is_an_error(server: RestServer, client: Client) -> None:
-    server.always((200, "<html>a login page</html>"))
-    with pytest.raises(CmclError, match="login page") as caught:
-        client.job("j-1")
-    assert caught.value.status == 200
 
 
 @pytest.mark.parametrize(

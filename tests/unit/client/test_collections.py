@@ -12,11 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from cmcl import Client, CmclError
-from cmcl.cli.collections import _progress
 from cmcl.cli.errors import CommandError, Exit
 from cmcl.cli.queries import RawItems
 from cmcl.client import InvalidArgument, Item, Query, WriteResult
-from cmcl.contract.api.endpoint import SearchStatus, Span
+from cmcl.contract.api.endpoint import Span
 from cmcl.storage.local import LocalStore
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.responses import body
@@ -276,18 +275,6 @@ def test_options_of_raw_files_are_refused_for_other_items(cmcl: Cmcl, tmp_path: 
         )
 
 
-def test_a_recording_whose_rate_is_damaged_is_sent_as_it_is(tmp_path: Path) -> None:
-    recording = tmp_path / "a.wav"
-    with wave.open(str(recording), "wb") as out:
-        out.setparams((1, 2, 8000, 0, "NONE", "not compressed"))
-        out.writeframes(bytes(32))
-    damaged = bytearray(recording.read_bytes())
-    damaged[24:28] = bytes(4)
-    recording.write_bytes(damaged)
-    (item,) = RawItems("audio", in_parts=True).read(recording)
-    assert item.data == bytes(damaged)
-
-
 def test_items_that_were_added_before_an_error_are_counted(
     cmcl: Cmcl, server: RestServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -302,18 +289,3 @@ def test_items_that_were_added_before_an_error_are_counted(
     cmcl("collection", "add", "things", str(lines), code=1)
     assert added in cmcl.stderr
     assert cmcl.stderr.index(added) < cmcl.stderr.index("line 1001 is not valid JSON")
-
-
-@pytest.mark.parametrize(
-    ("status", "shown"),
-    [
-        (None, None),
-        ({"problem": None}, None),
-        ({"problem": None, "progress": 0.25}, "25%"),
-        ({"problem": None, "progress": 0.25, "seconds_left": 41.6}, "25%, 42 s left"),
-    ],
-)
-def test_the_next_version_is_shown_with_its_progress_and_the_time_left(
-    status: dict[str, float | None] | None, shown: str | None
-) -> None:
-    assert _progress(None if status is None else SearchStatus.model_validate(status)) == shown

@@ -114,13 +114,6 @@ def test_many_raw_items_are_sent_in_parts_that_grow_while_they_are_fast(
     assert {asked.body["model"] for asked in server.asked} == {"scenes@3"}
 
 
-def test_features_are_not_split(server: RestServer, client: Client) -> None:
-    vector = base64.b64encode(struct.pack("<f", 1.0)).decode()
-    server.always((200, {"model": "scenes@3", "data": [{"embedding": vector}] * 500}))
-    assert len(client.embed("scenes", "image", [[1.0]] * 500).vectors) == 500
-    assert len(server.asked) == 1
-
-
 def test_one_raw_item_that_is_not_encoded_in_time_is_tried_again(
     server: RestServer, client: Client
 ) -> None:
@@ -172,15 +165,6 @@ def test_migrated_vectors_come_with_the_error_to_expect(server: RestServer, clie
     exact, live = (each.body for each in server.asked)
     assert (exact["model"], exact["to_version"], exact["most_error"]) == ("scenes", 3, 0.2)
     assert "to_version" not in live
-
-
-@pytest.mark.parametrize("answer", [{}, {"model": "a@1", "data": []}])
-def test_migrations_of_unexpected_form_are_an_error(
-    server: RestServer, client: Client, answer: object
-) -> None:
-    server.always((200, answer))
-    with pytest.raises(CmclError, match="unexpected form"):
-        client.migrate("scenes", "image", [[1.0]], from_version=1)
 
 
 SERVED = body(

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from cmcl import Client
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
 from tests.unit.client.command_line import Cmcl
@@ -47,15 +46,3 @@ def test_a_pair_is_measured_without_being_learned(
 
     cmcl("dataset", "delete", dataset["id"])
     assert dataset["id"] not in cmcl("dataset", "list")
-
-
-def test_both_clients_post_one_open_or_sealed(published: Client, plane: ControlPlane) -> None:
-    pair = ("image", "audio")
-    opened = published.open_dataset("scenes", "open", pair, evaluate_only=True)
-    assert (opened.evaluate_only, opened.sealed_at) == (True, None)
-    posted = published.add_dataset("scenes", "views", pair, [views(plane)], evaluate_only=True)
-    assert (posted.dataset.evaluate_only, posted.job.kind) == (True, "evaluate")
-    ended = plane.run_to_end(posted.job.id)
-    found = published.dataset(posted.dataset.id).evaluation
-    assert found is not None
-    assert found == ended.evaluation

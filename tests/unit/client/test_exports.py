@@ -16,7 +16,6 @@ from cmcl.client import InvalidArgument
 from cmcl.client.exports import unpack
 from cmcl.contract.encoder import EncoderIdentity, ModelFiles
 from cmcl.contract.model import ModelSpec
-from cmcl.storage import layout
 from cmcl.storage.local import LocalStore
 from cmcl.storage.versions import read_version
 from tests.fakes.flaky_store import FlakyStore
@@ -135,7 +134,6 @@ def test_the_command_line_exports_the_live_version_or_the_one_that_is_named(
     assert "write MODALITY=FOLDER" in wrong
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_moments_are_exported_on_demand(
     exporting: Replica, kind: str, url: str, tmp_path: Path
 ) -> None:
@@ -147,18 +145,6 @@ def test_moments_are_exported_on_demand(
     }
     assert {path.name for path in (tmp_path / "with" / "moments").iterdir()} == stored
     assert not (tmp_path / "without" / "moments").exists()
-
-
-def test_moments_that_turn_out_to_be_damaged_leave_nothing_behind(
-    exporting: Replica, url: str, tmp_path: Path
-) -> None:
-    line = read_version(exporting.store, MODEL, 1).learned[-1]
-    key = layout.blob(line.moments.sha256)
-    stored = exporting.store.read(key)
-    exporting.store.put(key, stored[:-1] + bytes([stored[-1] ^ 1]))
-    with connected("blocking", url) as client, pytest.raises(CmclError):
-        client.export_version(MODEL, "safetensors", tmp_path / "out", with_moments=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
 
 
 def test_the_command_line_warns_of_moments(cmcl: Cmcl, tmp_path: Path) -> None:
@@ -188,19 +174,6 @@ def test_an_encoder_that_cannot_be_compared_is_refused_and_nothing_is_written(
     ):
         client.export_version(model, form, folder, {modality: ENCODER})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
-
-
-def test_another_encoder_than_the_one_of_the_features_is_refused(url: str, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "modules.json").write_text("[]")
-    with (
-        Client(embeddings_url=url) as client,
-        pytest.raises(InvalidArgument, match="is not the encoder whose features captions@1"),
-    ):
-        client.export_version(
-            "captions", "sentence-transformers", tmp_path / "out", {"text": other}
-        )
 
 
 def archive(name: str, kind: bytes = tarfile.REGTYPE) -> bytes:

@@ -2,25 +2,27 @@
 
 import itertools
 import json
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from cmcl import Client, CmclError
-from cmcl.client import Event, Job, PrepareProgress, Unreachable, WaitTimeout
+from cmcl.client import Event, Job, Unreachable, WaitTimeout
 from cmcl.client.concurrency import Clock
-from cmcl.contract.api.jobs import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.responses import AT, body
 from tests.fakes.served_app import served
-from tests.fakes.trainer import report_progress
 from tests.unit.client.command_line import Cmcl
-from tests.unit.client.either import connected
+from tests.unit.client.either import KINDS, connected
 from tests.unit.client.rest_server import Answer, Asked, RestServer
 
 STREAM = {"Content-Type": "text/event-stream"}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 def job(state: str, **more: Any) -> dict[str, Any]:
@@ -105,15 +107,11 @@ def test_the_end_of_an_earlier_try_does_not_end_the_feed(
     assert kinds == ["job.failed", "job.queued", "job.published"]
 
 
-def test_status_204_ends_the_feed(client: Client, server: RestServer) -> None:
-    server.answer = Streams([stream(event(1, "job.queued")), (204, "")], [])
-    assert [each.kind for each in client.events("job-1")] == ["job.queued"]
-
-
 def test_following_fails_after_the_outage_timeout(client: Client, server: RestServer) -> None:
-    server.always(None)
-    with pytest.raises(Unreachable):
-        list(client.events("job-1", outage_timeout=0.02))
+    for away, error in ((None, Unreachable), ((503, {"detail": "not now"}), CmclError)):
+        server.always(away)
+        with pytest.raises(error):
+            list(client.events("job-1", outage_timeout=0.02))
 
 
 @pytest.mark.parametrize("away", [None, (502, "<html>no backend"), (503, {"detail": "not now"})])
@@ -132,12 +130,6 @@ def test_watching_survives_an_outage_of_the_service(
 
     server.answer = answer
     assert client.watch("job-1", timeout=30).state == "published"
-
-
-def test_listening_to_a_service_that_is_not_ready_ends(client: Client, server: RestServer) -> None:
-    server.always((503, {"detail": "not now"}))
-    with pytest.raises(CmclError, match="not now"):
-        list(client.events("job-1", outage_timeout=0.02))
 
 
 def test_a_rejection_is_not_retried(client: Client, server: RestServer) -> None:
@@ -164,12 +156,6 @@ def test_without_streams_the_job_is_polled(client: Client, server: RestServer) -
     ]
 
 
-def test_a_missing_job_is_reported_also_without_streams(client: Client, server: RestServer) -> None:
-    server.always((404, {"detail": "there is no job 'job-1'"}))
-    with pytest.raises(CmclError, match="there is no job"):
-        list(client.events("job-1"))
-
-
 def test_watching_reports_every_change_once_and_ends_with_the_job(
     client: Client, server: RestServer
 ) -> None:
@@ -182,14 +168,6 @@ def test_watching_reports_every_change_once_and_ends_with_the_job(
     assert [each.state for each in seen] == ["queued", "running", "running", "running", "published"]
     updates = [each.progress.updates_done if each.progress else None for each in seen]
     assert updates == [None, None, 1, 2, None]
-
-
-def test_watching_continues_if_the_stream_ends_before_the_job(
-    client: Client, server: RestServer
-) -> None:
-    streams: list[Answer | None] = [(204, ""), (204, ""), stream(event(1, "job.published"))]
-    server.answer = Streams(streams, ["queued", "queued", "queued", "published"])
-    assert client.watch("job-1", timeout=60, poll_seconds=0.001).state == "published"
 
 
 @pytest.mark.parametrize("body", [None, ": ping\n\n", progress(1)])
@@ -216,48 +194,6 @@ def url(plane: ControlPlane) -> Iterator[str]:
         yield url
 
 
-def in_background(act: Callable[[], None]) -> threading.Thread:
-    thread = threading.Thread(target=act)
-    thread.start()
-    return thread
-
-
-def test_a_real_job_is_watched_to_its_end(kind: str, plane: ControlPlane, url: str) -> None:
-    plane.create_model()
-    job = plane.post_dataset()
-    seen: list[Job] = []
-    running = threading.Event()
-
-    def live() -> None:
-        attempt = plane.tick_to(job, JobState.RUNNING).attempt
-        report_progress(plane.store, job, attempt, "training", 4)
-        plane.tick()
-        running.wait(60)
-        plane.run_to_end(job)
-
-    def on_change(now: Job) -> None:
-        seen.append(now)
-        if now.progress and now.progress.updates_done == 4:
-            running.set()
-
-    thread = in_background(live)
-    with connected(kind, url) as client:
-        ended = client.watch(job, on_change, timeout=60)
-    thread.join()
-    assert (ended.state, ended.version) == ("published", 1)
-    assert running.is_set()
-    assert seen[-1] == ended
-
-
-def test_an_idle_stream_does_not_outlast_the_timeout(
-    kind: str, plane: ControlPlane, url: str
-) -> None:
-    plane.create_model()
-    job = plane.post_dataset()
-    with connected(kind, url) as client, pytest.raises(WaitTimeout):
-        client.watch(job, timeout=0.3)
-
-
 def test_all_events_are_followed_from_a_given_id(plane: ControlPlane, url: str) -> None:
     plane.create_model()
     plane.run_to_end(plane.post_dataset())
@@ -279,31 +215,6 @@ def test_progress_of_preparation_is_followed_without_reading_the_job(
     assert rows == [3, 6]
     assert all(now.progress is None for now in seen)
     assert len([asked for asked in server.asked if not asked.path.endswith("/events")]) == 3
-
-
-def test_events_of_preparation_have_their_figures_as_details(
-    client: Client, server: RestServer
-) -> None:
-    server.answer = Streams([stream(preparation(3), event(2, "job.published"))], [])
-    first, _ = client.events("job-1")
-    assert (first.id, first.kind, first.details["rows_done"]) == (None, "preparation", 3)
-
-
-def test_progress_of_preparation_is_polled_without_streams(
-    client: Client, server: RestServer
-) -> None:
-    reports = [body(PrepareProgress, phase="encoding", rows_done=rows) for rows in (0, 3)]
-    answers = iter(
-        [
-            *(job("preparing", preparation=report) for report in reports),
-            job("reported", preparation=reports[1]),
-        ]
-    )
-    server.answer = lambda asked: (
-        (404, {}) if asked.path.endswith("/events") else (200, next(answers))
-    )
-    found = [(each.kind, each.details.get("rows_done")) for each in client.events("job-1")]
-    assert found == [("job.preparing", None), ("preparation", 3), ("job.reported", None)]
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])

@@ -1,7 +1,6 @@
 """HAProxy with the configuration that the installed Ray writes and `cmcl-haproxy` edits, on real sockets,
 in front of two servers that are not Serve's."""
 
-import time
 import tomllib
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -95,15 +94,6 @@ def test_a_share_of_unfinished_heads_that_fill_their_buffers_takes_less_than_128
         assert running.process.memory_info().rss < 128 << 20
 
 
-def test_idle_connections_and_unfinished_heads_are_closed_in_time() -> None:
-    with proxy(settings={}) as running, running.connect() as idle, running.connect() as unfinished:
-        begin = time.monotonic()
-        unfinished.sendall(PROBE[:-2])
-        assert read(unfinished).startswith(b"HTTP/1.1 408 ")
-        assert read(idle) == b""
-        assert HEAD_SECONDS - 1 < time.monotonic() - begin < HEAD_SECONDS + 5
-
-
 def test_a_stalled_body_is_dropped_and_does_not_reach_a_replica() -> None:
     requests: list[bytes] = []
     with (
@@ -173,6 +163,8 @@ def test_an_unknown_configuration_of_ray_is_rejected(rays: str, line: str, inste
 
 def test_one_address_never_has_more_connections_than_haproxy(rays: str) -> None:
     assert "maxconn 4096" in rays
+    # What HAProxy does with it: test_service_proxy.py.
+    assert f"timeout http-request {HEAD_SECONDS}s\n" in bounded(rays)
     with pytest.raises(ProxyError, match="MAXCONN: 512 is less than the 1024 connections"):
         bounded(rays.replace("maxconn 4096", "maxconn 512"))
 

@@ -87,24 +87,6 @@ def test_an_invalid_input_is_rejected_with_the_permitted_forms(
     assert server.asked == []
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b'\n{"id": "a", "modality": "m"}', "line 2: the item has no content"),
-        (b'{"id": "a", "modality": "m", "feature": null}', "line 1: the item has no content"),
-        (b'{"id": "a", "modality": "m", "text": "a", "data": ""}', "line 1: the item has text and"),
-    ],
-)
-def test_an_item_without_content_is_named_by_file_and_line(
-    tmp_path: Path, content: bytes, words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "items.jsonl"
-    path.write_bytes(content)
-    stderr = errors_of(capsys, "collection", "add", "pictures", str(path), code=Exit.FAILED)
-    assert f"{path}, {words}" in stderr
-    assert "exactly one of feature, text, data" in stderr
-
-
 def test_a_missing_key_is_reported_with_its_variable(
     server: RestServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

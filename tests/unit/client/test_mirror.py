@@ -7,9 +7,8 @@ import pytest
 
 from cmcl import Client
 from cmcl.cli.errors import Exit
-from cmcl.client import CmclError
 from cmcl.client.concurrency import Clock
-from cmcl.mirror import Mirror, MirrorError, Published, TargetUnavailable, unique_names
+from cmcl.mirror import Mirror, MirrorError, Published, TargetUnavailable
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.measured import write_measured
 from tests.fakes.served_app import served
@@ -110,35 +109,6 @@ def test_a_refusal_of_the_target_ends_the_mirror(
     assert clock.passed == 0
 
 
-def test_a_control_plane_that_is_down_for_an_hour_is_waited_for(
-    published_plane: ControlPlane, clock: PassingClock, target: ScriptedTarget
-) -> None:
-    client = Client("http://127.0.0.1:9", retries=PROMPT)
-    mirror = Mirror(client, target, None, clock)
-    with in_process("blocking", published_plane.app) as reachable:
-        clock.on_sleep = lambda passed: (
-            setattr(mirror, "_client", reachable) if passed > 3600 else None
-        )
-        mirror.catch_up()
-    client.close()
-    assert clock.passed > 3600
-    assert target.versions == ["scenes@1", "scenes@2"]
-
-
-def test_a_mirror_that_is_killed_goes_on_with_the_next_version(
-    started: Callable[[], Mirror], target: ScriptedTarget
-) -> None:
-    def crash() -> None:
-        raise KeyboardInterrupt
-
-    target.after = crash
-    with pytest.raises(KeyboardInterrupt):
-        started().catch_up()
-    target.after = lambda: None
-    started().catch_up()
-    assert target.versions == ["scenes@1", "scenes@2"]
-
-
 def test_new_versions_are_followed(
     target: ScriptedTarget,
     published_plane: ControlPlane,
@@ -183,20 +153,6 @@ def test_metrics_have_names_of_datasets(client: Client, published_plane: Control
     assert json.loads(json.dumps(metrics)) == metrics
 
 
-def test_a_series_keeps_its_name_when_another_dataset_gets_the_same() -> None:
-    learned = [("ds-1", "photos"), ("ds-2", "sounds")]
-    before, after = unique_names(learned), unique_names([*learned, ("ds-3", "photos")])
-    assert before == {"ds-1": "photos", "ds-2": "sounds"}
-    assert after == {**before, "ds-3": "photos-ds-3"}
-
-
 def test_a_missing_package_is_named(cmcl: Cmcl) -> None:
     error = cmcl("mirror", "--once", code=Exit.FAILED)
     assert "needs the package mlflow-skinny, which is not installed" in error
-
-
-def test_errors_of_the_control_plane_end_the_mirror(
-    target: ScriptedTarget, client: Client, clock: PassingClock
-) -> None:
-    with pytest.raises(CmclError, match="no model 'lost'"):
-        Mirror(client, target, "lost", clock).catch_up()

@@ -4,26 +4,19 @@ import os
 import xml.etree.ElementTree as ET
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 from cmcl import Client
 from cmcl.cli.errors import Exit
 from cmcl.client import (
     DatasetFigures,
     Job,
-    ModelCapacity,
     Progress,
-    ProgressHistory,
     VersionSummary,
 )
 from cmcl.contract.api.jobs import JobState
 from cmcl.contract.version import Drift, Quality
 from cmcl.pictures import (
-    capacity_curves,
     history_pictures,
-    loss_curve,
     manifest_pictures,
     memory_of,
     version_pictures,
@@ -32,7 +25,6 @@ from tests.fakes.control_plane import ControlPlane
 from tests.fakes.responses import body, response
 from tests.fakes.trainer import train
 from tests.unit.client.command_line import Cmcl
-from tests.unit.client.rest_server import RestServer
 
 SVG = "{http://www.w3.org/2000/svg}"
 AT = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -62,15 +54,6 @@ def test_a_notebook_shows_a_version_with_its_pictures(published: Client) -> None
     assert "two" in html
     assert drawn.drift is not None
     assert [row[0] for row in drawn.drift.table.rows] == ["one"]
-
-
-def test_what_was_not_measured_has_no_picture(published: Client) -> None:
-    version = published.version("scenes", 1)
-    assert version_pictures(version).drift is None, "the first version has no earlier dataset"
-    report = version.manifest.report.model_copy(update={"capacity": {}})
-    empty = manifest_pictures(version.manifest.model_copy(update={"report": report}), [], [])
-    assert empty.forgetting is None
-    assert empty.capacity is None
 
 
 def test_pictures_have_names_instead_of_ids(published: Client) -> None:
@@ -180,60 +163,7 @@ def test_the_history_of_a_model_is_drawn_in_order_with_names() -> None:
     assert history_pictures([]) == (None, None, None, None)
 
 
-def test_capacity_is_drawn_with_its_forecast() -> None:
-    head = {"input_directions": 3, "input_width": 9, "output_directions": 2, "output_width": 8}
-    room = {
-        "now": {"free_share": 0.5, **head},
-        "datasets_left": 3,
-        "taken_per_dataset": 0.5,
-        "history": [{"version": 4, "free_share": 0.5, "learned": True}],
-    }
-    full = {
-        "model": "m",
-        "version": 4,
-        "full_below": 0.125,
-        "modalities": {"image": room},
-        "remark": None,
-    }
-    picture = capacity_curves(ModelCapacity.model_validate(full))
-    assert list(picture.table.rows)[:2] == [("4", "50.0"), ("5 (forecast)", "25.0")]
-    assert "about 3 datasets left" in picture.description
-
-
-PROGRESS: dict[str, Any] = {
-    "job": JOB.id,
-    "attempt": 2,
-    "interval_seconds": 5,
-    "points": [
-        {"at": AT.isoformat(), "phase": "reading"},
-        {
-            "at": AT.isoformat(),
-            "phase": "training",
-            "updates_done": 10,
-            "loss": 0.5,
-            "removed_share": 0.25,
-        },
-    ],
-}
-
-
-def test_reports_without_a_loss_are_no_part_of_a_loss_curve() -> None:
-    picture = loss_curve([ProgressHistory.model_validate(PROGRESS)])
-    assert list(picture.table.rows) == [("2", "10", "0.5", "25.0")]
-
-
-def test_the_loss_of_an_attempt_is_written_to_a_file(
-    server: RestServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    server.always((200, PROGRESS))
-    cmcl, file = Cmcl(capsys), tmp_path / "loss.svg"
-    cmcl("job", "progress", JOB.id, "--url", server.url, "--picture", str(file))
-    assert headings(file.read_text()) == ["Loss of the training"]
-
-
 def test_the_history_of_a_model_is_written_to_a_file(cmcl: Cmcl, tmp_path: Path) -> None:
     file = tmp_path / "history.svg"
     assert "two" in cmcl("version", "list", "scenes", "--picture", str(file))
     assert headings(file.read_text()) == ["Largest drift by version"]
-    error = cmcl("model", "capacity", "scenes", "--picture", str(file), code=Exit.FAILED)
-    assert "nothing is measured that could be drawn" in error

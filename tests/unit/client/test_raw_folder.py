@@ -10,7 +10,7 @@ import pytest
 
 from cmcl.client import InvalidArgument
 from cmcl.client.files import raw_path
-from cmcl.client.raw_folder import RawFolder, packed, read_raw_folder, write_manifest
+from cmcl.client.raw_folder import RawFolder, packed, read_raw_folder
 from cmcl.contract.modality import ModalityPair
 
 PAIR = ModalityPair(first="image", second="text")
@@ -88,19 +88,6 @@ def tars(found: RawFolder, into: Path, pair: ModalityPair = PAIR) -> list[Path]:
 def members(tar: Path) -> dict[str, bytes]:
     with tarfile.open(tar) as opened:
         return {each.name: opened.extractfile(each).read() for each in opened}  # type: ignore[union-attr]
-
-
-def test_texts_and_labels_are_those_of_the_layout(tmp_path: Path) -> None:
-    classes(tmp_path / "classes")
-    captions(tmp_path / "captions")
-    tit = read(tmp_path / "classes").rows[1]
-    assert (tit.items["text"], tit.label) == ("great tit", "great_tit")
-
-
-def test_numbers_of_a_manifest_stay_numbers(tmp_path: Path) -> None:
-    rows = '{"id": "p", "location": [48.85, 2.35], "text_file_name": "p.txt"}\n'
-    write(tmp_path, {"metadata.jsonl": rows, "p.txt": "Paris"})
-    assert read(tmp_path, PLACES).rows[0].items["location"] == (48.85, 2.35)
 
 
 def test_numbers_in_csv_are_json_and_other_brackets_are_text(tmp_path: Path) -> None:
@@ -248,12 +235,6 @@ def test_a_damaged_layout_is_an_error_that_names_the_file(
         read(tmp_path)
 
 
-def test_a_pair_without_a_text_needs_a_manifest(tmp_path: Path) -> None:
-    captions(tmp_path)
-    with pytest.raises(InvalidArgument, match="which side is the text"):
-        read(tmp_path, ModalityPair(first="image", second="depth"))
-
-
 def test_equal_rows_are_packed_into_equal_bytes(tmp_path: Path) -> None:
     captions(tmp_path / "one")
     captions(tmp_path / "two")
@@ -296,19 +277,6 @@ def test_a_picture_with_several_captions_is_packed_once(tmp_path: Path) -> None:
     }
 
 
-def test_captions_of_one_picture_that_lie_apart_share_it(tmp_path: Path) -> None:
-    names = ["a.jpg", "b.jpg", "a.jpg"]
-    rows = "".join(f"{name},caption {at}\n" for at, name in enumerate(names))
-    write(tmp_path / "folder", {"metadata.csv": f"file_name,text\n{rows}"})
-    write(tmp_path / "folder", {"a.jpg": "a", "b.jpg": "b"})
-    [tar] = tars(read(tmp_path / "folder"), tmp_path)
-    assert json.loads(members(tar)["00000000.json"]) == {
-        "id": ["metadata.csv:2", "metadata.csv:4"],
-        "text": ["caption 0", "caption 2"],
-        "__source__": ["metadata.csv line 2, a.jpg", "metadata.csv line 4, a.jpg"],
-    }
-
-
 def test_more_captions_than_a_reader_takes_are_packed_with_another_copy(tmp_path: Path) -> None:
     lines = "\n".join(f"caption {at}" for at in range(2500))
     write(tmp_path / "folder", {"a.jpg": "a", "a.txt": lines, "b.jpg": "b"})
@@ -324,20 +292,6 @@ def test_tars_have_a_bounded_size(tmp_path: Path) -> None:
     found = packed(read(tmp_path / "folder"), PAIR, "rows", tmp_path, most_bytes=5000)
     names = [step.tar.name for step in found if step.tar]
     assert names == ["rows-00001.tar", "rows-00002.tar", "rows-00003.tar"]
-
-
-def test_a_written_manifest_reads_as_the_same_rows(tmp_path: Path) -> None:
-    captions(tmp_path)
-    before = read(tmp_path)
-    write_manifest(before, tmp_path / "metadata.jsonl")
-    after = read(tmp_path)
-    assert after.layout == "manifest"
-    assert [(row.id, row.label) for row in after.rows] == [
-        (row.id, row.label) for row in before.rows
-    ]
-    assert [row.items["image"].resolve() for row in after.rows] == [  # type: ignore[union-attr]
-        row.items["image"] for row in before.rows
-    ]
 
 
 def test_only_folders_without_shards_and_manifests_are_raw(tmp_path: Path) -> None:

@@ -95,16 +95,6 @@ def test_the_same_file_again_is_the_same_upload_until_it_changes(
     assert second.sha256 == hashlib.sha256(b"two").hexdigest()
 
 
-def test_a_deleted_upload_is_started_again(service: Client, tmp_path: Path) -> None:
-    path = tmp_path / "a.bin"
-    path.write_bytes(b"one")
-    first = service.upload(path)
-    service.abort_upload(first.id)
-    again = service.upload(path)
-    assert again.id != first.id
-    assert service.upload(path).id == again.id
-
-
 @pytest.mark.parametrize("content", [b"", None])
 def test_a_file_that_cannot_be_sent_is_named(
     client: Client, server: RestServer, tmp_path: Path, content: bytes | None
@@ -137,6 +127,8 @@ def test_damage_in_transit_is_detected(client: Client, server: RestServer, tmp_p
     found = hashlib.sha256(b"one").hexdigest()
     assert client.upload(path).uri == "upload:up-1"
     sent = next(asked for asked in server.asked if asked.method == "PUT")
+    announced = next(asked for asked in server.asked if asked.path == "/v1/uploads")
+    assert announced.body == {"filename": "a.bin", "bytes": 3, "sha256": found}
     assert (sent.body, sent.headers["content-type"]) == (b"one", "application/octet-stream")
     assert sent.headers["content-length"] == "3"
     assert "transfer-encoding" not in sent.headers
@@ -172,22 +164,6 @@ def test_a_file_is_retried_for_half_an_hour_at_most(tmp_path: Path) -> None:
     with pytest.raises(CmclError) as caught:
         send([busy(600)] * 4, tmp_path)
     assert (caught.value.status, caught.value.retry_after) == (429, 600.0)
-
-
-def test_a_rejected_file_is_not_retried(tmp_path: Path) -> None:
-    refused = httpx.Response(409, json={"detail": "it was damaged"})
-    with pytest.raises(CmclError, match="it was damaged"):
-        send([refused, httpx.Response(200, json=UPLOAD)], tmp_path)
-
-
-def test_nothing_is_sent_for_a_complete_upload(
-    client: Client, server: RestServer, tmp_path: Path
-) -> None:
-    path = tmp_path / "a.bin"
-    path.write_bytes(b"one")
-    server.always((200, COMPLETE))
-    assert client.upload(path).id == "up-1"
-    assert [asked.method for asked in server.asked if asked.method == "PUT"] == []
 
 
 def test_local_shards_that_the_service_may_not_read_are_sent(
@@ -228,17 +204,6 @@ def test_nothing_is_uploaded_with_mode_never(
     write_shard(shard, feature_table(16))
     with pytest.raises(CmclError, match="outside the allowed prefixes"):
         service.add_dataset("scenes", "a", PAIR, [shard], upload="never")
-
-
-def test_a_rejected_address_does_not_cause_uploads(
-    service: Client, plane: ControlPlane, tmp_path: Path
-) -> None:
-    service.create_model("scenes", ModelSpec.model_validate(SPEC))
-    shard = tmp_path / "a.parquet"
-    write_shard(shard, feature_table(16))
-    with pytest.raises(CmclError) as caught:
-        service.add_dataset("scenes", "a", PAIR, ["s3://elsewhere/b.parquet", shard])
-    assert caught.value.status == 422
 
 
 def test_local_files_are_uploaded_at_once_to_a_remote_service(kind: str, tmp_path: Path) -> None:

@@ -3,9 +3,7 @@
 import pytest
 
 from cmcl import Client, CmclError
-from cmcl.cli.errors import Exit
 from cmcl.client import WrongServer
-from tests.unit.client.command_line import Cmcl
 from tests.unit.client.rest_server import Answer, RestServer
 
 PLANE, ENDPOINT = {"x-cmcl-server": "control-plane"}, {"x-cmcl-server": "embeddings"}
@@ -75,9 +73,3 @@ def test_a_response_without_items_is_not_an_empty_list(
     server.always((200, answer))
     with pytest.raises(CmclError, match="has no list 'items'"):
         list(client.models())
-
-
-def test_listing_at_the_endpoint_fails_on_the_command_line(server: RestServer, cmcl: Cmcl) -> None:
-    server.always((200, {"object": "list", "data": []}, ENDPOINT))
-    stderr = cmcl("model", "list", "--url", server.url, code=Exit.FAILED)
-    assert "is the embeddings endpoint" in stderr

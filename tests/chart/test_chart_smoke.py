@@ -74,7 +74,7 @@ def test_the_example_is_one_that_it_can_read() -> None:
 
 def test_recall_is_counted_as_training_counts_it() -> None:
     """Against the function that measures versions, on rows with repeated texts."""
-    from tests.chart.cluster.reference import recall_at_10  # torch takes seconds
+    from tests.chart.reference import recall_at_10  # torch takes seconds
 
     example = smoke.Example.read(STREAM)
     features = example.held_out()
