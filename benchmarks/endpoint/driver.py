@@ -9,9 +9,9 @@ import threading
 
 import ray
 
+from workers.serve.__main__ import withdraw
 from workers.serve.app import deploy
 from workers.serve.settings import ServeSettings
-from workers.serve.withdrawal import withdraw
 
 
 def main(arguments: str, port: str) -> None:

@@ -1,10 +1,13 @@
 """Counts of a replica, kept in lists."""
 
+from workers.serve.telemetry import ServeMetrics
 
-class RecordedMetrics:
+
+class RecordedMetrics(ServeMetrics):
     """Records every event in order."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.answers: list[tuple[str, int]] = []
         self.statuses: list[int] = []
         self.batches: list[tuple[int, int]] = []

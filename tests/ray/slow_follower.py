@@ -11,7 +11,6 @@ import ray
 from cmcl.storage.uris import open_store
 from tests.fakes.serve_metrics import RecordedMetrics
 from workers.serve.announcements import AnnouncementListener
-from workers.serve.ray_adapters import open_channel
 from workers.serve.versions.cache import VersionCache
 from workers.serve.versions.follower import Follower, Swapper
 from workers.serve.versions.live import LiveVersions
@@ -37,7 +36,7 @@ def main(store_uri: str) -> None:
     cache = VersionCache(*(StoredVersions(store), 4, 1 << 30, metrics))
     follower = Follower(store, live, Swapper(live, cache, metrics), POLL_SECONDS)
     follower.start()
-    AnnouncementListener(open_channel, follower.wake, metrics.connected).start()
+    AnnouncementListener(follower.wake, metrics.connected).start()
     threading.Event().wait()
 
 

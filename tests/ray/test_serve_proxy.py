@@ -120,7 +120,7 @@ def test_what_deployed_the_endpoint_only_waits_and_withdraws_it(stack: LocalStac
     Starting an endpoint takes most of a minute, and no test of the stack that follows needs one.
     """
     process = psutil.Process(stack.processes["embeddings"].pid)
-    wait_until(lambda: "workers.serve.withdrawal" in process.cmdline())
+    wait_until(lambda: "--withdraw" in process.cmdline())
     assert process.memory_full_info().uss < 100 * 2**20
     assert ray_processes(stack, "ray.util.client.server") == []
     assert is_ready(stack)

@@ -1,4 +1,9 @@
-"""`python -m workers.serve --store URI`: serve embeddings on the Ray cluster that is running."""
+"""`python -m workers.serve --store URI`: serve embeddings on the Ray cluster that is running.
+
+Once the endpoint answers, the same process becomes `python -m workers.serve --withdraw`, which waits for SIGTERM or SIGINT
+and withdraws the application. Deploying imports torch, which takes 400 MB; waiting needs none of it, so modules are
+imported where they are used.
+"""
 
 import argparse
 import os
@@ -6,20 +11,21 @@ import signal
 import sys
 from pathlib import Path
 
-import ray
-from ray.exceptions import RayActorError
-
-from cmcl.contract.encoder import parse_encoder
-from cmcl.contract.errors import InvalidUri
-from cmcl.storage.uris import open_store
-from workers.serve import withdrawal
-from workers.serve.app import deploy
-from workers.serve.settings import ServeSettings
-from workers.serve.withdrawal import ENDING
+_ENDING = (signal.SIGTERM, signal.SIGINT)
+_WITHDRAW = "--withdraw"
 
 
 def main(argv: list[str]) -> int:
     """Deploy. The exit code: 0 once the endpoint answers."""
+    import ray
+    from ray.exceptions import RayActorError
+
+    from cmcl.contract.encoder import parse_encoder
+    from cmcl.contract.errors import InvalidUri
+    from cmcl.storage.uris import open_store
+    from workers.serve.app import deploy
+    from workers.serve.settings import ServeSettings
+
     options = _options(argv)
     try:
         args = ServeSettings(
@@ -34,7 +40,7 @@ def main(argv: list[str]) -> int:
         print(f"workers.serve: {error}", file=sys.stderr)
         return 2
     # A signal waits until the endpoint is deployed, and for the process that this one becomes.
-    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     ray.init(address="auto", log_to_driver=False)
     try:
         address = deploy(args, options.host, options.port)
@@ -70,8 +76,34 @@ def _options(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def withdraw_at_signal() -> int:
+    """Wait for a signal, which the process before may have received, and withdraw. The exit code."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    signal.sigwait(_ENDING)
+    import ray
+
+    ray.init(address="auto", log_to_driver=False)
+    withdraw()
+    return 0
+
+
+def withdraw() -> None:
+    """Delete the application, and stop Serve if no other application runs."""
+    from ray import serve
+
+    from workers.serve.announcements import close_channel
+    from workers.serve.settings import APPLICATION
+
+    serve.delete(APPLICATION)
+    # After the replicas: a living one would create it again.
+    close_channel()
+    if not serve.status().applications:
+        serve.shutdown()  # type: ignore[no-untyped-call]
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] == [_WITHDRAW]:
+        sys.exit(withdraw_at_signal())
     if code := main(sys.argv[1:]):
         sys.exit(code)
-    # The same process, which waits for its signal without torch.
-    os.execv(sys.executable, [sys.executable, "-m", withdrawal.__name__])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-m", "workers.serve", _WITHDRAW])  # noqa: S606

@@ -9,14 +9,24 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
 
 logger = logging.getLogger(__name__)
+
+# Part of the actor's name: another version of the protocol has another actor.
+_PROTOCOL = 2
+_NAME, _NAMESPACE = f"cmcl-announcements-{_PROTOCOL}", "cmcl"
+# Each replica has one call under way: as many as there may be, and those that replace them.
+_CALLS_AT_ONCE = 2500
 
 # Bounds how many polls of the store requests to one replica can cause in a second.
 _SECONDS = 0.02
 # Calls end, so that listeners that are gone are noticed.
-WAIT_SECONDS = 20.0
+_WAIT_SECONDS = 20.0
+_ANSWER_SECONDS = _WAIT_SECONDS + 10
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 5.0
 _NOTHING = -1
@@ -26,22 +36,10 @@ class ChannelLost(Exception):
     """The channel is broken; opening it again may help."""
 
 
-class Channel(Protocol):
-    """Reaches all replicas. An announcement without listeners is lost."""
-
-    def announce(self) -> None:
-        """Announce a change. Does not wait, and never fails."""
-        ...
-
-    def wait(self, seen: int) -> int:
-        """Return how many announcements there were, once that is not `seen`, or after some seconds. Raises ChannelLost."""
-        ...
-
-
 class Broadcaster:
     """Counts announcements, and wakes all who wait for the count to change. An actor's class, used from one event loop."""
 
-    def __init__(self, wait_seconds: float = WAIT_SECONDS) -> None:
+    def __init__(self, wait_seconds: float = _WAIT_SECONDS) -> None:
         self._wait_seconds = wait_seconds
         self._count = 0
         self._news = asyncio.Event()
@@ -61,6 +59,52 @@ class Broadcaster:
         return self._count
 
 
+class Channel:
+    """Reaches all replicas through one small actor. An announcement without listeners is lost.
+
+    Plain calls of an actor, because handles of Serve fail outside of replicas where
+    RAY_SERVE_THROUGHPUT_OPTIMIZED is set.
+    """
+
+    def __init__(self) -> None:
+        """Find the cluster's actor by its name, or create it. Raises ChannelLost."""
+        try:
+            actor = ray.remote(Broadcaster).options(
+                name=_NAME,
+                namespace=_NAMESPACE,
+                get_if_exists=True,
+                lifetime="detached",
+                num_cpus=0,
+                max_restarts=-1,
+                max_concurrency=_CALLS_AT_ONCE,
+            )
+            self._actor: Any = actor.remote()
+        except (RayError, ConnectionError) as error:
+            raise ChannelLost(str(error)) from error
+
+    def announce(self) -> None:
+        """Announce a change. Does not wait, and never fails."""
+        self._actor.announce.remote()
+
+    def wait(self, seen: int) -> int:
+        """Return how many announcements there were, once that is not `seen`, or after some seconds. Raises ChannelLost."""
+        try:
+            # Not ray.get: inside of a replica it warns that it would hold up the event loop.
+            count: int = self._actor.wait.remote(seen).future().result(_ANSWER_SECONDS)
+        except (RayError, TimeoutError) as error:
+            raise ChannelLost(str(error)) from error
+        return count
+
+
+def close_channel() -> None:
+    """Kill the actor, which would outlive the application."""
+    try:
+        actor = ray.get_actor(_NAME, _NAMESPACE)
+    except ValueError:
+        return  # There is none.
+    ray.kill(actor)
+
+
 class AnnouncementListener:
     """Waits for announcements in a thread and wakes the followers.
 
@@ -69,9 +113,9 @@ class AnnouncementListener:
 
     def __init__(
         self,
-        open_channel: Callable[[], Channel],
         wake: Callable[[], None],
         connected: Callable[[bool], None] = lambda _: None,
+        open_channel: Callable[[], Channel] = Channel,
         first_pause_seconds: float = _FIRST_PAUSE_SECONDS,
     ) -> None:
         """`wake` must not block. `connected` is called with whether announcements arrive."""

@@ -1,34 +1,29 @@
 """Heavy work of a replica in a background thread, fair among owners: a hundred searches of one owner delay another's by
 one of them. Products have a thread of their own (`batcher.py`), since they must not wait for a second.
+
+And a cache of what took long to find out.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Generator
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Generator, Hashable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
-from cmcl.fairness import FairQueue
+from cmcl.fairness import FairSemaphore
 
 # The owner of work that no request waits for.
 BACKGROUND = "(background)"
 
 P = ParamSpec("P")
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 Steps = Generator[None, None, T]
 
 # How long the steps of one owner run before another owner's turn.
 _TURN_SECONDS = 0.02
-
-
-@dataclass(eq=False)
-class _Piece:
-    """A piece of work; `answer` gets what it returns or raises, or is cancelled."""
-
-    work: Callable[[], Any]
-    answer: asyncio.Future[Any]
 
 
 class BackgroundExecutor:
@@ -44,8 +39,7 @@ class BackgroundExecutor:
         self._executor.submit(int)
         self._clock = clock
         self._began: float | None = None
-        self._waiting: FairQueue[_Piece] = FairQueue()
-        self._is_busy = False
+        self._turns = FairSemaphore(1)
 
     @property
     def busy_seconds(self) -> float:
@@ -60,19 +54,15 @@ class BackgroundExecutor:
 
         `owner`: owners are served in turns; or BACKGROUND. Raises RuntimeError where this is closed.
         """
-        loop = asyncio.get_running_loop()
-        piece = _Piece(partial(function, *args, **kwargs), loop.create_future())
-        self._waiting.add(owner, piece)
-        self._start_next(loop)
-        answer = piece.answer
-        del piece
+        release = await self._turns.acquire(owner)
         try:
-            found: T = await answer
+            # No name for the future: its error refers to this frame, and a cycle would keep a body of many megabytes until
+            # the garbage collector runs.
+            return await asyncio.get_running_loop().run_in_executor(
+                self._executor, self._timed, partial(function, *args, **kwargs)
+            )
         finally:
-            # An error refers to this frame, which must not refer to what holds the error: the work, and a body of many
-            # megabytes with it, would stay until the garbage collector runs.
-            del answer
-        return found
+            release()
 
     async def run_steps(self, owner: str, steps: Steps[T]) -> T:
         """Run steps, with other owners' turns in between. Returns what they return."""
@@ -85,37 +75,7 @@ class BackgroundExecutor:
         """Stop the thread when its work is done."""
         self._executor.shutdown()
 
-    def _start_next(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin the next piece of work, unless the thread is busy."""
-        while self._waiting and not self._is_busy:
-            piece = self._waiting.take()
-            if not piece.answer.done():
-                self._begin(piece, loop)
-
-    def _begin(self, piece: _Piece, loop: asyncio.AbstractEventLoop) -> None:
-        try:
-            running = loop.run_in_executor(self._executor, self._timed, piece)
-        except RuntimeError as error:
-            piece.answer.set_exception(error)
-        else:
-            self._is_busy = True
-            running.add_done_callback(partial(self._ended, piece, loop))
-
-    def _ended(
-        self, piece: _Piece, loop: asyncio.AbstractEventLoop, done: asyncio.Future[Any]
-    ) -> None:
-        self._is_busy = False
-        error = done.exception()
-        if not piece.answer.done():  # Otherwise it was cancelled.
-            if error is not None:
-                piece.answer.set_exception(error)
-            else:
-                piece.answer.set_result(done.result())
-        self._start_next(loop)
-
-    def _timed(self, piece: _Piece) -> Any:
-        work = piece.work
-        del piece  # As in `run`.
+    def _timed(self, work: Callable[[], T]) -> T:
         self._began = self._clock()
         try:
             return work()
@@ -141,3 +101,41 @@ def run_to_end(steps: Steps[T]) -> T:
     except StopIteration as end:
         found: T = end.value
         return found
+
+
+class AsyncLRUCache(Generic[K, T]):
+    """Async LRU cache that coalesces concurrent loads. Used from one event loop."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._tasks: OrderedDict[K, asyncio.Task[T]] = OrderedDict()
+
+    async def get(self, key: K, load: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Return the cached result, or load it. A failure is raised to all who wait and not cached."""
+        # Shielded: a client that disconnects must not cancel the load of the others.
+        return await asyncio.shield(self._task(key, load))
+
+    def peek(self, key: K, load: Callable[[], Coroutine[Any, Any, T]]) -> T | None:
+        """Return the cached result; None while it is being loaded, which this begins while fewer than `most` are loading."""
+        # Only `most` of the loads that have ended are kept.
+        if key not in self._tasks and len(self._tasks) >= 2 * self._most:
+            return None
+        task = self._task(key, load)
+        return task.result() if task.done() and not task.exception() else None
+
+    def _task(self, key: K, load: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
+        task = self._tasks.get(key)
+        if task is None:
+            task = self._tasks[key] = asyncio.create_task(load(), name=f"load {key}")
+            task.add_done_callback(lambda done: self._evict(key, done))
+        else:
+            self._tasks.move_to_end(key)
+        return task
+
+    def _evict(self, key: K, ended: asyncio.Task[T]) -> None:
+        """Drop a failure, or the results beyond `most`. A load that has not ended stays: others wait for it."""
+        if (ended.cancelled() or ended.exception()) and self._tasks.get(key) is ended:
+            del self._tasks[key]
+        done = [key for key, task in self._tasks.items() if task.done()]
+        for oldest in done[: -self._most]:
+            del self._tasks[oldest]

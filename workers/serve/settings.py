@@ -13,6 +13,8 @@ from cmcl.contract.encoder import EncoderSpec
 from cmcl.contract.modality import Frozen
 from workers.serve.auth import read_public_keys
 
+# Of the application in Ray Serve.
+APPLICATION = "embeddings"
 _LOCAL_POLL_SECONDS = 0.1
 # Each poll of S3 costs one listing and one read per model, which are billed.
 _REMOTE_POLL_SECONDS = 1.0

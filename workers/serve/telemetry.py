@@ -1,16 +1,19 @@
-"""Metrics, traces and logs of a replica: ports, so that it runs without Ray, and OpenTelemetry is imported only if
-a collector is configured (`otel.py`).
+"""Metrics, traces and logs of a replica, which runs without Ray; OpenTelemetry is imported only if a collector is
+configured (`otel.py`).
 
 Without tracing, a request pays for a comparison with None here and there. A traced request notes times while it is
 answered, and its spans are made from them when it has ended.
 """
 
 import logging
-from collections.abc import Mapping
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from time import perf_counter, time_ns
-from typing import Protocol
+from typing import Literal, NamedTuple
 
+# An observation costs as much as a tenth of a request: every eighth is observed.
 _OBSERVED = 8
 _requests = count()
 # Key of the ASGI scope under which a traced request has its RequestTrace.
@@ -18,20 +21,143 @@ TRACE = "cmcl.trace"
 Attributes = Mapping[str, str | int]
 
 
-class ServeMetrics(Protocol):
-    """Counts events, from any thread. The series are in `ray_adapters.py`, and explained in docs/serving.md."""
+class Series(NamedTuple):
+    """A metric, `cmcl_serve_<name>` to Prometheus. `bounds`: of the buckets of a histogram."""
 
-    def answered(self, model: str, rows: int, seconds: float) -> None: ...
-    def finished(self, status: int) -> None: ...
-    def batch(self, requests: int, rows: int) -> None: ...
-    def stage(self, name: str, seconds: float) -> None: ...
-    def swapped(self, model: str, version: int, seconds: float) -> None: ...
-    def refused(self, model: str, kind: str) -> None: ...
-    def lag(self, model: str, generations: int) -> None: ...
-    def gone(self, model: str) -> None: ...
-    def evicted(self, model: str) -> None: ...
-    def key_list_refused(self) -> None: ...
-    def connected(self, announcements: bool) -> None: ...
+    kind: Literal["counter", "gauge", "histogram"]
+    name: str
+    description: str
+    labels: tuple[str, ...] = ()
+    bounds: tuple[float, ...] = ()
+
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1, 4, 16)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
+# docs/serving.md explains them.
+SERIES = (
+    Series("counter", "requests_total", "Requests by HTTP status.", ("status",)),
+    Series("counter", "rows_total", "Rows that were embedded.", ("model",)),
+    Series(
+        "counter",
+        "refused_versions_total",
+        "Attempts at loading a version that failed.",
+        ("model", "reason"),
+    ),
+    Series("counter", "refused_key_lists_total", "Lists of keys that were not valid."),
+    Series(
+        "counter",
+        "evicted_versions_total",
+        "Versions evicted because the memory budget was full.",
+        ("model",),
+    ),
+    Series(
+        "gauge",
+        "generations_behind",
+        "Generations of the live version behind its pointer.",
+        ("model",),
+    ),
+    Series(
+        "gauge",
+        "announcements_connected",
+        "1 where replicas receive announcements of changes.",
+    ),
+    Series("gauge", "ready", "1 once the object storage was read."),
+    Series("gauge", "rows_waiting", "Rows that wait for a product."),
+    Series("gauge", "heads_bytes", "Bytes of heads in memory."),
+    Series("gauge", "collections_behind", "Collections not searched by their live version."),
+    Series(
+        "histogram",
+        "swap_seconds",
+        "From reading a pointer to its version being live.",
+        ("model",),
+        _SECONDS,
+    ),
+    Series("histogram", "request_seconds", "One request in eight, whole.", ("model",), _SECONDS),
+    Series("histogram", "stage_seconds", "One request in eight, by stage.", ("stage",), _SECONDS),
+    Series("histogram", "batch_rows", "Rows of one product, every eighth.", (), _ROWS),
+    Series(
+        "histogram", "batch_requests", "Requests that shared one product, every eighth.", (), _ROWS
+    ),
+)
+_Key = tuple[str, tuple[tuple[str, str], ...]]
+
+
+class ServeMetrics:
+    """Counts events, from any thread. What was counted is drained once a second (`app.py`)."""
+
+    def __init__(self) -> None:
+        self._sums: defaultdict[_Key, float] = defaultdict(float)
+        self._values: dict[_Key, float] = {}
+        self._observations: list[tuple[_Key, float]] = []
+        self._watched: dict[str, Callable[[], float]] = {}
+        self._lock = threading.Lock()
+        self._answers, self._batches = count(), count()
+
+    def watch(self, name: str, read: Callable[[], float]) -> None:
+        """Read this gauge whenever metrics are drained."""
+        self._watched[name] = read
+
+    def drain(self) -> Iterator[tuple[str, dict[str, str], float]]:
+        """Yield name, labels and value: what was counted and observed since the last call, and every gauge."""
+        with self._lock:
+            sums, self._sums = self._sums, defaultdict(float)
+            observations, self._observations = self._observations, []
+            values = dict(self._values)
+        for (name, labels), value in (*sums.items(), *observations, *values.items()):
+            yield name, dict(labels), value
+        for name, read in self._watched.items():
+            yield name, {}, read()
+
+    def answered(self, model: str, rows: int, seconds: float) -> None:
+        self._add("rows_total", rows, model=model)
+        if next(self._answers) % _OBSERVED == 0:
+            self._observe("request_seconds", seconds, model=model)
+
+    def finished(self, status: int) -> None:
+        self._add("requests_total", 1, status=str(status))
+
+    def batch(self, requests: int, rows: int) -> None:
+        if next(self._batches) % _OBSERVED == 0:
+            self._observe("batch_rows", rows)
+            self._observe("batch_requests", requests)
+
+    def stage(self, name: str, seconds: float) -> None:
+        self._observe("stage_seconds", seconds, stage=name)
+
+    def swapped(self, model: str, version: int, seconds: float) -> None:
+        self._observe("swap_seconds", seconds, model=model)
+
+    def refused(self, model: str, kind: str) -> None:
+        self._add("refused_versions_total", 1, model=model, reason=kind)
+
+    def lag(self, model: str, generations: int) -> None:
+        self._set("generations_behind", generations, model=model)
+
+    def gone(self, model: str) -> None:
+        """Drop the gauge of a deleted model."""
+        with self._lock:
+            self._values.pop(("generations_behind", (("model", model),)), None)
+
+    def evicted(self, model: str) -> None:
+        self._add("evicted_versions_total", 1, model=model)
+
+    def key_list_refused(self) -> None:
+        self._add("refused_key_lists_total", 1)
+
+    def connected(self, announcements: bool) -> None:
+        self._set("announcements_connected", float(announcements))
+
+    def _add(self, name: str, amount: float, **labels: str) -> None:
+        with self._lock:
+            self._sums[name, tuple(labels.items())] += amount
+
+    def _set(self, name: str, value: float, **labels: str) -> None:
+        with self._lock:
+            self._values[name, tuple(labels.items())] = value
+
+    def _observe(self, name: str, value: float, **labels: str) -> None:
+        with self._lock:
+            self._observations.append(((name, tuple(labels.items())), value))
 
 
 class StageTimer:

@@ -41,7 +41,7 @@ ports:
 {{- include "cmcl.rayNode" (merge $own $node) -}}
 {{- end -}}
 
-{{/* Custom resources that replicas and encoders request (workers/serve/placement.py), each on their own
+{{/* Custom resources that replicas and encoders request (workers/serve/encoders/deployment.py), each on their own
      pods. Not CPUs, which ranks request. JSON in single quotes, which a shell, Ray's autoscaler and KubeRay read. */}}
 {{- define "cmcl.placesFor" -}}
 num-cpus: "0"

@@ -16,7 +16,7 @@ from tests.chart.release import (
     environment_of,
     render,
 )
-from workers.serve.ray_adapters import ENCODER, REPLICA
+from workers.serve.encoders.deployment import ENCODER, REPLICA
 from workers.serve.settings import ServeArgs, ServeSettings
 
 # Arguments that the chart derives, or takes from other values.
@@ -58,7 +58,7 @@ def test_replicas_use_the_store_of_the_service(release: Release) -> None:
 
 @each_release()
 def test_pods_of_one_kind_have_places_for_no_other(release: Release) -> None:
-    """Ranks book CPUs, replicas and encoders a resource each (workers/serve/placement.py)."""
+    """Ranks book CPUs, replicas and encoders a resource each (workers/serve/encoders/deployment.py)."""
     groups = release.groups()
     for name, resource in (("replicas", REPLICA), ("encoders", ENCODER)):
         if name in groups:

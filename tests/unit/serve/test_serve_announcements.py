@@ -11,12 +11,12 @@ import pytest
 from cmcl.contract.version import ANNOUNCEMENTS
 from tests.fakes.waiting import until
 from tests.unit.serve.conftest import Replica
-from workers.serve.announcements import AnnouncementListener, Broadcaster, ChannelLost
+from workers.serve.announcements import AnnouncementListener, Broadcaster, Channel, ChannelLost
 from workers.serve.api.app import create_api
 
 
-class FakeChannel:
-    """See the port, `workers.serve.announcements.Channel`."""
+class FakeChannel(Channel):
+    """A channel in this process."""
 
     def __init__(self, wait_seconds: float = 0.05) -> None:
         self.announced = 0
@@ -61,7 +61,7 @@ class Scene:
 
     def __post_init__(self) -> None:
         self.listener = AnnouncementListener(
-            self._open, self._wake, self.hearing.append, first_pause_seconds=0.01
+            self._wake, self.hearing.append, self._open, first_pause_seconds=0.01
         )
 
     def _open(self) -> FakeChannel:

@@ -14,9 +14,8 @@ from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.served_versions import load_version
 from tests.unit.serve.test_serve_migrate_route import SPEC, heads
 from workers.nullspace.certificate import PairWeights, stored_change
-from workers.serve.background import BackgroundExecutor
-from workers.serve.lru import AsyncLRUCache
-from workers.serve.migration import Changes, Compatibilities
+from workers.serve.api.migrate import Changes, Compatibilities
+from workers.serve.background import AsyncLRUCache, BackgroundExecutor
 from workers.serve.versions.loading import LoadedHeads, ServedVersion
 from workers.train.versions import read_memory
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from workers.serve.app import build
-from workers.serve.ray_adapters import ENCODER, REPLICA, at_most_per_node
+from workers.serve.encoders.deployment import ENCODER, REPLICA, at_most_per_node
 
 TEXT = {"name": "words", "kind": "synthetic", "takes": "text", "width": 8, "num_cpus": 2.5}
 STORE = {"store": "s3://bucket/cmcl", "encoders": [TEXT]}

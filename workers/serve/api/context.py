@@ -172,7 +172,7 @@ def open_tracing(environment: Mapping[str, str], replica: str) -> "OpenTelemetry
 
 @dataclass(frozen=True)
 class Replica:
-    """The parts of one replica. Created in `deployment.py`, and by tests without Ray."""
+    """The parts of one replica. Created in `app.py`, and by tests without Ray."""
 
     args: ServeSettings
     store: ObjectStore

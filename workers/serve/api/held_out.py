@@ -53,6 +53,7 @@ from workers.serve.api.wire.requests import (
     parse_number,
 )
 from workers.serve.api.wire.vectors import JSON
+from workers.serve.background import AsyncLRUCache
 from workers.serve.errors import (
     InvalidRequest,
     NotFound,
@@ -61,7 +62,6 @@ from workers.serve.errors import (
     VersionDamaged,
     shortened,
 )
-from workers.serve.lru import AsyncLRUCache
 from workers.serve.versions.live import parse_reference
 from workers.serve.versions.loading import Float32Array, ServedVersion, StoredVersions
 

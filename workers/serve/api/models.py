@@ -19,12 +19,12 @@ from workers.serve.api.context import (
     within_deadline,
 )
 from workers.serve.api.inputs import check_encoder
+from workers.serve.api.migrate import Changes, Compatibilities
 from workers.serve.api.openapi import KEY, WAIT, operation
 from workers.serve.api.wire.vectors import JSON
 from workers.serve.auth import Caller
 from workers.serve.encoders.port import EncoderUnavailable
 from workers.serve.errors import ApiError, NotFound
-from workers.serve.migration import Changes, Compatibilities
 from workers.serve.versions.live import LiveModel, ModelReference, parse_reference
 from workers.serve.versions.loading import ServedVersion
 

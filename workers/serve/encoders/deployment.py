@@ -5,6 +5,7 @@ Shapes: B items, F width of the raw feature.
 
 import asyncio
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from hashlib import sha256
@@ -13,6 +14,7 @@ from typing import Any
 import grpc
 import numpy as np
 from ray import serve
+from ray._raylet import IMPLICIT_RESOURCE_PREFIX  # type: ignore[attr-defined]  # compiled
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -23,13 +25,16 @@ from cmcl.memory import release_memory_every
 from cmcl.storage.uris import open_store
 from workers.serve.encoders.client import PASSES_AHEAD, EncoderClient
 from workers.serve.encoders.port import Encoded, EncodedParts, EncoderUnavailable, Raw, Wanted
-from workers.serve.ray_adapters import ENCODER, at_most_per_node
 
 Handle = DeploymentHandle[Any]
 
 # An encoder keeps what a pass has freed for the next one, also when there is none.
 _RELEASE_SECONDS = 20.0
 _SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10]
+# Resources that only nodes of replicas, or of encoders, have.
+REPLICA, ENCODER = "cmcl_replica", "cmcl_encoder"
+# Ray counts in ten-thousandths, and rounds: exact for up to a hundred on a node.
+_GRAIN = 10_000
 
 
 class EncoderReplica:
@@ -150,6 +155,20 @@ def _place(spec: EncoderSpec, *, own_nodes: bool) -> dict[str, Any]:
     generation = sha256(spec.model_dump_json().encode()).hexdigest()[:16]
     place = at_most_per_node(ENCODER, 1, generation)
     return {**place, "resources": {**spec.resources, **place["resources"]}}
+
+
+def at_most_per_node(resource: str, per_node: int, generation: str) -> dict[str, Any]:
+    """Return the actor options of one of at most `per_node` of its generation on a node, in a cluster with nodes for it.
+
+    It reserves one of that resource in place of CPUs, and ranks CPUs, which those nodes do not have, so that they do not
+    displace each other. No node takes more than its share, which would leave nothing for a node that joins a moment
+    later. Each generation is counted separately, so that new ones start beside old ones. `max_replicas_per_node` of
+    Serve counts all together: an update found no space on full nodes, and never ended.
+    """
+    # Every node has one of each resource whose name begins with this prefix.
+    counted = f"{IMPLICIT_RESOURCE_PREFIX}{resource}:{generation}"
+    share = math.floor(_GRAIN / per_node) / _GRAIN
+    return {"num_cpus": 0, "resources": {resource: 1, counted: share}}
 
 
 _ENCODER: serve.Deployment = serve.deployment(health_check_period_s=5)(EncoderReplica)
