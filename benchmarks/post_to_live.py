@@ -38,7 +38,7 @@ from cmcl.client import Client
 from cmcl.contract.encoder import EncoderSpec
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
-from cmcl.demo.stream import Stream, read_stream
+from cmcl.demo.run import Stream, read_stream
 from cmcl.memory import keep_freed_memory
 from cmcl.stack import LocalStack
 from cmcl.stack_host import Ports

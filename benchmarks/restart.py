@@ -22,7 +22,7 @@ from benchmarks.control.backlog import SPEC, write_jobs
 from benchmarks.control.databases import NAMES, fresh_database
 from benchmarks.control.intake import add_model, over_http, running_service
 from cmcl.contract.api.jobs import JobState
-from cmcl.contract.gate import Gate
+from cmcl.contract.model import Gate
 from cmcl.contract.version import LivePointer
 from cmcl.storage import layout
 from service.core.principal import DEFAULT_OWNER

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
         WrongServer,
     )
     from cmcl.contract.dataset import ShardRef
-    from cmcl.contract.gate import Gate
     from cmcl.contract.modality import ModalityPair
-    from cmcl.contract.model import ModalitySpec, ModelSpec, TrainingSpec
+    from cmcl.contract.model import Gate, ModalitySpec, ModelSpec, TrainingSpec
 
 __all__ = [
     "AsyncClient",
@@ -59,8 +58,7 @@ _MODULES = {
     ),
     "cmcl.contract.dataset": ("ShardRef",),
     "cmcl.contract.modality": ("ModalityPair",),
-    "cmcl.contract.model": ("ModalitySpec", "ModelSpec", "TrainingSpec"),
-    "cmcl.contract.gate": ("Gate",),
+    "cmcl.contract.model": ("Gate", "ModalitySpec", "ModelSpec", "TrainingSpec"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

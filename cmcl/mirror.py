@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 from cmcl.client import Client, CmclError, Model, Version
 from cmcl.client.concurrency import Clock
 from cmcl.client.errors import is_transient
-from cmcl.contract.event import EventKind
+from cmcl.contract.api.events import EventKind
 from cmcl.pictures import stacked, version_pictures
 
 T = TypeVar("T")

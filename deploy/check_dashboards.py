@@ -26,10 +26,9 @@ import yaml
 from cmcl import Client
 from cmcl.client import Item, Job
 from cmcl.contract.encoder import parse_encoder
-from cmcl.contract.gate import Gate
-from cmcl.contract.model import ModelSpec, TrainingSpec
+from cmcl.contract.model import Gate, ModelSpec, TrainingSpec
 from cmcl.demo.queries import QueryLoad
-from cmcl.demo.stream import read_stream
+from cmcl.demo.run import read_stream
 from cmcl.stack import LocalStack
 from cmcl.stack_host import Ports
 from deploy.live_prometheus import Prometheus, PrometheusError, Target

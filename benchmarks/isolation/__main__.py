@@ -54,7 +54,7 @@ from benchmarks.isolation.service_attacks import (
 )
 from benchmarks.isolation.watch import PROXY, REPLICA, SERVICE, ProcessMonitor
 from benchmarks.report import machine
-from cmcl.demo.stream import read_stream
+from cmcl.demo.run import read_stream
 from cmcl.stack import LocalStack
 from cmcl.stack_host import Ports, StackError
 

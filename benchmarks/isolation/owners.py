@@ -13,7 +13,7 @@ from benchmarks.isolation.bystander import Bystander
 from cmcl.client import Client, CmclError, Item, Query
 from cmcl.contract.dataset import ShardRef
 from cmcl.contract.model import ModelSpec
-from cmcl.demo.stream import Stream
+from cmcl.demo.run import Stream
 from cmcl.stack import LocalStack
 from cmcl.stack_host import StackError
 

@@ -17,7 +17,7 @@ from cmcl.client import Client, CmclError
 from cmcl.client.endpoint import Inputs
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
-from cmcl.demo.stream import Stream
+from cmcl.demo.run import Stream
 from cmcl.storage import layout
 from cmcl.storage.local import LocalStore
 from cmcl.storage.versions import read_live

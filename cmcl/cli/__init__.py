@@ -20,12 +20,11 @@ import typer.main
 from cmcl.cli import (
     access,
     apply,
-    collections,
     datasets,
+    endpoint,
     jobs,
     local,
     models,
-    queries,
     versions,
 )
 from cmcl.cli.errors import run_command
@@ -45,7 +44,7 @@ for name, group in {
     "dataset": datasets.app,
     "job": jobs.app,
     "version": versions.app,
-    "collection": collections.app,
+    "collection": endpoint.app,
     "key": access.key_app,
     "webhook": access.webhook_app,
     "admin": local.app,
@@ -55,8 +54,8 @@ for command in (versions.promote, versions.rollback, versions.history, versions.
     app.command()(command)
 models.encoder_app.command("compare")(local.compare_encoders)
 app.command("apply")(apply.apply)
-app.command()(queries.embed)
-app.command()(collections.search)
+app.command()(endpoint.embed)
+app.command()(endpoint.search)
 app.command()(access.whoami)
 app.command()(local.up)
 app.command()(local.demo)

@@ -31,12 +31,11 @@ from cmcl.cli.console import stderr, stdout
 from cmcl.cli.errors import CommandError
 from cmcl.cli.options import DEFAULT_URL, AsJson, Url, Yes
 from cmcl.client import ApiKey, Client, CmclError, InvalidArgument, Model, Webhook
-from cmcl.contract.access import KEY_PATTERN, key_id
+from cmcl.contract.api.access import KEY_PATTERN, key_id
+from cmcl.contract.api.events import EventKind
 from cmcl.contract.encoder import EncoderName, FeatureWidth
-from cmcl.contract.event import EventKind
-from cmcl.contract.gate import Gate
 from cmcl.contract.modality import MODALITY_PATTERN, NAME_PATTERN, Frozen, Modality, ModelName
-from cmcl.contract.model import ModelOptions, TrainingSpec, as_modality, check_two_modalities
+from cmcl.contract.model import Gate, ModelOptions, TrainingSpec, as_modality, check_two_modalities
 
 # --- The file -------------------------------------------------------------------------------------
 

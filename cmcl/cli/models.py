@@ -23,8 +23,7 @@ from cmcl.cli.options import (
 from cmcl.cli.progress import follow
 from cmcl.client import Client, Encoder, Model, ModelGate, ModelSummary, SummaryJob
 from cmcl.client.wire import without_none
-from cmcl.contract.gate import Gate
-from cmcl.contract.model import ModalitySpec, ModelSpec
+from cmcl.contract.model import Gate, ModalitySpec, ModelSpec
 
 app = typer.Typer(
     no_args_is_help=True,

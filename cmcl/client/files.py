@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from cmcl.client.errors import CmclError, FieldError, InvalidArgument, Json
-from cmcl.client.raw_folder import RawFolder
-from cmcl.client.raw_layouts import SUFFIXES, noun_of
+from cmcl.client.raw_folder import SUFFIXES, RawFolder, noun_of
 from cmcl.contract.api.datasets import Upload
 from cmcl.contract.dataset import ShardRef
 

@@ -9,20 +9,83 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
 
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
 from cmcl.cli.progress import watch_with_bar
 from cmcl.client import Client, CmclError, Json
+from cmcl.contract.dataset import ShardRef
 from cmcl.contract.encoder import EncoderSpec
+from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import Recall, VersionManifest
 from cmcl.demo.queries import QueryLoad, QueryReport
 from cmcl.demo.raw import RawFailure, RawReport, learn_raw
-from cmcl.demo.stream import Stream, StreamDataset, read_stream
 from cmcl.pictures import Memory, MemoryRow, forgetting_matrices
 from cmcl.stack import LocalStack
 from cmcl.stack_host import FolderLock, Ports
+
+# --- The stream: a folder with `stream.json` and its Parquet files -------------------------------
+
+
+@dataclass(frozen=True)
+class StreamDataset:
+    """A dataset of the stream."""
+
+    name: str
+    pair: ModalityPair
+    train: Path
+    evaluation: Path
+
+    @property
+    def shards(self) -> list[ShardRef]:
+        return [ShardRef(uri=self.train.as_uri())]
+
+    @property
+    def evaluation_shards(self) -> list[ShardRef]:
+        return [ShardRef(uri=self.evaluation.as_uri())]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Datasets in order, and the width of each modality's features."""
+
+    folder: Path
+    modalities: dict[str, int]
+    datasets: list[StreamDataset]
+
+    def probe_rows(self, rows: int, datasets: int | None = None) -> dict[str, list[list[float]]]:
+        """Return a few held-out features for queries, of every modality of the first datasets, or of all."""
+        probes: dict[str, list[list[float]]] = {}
+        for dataset in self.datasets[:datasets]:
+            columns = zip(dataset.pair.modalities, ("feature_a", "feature_b"), strict=True)
+            for modality, column in columns:
+                if modality not in probes:
+                    # Not `read_table`, for which pyarrow imports its datasets.
+                    with pq.ParquetFile(dataset.evaluation) as file:
+                        table = file.read(columns=[column]).slice(0, rows)
+                    probes[modality] = table.column(column).to_pylist()
+        return probes
+
+
+def read_stream(folder: Path) -> Stream:
+    """Read `stream.json`. Raises FileNotFoundError."""
+    folder = folder.resolve()
+    document = json.loads((folder / "stream.json").read_text(encoding="utf-8"))
+    datasets = [
+        StreamDataset(
+            name=entry["name"],
+            pair=ModalityPair.model_validate(entry["pair"]),
+            train=folder / entry["train"]["file"],
+            evaluation=folder / entry["evaluation"]["file"],
+        )
+        for entry in document["datasets"]
+    ]
+    return Stream(folder, document["modalities"], datasets)
+
+
+# --- Its figures ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,8 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import AppStatus, SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
-from cmcl.contract.api.events import Event
+from cmcl.contract.api.events import Event, EventKind
 from cmcl.contract.api.jobs import FINAL_STATES
-from cmcl.contract.event import EventKind
 from service.api.dependencies import ContextDep, JobPath, JobQuery, ModelQuery, Reader
 from service.api.pagination import NumberSeek, Page, page
 from service.auth.ownership import get_job

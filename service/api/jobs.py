@@ -28,8 +28,8 @@ from cmcl.contract.api.jobs import (
     RejectedSummary,
 )
 from cmcl.contract.errors import InvalidVersion, ObjectNotFound
-from cmcl.contract.gate import Gate
 from cmcl.contract.job import Progress, submission_id
+from cmcl.contract.model import Gate
 from cmcl.contract.version import LearnedDataset, VersionManifest
 from cmcl.storage import layout
 from cmcl.storage.versions import read_candidate as read_manifest

@@ -9,9 +9,9 @@ from sqlalchemy import Connection
 
 from cmcl.contract.api.jobs import Job, JobState
 from cmcl.contract.api.models import BranchOrigin, Encoder, JobCounts, Model, ModelSummary
-from cmcl.contract.gate import Gate
 from cmcl.contract.job import VersionRef
 from cmcl.contract.modality import NAME_PATTERN, Frozen, ModelName
+from cmcl.contract.model import Gate
 from service.api.dependencies import (
     Admin,
     ContextDep,

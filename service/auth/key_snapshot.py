@@ -23,14 +23,14 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from pydantic import ValidationError
 
-from cmcl.contract.access import (
+from cmcl.contract.api.access import (
     OPERATOR_KEY,
     SNAPSHOT_ALGORITHM,
     SNAPSHOT_TYPE,
     KeySnapshot,
+    Scope,
     SnapshotKey,
 )
-from cmcl.contract.api.access import Scope
 from cmcl.contract.errors import ObjectNotFound, StorageError
 from cmcl.storage import layout
 from cmcl.storage.object_store import ObjectStore

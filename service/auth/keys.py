@@ -16,8 +16,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, StringConstraints, field_validator
 from sqlalchemy import Connection
 
-from cmcl.contract.access import KEY_PATTERN, key_id
-from cmcl.contract.api.access import Scope
+from cmcl.contract.api.access import KEY_PATTERN, Scope, key_id
 from cmcl.contract.modality import NAME_PATTERN, Frozen
 from service.auth.ownership import check_keys
 from service.core.errors import FieldProblem, Forbidden, NotFound

@@ -21,8 +21,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import Connection, and_
 
-from cmcl.contract.access import SESSION_TYPE, SNAPSHOT_ALGORITHM, SessionToken
-from cmcl.contract.api.access import Scope
+from cmcl.contract.api.access import SESSION_TYPE, SNAPSHOT_ALGORITHM, Scope, SessionToken
 from service.auth.authenticator import USE_STEP, Caller, KeyCache
 from service.auth.keys import OPERATOR, sha256
 from service.core.clock import Clock

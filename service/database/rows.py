@@ -11,10 +11,9 @@ from pydantic import Field
 from cmcl.contract.api.jobs import Approval, FailureReason, JobState
 from cmcl.contract.dataset import DatasetManifest, RejectedRow
 from cmcl.contract.encoder import EncoderIdentity
-from cmcl.contract.gate import Gate
 from cmcl.contract.job import READS_ROWS, JobKind, Progress, VersionRef
 from cmcl.contract.modality import Frozen, ModalityPair
-from cmcl.contract.model import ModelSpec
+from cmcl.contract.model import Gate, ModelSpec
 from cmcl.contract.prepare import DatasetReport, PrepareProgress
 from cmcl.contract.version import EvaluationResult, VersionManifest
 

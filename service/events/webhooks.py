@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field
 from sqlalchemy import Connection
 
-from cmcl.contract.event import EventKind
+from cmcl.contract.api.events import EventKind
 from cmcl.contract.modality import Frozen, ModelName
 from service.auth.ownership import check_webhooks, get_model
 from service.core.errors import Conflict, FieldProblem, Forbidden, NotFound, Unprocessable

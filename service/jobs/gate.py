@@ -6,9 +6,8 @@ from typing import Literal
 from cmcl.contract.api.jobs import FailureReason
 from cmcl.contract.dataset import DatasetManifest
 from cmcl.contract.errors import InvalidVersion
-from cmcl.contract.gate import Gate
 from cmcl.contract.job import JobSpec
-from cmcl.contract.model import ModelSpec
+from cmcl.contract.model import Gate, ModelSpec
 from cmcl.contract.version import (
     LearnedDataset,
     VersionManifest,

@@ -20,8 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 from sqlalchemy import Connection
 
-from cmcl.contract.access import OPERATOR_KEY
-from cmcl.contract.api.access import Scope
+from cmcl.contract.api.access import OPERATOR_KEY, Scope
 from cmcl.contract.api.jobs import JobState
 from cmcl.contract.dataset import DatasetManifest, Shard
 from cmcl.contract.errors import InvalidVersion, ObjectNotFound, StorageError, WorkerError

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from cmcl.contract.api.events import EventKind
 from cmcl.contract.api.jobs import FailureReason, JobState
-from cmcl.contract.event import EventKind
 
 Tone = Literal["good", "busy", "wait", "hold", "bad", "quiet"]
 

@@ -20,8 +20,8 @@ from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, Valid
 from starlette.responses import RedirectResponse, Response
 
 from cmcl.contract.api.access import Scope
+from cmcl.contract.api.events import EventKind
 from cmcl.contract.api.jobs import JobState
-from cmcl.contract.event import EventKind
 from cmcl.contract.modality import NAME_PATTERN, Frozen
 from service.api.dependencies import ContextDep, IdempotencyKey, get_principal
 from service.api.jobs import get_note

@@ -6,8 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
 
-from cmcl.contract.api.events import CreatedWebhook
-from cmcl.contract.event import EventKind
+from cmcl.contract.api.events import CreatedWebhook, EventKind
 from cmcl.contract.modality import Frozen
 from service.api.dependencies import Admin, ContextDep
 from service.api.pagination import CursorQuery, get_newest_seek, get_text_seek

@@ -17,10 +17,10 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from sqlalchemy import Connection
 
 from cmcl.contract.encoder import EncoderName, EncoderSpec, FeatureWidth
-from cmcl.contract.gate import Gate
 from cmcl.contract.methods import BUILT_IN_METHODS, installed_methods
 from cmcl.contract.modality import Frozen, Modality, ModelName
 from cmcl.contract.model import (
+    Gate,
     ModalitySpec,
     ModelOptions,
     ModelSpec,

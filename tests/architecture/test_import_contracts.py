@@ -32,7 +32,7 @@ PLANTED = [
         "workers.train.loop",
         "cmcl.pictures.picture",
     ),
-    ("cmcl is layered", "cmcl.contract.gate", "cmcl.client"),
+    ("cmcl is layered", "cmcl.contract.model", "cmcl.client"),
     ("pictures are layered", "cmcl.pictures.scales", "cmcl.pictures.memory"),
     ("the service imports nothing of the workers, nor Ray, nor torch", "service.app", "torch"),
     ("the client imports neither service nor workers", "cmcl.client.wire", "workers.files.shards"),

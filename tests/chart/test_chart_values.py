@@ -14,67 +14,8 @@ from tests.chart.release import CHART, EXAMPLES, ROOT, merged, values_of
 
 DEFAULTS = helm_python.values_from_yaml((CHART / "values.yaml").read_text())
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
-OTHER_PEM = "-----BEGIN PUBLIC KEY-----\nother\n-----END PUBLIC KEY-----\n"
-OTHER_PEERS = [{"podSelector": {"matchLabels": {"other": "x"}}}]
-# Another value for what is not a number: numbers are raised by one. By path, or by the last key alone.
-OTHERS: dict[str, Any] = {
-    "requestRatio": 0.5,
-    "page.url": "https://other.example.org/ui",
-    "imagePullSecrets": [{"name": "other"}],
-    "extraObjects": [{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "other"}}],
-    "allowedPrefixes": ["s3://other"],
-    "trustedProxies": ["10.0.0.0/8"],
-    "webhookPrefixes": ["https://other.example.org"],
-    "issuer": "https://other.example.org",
-    "pod": {"nodeSelector": {"other": "x"}},
-    "extraEnv": {"OTHER": "x"},
-    "extraVolumes": [{"name": "other", "emptyDir": {}}],
-    "extraVolumeMounts": [{"name": "other", "mountPath": "/other"}],
-    "resources": {"limits": {"memory": "9Gi"}},
-    "helperResources": {"limits": {"memory": "9Gi"}},
-    "uri": "s3://other/store",
-    "publicKey": OTHER_PEM,
-    "digest": f"sha256:{'9' * 64}",
-    "endpointUrl": "http://other.example.org",
-    "parentRefs": [{"name": "other"}],
-    "hosts": ["other.example.org"],
-    "service.autoscaling": {"maxReplicas": 9},
-    "service.deployment": {"minReadySeconds": 9},
-    "hostnames": ["other.example.org"],
-    "allowedHosts": ["other.example.org"],
-    "size": "9Gi",
-    "scratchSize": "9Gi",
-    "fileMemory": "2Gi",
-    "encoderMemory": "1.5Gi",
-    "accessMode": "ReadWriteMany",
-    "pullPolicy": "Never",
-    "logLevel": "debug",
-    "launcher": "kuberay",
-    "submissionMode": "K8sJobMode",
-    "priorityClasses": {"normal": "other"},
-    "gpuResource": "other.example.org/gpu",
-    "scrape": {"interval": "9s"},
-    "disabledAlerts": ["CmclServiceDown"],
-    "runbookUrl": "https://other.example.org/{alert}",
-    "encoders": [{"name": "other", "kind": "synthetic", "takes": "audio", "width": 8}],
-    "encoderImages": {"other": {"repository": "other"}},
-    "networkPolicy.operator": OTHER_PEERS,
-    "networkPolicy.clients": OTHER_PEERS,
-    "networkPolicy.monitoring": OTHER_PEERS,
-    "networkPolicy.dns": OTHER_PEERS,
-    "egress": [{"to": OTHER_PEERS}],
-    "cidrs": ["10.9.0.0/24"],
-    "kubernetesApi.ports": [9443],
-    "dnsPorts": [5353],
-    "service.replicas": 3,
-    "attemptsAtOnce": 3,
-    "owners": {"other": {"models": 1}},
-    "initContainers": [{"name": "other", "image": "other"}],
-    "rebuild.mode": "restore",
-    "rebuild.schedule": "@weekly",
-    "rebuild.verify": "manifests",
-    "redisAddress": "other.example.org:6379",
-}
+# Another value for what is no number.
+OTHERS = helm_python.values_from_yaml((ROOT / "tests" / "chart" / "others.yaml").read_text())
 OTHER_TEXT, OTHER_MAP = "other", {"other": "x"}
 # Keys below these belong to Kubernetes: their maps are replaced as a whole.
 WHOLES = {"resources", "helperResources", "labels", "scrape"}

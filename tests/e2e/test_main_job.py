@@ -18,7 +18,7 @@ from cmcl.client import Client, CmclError, Json
 from cmcl.contract.job import JobSpec
 from cmcl.contract.model import ModelSpec, TrainingSpec
 from cmcl.demo.queries import QueryLoad
-from cmcl.demo.stream import Stream, StreamDataset, read_stream
+from cmcl.demo.run import Stream, StreamDataset, read_stream
 from cmcl.stack import LocalStack
 from cmcl.storage import layout
 from cmcl.storage.object_store import ObjectStore

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cmcl.contract.api.jobs import FINAL_STATES, JobState
-from cmcl.contract.gate import Gate
+from cmcl.contract.model import Gate
 from service.database.engine import Seek
 from service.database.queries import datasets, models, versions
 from service.database.rows import JobRow

@@ -15,8 +15,8 @@ import pyarrow as pa
 from sqlalchemy import Connection
 
 from cmcl.contract.errors import ObjectExists
-from cmcl.contract.gate import Gate
 from cmcl.contract.job import Failure, JobSpec, VersionRef
+from cmcl.contract.model import Gate
 from cmcl.storage import layout
 from cmcl.storage.local import LocalStore
 from cmcl.storage.running import mark_ended

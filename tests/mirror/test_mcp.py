@@ -1,4 +1,4 @@
-"""examples/recipes/mcp_server.py with a real MCP client: in one process, and over stdin and stdout."""
+"""examples/recipes/mcp_server.py with a real MCP client, over stdin and stdout."""
 
 import json
 from collections.abc import Iterator
@@ -13,31 +13,22 @@ from tests.mirror.conftest import RECIPES, Commands
 from tests.unit.serve.collections.conftest import opened
 
 CONVERSATION = """
-import asyncio, json, sys
-from cmcl import AsyncClient
+import asyncio, json, os, sys
 from mcp import Client, StdioServerParameters
-
-sys.path.insert(0, sys.argv[4])
-from mcp_server import make_server
 
 async def talk(server):
     async with Client(server) as session:
         tools = (await session.list_tools()).tools
         said = {"tools": {tool.name: tool.annotations.read_only_hint for tool in tools}}
-        for name, arguments in json.loads(sys.argv[3]):
+        for name, arguments in json.loads(sys.argv[2]):
             answer = await session.call_tool(name, arguments)
             said[json.dumps([name, arguments])] = [answer.is_error, "".join(each.text for each in answer.content)]
         return said
 
 async def main():
-    if sys.argv[2] == "stdio":
-        import os
-        command = [sys.argv[4] + "/mcp_server.py", "things"]
-        parameters = StdioServerParameters(command=sys.executable, args=command, env=dict(os.environ))
-        print(json.dumps(await talk(parameters)))
-        return
-    async with AsyncClient(embeddings_url=sys.argv[1]) as client:
-        print(json.dumps(await talk(make_server(client, ["things"]))))
+    command = [sys.argv[3] + "/mcp_server.py", "things"]
+    parameters = StdioServerParameters(command=sys.executable, args=command, env=dict(os.environ))
+    print(json.dumps(await talk(parameters)))
 
 asyncio.run(main())
 """
@@ -58,9 +49,8 @@ def url(tmp_path: Path) -> Iterator[str]:
             yield url
 
 
-@pytest.mark.parametrize("transport", ["in process", "stdio"])
 def test_an_assistant_lists_and_searches_and_changes_nothing(
-    targets: Path, url: str, tmp_path: Path, transport: str
+    targets: Path, url: str, tmp_path: Path
 ) -> None:
     wanted = {"field": "kind", "equals": "consonant"}
     calls: list[tuple[str, dict[str, object]]] = [
@@ -72,9 +62,7 @@ def test_an_assistant_lists_and_searches_and_changes_nothing(
         ("search", {"name": "things", "data": "not base64", "modality": "image"}),
     ]
     commands = Commands(targets, tmp_path, url)
-    said = json.loads(
-        commands.python_output(CONVERSATION, url, transport, json.dumps(calls), str(RECIPES))
-    )
+    said = json.loads(commands.python_output(CONVERSATION, url, json.dumps(calls), str(RECIPES)))
     names = {"list_collections": True, "search": True}
     assert said.pop("tools") == names
     listed, found, filtered, hidden, many, damaged = said.values()

@@ -19,7 +19,7 @@ from cmcl.contract.job import (
 )
 from cmcl.contract.model import ModelSpec, TrainingSpec
 from cmcl.contract.version import VersionManifest
-from cmcl.demo.stream import read_stream
+from cmcl.demo.run import read_stream
 from cmcl.stack import LocalStack
 from cmcl.storage import layout
 from cmcl.storage.object_store import ObjectStore

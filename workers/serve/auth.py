@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from pydantic import ValidationError
 
-from cmcl.contract.access import (
+from cmcl.contract.api.access import (
     KEY_PATTERN,
     OPERATOR_KEY,
     SESSION_TYPE,

@@ -16,8 +16,7 @@ from cmcl.contract.api.versions import (
     Version,
     VersionSummary,
 )
-from cmcl.contract.gate import Gate
-from cmcl.contract.model import ModelSpec
+from cmcl.contract.model import Gate, ModelSpec
 
 
 class ModelCalls(Calls):

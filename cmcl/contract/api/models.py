@@ -7,10 +7,9 @@ from pydantic import Field
 
 from cmcl.contract.api.jobs import FailureReason, JobState
 from cmcl.contract.encoder import EncoderIdentity, Media
-from cmcl.contract.gate import Gate
 from cmcl.contract.job import JobKind, Progress
 from cmcl.contract.modality import Modality, ModelName
-from cmcl.contract.model import ModelSpec, Policy
+from cmcl.contract.model import Gate, ModelSpec, Policy
 from cmcl.contract.responses import KNOWN_OR_TEXT, ApiModel
 
 

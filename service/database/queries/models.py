@@ -18,8 +18,7 @@ from sqlalchemy import (
 )
 
 from cmcl.contract.encoder import EncoderIdentity
-from cmcl.contract.gate import Gate
-from cmcl.contract.model import ModelSpec
+from cmcl.contract.model import Gate, ModelSpec
 from service.database.engine import Seek, one
 from service.database.queries import backup, events, jobs
 from service.database.rows import BranchPoint, Event, ModelRow

@@ -7,8 +7,10 @@ conflict.
 
 import re
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
+import helm_python
 import pytest
 
 from tests.chart.release import Object, Release, each_release, render, values_of
@@ -85,67 +87,7 @@ def test_kuberay_changes_nothing_that_helm_applied(release: Release) -> None:
 def test_kuberay_changes_nothing_of_what_users_write() -> None:
     values = values_of("gpu")
     values["training"]["autoscaling"]["resources"] = {"requests": {"cpu": "1000m"}}
-    selector = {
-        "matchLabels": {},
-        "matchExpressions": [{"key": "a", "operator": "Exists", "values": []}],
-    }
-    spread = {"topologyKey": "zone", "labelSelector": selector, "namespaceSelector": {}}
-    part = {
-        "extraEnv": {
-            "EMPTY": "",
-            "MEMORY": {"resourceFieldRef": {"resource": "limits.memory"}},
-            "CPUS": {"resourceFieldRef": {"resource": "limits.cpu", "divisor": "1"}},
-        },
-        "extraVolumes": [
-            {"name": "cache", "emptyDir": {"sizeLimit": "2048Mi"}},
-            {"name": "plain", "emptyDir": {}},
-            {"name": "keys", "secret": {"secretName": "keys", "items": []}},
-            {"name": "data", "persistentVolumeClaim": {"claimName": "data", "readOnly": False}},
-            {
-                "name": "token",
-                "projected": {"sources": [{"serviceAccountToken": {"path": "t", "audience": ""}}]},
-            },
-            {
-                "name": "spool",
-                "ephemeral": {
-                    "volumeClaimTemplate": {
-                        "spec": {
-                            "accessModes": ["ReadWriteOnce"],
-                            "storageClassName": "",
-                            "resources": {"requests": {"storage": "1024Gi"}},
-                        }
-                    }
-                },
-            },
-        ],
-        "extraVolumeMounts": [
-            {"name": "cache", "mountPath": "/cache", "readOnly": False},
-            {"name": "plain", "mountPath": "/plain", "readOnly": True, "subPath": ""},
-        ],
-        "head": {"resources": {"requests": {"cpu": 0.5, "memory": "2048Mi"}}},
-        "workers": {
-            "resources": {"requests": {"cpu": 2, "memory": "1.5Gi"}},
-            "pod": {
-                "tolerations": [
-                    {"key": "a", "operator": "Exists", "value": "", "effect": "NoSchedule"}
-                ],
-                "affinity": {
-                    "podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [spread]}
-                },
-                "topologySpreadConstraints": [
-                    {
-                        "maxSkew": 1,
-                        "topologyKey": "zone",
-                        "whenUnsatisfiable": "DoNotSchedule",
-                        "labelSelector": selector,
-                        "matchLabelKeys": [],
-                    }
-                ],
-                "priorityClassName": "",
-                "dnsConfig": {"nameservers": [], "options": [{"name": "edns0"}]},
-            },
-        },
-    }
+    part = helm_python.values_from_yaml((Path(__file__).parent / "written.yaml").read_text())
     for name in ("training", "serving"):
         values[name] = {**values[name], **part} if name in values else part
     applied = _ray_objects(render(values))

@@ -5,8 +5,7 @@ import pytest
 from cmcl import Client, CmclError
 from cmcl.client import Job
 from cmcl.contract.api.jobs import JobState
-from cmcl.contract.gate import Gate
-from cmcl.contract.model import ModelSpec
+from cmcl.contract.model import Gate, ModelSpec
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.feature_shards import feature_table, table_with_nan, write_shard
 from tests.fakes.trainer import train

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cmcl import Client, CmclError
+from cmcl.cli.endpoint import RawItems
 from cmcl.cli.errors import CommandError, Exit
-from cmcl.cli.queries import RawItems
 from cmcl.client import InvalidArgument, Item, Query, WriteResult
 from cmcl.contract.api.endpoint import Span
 from cmcl.storage.local import LocalStore

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import ValidationError
 
-from cmcl.contract.access import OPERATOR_KEY, SNAPSHOT_TYPE, KeySnapshot, SnapshotKey
+from cmcl.contract.api.access import OPERATOR_KEY, SNAPSHOT_TYPE, KeySnapshot, SnapshotKey
 from cmcl.storage import layout
 from cmcl.storage.local import LocalStore
 from service.auth.key_snapshot import make_pair, sign

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from cmcl.contract.access import KeySnapshot, SnapshotKey
+from cmcl.contract.api.access import KeySnapshot, SnapshotKey
 from cmcl.contract.version import ANNOUNCEMENTS, PARTS
 from cmcl.storage import layout
 from service.auth.key_snapshot import make_pair, sign

@@ -8,9 +8,8 @@ import pytest
 
 from cmcl.contract.api.jobs import FailureReason, JobState
 from cmcl.contract.errors import InvalidVersion
-from cmcl.contract.gate import Gate
 from cmcl.contract.job import JobSpec
-from cmcl.contract.model import ModelSpec
+from cmcl.contract.model import Gate, ModelSpec
 from cmcl.contract.version import (
     Quality,
     Recall,

@@ -27,7 +27,7 @@ from cmcl.contract.errors import (
 from cmcl.contract.job import Failure, JobSpec, StageReport
 from cmcl.contract.model import ModelSpec, TrainingSpec
 from cmcl.contract.version import VersionManifest, datasets_to_measure
-from cmcl.demo.stream import Stream, StreamDataset, read_stream
+from cmcl.demo.run import Stream, StreamDataset, read_stream
 from cmcl.storage import layout
 from cmcl.storage.local import LocalStore
 from cmcl.storage.versions import check_complete, publish_manifest, read_candidate

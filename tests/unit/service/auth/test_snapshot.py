@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cmcl.contract.access import OPERATOR_KEY, SNAPSHOT_TYPE, KeySnapshot
+from cmcl.contract.api.access import OPERATOR_KEY, SNAPSHOT_TYPE, KeySnapshot
 from cmcl.contract.errors import ObjectNotFound
 from cmcl.storage import layout
 from service.__main__ import main

@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 import pytest
 
+from cmcl.contract.api.events import EventKind
 from cmcl.contract.api.jobs import JobState
-from cmcl.contract.event import EventKind
 from cmcl.contract.job import Phase, Progress
 from service.database.queries.events import SKIPPED
 from service.events.feed import FINAL

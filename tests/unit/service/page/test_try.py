@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cmcl.contract.access import SESSION_TYPE, KeySnapshot, SessionToken
+from cmcl.contract.api.access import SESSION_TYPE, KeySnapshot, SessionToken
 from cmcl.contract.api.endpoint import (
     CollectionList,
     ItemsResponse,

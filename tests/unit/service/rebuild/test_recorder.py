@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from sqlalchemy import func, select
 
-from cmcl.contract.gate import Gate
+from cmcl.contract.model import Gate
 from cmcl.storage import layout
 from service.database.engine import open_database
 from service.database.queries import backup
