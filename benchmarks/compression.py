@@ -26,7 +26,7 @@ from benchmarks.folder import read_stream
 from benchmarks.runs import spec_of
 from workers.model.heads import ModalityHeads
 from workers.nullspace.compression import score_errors
-from workers.serve.collections.stored_vectors import signs
+from workers.serve.collections.table import signs
 from workers.serve.versions.loading import truncated
 from workers.train.certify import PastDataset
 from workers.train.evaluation import embeddings

@@ -46,7 +46,6 @@ from cmcl.storage.local import LocalStore
 from workers.model.heads import ModalityHeads
 from workers.nullspace.conditioning import Conditioning
 from workers.serve.collections.columns import ColumnBuilder, Versions
-from workers.serve.collections.filters import parse_filter
 from workers.serve.collections.follower import CollectionsFollower
 from workers.serve.collections.registry import Registry
 from workers.serve.collections.searching import Searched, SearchQuery
@@ -229,7 +228,7 @@ def measured(
     }
     for kind, queries_QE in queries.items():
         for share, (document, passes_N) in filters.items():
-            filter_ = None if document is None else parse_filter(document)
+            filter_ = None if document is None else searched.filter_sql(document)
 
             def ask(query_E: Float32Array, filter_: Any = filter_) -> list[str]:
                 wanted = SearchQuery(TOP, query_E, filter=filter_)

@@ -31,13 +31,13 @@ from workers.model.artifact import (
     save_memory,
 )
 from workers.model.memory import Memory, in_order
-from workers.serve.export.archive import write_files
 from workers.serve.export.formats import (
     HEADS_FILE,
     MOMENTS_FOLDER,
     evaluation_matrix,
     export_files,
     moments_files,
+    write_files,
 )
 from workers.train.job import train_dataset
 from workers.train.versions import heads_files, memory_files, read_heads

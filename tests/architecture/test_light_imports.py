@@ -54,6 +54,11 @@ def test_libraries_of_encoders_are_loaded_in_their_own_processes_alone() -> None
     assert not loaded.intersection({"sentence_transformers", "transformers", "PIL"})
 
 
+def test_a_replica_without_a_collector_loads_nothing_that_exports_traces() -> None:
+    loaded = loaded_by("workers.serve.api.app")
+    assert not loaded.intersection({"workers.serve.otel", "opentelemetry.sdk"})
+
+
 @functools.cache
 def loaded_by_python() -> set[str]:
     """Modules that an interpreter of this environment loads before the program: hooks of editable packages."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
 from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.model import ModelSpec
@@ -179,6 +179,24 @@ class Replica:
         return self.run(lambda client: client.post("/v1/embeddings", content=body, headers=headers))
 
 
+def asgi_scope(method: str, path: str, query: bytes = b"", length: int = 0) -> Scope:
+    """What a server passes to an application; `length`: of the body."""
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "scheme": "http",
+        "query_string": query,
+        "headers": [(b"content-length", str(length).encode())],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80),
+    }
+
+
 async def _check(response: httpx.Response) -> None:
     await response.aread()
     check_described(response)
@@ -198,9 +216,8 @@ def with_encoder(store: FlakyStore) -> Replica:
     return replica
 
 
-@pytest.fixture
-def replica(store: FlakyStore) -> Replica:
-    """A replica of an empty store."""
+def replica_of(store: FlakyStore) -> Replica:
+    """A replica with low limits."""
     args = ServeSettings(
         store=store.uri,
         max_rows=50,
@@ -210,6 +227,21 @@ def replica(store: FlakyStore) -> Replica:
         recent_versions=2,
     )
     return Replica(store, args)
+
+
+@pytest.fixture
+def replica(store: FlakyStore) -> Replica:
+    """A replica of an empty store."""
+    return replica_of(store)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Replica:
+    """A replica with version 1 live, for the tests of a module that change nothing in it."""
+    made = replica_of(FlakyStore(LocalStore(tmp_path_factory.mktemp("store"))))
+    made.publish(version=1)
+    made.poll()
+    return made
 
 
 @pytest.fixture

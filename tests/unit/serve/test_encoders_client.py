@@ -19,7 +19,6 @@ from workers.serve.encoders.deployment import Handle, encoders_behind
 from workers.serve.encoders.port import (
     Encoded,
     EncoderTimeout,
-    EncoderUnavailable,
     Raw,
     UnreadableItem,
 )
@@ -96,22 +95,6 @@ def test_items_that_no_encoder_could_read_are_not_sent_to_it(
     with pytest.raises(UnreadableItem, match=reason) as caught:
         encode(hops, [fine, item], spec)
     assert (caught.value.index, hops.sent) == (1, [])
-
-
-def test_by_default_a_text_of_more_than_64_kib_is_not_sent() -> None:
-    hops, spec = RecordedHops(), EncoderSpec(name="words", kind="synthetic", takes="text", width=2)
-    longest = "é" * (32 << 10)
-    assert len(encode(hops, [longest], spec)) == 1
-    with pytest.raises(
-        UnreadableItem, match="item 1: it has 65537 bytes; permitted are 1 to 65536"
-    ):
-        encode(hops, ["a", longest + "a"], spec)
-    assert hops.sent == [[longest]]
-
-
-def test_an_encoder_that_is_down_is_unavailable() -> None:
-    with pytest.raises(EncoderUnavailable, match="down"):
-        encode(RecordedHops(EncoderUnavailable("down")), ["a"])
 
 
 def test_an_encoder_that_does_not_answer_in_time_is_unavailable() -> None:

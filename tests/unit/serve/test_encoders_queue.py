@@ -343,14 +343,3 @@ def test_items_of_others_come_between_the_passes_of_a_long_recording() -> None:
         assert lengths(await other) == [3]
 
     run(main())
-
-
-def test_a_recording_that_cannot_be_read_is_named() -> None:
-    def read(_: bytes) -> list[Part[str]]:
-        raise ValueError("it is cut off")
-
-    async def main() -> None:
-        answer = await Queue().queue.encode_parts(b"file", read)
-        assert repr(answer) == repr(UnreadableItem(0, "it is cut off"))
-
-    run(main())

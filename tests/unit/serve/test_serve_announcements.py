@@ -97,10 +97,6 @@ def hearing(scene: Scene) -> Scene:
     return scene
 
 
-def test_the_first_answer_wakes_because_something_may_have_been_missed(scene: Scene) -> None:
-    assert hearing(scene).wakes == 1
-
-
 def test_each_announcement_wakes_and_silence_does_not(scene: Scene) -> None:
     hearing(scene)
     scene.channel.tell()
@@ -184,13 +180,6 @@ def test_a_late_replica_receives_missed_announcements() -> None:
         return [await broadcaster.wait(0), await broadcaster.wait(1), await broadcaster.wait(57)]
 
     assert asyncio.run(inside()) == [1, 1, 1]
-
-
-def test_without_news_a_call_ends_with_the_same_number() -> None:
-    async def inside() -> int:
-        return await Broadcaster(wait_seconds=0.01).wait(0)
-
-    assert asyncio.run(inside()) == 0
 
 
 def test_an_announcement_of_the_control_plane_wakes_all_replicas(serving: Replica) -> None:

@@ -5,7 +5,6 @@ import base64
 import contextlib
 import gc
 import json
-import math
 import threading
 import time
 import weakref
@@ -14,11 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from workers.serve.api.wire.collection_bodies import payload_text
 from workers.serve.api.wire.requests import Encoding
 from workers.serve.api.wire.vectors import json_embeddings
 from workers.serve.background import BackgroundExecutor, Steps, run_to_end
-from workers.serve.errors import InvalidRequest
 
 TIMEOUT = 60.0
 
@@ -83,26 +80,6 @@ def test_an_answer_written_in_pieces_is_the_whole_answer(encoding: Encoding) -> 
     ]
     np.testing.assert_array_equal(np.array(found, np.float32), rows_BE)
     assert {"object", "data", "model", "usage", "more"} == set(answer)
-
-
-TRICKY: list[dict[str, object]] = [
-    {"a": [1, 2.5, True, "é", None], "b": {"c": [None]}},
-    {"a": -(2**63), "b": 2**64 - 1, "c": 1e300},
-    {"null": 1},
-]
-
-
-@pytest.mark.parametrize("payload", TRICKY)
-def test_a_payload_is_stored_as_it_was_sent(payload: dict[str, object]) -> None:
-    text = payload_text(payload, 0, 4096)
-    assert text is not None
-    assert json.loads(text) == payload
-
-
-@pytest.mark.parametrize("wrong", [2**64, math.inf, math.nan, [1, -(2**64)]])
-def test_what_cannot_be_stored_is_refused_by_the_fast_check_as_well(wrong: object) -> None:
-    with pytest.raises(InvalidRequest):
-        payload_text({"a": wrong}, 0, 4096)
 
 
 def test_what_failed_work_held_is_freed_without_a_garbage_collection() -> None:

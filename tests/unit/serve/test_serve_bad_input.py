@@ -50,27 +50,27 @@ def problem(response: httpx.Response, status: int) -> dict[str, str]:
         ([[ROW]], "input[0][0] is a list of 5; permitted is a valid number"),
     ],
 )
-def test_a_wrong_input_is_named_with_its_row(serving: Replica, value: object, message: str) -> None:
-    error = problem(serving.embed(input=value), 400)
+def test_a_wrong_input_is_named_with_its_row(shared: Replica, value: object, message: str) -> None:
+    error = problem(shared.embed(input=value), 400)
     assert message in error["message"]
     assert error["param"] == "input"
 
 
 @pytest.mark.parametrize("token", ["NaN", "Infinity", "-Infinity", "1e400", "1" + "0" * 400])
 @pytest.mark.parametrize("shape", ["[1, 2, {}, 4, 5]", "[[1, 2, {}, 4, 5]]"])
-def test_numbers_that_are_not_finite_are_refused(serving: Replica, token: str, shape: str) -> None:
+def test_numbers_that_are_not_finite_are_refused(shared: Replica, token: str, shape: str) -> None:
     body = '{"model": "scenes", "modality": "image", "input": ' + shape.format(token) + "}"
-    error = problem(serving.send(body.encode()), 400)
+    error = problem(shared.send(body.encode()), 400)
     assert "[2] is" in error["message"]
     assert "finite number" in error["message"]
 
 
 @pytest.mark.parametrize("tokens", [[9906, 1917], [[9906, 1917]], [[9906, 1917], [3]]])
-def test_token_ids_in_place_of_texts_are_recognized(serving: Replica, tokens: object) -> None:
-    error = problem(serving.embed(modality=None, input=tokens), 400)
+def test_token_ids_in_place_of_texts_are_recognized(shared: Replica, tokens: object) -> None:
+    error = problem(shared.embed(modality=None, input=tokens), 400)
     assert error["code"] == "token_ids"
     assert "check_embedding_ctx_length=False" in error["message"]
-    features = problem(serving.embed(modality=None, input=[0.5, -1.0]), 400)
+    features = problem(shared.embed(modality=None, input=[0.5, -1.0]), 400)
     assert "token" not in features["message"]
 
 
@@ -110,9 +110,9 @@ def test_features_of_whole_numbers_are_embedded_where_they_cannot_be_token_ids(
     ],
 )
 def test_a_body_that_is_no_json_object_is_refused(
-    serving: Replica, body: bytes, message: str
+    shared: Replica, body: bytes, message: str
 ) -> None:
-    assert message in problem(serving.send(body), 400)["message"]
+    assert message in problem(shared.send(body), 400)["message"]
 
 
 @pytest.mark.parametrize(
@@ -139,40 +139,40 @@ def test_a_body_that_is_no_json_object_is_refused(
     ],
 )
 def test_a_wrong_field_is_named_with_what_is_permitted(
-    serving: Replica, changes: dict[str, object], param: str, message: str
+    shared: Replica, changes: dict[str, object], param: str, message: str
 ) -> None:
-    error = problem(serving.embed(None, **changes), 400)
+    error = problem(shared.embed(None, **changes), 400)
     assert message in error["message"]
     assert error["param"] == param
     assert len(error["message"]) < 400
 
 
-def test_an_unknown_model_is_404(serving: Replica) -> None:
-    error = problem(serving.embed(model="nothing"), 404)
+def test_an_unknown_model_is_404(shared: Replica) -> None:
+    error = problem(shared.embed(model="nothing"), 404)
     assert error["message"] == "there is no model 'nothing' with a version"
     assert error["code"] == "model_not_found"
 
 
-def test_a_version_never_published_is_404(serving: Replica) -> None:
-    error = problem(serving.embed(model="scenes@7"), 404)
+def test_a_version_never_published_is_404(shared: Replica) -> None:
+    error = problem(shared.embed(model="scenes@7"), 404)
     assert error["message"] == "model 'scenes' has no published version 7"
     assert error["code"] == "version_not_found"
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "x", "1.5", "", "9" * 5000])
-def test_a_wrong_min_version_is_refused(serving: Replica, value: str) -> None:
-    error = problem(serving.embed({"x-min-model-version": value}), 400)
+def test_a_wrong_min_version_is_refused(shared: Replica, value: str) -> None:
+    error = problem(shared.embed({"x-min-model-version": value}), 400)
     assert error["param"] == "x-min-model-version"
 
 
-def test_an_exact_version_below_the_minimum_is_refused(serving: Replica) -> None:
-    error = problem(serving.embed({"x-min-model-version": "2"}, model="scenes@1"), 400)
+def test_an_exact_version_below_the_minimum_is_refused(shared: Replica) -> None:
+    error = problem(shared.embed({"x-min-model-version": "2"}, model="scenes@1"), 400)
     assert "exactly version 1" in error["message"]
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "x", "1.5", "", "600001", "9" * 5000, "²"])
-def test_a_wrong_timeout_is_refused(serving: Replica, value: str) -> None:
-    error = problem(serving.embed({b"x-request-timeout-ms": value.encode("latin-1")}), 400)
+def test_a_wrong_timeout_is_refused(shared: Replica, value: str) -> None:
+    error = problem(shared.embed({b"x-request-timeout-ms": value.encode("latin-1")}), 400)
     assert error["param"] == "x-request-timeout-ms"
     assert error["message"].endswith("permitted are 1 to 600000")
 
@@ -180,27 +180,27 @@ def test_a_wrong_timeout_is_refused(serving: Replica, value: str) -> None:
 @pytest.mark.parametrize("field", ["dimensions", "input", "modality", "user"])
 @pytest.mark.parametrize("digits", [4300, 5000])
 def test_a_number_of_thousands_of_digits_in_a_body_is_refused(
-    serving: Replica, field: str, digits: int
+    shared: Replica, field: str, digits: int
 ) -> None:
     body = json.dumps({"model": "scenes", "modality": "image", "input": [1, 2, 3, 4, 5]})
     number = "9" * digits
     body = body[:-1] + f', "{field}": {number}}}'
-    assert len(problem(serving.send(body.encode()), 400)["message"]) < 400
+    assert len(problem(shared.send(body.encode()), 400)["message"]) < 400
 
 
-def test_a_length_of_thousands_of_digits_is_413(serving: Replica) -> None:
-    problem(serving.embed({"content-length": "9" * 5000}), 413)
-    assert serving.embed({"content-length": "0" * 5000 + "68"}).status_code == 200
+def test_a_length_of_thousands_of_digits_is_413(shared: Replica) -> None:
+    problem(shared.embed({"content-length": "9" * 5000}), 413)
+    assert shared.embed({"content-length": "0" * 5000 + "68"}).status_code == 200
 
 
-def test_a_body_declared_too_large_is_413(serving: Replica) -> None:
-    error = problem(serving.send(b" " * 20_001), 413)
+def test_a_body_declared_too_large_is_413(shared: Replica) -> None:
+    error = problem(shared.send(b" " * 20_001), 413)
     assert error["message"] == "the body has 20001 bytes; permitted are 20000 bytes"
 
 
-def test_unknown_paths_and_methods_have_the_same_shape(serving: Replica) -> None:
-    assert problem(serving.get("/v1/nothing"), 404)["code"] == "path_not_found"
-    response = serving.get("/v1/embeddings")
+def test_unknown_paths_and_methods_have_the_same_shape(shared: Replica) -> None:
+    assert problem(shared.get("/v1/nothing"), 404)["code"] == "path_not_found"
+    response = shared.get("/v1/embeddings")
     assert problem(response, 405)["code"] == "method_not_allowed"
     assert response.headers["allow"] == "POST"
 
@@ -209,14 +209,14 @@ def test_unknown_paths_and_methods_have_the_same_shape(serving: Replica) -> None
     ("method", "path"), [("GET", "/v1/datasets"), ("POST", "/v1/models"), ("GET", "/v1/jobs")]
 )
 def test_routes_of_the_control_plane_are_named_in_the_404(
-    serving: Replica, method: str, path: str
+    shared: Replica, method: str, path: str
 ) -> None:
-    response = serving.run(lambda client: client.request(method, path))
+    response = shared.run(lambda client: client.request(method, path))
     message = problem(response, 405 if path == "/v1/models" else 404)["message"]
     assert "this is the embeddings endpoint" in message
     assert "CMCL_URL" in message
 
 
-def test_a_million_wrong_numbers_make_one_error(serving: Replica) -> None:
+def test_a_million_wrong_numbers_make_one_error(shared: Replica) -> None:
     body = json.dumps({"model": "scenes", "modality": "image", "input": [["x"] * 99] * 40})
-    assert 'input[0][0] is "x"' in problem(serving.send(body.encode()), 400)["message"]
+    assert 'input[0][0] is "x"' in problem(shared.send(body.encode()), 400)["message"]

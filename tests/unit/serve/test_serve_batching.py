@@ -11,14 +11,13 @@ import pytest
 import torch
 
 from tests.fakes.serve_metrics import RecordedMetrics
-from tests.fakes.versions import random_heads
 from tests.unit.serve.conftest import SPEC, Clock, Replica
 from tests.unit.serve.served_versions import load_version
 from workers.serve.api.app import create_api
 from workers.serve.background import BackgroundExecutor
 from workers.serve.batcher import Batcher, PendingRows, RowQueue, Ticket
 from workers.serve.errors import DeadlineExceeded
-from workers.serve.versions.loading import Float32Array, ServedVersion, ServingHead
+from workers.serve.versions.loading import Float32Array, ServedVersion
 
 
 @pytest.fixture
@@ -36,13 +35,6 @@ def rows(count: int, seed: int, width: int = 5) -> Float32Array:
 def expected(version: ServedVersion, modality: str, rows_BF: Float32Array) -> Float32Array:
     vectors: Float32Array = version.heads.embed(modality, torch.from_numpy(rows_BF)).numpy()
     return vectors
-
-
-def test_a_head_laid_out_for_serving_gives_the_same_numbers() -> None:
-    heads = random_heads(SPEC, seed=3)
-    features = torch.from_numpy(rows(7, seed=0))
-    ours = ServingHead.from_heads(heads, "image").outputs(features)
-    torch.testing.assert_close(ours, heads.outputs("image", features), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("count", [1, 7, 40, 3000])
@@ -146,23 +138,6 @@ def test_waiting_owners_get_equally_many_rows(versions: list[ServedVersion]) -> 
     assert all(abs(count - 2500) <= 64 for count in found.values())
 
 
-def test_owners_take_turns(versions: list[ServedVersion]) -> None:
-    order: list[str] = []
-
-    async def ask(batcher: Batcher, key: str) -> None:
-        await batcher.embed(versions[0], "image", rows(1000, 0), ticket=Ticket(key))
-        order.append(key)
-
-    async def ask_much_and_little() -> None:
-        batcher = Batcher(RecordedMetrics())
-        greedy = [asyncio.ensure_future(ask(batcher, "greedy")) for _ in range(8)]
-        await asyncio.sleep(0)
-        await asyncio.gather(ask(batcher, "modest"), *greedy)
-
-    asyncio.run(ask_much_and_little())
-    assert order.index("modest") <= 2
-
-
 def test_a_thread_that_is_stuck_is_detected() -> None:
     release = threading.Event()
 
@@ -214,20 +189,6 @@ def test_owners_take_turns_at_heavy_work() -> None:
 
     asyncio.run(ask_much_and_little())
     assert done == ["modest", "greedy", "greedy", "greedy"]
-
-
-def test_heavy_work_that_fails_fails_alone() -> None:
-    heavy = BackgroundExecutor()
-
-    def fail() -> None:
-        raise ValueError("of this piece")
-
-    async def ask() -> list[object]:
-        asked = heavy.run("a", fail), heavy.run("a", lambda: 1)
-        return list(await asyncio.gather(*asked, return_exceptions=True))
-
-    failed, fine = asyncio.run(ask())
-    assert (str(failed), fine) == ("of this piece", 1)
 
 
 class BusyExecutor(BackgroundExecutor):

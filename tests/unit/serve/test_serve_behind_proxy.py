@@ -8,12 +8,11 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cmcl.fairness import Quota
-from cmcl.haproxy import BUFFER_KIB
 from tests.fakes.haproxy import Proxy, proxy
 from tests.fakes.segments import read_until
 from tests.fakes.served_app import served
@@ -75,25 +74,6 @@ def test_a_body_in_chunks_of_one_byte_reaches_a_replica_in_pieces_of_a_buffer() 
     assert sorted(steps)[-3] < 0.006
 
 
-def test_a_flood_of_pipelined_requests_is_one_request_at_a_time_in_a_replica() -> None:
-    running_now, most = 0, 0
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        nonlocal running_now, most
-        running_now += 1
-        most = max(most, running_now)
-        await asyncio.sleep(0.001)
-        await Response(b"the body")(scope, receive, send)
-        running_now -= 1
-
-    with behind_proxy(app) as running, running.connect() as client:
-        client.sendall(GET * 500)
-        received = b""
-        while received.count(b"the body") < 500:
-            received += client.recv(1 << 20)
-    assert most == 1
-
-
 def test_a_client_that_reads_nothing_is_closed_and_holds_nothing_in_a_replica() -> None:
     rows = Quota(10, "rows")
 
@@ -111,23 +91,6 @@ def test_a_client_that_reads_nothing_is_closed_and_holds_nothing_in_a_replica() 
         while piece := client.recv(1 << 20):
             received += len(piece)
         assert received < 32 << 20
-
-
-def test_a_large_body_that_stalls_is_a_client_that_is_gone() -> None:
-    ended: list[str] = []
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await Request(scope, receive).body()
-        except ClientDisconnect:
-            ended.append("gone")
-            raise
-
-    large = BUFFER_KIB << 11
-    head = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % large
-    with behind_proxy(app, timeout_client_s=1) as running, running.connect() as client:
-        client.sendall(head + bytes(large // 2))
-        until(lambda: ended == ["gone"])
 
 
 def test_what_claims_to_be_a_body_of_declared_length_and_chunks_is_one_in_chunks() -> None:

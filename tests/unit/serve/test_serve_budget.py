@@ -200,18 +200,6 @@ def test_a_branch_takes_no_memory_and_reads_no_heads(narrow: Replica) -> None:
     assert embed(narrow, "branch-7").status_code == 200
 
 
-def test_a_branch_that_learns_on_shares_the_heads_that_it_did_not_change(narrow: Replica) -> None:
-    source = publish(narrow, "m")
-    branch(narrow, source, "fork")
-    narrow.poll()
-    heads = narrow.cache.load_heads("m", 1).heads
-    changed = heads.replaced({"text": heads.weights["text"] + 1})
-    publish_version(narrow.store, "fork", 2, WIDE, changed, 2)
-    narrow.poll()
-    assert narrow.live_number("fork") == 2
-    assert narrow.cache.bytes == WIDE_BYTES * 3 // 2
-
-
 def test_a_version_above_the_whole_budget_is_refused_with_sizes(narrow: Replica) -> None:
     publish(narrow, "m")
     narrow.poll()

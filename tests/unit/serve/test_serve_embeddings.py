@@ -22,17 +22,17 @@ def random_rows(count: int, width: int) -> list[list[float]]:
 @pytest.mark.parametrize(("modality", "width"), [("image", 5), ("text", 4)])
 @pytest.mark.parametrize("count", [1, 3, 50])
 def test_answers_equal_the_heads_applied_to_features(
-    serving: Replica, modality: str, width: int, count: int
+    shared: Replica, modality: str, width: int, count: int
 ) -> None:
     rows = random_rows(count, width)
-    response = serving.embed(modality=modality, input=rows)
+    response = shared.embed(modality=modality, input=rows)
     assert response.status_code == 200
     got = torch.tensor([each["embedding"] for each in response.json()["data"]])
     torch.testing.assert_close(got, expected(1, modality, rows), atol=1e-5, rtol=0)
 
 
-def test_the_answer_has_the_shape_of_openai(serving: Replica) -> None:
-    response = serving.embed(input=random_rows(2, 5))
+def test_the_answer_has_the_shape_of_openai(shared: Replica) -> None:
+    response = shared.embed(input=random_rows(2, 5))
     body = response.json()
     assert list(body) == ["object", "data", "model", "usage"]
     assert (body["object"], body["model"]) == ("list", "scenes@1")
@@ -45,26 +45,26 @@ def test_the_answer_has_the_shape_of_openai(serving: Replica) -> None:
     assert response.headers["content-type"] == "application/json"
 
 
-def test_base64_holds_the_same_floats(serving: Replica) -> None:
+def test_base64_holds_the_same_floats(shared: Replica) -> None:
     rows = random_rows(3, 5)
-    floats = serving.embed(input=rows).json()["data"]
-    encoded = serving.embed(input=rows, encoding_format="base64").json()["data"]
+    floats = shared.embed(input=rows).json()["data"]
+    encoded = shared.embed(input=rows, encoding_format="base64").json()["data"]
     for one, other in zip(floats, encoded, strict=True):
         decoded = np.frombuffer(base64.b64decode(other["embedding"]), dtype="<f4")
         np.testing.assert_array_equal(decoded, np.array(one["embedding"], dtype=np.float32))
 
 
-def test_without_normalize_the_output_of_the_head_is_returned(serving: Replica) -> None:
+def test_without_normalize_the_output_of_the_head_is_returned(shared: Replica) -> None:
     rows = random_rows(3, 5)
-    data = serving.embed(input=rows, normalize=False).json()["data"]
+    data = shared.embed(input=rows, normalize=False).json()["data"]
     outputs = random_heads(SPEC, seed=1).outputs("image", torch.tensor(rows))
     got = torch.tensor([each["embedding"] for each in data])
     torch.testing.assert_close(got, outputs, atol=1e-5, rtol=0)
     assert (got.norm(dim=1) - 1).abs().max() > 1e-3
 
 
-def test_only_the_direction_of_a_feature_counts(serving: Replica) -> None:
-    small, large = serving.embed(input=[1e-11] * 5), serving.embed(input=[4e17] * 5)
+def test_only_the_direction_of_a_feature_counts(shared: Replica) -> None:
+    small, large = shared.embed(input=[1e-11] * 5), shared.embed(input=[4e17] * 5)
     one, other = (each.json()["data"][0]["embedding"] for each in (small, large))
     np.testing.assert_allclose(one, other, atol=1e-5)
 

@@ -17,8 +17,8 @@ ARROW = "application/vnd.apache.arrow.stream"
 ROWS = np.random.default_rng(5).standard_normal((3, 5)).astype(np.float32)
 
 
-def reference(serving: Replica, rows_BF: Float32Array = ROWS) -> Float32Array:
-    return rows_of(serving.embed(input=rows_BF.tolist()))
+def reference(shared: Replica, rows_BF: Float32Array = ROWS) -> Float32Array:
+    return rows_of(shared.embed(input=rows_BF.tolist()))
 
 
 def rows_of(response: httpx.Response) -> Float32Array:
@@ -26,11 +26,11 @@ def rows_of(response: httpx.Response) -> Float32Array:
 
 
 def post(
-    serving: Replica, body: bytes, kind: str, accept: str = RAW, **parameters: str
+    shared: Replica, body: bytes, kind: str, accept: str = RAW, **parameters: str
 ) -> httpx.Response:
     query = {"model": "scenes", "modality": "image", **parameters}
     headers = {"content-type": kind, "accept": accept}
-    return serving.run(
+    return shared.run(
         lambda client: client.post("/v1/embeddings", params=query, content=body, headers=headers)
     )
 
@@ -58,14 +58,14 @@ def arrow_rows(rows_BF: np.ndarray) -> bytes:
     ],
 )
 def test_rows_without_json_give_what_json_gives(
-    serving: Replica, body: bytes, kind: str, dtype: str
+    shared: Replica, body: bytes, kind: str, dtype: str
 ) -> None:
-    response = post(serving, body, kind, dtype=dtype)
+    response = post(shared, body, kind, dtype=dtype)
     assert response.status_code == 200, response.text
     assert response.headers["x-model-version"] == "1"
     shape = (int(response.headers["x-rows"]), int(response.headers["x-width"]))
     got = np.frombuffer(response.content, "<f4").reshape(shape)
-    np.testing.assert_allclose(got, reference(serving), atol=1e-3 if dtype == "float16" else 1e-6)
+    np.testing.assert_allclose(got, reference(shared), atol=1e-3 if dtype == "float16" else 1e-6)
 
 
 def packed(numbers: Sequence[float]) -> str:
@@ -74,21 +74,21 @@ def packed(numbers: Sequence[float]) -> str:
 
 @pytest.mark.parametrize("written", [list, packed])
 def test_items_of_several_modalities_are_answered_in_their_order(
-    serving: Replica, written: Callable[[Sequence[float]], object]
+    shared: Replica, written: Callable[[Sequence[float]], object]
 ) -> None:
     image = ROWS[0]
     text = np.arange(1, 5, dtype=np.float32) / 8
     items = [
         {"modality": "text", "feature": written(text.tolist())},
         {"modality": "image", "feature": packed(image.tolist())},
-        {"modality": "text", "feature": written((2 * text).tolist())},
+        {"modality": "text", "feature": written(text[::-1].tolist())},
     ]
-    response = serving.embed(modality=None, input=items)
+    response = shared.embed(modality=None, input=items)
     got = [each["embedding"] for each in response.json()["data"]]
-    alone = serving.embed(modality="text", input=text.tolist()).json()["data"][0]["embedding"]
-    np.testing.assert_allclose(got[0], alone, atol=1e-6)
-    np.testing.assert_allclose(got[1], reference(serving)[0], atol=1e-6)
-    np.testing.assert_allclose(got[2], alone, atol=1e-6)
+    alone = rows_of(shared.embed(modality="text", input=[text.tolist(), text[::-1].tolist()]))
+    np.testing.assert_allclose(got[0], alone[0], atol=1e-6)
+    np.testing.assert_allclose(got[1], reference(shared)[0], atol=1e-6)
+    np.testing.assert_allclose(got[2], alone[1], atol=1e-6)
 
 
 def truncated(data: bytes) -> bytes:
@@ -125,19 +125,19 @@ def truncated(data: bytes) -> bytes:
     ],
 )
 def test_wrong_bytes_are_named(
-    serving: Replica, body: bytes, kind: str, parameters: dict[str, str], message: str
+    shared: Replica, body: bytes, kind: str, parameters: dict[str, str], message: str
 ) -> None:
-    response = post(serving, body, kind, **parameters)
+    response = post(shared, body, kind, **parameters)
     assert response.status_code == 400, response.text
     assert message in response.json()["error"]["message"]
 
 
-def test_parameters_mean_what_the_fields_mean(serving: Replica) -> None:
+def test_parameters_mean_what_the_fields_mean(shared: Replica) -> None:
     fields = {"dimensions": 6, "user": "somebody", "encoding_format": "base64", "normalize": False}
     parameters = {name: str(value).lower() for name, value in fields.items()}
-    raw = post(serving, ROWS.tobytes(), RAW, "application/json", **parameters)
+    raw = post(shared, ROWS.tobytes(), RAW, "application/json", **parameters)
     assert raw.status_code == 200, raw.text
-    in_json = serving.embed(None, input=ROWS.astype(float).tolist(), **fields)
+    in_json = shared.embed(None, input=ROWS.astype(float).tolist(), **fields)
     for ours, theirs in zip(raw.json()["data"], in_json.json()["data"], strict=True):
         got, wanted = (
             np.frombuffer(base64.b64decode(each["embedding"]), "<f4") for each in (ours, theirs)
@@ -145,11 +145,11 @@ def test_parameters_mean_what_the_fields_mean(serving: Replica) -> None:
         np.testing.assert_allclose(got, wanted, atol=1e-6)
 
 
-def test_a_binary_request_without_model_or_modality_names_the_field(serving: Replica) -> None:
+def test_a_binary_request_without_model_or_modality_names_the_field(shared: Replica) -> None:
     for missing in ("model", "modality"):
         query = {"model": "scenes", "modality": "image"}
         del query[missing]
-        response = serving.run(
+        response = shared.run(
             lambda client, query=query: client.post(  # type: ignore[misc]
                 "/v1/embeddings",
                 params=query,
@@ -171,8 +171,8 @@ def test_a_binary_request_without_model_or_modality_names_the_field(serving: Rep
         ({"modality": "image", "file": "a"}, 'there is no field "input[0].file"'),
     ],
 )
-def test_a_wrong_item_is_named(serving: Replica, item: dict[str, object], message: str) -> None:
-    response = serving.embed(modality=None, input=[item])
+def test_a_wrong_item_is_named(shared: Replica, item: dict[str, object], message: str) -> None:
+    response = shared.embed(modality=None, input=[item])
     assert response.status_code == 400
     assert message in response.json()["error"]["message"]
 
@@ -194,7 +194,7 @@ def test_a_wrong_item_is_named(serving: Replica, item: dict[str, object], messag
 )
 @pytest.mark.parametrize("written", [list, packed])
 def test_a_wrong_item_among_others_is_named_by_its_place(
-    serving: Replica,
+    shared: Replica,
     written: Callable[[Sequence[float]], object],
     wrong: dict[str, object],
     message: str,
@@ -202,16 +202,16 @@ def test_a_wrong_item_among_others_is_named_by_its_place(
     image = {"modality": "image", "feature": written([1.0] * 5)}
     text = {"modality": "text", "feature": written([1.0] * 4)}
     items = [image, text, wrong, image]
-    response = serving.embed(modality=None, input=items)
+    response = shared.embed(modality=None, input=items)
     assert response.status_code == 400
     assert message in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("width", [None, 6, 4, 1])
 def test_fewer_dimensions_are_the_first_numbers_at_unit_length(
-    serving: Replica, width: int | None
+    shared: Replica, width: int | None
 ) -> None:
-    whole, prefix = (rows_of(serving.embed(dimensions=each)) for each in (None, width))
+    whole, prefix = (rows_of(shared.embed(dimensions=each)) for each in (None, width))
     expected = whole[:, :width]
     size = np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(prefix, expected / size, atol=1e-6)

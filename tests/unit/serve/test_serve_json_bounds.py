@@ -23,7 +23,7 @@ from workers.serve.api.wire.requests import (
     read_plain,
     scan,
 )
-from workers.serve.collections.filters import MOST_CONDITIONS, MOST_VALUES, parse_filter
+from workers.serve.collections.filters import MOST_CONDITIONS, MOST_VALUES, filter_sql
 from workers.serve.errors import InvalidRequest
 
 ROWS, PAYLOAD_BYTES = 4096, 4096
@@ -167,4 +167,4 @@ def test_the_largest_filter_is_accepted() -> None:
         condition = {"and": [condition]}
     body = {"query": {**ITEM, "text": "a"}, "filter": {"or": [condition] * MOST_CONDITIONS}}
     search = parse(SearchRequest, json.dumps(body).encode(), ROWS)
-    assert parse_filter(search.filter)
+    assert filter_sql(search.filter, ())

@@ -9,9 +9,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from cmcl.contract.version import ANNOUNCEMENTS
 from cmcl.fairness import Quota
-from tests.unit.serve.conftest import MODEL, Clock, Replica
+from tests.unit.serve.conftest import MODEL, Replica
 from workers.serve.api.app import create_api
-from workers.serve.api.middleware import Middleware, TokenBucket
+from workers.serve.api.middleware import Middleware
 from workers.serve.auth import Caller
 
 SCOPE: Scope = {"type": "http", "path": "/v1/embeddings"}
@@ -122,13 +122,3 @@ def test_a_flood_of_wrong_keys_waits_and_delays_no_valid_one() -> None:
     right, wrong = asyncio.run(flood())
     assert wrong >= 2 * 0.3
     assert right < wrong
-
-
-def test_a_rate_limiter_gives_its_burst_at_once_and_then_its_rate() -> None:
-    clock = Clock()
-    limiter = TokenBucket(3, 2, clock)
-    assert [limiter.take() for _ in range(4)] == [True, True, True, False]
-    clock.now = 1.0
-    assert [limiter.take() for _ in range(3)] == [True, True, False]
-    clock.now = 100.0
-    assert [limiter.take() for _ in range(4)] == [True, True, True, False]

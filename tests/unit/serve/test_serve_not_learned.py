@@ -100,10 +100,10 @@ def test_stored_items_of_it_are_counted_and_found_again_once_it_is_learned(
 ) -> None:
     publish(searching, 2, "audio", "image", "text")
     items = [{"id": "i", **IMAGE}, {"id": "t", **TEXT}, {"id": "u", **TEXT}]
-    searching.add("things", items)
+    revision = searching.add("things", items)
 
     def searched(version: int) -> dict[str, Any]:
-        headers = {"x-min-model-version": str(version)}
+        headers = {"x-min-model-version": str(version), "x-min-collection-revision": str(revision)}
         answer = searching.ask("POST", "/things/search", {"query": IMAGE}, headers)
         assert answer.status_code == 200, answer.text
         found: dict[str, Any] = searching.ask("GET", "/things").json()["searched"]

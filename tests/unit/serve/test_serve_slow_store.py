@@ -18,7 +18,7 @@ from tests.fakes.versions import random_heads, store_version
 from tests.fakes.waiting import until
 from tests.unit.serve.conftest import MODEL, POLL_SECONDS, SPEC, Replica
 from workers.serve.settings import ServeSettings
-from workers.serve.versions.follower import Follower, KeyedExecutor, Swapper
+from workers.serve.versions.follower import Follower, Swapper
 
 NEVER = 3600.0
 TIMEOUT = 60.0
@@ -240,42 +240,3 @@ def test_what_else_is_followed_may_hang(replica: Replica) -> None:
     until(lambda: replica.live_number() == 2)
     release.set()
     replica.follower.stop()
-
-
-def test_what_is_queued_is_begun_once() -> None:
-    executor = KeyedExecutor(1, "one")
-    runs: list[str] = []
-    go_on, has_begun = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        has_begun.set()
-        assert go_on.wait(TIMEOUT)
-
-    executor.submit("first", hold)
-    assert has_begun.wait(TIMEOUT)
-    for _ in range(5):
-        executor.submit("second", lambda: runs.append("second"))
-    go_on.set()
-    executor.wait()
-    assert runs == ["second"]
-    executor.close()
-
-
-def test_what_is_begun_while_it_runs_runs_once_more() -> None:
-    runs: list[int] = []
-    go_on, has_begun = threading.Event(), threading.Event()
-    executor = KeyedExecutor(1, "one")
-
-    def hold() -> None:
-        runs.append(1)
-        has_begun.set()
-        assert go_on.wait(TIMEOUT)
-
-    executor.submit("one", hold)
-    assert has_begun.wait(TIMEOUT)
-    for _ in range(5):
-        executor.submit("one", hold)
-    go_on.set()
-    executor.wait()
-    executor.close()
-    assert len(runs) == 2

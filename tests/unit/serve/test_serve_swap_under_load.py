@@ -1,17 +1,14 @@
 """Twenty versions are published while clients ask without a pause, over real HTTP."""
 
-import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import httpx
 import torch
-import uvicorn
 
 from tests.fakes.flaky_store import FlakyStore
+from tests.fakes.served_app import served
 from tests.fakes.versions import random_heads
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
 from workers.serve.settings import ServeSettings
@@ -20,21 +17,6 @@ VERSIONS = 20
 CLIENTS = 4
 # More than what is embedded inline, so that swaps fall into requests that are half done.
 ROWS = 40
-
-
-@contextmanager
-def listening(replica: Replica) -> Iterator[str]:
-    """The replica's address on loopback."""
-    config = uvicorn.Config(replica.app, log_level="warning", lifespan="off")
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 @dataclass
@@ -79,7 +61,7 @@ def test_no_request_fails_or_mixes_versions_in_swaps(store: FlakyStore) -> None:
     rows = torch.randn(ROWS, 5, generator=torch.Generator().manual_seed(0))
     stop, answers = threading.Event(), [Answers() for _ in range(CLIENTS)]
     serving.follower.start()
-    with listening(serving) as url:
+    with served(serving.app) as url:
         clients = [
             threading.Thread(target=ask_until, args=(stop, url, rows.tolist(), each))
             for each in answers

@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -184,29 +182,3 @@ def test_a_replica_that_starts_adds_nothing_to_the_trace_of_a_version(traced: Tr
 def test_a_replica_that_cannot_trace_answers(caplog: pytest.LogCaptureFixture) -> None:
     assert open_tracing({"OTEL_TRACES_EXPORTER": "zipkin"}, "replica-1") is None
     assert "requests are not traced" in caplog.text
-
-
-def test_without_a_collector_a_request_imports_nothing_of_the_sdk() -> None:
-    code = """
-import sys, tempfile
-from pathlib import Path
-from tests.fakes.flaky_store import FlakyStore
-from tests.unit.serve.conftest import Replica
-from workers.serve.settings import ServeSettings
-from workers.serve.api.context import open_tracing
-from cmcl.storage.local import LocalStore
-
-with tempfile.TemporaryDirectory() as folder:
-    store = FlakyStore(LocalStore(Path(folder)))
-    replica = Replica(store, ServeSettings(store=store.uri), tracing=open_tracing({}, "replica-1"))
-    replica.publish(version=1)
-    replica.poll()
-    response = replica.embed(headers={"traceparent": "00-" + "1" * 32 + "-" + "2" * 16 + "-01"})
-    print(response.status_code, "traceresponse" in response.headers)
-names = ("opentelemetry.sdk", "opentelemetry.exporter", "opentelemetry.proto", "workers.serve.otel")
-print([name for name in names if name in sys.modules])
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120
-    )
-    assert done.stdout.split("\n")[:2] == ["200 False", "[]"]

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from starlette.types import ASGIApp, Message
 
-from tests.unit.serve.conftest import MODEL, Replica
+from tests.unit.serve.conftest import MODEL, Replica, asgi_scope
 from workers.serve.api.app import create_api
 from workers.serve.api.context import Replica as Parts
 
@@ -42,20 +42,7 @@ async def ask(app: ASGIApp, path: str, fields: dict[str, object], take: Take) ->
             await take()
         sent.append(message)
 
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.4"},
-        "http_version": "1.1",
-        "method": "POST",
-        "path": path,
-        "raw_path": path.encode(),
-        "root_path": "",
-        "scheme": "http",
-        "query_string": b"",
-        "headers": [(b"content-length", str(len(body)).encode())],
-        "client": ("127.0.0.1", 1),
-        "server": ("127.0.0.1", 80),
-    }
+    scope = asgi_scope("POST", path, length=len(body))
     await app(scope, receive, send)
     return sent[0]["status"], sum(len(each.get("body", b"")) for each in sent)
 

@@ -14,8 +14,13 @@ from tests.unit.train.test_unlearn_and_merge import SPEC, Bench, assert_same_sco
 from workers.merge_exports import main, merge_exports
 from workers.model.artifact import load_heads
 from workers.model.heads import ModalityHeads
-from workers.serve.export.archive import write_files
-from workers.serve.export.formats import HEADS_FILE, evaluation_matrix, export_files, moments_files
+from workers.serve.export.formats import (
+    HEADS_FILE,
+    evaluation_matrix,
+    export_files,
+    moments_files,
+    write_files,
+)
 
 # Of two sites, which have one dataset in common, and of a third one.
 SITES = {"north": "ce", "south": "dce", "west": "ab"}

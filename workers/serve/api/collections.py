@@ -6,10 +6,11 @@ A write that is answered with success is durable, and in the revision of the ans
 import asyncio
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from cmcl.contract.api.endpoint import (
     Collection,
@@ -35,10 +36,11 @@ from workers.serve.api.context import (
     ASKED_VERSION,
     TIMEOUT,
     Replica,
-    held_body,
+    admitted,
+    json_answer,
+    posted,
     read_context,
     run_if_large,
-    within_deadline,
 )
 from workers.serve.api.inputs import checked_dimensions, encoded_parts, features_of
 from workers.serve.api.openapi import BODY, WAIT, json_body, operation
@@ -121,14 +123,8 @@ class _Collections:
     async def create(self, name: str, request: Request) -> Response:
         """Create a collection; an existing one with the same properties is returned as it is."""
         replica = self._replica
-        context = read_context(request, replica)
-        collections = replica.collections
-        body = await held_body(request, replica, context.owner)
-        owner, most = context.owner, replica.args.max_rows
-        async with within_deadline(context):
-            wanted = await run_if_large(
-                replica, owner, len(body), parse, CollectionRequest, body, most
-            )
+        read = partial(parse, CollectionRequest, most=replica.args.max_rows)
+        async with posted(request, replica, read) as (context, _, wanted):
             checked_name(name)
             model = _name_alone(wanted.model)
             version = await replica.lookup.find(model, 0, context.caller)
@@ -142,27 +138,23 @@ class _Collections:
             dimensions=wanted.dimensions,
             text_fields=tuple(wanted.text_fields),
         )
-        return self._answer(await in_store(collections.create, spec))
+        return self._answer(await in_store(replica.collections.create, spec))
 
     async def list_all(self, request: Request) -> Response:
         """List all collections of the caller, by name."""
-        context = read_context(request, self._replica)
         collections = self._replica.collections
-        with self._replica.admission.requests.held(context.owner, 1):
-            async with within_deadline(context):
-                states = await in_store(collections.all, listed_for(context.caller))
+        async with admitted(request, self._replica) as context:
+            states = await in_store(collections.all, listed_for(context.caller))
         data = [_described(each, collections.snapshot(each.head.spec.name)) for each in states]
         # The owner of a collection that cannot be read is unknown.
         damage = collections.damaged() if context.caller.owns(None) else {}
         damaged = [{"id": name, "reason": reason} for name, reason in sorted(damage.items())]
-        return JSONResponse({"object": "list", "data": data, "damaged": damaged})
+        return json_answer({"object": "list", "data": data, "damaged": damaged})
 
     async def show(self, name: str, request: Request) -> Response:
         """Show one collection: what is stored, and what this replica searches."""
-        context = read_context(request, self._replica)
-        with self._replica.admission.requests.held(context.owner, 1):
-            async with within_deadline(context):
-                return self._answer(await find(self._replica, name, context.caller))
+        async with admitted(request, self._replica) as context:
+            return self._answer(await find(self._replica, name, context.caller))
 
     async def delete(self, name: str, request: Request) -> Response:
         """Delete a collection with all its items."""
@@ -171,12 +163,12 @@ class _Collections:
         with self._replica.admission.requests.held(context.owner, 1):
             mark = await mark_of_write(request, caller)
             await in_store(collections.delete, checked_name(name), permitted_to(caller), mark)
-        return JSONResponse({"id": name, "object": "collection.deleted", "deleted": True})
+        return json_answer({"id": name, "object": "collection.deleted", "deleted": True})
 
     def _answer(self, state: State) -> Response:
         snapshot = self._replica.collections.snapshot(state.head.spec.name)
         headers = {REVISION: str(state.head.revision)}
-        return JSONResponse(_described(state, snapshot), headers=headers)
+        return json_answer(_described(state, snapshot), headers=headers)
 
 
 class _Items:
@@ -188,13 +180,10 @@ class _Items:
     async def add(self, name: str, request: Request) -> Response:
         """Add items; existing ones with the same id are replaced."""
         replica = self._replica
-        context = read_context(request, replica)
-        body = await held_body(request, replica, context.owner)
-        owner, most = context.owner, replica.args.max_rows
-        async with within_deadline(context):
-            limits = (most, replica.args.max_payload_bytes)
-            read = await run_if_large(replica, owner, len(body), parse_items, body, *limits)
-            items = read.items
+        most, payload_bytes = replica.args.max_rows, replica.args.max_payload_bytes
+        read = partial(parse_items, most=most, payload_bytes=payload_bytes)
+        async with posted(request, replica, read) as (context, body, parsed):
+            items, owner = parsed.items, context.owner
             target = await find(replica, name, context.caller)
             mark = await mark_of_write(request, context.caller, body)
             payloads = await run_if_large(replica, owner, len(body), self._payloads, items)
@@ -219,12 +208,9 @@ class _Items:
     async def remove(self, name: str, request: Request) -> Response:
         """Remove items; a missing one is not an error."""
         replica = self._replica
-        context = read_context(request, replica)
-        body = await held_body(request, replica, context.owner)
-        owner, most = context.owner, replica.args.max_rows
-        async with within_deadline(context):
-            read = await run_if_large(replica, owner, len(body), parse_removal, body, most)
-            ids = read.ids
+        read = partial(parse_removal, most=replica.args.max_rows)
+        async with posted(request, replica, read) as (context, body, parsed):
+            ids = parsed.ids
             target = await find(replica, name, context.caller)
             mark = await mark_of_write(request, context.caller, body)
         entries = [removal(each) for each in dict.fromkeys(ids)]
@@ -277,7 +263,7 @@ class _Items:
             "rows": len(entries),
             "revision": written,
         }
-        return JSONResponse(answer, headers={REVISION: str(written)})
+        return json_answer(answer, headers={REVISION: str(written)})
 
     def _check_room(self, target: State, rows: int, mark: str | None) -> None:
         """Check limits by what this replica has read: a collection can get a little larger than permitted."""

@@ -9,21 +9,24 @@ import asyncio
 import ipaddress
 import logging
 import re
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+import orjson
 from starlette.datastructures import Headers
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import Scope
 
 from cmcl.fairness import Quota
 from cmcl.storage.object_store import ObjectStore
 from cmcl.tracing import exporter_from
 from workers.serve.api.openapi import answered_header, header_parameter
+from workers.serve.api.wire.vectors import JSON
 from workers.serve.auth import Access, Caller
 from workers.serve.background import BackgroundExecutor, Steps, run_to_end
 from workers.serve.batcher import Batcher, Ticket
@@ -369,6 +372,38 @@ async def run_steps_if_large(replica: Replica, owner: str, size: int, steps: Ste
     if size <= _INLINE_BYTES:
         return run_to_end(steps)
     return await replica.background.run_steps(owner, steps)
+
+
+@asynccontextmanager
+async def admitted(request: Request, replica: Replica) -> AsyncIterator[RequestContext]:
+    """Read the headers of a request without a body, count it, and limit the block to its deadline.
+
+    Raises as `read_context` does, OverLimit, DeadlineExceeded.
+    """
+    context = read_context(request, replica)
+    with replica.admission.requests.held(context.owner, 1):
+        async with within_deadline(context):
+            yield context
+
+
+@asynccontextmanager
+async def posted(
+    request: Request, replica: Replica, parse: Callable[[bytes], T]
+) -> AsyncIterator[tuple[RequestContext, bytes, T]]:
+    """Read the headers and the body of a request, parse it, and limit the block to its deadline.
+
+    Raises as `read_context`, `held_body` and `parse` do, DeadlineExceeded.
+    """
+    context = read_context(request, replica)
+    body = await held_body(request, replica, context.owner)
+    async with within_deadline(context):
+        parsed = await run_if_large(replica, context.owner, len(body), parse, body)
+        yield context, body, parsed
+
+
+def json_answer(body: object, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a response in JSON."""
+    return Response(orjson.dumps(body), media_type=JSON, headers=headers)
 
 
 def _check_declared(request: Request, most: int) -> None:

@@ -29,14 +29,15 @@ from workers.serve.errors import (
     VersionDamaged,
     shortened,
 )
-from workers.serve.export.archive import ExportedFile, tar
 from workers.serve.export.formats import (
     FORMATS,
+    ExportedFile,
     check_format,
     check_moments,
     evaluation_matrix,
     export_files,
     moments_files,
+    tar,
 )
 from workers.serve.versions.live import parse_reference
 from workers.serve.versions.loading import ServedVersion, StoredVersions

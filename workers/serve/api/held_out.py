@@ -9,9 +9,9 @@ Shapes: N rows, F width of the raw feature, E width of the embeddings, K best.
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-import orjson
 import pyarrow as pa
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
@@ -37,10 +37,9 @@ from workers.serve.api.context import (
     TIMEOUT,
     Replica,
     RequestContext,
-    held_body,
-    read_context,
-    run_if_large,
-    within_deadline,
+    admitted,
+    json_answer,
+    posted,
 )
 from workers.serve.api.inputs import embed_parts, features_of
 from workers.serve.api.openapi import BODY, WAIT, json_body, operation
@@ -52,7 +51,6 @@ from workers.serve.api.wire.requests import (
     parse,
     parse_number,
 )
-from workers.serve.api.wire.vectors import JSON
 from workers.serve.background import AsyncLRUCache
 from workers.serve.errors import (
     InvalidRequest,
@@ -236,13 +234,11 @@ class _HeldOut:
 
     async def rows(self, model: str, dataset: str, request: Request) -> Response:
         """List held-out rows of a dataset that the version has learned: ids and labels, `limit` (50) after `offset`."""
-        context = read_context(request, self._replica)
-        parameters = request.query_params
-        offset = parse_number(parameters.get("offset", "0"), "offset", 0, LARGEST_OFFSET)
-        limit = parse_number(parameters.get("limit", "50"), "limit", 1, MOST_LISTED)
-        with self._replica.admission.requests.held(context.owner, 1):
-            async with within_deadline(context):
-                version, found = await self._find(model, dataset, context)
+        async with admitted(request, self._replica) as context:
+            parameters = request.query_params
+            offset = parse_number(parameters.get("offset", "0"), "offset", 0, LARGEST_OFFSET)
+            limit = parse_number(parameters.get("limit", "50"), "limit", 1, MOST_LISTED)
+            version, found = await self._find(model, dataset, context)
         shown = range(len(found))[offset : offset + limit]
         answer = {
             "object": "list",
@@ -253,7 +249,7 @@ class _HeldOut:
             "data": [_row(found, row) for row in shown],
             "next_offset": shown.stop if shown and shown.stop < len(found) else None,
         }
-        return _json(answer, version)
+        return json_answer(answer, {"x-model-version": str(version.number)})
 
     async def search(self, model: str, dataset: str, request: Request) -> Response:
         """Search the held-out rows nearest to one of them, or to an item, by one version.
@@ -261,13 +257,8 @@ class _HeldOut:
         The first 2048 rows are compared.
         """
         replica = self._replica
-        context = read_context(request, replica)
-        body = await held_body(request, replica, context.owner)
-        async with within_deadline(context):
-            most = replica.args.max_rows
-            wanted = await run_if_large(
-                replica, context.owner, len(body), parse, HeldOutSearch, body, most
-            )
+        read = partial(parse, HeldOutSearch, most=replica.args.max_rows)
+        async with posted(request, replica, read) as (context, _, wanted):
             version, found = await self._find(model, dataset, context)
             asked, sides = _sides(wanted, found)
             rows = 1 + len(found) * len(sides)
@@ -285,7 +276,7 @@ class _HeldOut:
             "rows": len(found),
             "partner": _partner(wanted.row, asked, scores),
         }
-        return _json(answer, version)
+        return json_answer(answer, {"x-model-version": str(version.number)})
 
     async def _find(
         self, model: str, dataset: str, context: RequestContext
@@ -380,8 +371,3 @@ def _partner(
     (scores_N,) = scores.values()
     score = scores_N[row]
     return {"rank": 1 + int(np.count_nonzero(scores_N > score)), "score": float(score)}
-
-
-def _json(answer: dict[str, object], version: ServedVersion) -> Response:
-    headers = {"x-model-version": str(version.number)}
-    return Response(orjson.dumps(answer), media_type=JSON, headers=headers)

@@ -3,25 +3,16 @@
 import asyncio
 from typing import Any
 
-import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from cmcl.contract.api.endpoint import ModelList, ServedModel
 from workers.encoders.port import EncoderMismatch
-from workers.serve.api.context import (
-    TIMEOUT,
-    Replica,
-    authorization_of,
-    owner_of,
-    read_context,
-    within_deadline,
-)
+from workers.serve.api.context import TIMEOUT, Replica, admitted, json_answer
 from workers.serve.api.inputs import check_encoder
 from workers.serve.api.migrate import Changes, Compatibilities
 from workers.serve.api.openapi import KEY, WAIT, operation
-from workers.serve.api.wire.vectors import JSON
 from workers.serve.auth import Caller
 from workers.serve.encoders.port import EncoderUnavailable
 from workers.serve.errors import ApiError, NotFound
@@ -51,25 +42,19 @@ class _Models:
     async def list_models(self, request: Request) -> Response:
         """List models: versions, modalities, encoders, and whether stored vectors still fit."""
         replica = self._replica
-        caller = replica.access.authenticate(authorization_of(request.headers))
-        owner = owner_of(caller, request, replica.args.trusted_proxies)
-        with replica.admission.requests.held(owner, 1):
+        async with admitted(request, replica) as context:
             loaded = replica.lookup.loaded()
             data = [
                 self._described(name, live, live.version, loaded.get(name, []))
                 for name, live in sorted(replica.live.all().items())
-                if caller.sees(live.owner)
+                if context.caller.sees(live.owner)
             ]
-        return _json({"object": "list", "data": data})
+        return json_answer({"object": "list", "data": data})
 
     async def one_model(self, request: Request, model: str) -> Response:
         """Show one model, by its name or as name@version, and whether its encoders are the right ones."""
-        context = read_context(request, self._replica)
-        caller, wanted = context.caller, parse_reference(model)
-        with self._replica.admission.requests.held(context.owner, 1):
-            async with within_deadline(context):
-                body = await self._shown(model, wanted, caller)
-        return _json(body)
+        async with admitted(request, self._replica) as context:
+            return json_answer(await self._shown(model, parse_reference(model), context.caller))
 
     async def _shown(self, model: str, wanted: ModelReference, caller: Caller) -> dict[str, object]:
         exact = None
@@ -162,7 +147,3 @@ class _Models:
             "reason": refusal.reason.replace(f"{self._replica.store.uri}/", ""),
             "failures": refusal.failures,
         }
-
-
-def _json(body: dict[str, object]) -> Response:
-    return Response(orjson.dumps(body), media_type=JSON)

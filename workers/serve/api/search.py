@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import orjson
@@ -28,11 +29,10 @@ from workers.serve.api.context import (
     ASKED_VERSION,
     Replica,
     RequestContext,
-    held_body,
+    admitted,
     hold_until_sent,
-    read_context,
-    run_if_large,
-    within_deadline,
+    json_answer,
+    posted,
 )
 from workers.serve.api.inputs import embed_parts, features_of
 from workers.serve.api.openapi import BODY, BYTES, WAIT, json_body, operation
@@ -44,11 +44,11 @@ from workers.serve.api.wire.requests import (
     parse,
     parse_number,
 )
-from workers.serve.api.wire.vectors import JSON, width_of
+from workers.serve.api.wire.vectors import width_of
 from workers.serve.auth import Caller
 from workers.serve.batcher import Ticket
 from workers.serve.collections.exports import FORMATS
-from workers.serve.collections.filters import InvalidFilter, parse_filter
+from workers.serve.collections.filters import InvalidFilter
 from workers.serve.collections.follower import CollectionSnapshot
 from workers.serve.collections.searching import Searched, SearchQuery, SearchResult, StoredItem
 from workers.serve.errors import InvalidRequest, NotFound, NotReady, shortened
@@ -126,19 +126,18 @@ class Search:
         `x-min-collection-revision` and `x-min-model-version` wait for a revision and a version, for a while, before
         503.
         """
-        replica = self._replica
-        context = read_context(request, replica)
-        body = await held_body(request, replica, context.owner)
-        async with within_deadline(context):
-            most = replica.args.max_rows
-            query = await run_if_large(
-                replica, context.owner, len(body), parse, SearchRequest, body, most
-            )
+        read = partial(parse, SearchRequest, most=self._replica.args.max_rows)
+        async with posted(request, self._replica, read) as (context, _, query):
             searched = await self.searched(name, request, context)
             found = await self.found(searched, context, query)
-        return Response(
-            _body(searched, found, query.include), media_type=JSON, headers=headers_of(searched)
-        )
+        answer = {
+            "object": "list",
+            "data": [_described(hit, query.include) | {"score": hit.score} for hit in found.hits],
+            "model": searched.version.label,
+            "revision": searched.revision,
+            "exact": found.exact,
+        }
+        return json_answer(answer, headers_of(searched))
 
     async def found(
         self, searched: Searched, context: RequestContext, query: SearchRequest
@@ -168,20 +167,16 @@ class Search:
 
         The order changes with the revision, and when the table is compacted.
         """
-        context = read_context(request, self._replica)
-        parameters = request.query_params
-        offset = parse_number(parameters.get("offset", "0"), "offset", 0, LARGEST_OFFSET)
-        limit = parse_number(parameters.get("limit", "50"), "limit", 1, MOST_LISTED)
-        modality, include = parameters.get("modality"), _included(parameters.get("include"))
-        with self._replica.admission.requests.held(context.owner, 1):
-            async with within_deadline(context):
-                searched = await self.searched(name, request, context)
-                if modality is not None:
-                    width_of(modality, searched.version, "modality")
-                with self._replica.admission.rows.held(context.owner, limit):
-                    found = await self.read(
-                        context, searched.items, offset, limit, modality, include
-                    )
+        async with admitted(request, self._replica) as context:
+            parameters = request.query_params
+            offset = parse_number(parameters.get("offset", "0"), "offset", 0, LARGEST_OFFSET)
+            limit = parse_number(parameters.get("limit", "50"), "limit", 1, MOST_LISTED)
+            modality, include = parameters.get("modality"), _included(parameters.get("include"))
+            searched = await self.searched(name, request, context)
+            if modality is not None:
+                width_of(modality, searched.version, "modality")
+            with self._replica.admission.rows.held(context.owner, limit):
+                found = await self.read(context, searched.items, offset, limit, modality, include)
         rows = await self.read(context, searched.rows, modality)
         following = offset + len(found)
         answer = {
@@ -192,19 +187,17 @@ class Search:
             "rows": rows,
             "next_offset": following if found and following < rows else None,
         }
-        return Response(orjson.dumps(answer), media_type=JSON, headers=headers_of(searched))
+        return json_answer(answer, headers_of(searched))
 
     async def export(self, name: str, request: Request) -> Response:
         """Export all items with their vectors as a Parquet file or an Arrow stream."""
-        context = read_context(request, self._replica)
-        format_ = request.query_params.get("format", "")
-        if format_ not in FORMATS:
-            raise InvalidRequest(
-                f"format is {shortened(format_)}; permitted are {', '.join(FORMATS)}", "format"
-            )
-        with self._replica.admission.requests.held(context.owner, 1):
-            async with within_deadline(context):
-                searched = await self.searched(name, request, context)
+        async with admitted(request, self._replica) as context:
+            format_ = request.query_params.get("format", "")
+            if format_ not in FORMATS:
+                raise InvalidRequest(
+                    f"format is {shortened(format_)}; permitted are {', '.join(FORMATS)}", "format"
+                )
+            searched = await self.searched(name, request, context)
         export, kind = FORMATS[format_]
         hold_until_sent(request, self._replica.admission.exports, context.owner, 1)
         return StreamingResponse(export(searched), media_type=kind, headers=headers_of(searched))
@@ -232,7 +225,7 @@ class Search:
         for modality in query.modalities or ():
             width_of(modality, searched.version, "modalities")
         try:
-            wanted = parse_filter(query.filter) if query.filter is not None else None
+            wanted = searched.filter_sql(query.filter) if query.filter is not None else None
         except InvalidFilter as error:
             raise InvalidRequest(str(error), "filter") from error
         modalities = frozenset(query.modalities) if query.modalities else None
@@ -329,17 +322,6 @@ class _Waiting:
 
 def headers_of(searched: Searched) -> dict[str, str]:
     return {"x-model-version": str(searched.version.number), REVISION: str(searched.revision)}
-
-
-def _body(searched: Searched, found: SearchResult, include: Sequence[str]) -> bytes:
-    answer = {
-        "object": "list",
-        "data": [_described(hit, include) | {"score": hit.score} for hit in found.hits],
-        "model": searched.version.label,
-        "revision": searched.revision,
-        "exact": found.exact,
-    }
-    return orjson.dumps(answer)
 
 
 def _included(text: str | None) -> list[str]:

@@ -7,13 +7,14 @@ Collections are created and filled by `/v1/collections`.
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import orjson
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from cmcl.contract.api.endpoint import (
     VectorStore,
@@ -27,17 +28,17 @@ from workers.serve.api.context import (
     ASKED_VERSION,
     TIMEOUT,
     Replica,
-    held_body,
-    read_context,
-    within_deadline,
+    admitted,
+    json_answer,
+    posted,
 )
 from workers.serve.api.openapi import BODY, WAIT, json_body, operation, query_parameters
 from workers.serve.api.search import Search, headers_of
 from workers.serve.api.wire.collection_bodies import SearchRequest
 from workers.serve.api.wire.requests import STRICT, Item, parse, parse_number
+from workers.serve.collections.filters import text_of
 from workers.serve.collections.searching import Hit, Searched, StoredItem
 from workers.serve.collections.table import State
-from workers.serve.collections.terms import text_of
 from workers.serve.errors import InvalidRequest, NotFound, shortened
 
 _MOST_LISTED, _MOST_FOUND, _MOST_QUERIES = 100, 50, 16
@@ -78,50 +79,24 @@ def router(replica: Replica) -> APIRouter:
     """The routes of this replica."""
     made = APIRouter(prefix="/v1/vector_stores", tags=["vector stores"])
     stores = _VectorStores(replica)
-    pages = query_parameters(_Listing)
-    for method, path, handler, described in (
-        (
-            "GET",
-            "",
-            stores.list_all,
-            operation(
-                "list_vector_stores", VectorStoreList, WAIT - {404}, parameters=[*pages, TIMEOUT]
-            ),
-        ),
-        (
-            "GET",
-            "/{store}",
-            stores.show,
-            operation("read_vector_store", VectorStore, WAIT, parameters=[TIMEOUT]),
-        ),
-        (
-            "POST",
-            "/{store}/search",
-            stores.search,
-            operation(
-                "search_vector_store",
-                VectorStoreSearchPage,
-                BODY | {409},
-                body=json_body(VectorStoreSearch),
-                parameters=ASKED_VERSION,
-            ),
-        ),
-        (
-            "GET",
-            "/{store}/files",
-            stores.files,
-            operation(
-                "list_vector_store_files", VectorStoreFileList, WAIT, parameters=[*pages, TIMEOUT]
-            ),
-        ),
-        (
-            "GET",
-            "/{store}/files/{file:path}",
-            stores.file,
-            operation("read_vector_store_file", VectorStoreFile, WAIT, parameters=[TIMEOUT]),
-        ),
+    one, pages = [TIMEOUT], [*query_parameters(_Listing), TIMEOUT]
+    for path, handler, name, answer, parameters in (
+        ("", stores.list_all, "list_vector_stores", VectorStoreList, pages),
+        ("/{store}", stores.show, "read_vector_store", VectorStore, one),
+        ("/{store}/files", stores.files, "list_vector_store_files", VectorStoreFileList, pages),
+        ("/{store}/files/{file:path}", stores.file, "read_vector_store_file", VectorStoreFile, one),
     ):
-        made.add_api_route(path, handler, methods=[method], **described)
+        errors = WAIT if path else WAIT - {404}
+        described = operation(name, answer, errors, parameters=parameters)
+        made.add_api_route(path, handler, methods=["GET"], **described)
+    found = operation(
+        "search_vector_store",
+        VectorStoreSearchPage,
+        BODY | {409},
+        body=json_body(VectorStoreSearch),
+        parameters=ASKED_VERSION,
+    )
+    made.post("/{store}/search", **found)(stores.search)
     return made
 
 
@@ -134,28 +109,21 @@ class _VectorStores:
 
     async def list_all(self, request: Request) -> Response:
         """List the caller's collections by name."""
-        context, replica = read_context(request, self._replica), self._replica
-        after, limit = _page(request)
-        with replica.admission.requests.held(context.owner, 1):
-            async with within_deadline(context):
-                states = await in_store(replica.collections.all, listed_for(context.caller))
+        async with admitted(request, self._replica) as context:
+            after, limit = _page(request)
+            states = await in_store(self._replica.collections.all, listed_for(context.caller))
         found = [_store(each) for each in states if each.head.spec.name > after]
         return _listed(found, limit)
 
     async def show(self, store: str, request: Request) -> Response:
         """Show one collection."""
-        context = read_context(request, self._replica)
-        with self._replica.admission.requests.held(context.owner, 1):
-            async with within_deadline(context):
-                return JSONResponse(_store(await find(self._replica, store, context.caller)))
+        async with admitted(request, self._replica) as context:
+            return json_answer(_store(await find(self._replica, store, context.caller)))
 
     async def search(self, store: str, request: Request) -> Response:
         """Search with one or several texts; an item found by several has its best score."""
-        replica = self._replica
-        context = read_context(request, replica)
-        body = await held_body(request, replica, context.owner)
-        async with within_deadline(context):
-            asked = parse(VectorStoreSearch, body, replica.args.max_rows)
+        read = partial(parse, VectorStoreSearch, most=self._replica.args.max_rows)
+        async with posted(request, self._replica, read) as (context, _, asked):
             queries = [asked.query] if isinstance(asked.query, str) else asked.query
             if not 1 <= len(queries) <= _MOST_QUERIES:
                 raise InvalidRequest(
@@ -190,29 +158,25 @@ class _VectorStores:
             "has_more": False,
             "next_page": None,
         }
-        return JSONResponse(answer, headers=headers_of(searched))
+        return json_answer(answer, headers_of(searched))
 
     async def files(self, store: str, request: Request) -> Response:
         """List items by id."""
-        context, replica = read_context(request, self._replica), self._replica
-        after, limit = _page(request)
-        with replica.admission.requests.held(context.owner, 1):
-            async with within_deadline(context):
-                searched = await self._search.searched(store, request, context)
-                with replica.admission.rows.held(context.owner, limit):
-                    items = await self._search.read(context, searched.items_after, after, limit + 1)
+        async with admitted(request, self._replica) as context:
+            after, limit = _page(request)
+            searched = await self._search.searched(store, request, context)
+            with self._replica.admission.rows.held(context.owner, limit):
+                items = await self._search.read(context, searched.items_after, after, limit + 1)
         return _listed([_file(each, searched) for each in items], limit)
 
     async def file(self, store: str, file: str, request: Request) -> Response:
         """Show one item."""
-        context, replica = read_context(request, self._replica), self._replica
-        with replica.admission.requests.held(context.owner, 1):
-            async with within_deadline(context):
-                searched = await self._search.searched(store, request, context)
-                item = await self._search.read(context, searched.item, file)
+        async with admitted(request, self._replica) as context:
+            searched = await self._search.searched(store, request, context)
+            item = await self._search.read(context, searched.item, file)
         if item is None:
             raise NotFound(f"there is no item {shortened(file)} in collection {store!r}", "file")
-        return JSONResponse(_file(item, searched))
+        return json_answer(_file(item, searched))
 
 
 def _page(request: Request) -> tuple[str, int]:
@@ -224,7 +188,7 @@ def _listed(found: list[dict[str, Any]], limit: int) -> Response:
     data = found[:limit]
     first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
     answer = {"object": "list", "data": data, "first_id": first, "last_id": last}
-    return JSONResponse(answer | {"has_more": len(found) > limit})
+    return json_answer(answer | {"has_more": len(found) > limit})
 
 
 def _store(state: State) -> dict[str, Any]:

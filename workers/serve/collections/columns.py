@@ -28,7 +28,7 @@ import torch
 from lance import LanceOperation
 
 from cmcl.contract.errors import InvalidVersion, ObjectNotFound
-from workers.serve.collections.stored_vectors import column_type, encoded, is_bits
+from workers.serve.collections.filters import quoted
 from workers.serve.collections.table import (
     HEAD_ID,
     VECTORS,
@@ -39,10 +39,12 @@ from workers.serve.collections.table import (
     Head,
     State,
     VersionGone,
+    column_type,
+    encoded,
+    is_bits,
     is_conflict,
     is_vectors,
 )
-from workers.serve.collections.terms import quoted
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import Float32Array, ServedVersion, truncated
 

@@ -8,14 +8,25 @@
 A condition holds where the field's value satisfies it, or one value of a list does; of two bounds one value may satisfy
 the one and another value the other. Different types never match: true is not 1, and "1" is not 1. Numbers are compared
 as float64. Where the field is missing, null or an object no condition holds; `not` inverts any result, this one as well.
+
+
+They compare terms of payloads for `equals` and `in`, columns of single fields for `range`. A term has the length of the
+field, the kind of the value (text, number, boolean), the field and the value, so that types never match each other and
+one value of a list is enough. Numbers are written as float64, so that 1 and 1.0 are the same term.
+
+A range needs values in order: each field with numbers has a column of lists of float64, each with texts one of
+lists of strings. They are named by a digest of the field, and added by the first write that has the field.
 """
 
+import hashlib
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import orjson
+import pyarrow as pa
 
 from cmcl.contract.errors import shortened
-from workers.serve.collections.terms import Scalar, as_float, kind_of, quoted, range_column, term
 
 MOST_CONDITIONS = 64
 DEEPEST = 8
@@ -28,121 +39,55 @@ _FORMS = (
     '{"field": ..., "equals": ...}, {"field": ..., "in": [...]}, {"field": ..., "range": {...}}, '
     '{"and": [...]}, {"or": [...]} and {"not": {...}}'
 )
+# Longer texts are compared by their digests, and have no order.
+_LONGEST_TEXT = 256
+Scalar = str | float | bool
+RANGES = "range_"
+_TYPES = {"n": pa.list_(pa.float64()), "t": pa.list_(pa.string())}
 
 
 class InvalidFilter(ValueError):
     """The message names the place in the filter, the value and what is permitted."""
 
 
-@dataclass(frozen=True)
-class AnyOf:
-    """The field has one of these values; `equals` is the case of one."""
-
-    field: str
-    values: tuple[Scalar, ...]
+def filter_sql(document: object, columns: Collection[str]) -> str:
+    """Return the SQL that holds for items that satisfy a filter. `columns`: those of the table. Raises InvalidFilter."""
+    return _Writer(columns).sql(document, "filter", 1)
 
 
-@dataclass(frozen=True)
-class Range:
-    """The field lies within bounds, of which there is at least one, all of one kind."""
-
-    field: str
-    bounds: Mapping[str, str | float]
-
-
-@dataclass(frozen=True)
-class And:
-    """All of them hold."""
-
-    parts: tuple["Filter", ...]
-
-
-@dataclass(frozen=True)
-class Or:
-    """At least one of them holds."""
-
-    parts: tuple["Filter", ...]
-
-
-@dataclass(frozen=True)
-class Not:
-    """The part does not hold."""
-
-    part: "Filter"
-
-
-Filter = AnyOf | Range | And | Or | Not
-
-
-def sql_of(wanted: Filter, columns: Collection[str]) -> str:
-    """Return the SQL that holds for items that satisfy the filter. `columns`: those of the table."""
-    match wanted:
-        case AnyOf():
-            terms = ", ".join(quoted(term(wanted.field, value)) for value in wanted.values)
-            return f"array_has_any(terms, [{terms}])"
-        case Range():
-            return _range_sql(wanted, columns)
-        case Not():
-            return f"NOT ({sql_of(wanted.part, columns)})"
-    between = " AND " if isinstance(wanted, And) else " OR "
-    return between.join(f"({sql_of(part, columns)})" for part in wanted.parts)
-
-
-def _range_sql(wanted: Range, columns: Collection[str]) -> str:
-    """Two bounds hold for a list whose values, from its smallest to its largest, overlap them."""
-    column = range_column(wanted.field, kind_of(next(iter(wanted.bounds.values()))))
-    if column not in columns:
-        return "false"  # No item has the field, with values of that kind.
-    parts = [
-        f"{_EXTREMES[name]}({column}) {_COMPARISONS[name]} {_literal(bound)}"
-        for name, bound in wanted.bounds.items()
-    ]
-    return f"coalesce({' AND '.join(parts)}, false)"
-
-
-def _literal(bound: str | float) -> str:
-    return quoted(bound) if isinstance(bound, str) else f"CAST('{as_float(bound)!r}' AS DOUBLE)"
-
-
-def parse_filter(document: object) -> Filter:
-    """Parse a filter. Raises InvalidFilter."""
-    return _Parser().parse(document, "filter", 1)
-
-
-class _Parser:
+class _Writer:
     """Counts conditions: a filter must not cost more than the search."""
 
-    def __init__(self) -> None:
+    def __init__(self, columns: Collection[str]) -> None:
+        self._columns = columns
         self._conditions = 0
 
-    def parse(self, document: object, where: str, depth: int) -> Filter:
+    def sql(self, document: object, where: str, depth: int) -> str:
         if depth > DEEPEST:
             raise InvalidFilter(f"{where} is nested more than {DEEPEST} deep")
         if not isinstance(document, dict):
             raise InvalidFilter(f"{where} is {shortened(ascii(document))}; permitted are {_FORMS}")
         match sorted(document):
-            case ["and"]:
-                return And(self._several(document["and"], f"{where}.and", depth))
-            case ["or"]:
-                return Or(self._several(document["or"], f"{where}.or", depth))
+            case ["and" | "or" as name]:
+                parts, where = document[name], f"{where}.{name}"
+                if not isinstance(parts, list) or not parts:
+                    raise InvalidFilter(
+                        f"{where} is {shortened(ascii(parts))}; permitted is a list of filters"
+                    )
+                written = [
+                    self.sql(part, f"{where}[{index}]", depth + 1)
+                    for index, part in enumerate(parts)
+                ]
+                return f" {name.upper()} ".join(f"({part})" for part in written)
             case ["not"]:
-                return Not(self.parse(document["not"], f"{where}.not", depth + 1))
+                return f"NOT ({self.sql(document['not'], f'{where}.not', depth + 1)})"
             case ["equals", "field"] | ["field", "in"] | ["field", "range"]:
                 return self._condition(document, where)
         raise InvalidFilter(
             f"{where} has the fields {shortened(ascii(sorted(map(str, document))))}; permitted are {_FORMS}"
         )
 
-    def _several(self, parts: object, where: str, depth: int) -> tuple[Filter, ...]:
-        if not isinstance(parts, list) or not parts:
-            raise InvalidFilter(
-                f"{where} is {shortened(ascii(parts))}; permitted is a list of filters"
-            )
-        return tuple(
-            self.parse(part, f"{where}[{index}]", depth + 1) for index, part in enumerate(parts)
-        )
-
-    def _condition(self, document: dict[str, object], where: str) -> Filter:
+    def _condition(self, document: dict[str, object], where: str) -> str:
         self._conditions += 1
         if self._conditions > MOST_CONDITIONS:
             raise InvalidFilter(f"the filter has more than {MOST_CONDITIONS} conditions")
@@ -152,19 +97,36 @@ class _Parser:
                 f"{where}.field is {shortened(ascii(field))}; permitted is the name of a payload's field, up "
                 f"to {LONGEST_FIELD} characters"
             )
+        if "range" in document:
+            return self._range(field, _bounds(document["range"], f"{where}.range"))
         if "equals" in document:
-            return AnyOf(field, (_scalar(document["equals"], f"{where}.equals"),))
-        if "in" in document:
-            return AnyOf(field, _scalars(document["in"], f"{where}.in"))
-        return Range(field, _bounds(document["range"], f"{where}.range"))
+            values = [_scalar(document["equals"], f"{where}.equals")]
+        else:
+            values = _scalars(document["in"], f"{where}.in")
+        return f"array_has_any(terms, [{', '.join(quoted(term(field, each)) for each in values)}])"
+
+    def _range(self, field: str, bounds: Mapping[str, str | float]) -> str:
+        """Two bounds hold for a list whose values, from its smallest to its largest, overlap them."""
+        column = range_column(field, kind_of(next(iter(bounds.values()))))
+        if column not in self._columns:
+            return "false"  # No item has the field, with values of that kind.
+        parts = [
+            f"{_EXTREMES[name]}({column}) {_COMPARISONS[name]} {_literal(bound)}"
+            for name, bound in bounds.items()
+        ]
+        return f"coalesce({' AND '.join(parts)}, false)"
 
 
-def _scalars(values: object, where: str) -> tuple[Scalar, ...]:
+def _literal(bound: str | float) -> str:
+    return quoted(bound) if isinstance(bound, str) else f"CAST('{as_float(bound)!r}' AS DOUBLE)"
+
+
+def _scalars(values: object, where: str) -> list[Scalar]:
     if not isinstance(values, list) or not 1 <= len(values) <= MOST_VALUES:
         raise InvalidFilter(
             f"{where} is {shortened(ascii(values))}; permitted is a list of 1 to {MOST_VALUES} values"
         )
-    return tuple(_scalar(value, f"{where}[{index}]") for index, value in enumerate(values))
+    return [_scalar(value, f"{where}[{index}]") for index, value in enumerate(values)]
 
 
 def _scalar(value: object, where: str) -> Scalar:
@@ -213,3 +175,73 @@ def is_writable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def quoted(text: str) -> str:
+    """Return a literal of SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def term(field: str, value: Scalar) -> str:
+    """Return the term of this value of this field."""
+    kind = kind_of(value)
+    text = repr(as_float(value)) if kind == "n" else str(value)
+    if len(text) > _LONGEST_TEXT:
+        kind, text = "d", hashlib.sha256(text.encode()).hexdigest()
+    return f"{len(field)}{kind}{field}{text}"
+
+
+def kind_of(value: Scalar) -> str:
+    """Return `b`, `t` or `n`: boolean, text, number."""
+    if isinstance(value, bool):
+        return "b"
+    return "t" if isinstance(value, str) else "n"
+
+
+def as_float(value: Scalar) -> float:
+    """Return a number as float64; -0.0 as 0.0, which it equals."""
+    return float(value) + 0.0
+
+
+def range_column(field: str, kind: str) -> str:
+    """Return the name of the column of the numbers (`n`) or texts (`t`) of a field."""
+    return f"{RANGES}{kind}_{hashlib.sha256(field.encode()).hexdigest()[:12]}"
+
+
+def range_type(column: str) -> pa.DataType:
+    """Return the type of such a column, by its name."""
+    return _TYPES[column.removeprefix(RANGES)[0]]
+
+
+class PayloadTerms:
+    """The terms and the values in order of one payload, JSON of an object; None: there is none."""
+
+    def __init__(self, payload: str | None) -> None:
+        terms: set[str] = set()
+        values: dict[str, list[Scalar]] = defaultdict(list)
+        for field, value in _values_in(payload):
+            terms.add(term(field, value))
+            kind = kind_of(value)
+            if kind == "n":
+                values[range_column(field, kind)].append(as_float(value))
+            elif kind == "t" and len(str(value)) <= _LONGEST_TEXT:
+                values[range_column(field, kind)].append(value)
+        self.terms = sorted(terms)
+        self.values: Mapping[str, list[Scalar]] = values
+
+
+def text_of(payload: str | None, fields: Sequence[str]) -> str | None:
+    """Return the texts of these fields, a line each; None: there are none."""
+    found = [
+        value
+        for field, value in (_values_in(payload) if fields else ())
+        if field in fields and isinstance(value, str)
+    ]
+    return "\n".join(found) or None
+
+
+def _values_in(payload: str | None) -> Iterator[tuple[str, Scalar]]:
+    for field, value in orjson.loads(payload or "{}").items():
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, str | int | float):
+                yield field, each

@@ -16,10 +16,8 @@ import pyarrow as pa
 import torch
 
 from workers.serve.collections.columns import column_of, vector_width
-from workers.serve.collections.filters import Filter, sql_of
-from workers.serve.collections.stored_vectors import encoded, is_bits
-from workers.serve.collections.table import State, reading
-from workers.serve.collections.terms import quoted
+from workers.serve.collections.filters import filter_sql, quoted
+from workers.serve.collections.table import State, encoded, is_bits, reading
 from workers.serve.versions.loading import Float32Array, ServedVersion, truncated
 
 # Of a million rows: docs/benchmarks/search-engine.md. Partitions hold all modalities, and a text's neighbours are
@@ -41,7 +39,7 @@ _PARTS, _MOST_PARTS = 4, 64
 
 @dataclass(frozen=True)
 class SearchQuery:
-    """A search by a vector, by words, or by both. `modalities` None: all. `exact`: compare all vectors.
+    """A search by a vector, by words, or by both. `modalities` None: all. `filter`: SQL. `exact`: compare all vectors.
 
     `by_parent`: of parts with the same parent only the best. `include`: `source` and `thumbnail`.
     """
@@ -50,7 +48,7 @@ class SearchQuery:
     query_E: Float32Array | None = None
     words: str | None = None
     modalities: Collection[str] | None = None
-    filter: Filter | None = None
+    filter: str | None = None
     exact: bool = False
     by_parent: bool = False
     include: Sequence[str] = ()
@@ -91,6 +89,10 @@ class Searched:
 
     state: State
     version: ServedVersion
+
+    def filter_sql(self, document: object) -> str:
+        """Return the SQL of a filter of this table. Raises InvalidFilter."""
+        return filter_sql(document, self.state.dataset.schema.names)
 
     @property
     def revision(self) -> int:
@@ -275,7 +277,7 @@ class Searched:
         if wanted.modalities is not None or wanted.words is not None:
             conditions.append(self._of(wanted.modalities))
         if wanted.filter is not None:
-            conditions.append(f"({sql_of(wanted.filter, self.state.dataset.schema.names)})")
+            conditions.append(f"({wanted.filter})")
         return " AND ".join(conditions) or None
 
     def _of(self, modalities: Collection[str] | None = None) -> str:

@@ -6,7 +6,6 @@ from types import MappingProxyType
 from cmcl.contract.api.versions import EvaluationRow
 from cmcl.contract.version import Recall, VersionManifest, VersionReport
 from cmcl.pictures import Picture, VersionPictures, manifest_pictures
-from workers.serve.export.archive import ExportedFile
 
 _USE: Mapping[str, str] = MappingProxyType(
     {
@@ -89,18 +88,17 @@ def card_files(
     format_: str,
     *,
     with_moments: bool = False,
-) -> Iterator[ExportedFile]:
-    """The card as README.md, which says whether moments are exported, too, and its pictures.
+) -> Iterator[tuple[str, str]]:
+    """Yield name and text of the card, README.md, which says whether moments are exported, too; and of its pictures.
 
     `matrix`: recall of the versions up to this one, whose row is the last.
     """
     drawn = manifest_pictures(manifest, matrix, manifest.report.evaluation_only)
     moments = _WITH_MOMENTS if with_moments else _WITHOUT_MOMENTS
-    yield ExportedFile.of("README.md", _card(manifest, matrix, format_, drawn, moments))
+    yield "README.md", _card(manifest, matrix, format_, drawn, moments)
     for name, picture in drawn._asdict().items():
         if picture is not None:
-            svg = picture.svg(standalone=True)
-            yield ExportedFile.of(f"pictures/{name}.svg", svg + "\n")
+            yield f"pictures/{name}.svg", picture.svg(standalone=True) + "\n"
 
 
 def _card(

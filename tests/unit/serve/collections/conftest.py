@@ -109,6 +109,13 @@ def opened(store: FlakyStore) -> Iterator[Searching]:
         replica.close()
 
 
+@pytest.fixture(scope="module")
+def shared_search(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Searching]:
+    """The same, for the tests of a module that change nothing in it."""
+    with opened(FlakyStore(LocalStore(tmp_path_factory.mktemp("store")))) as replica:
+        yield replica
+
+
 @pytest.fixture
 def searching(store: FlakyStore) -> Iterator[Searching]:
     with opened(store) as replica:

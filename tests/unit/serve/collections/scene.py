@@ -7,6 +7,7 @@ import numpy as np
 
 from cmcl.contract.version import LivePointer
 from tests.fakes.flaky_store import FlakyStore
+from tests.unit.serve.conftest import Clock
 from tests.unit.serve.served_versions import rows, version
 from workers.serve.collections.columns import Versions
 from workers.serve.collections.follower import CollectionsFollower
@@ -54,14 +55,6 @@ def spec(**fields: object) -> CollectionSpec:
 
 def create(store: FlakyStore, **fields: object) -> State:
     return Registry(store).create(spec(**fields))
-
-
-@dataclass
-class Clock:
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @dataclass

@@ -50,23 +50,23 @@ def send(replica: Searching, method: str, path: str, body: object) -> httpx.Resp
 
 @every_route
 def test_values_in_an_unknown_field_are_refused_before_they_are_parsed(
-    searching: Searching,
+    shared_search: Searching,
     parsed_in: list[threading.Thread],
     method: str,
     path: str,
     body: dict[str, object],
 ) -> None:
-    answer = send(searching, method, path, {**body, "x": {"a": [[]] * 1000}})
+    answer = send(shared_search, method, path, {**body, "x": {"a": [[]] * 1000}})
     assert answer.status_code == 400
     assert 'there is no field "x"; permitted are' in answer.json()["error"]["message"]
     assert parsed_in == []
 
 
 def test_a_payload_that_is_too_large_is_refused_before_it_is_parsed(
-    searching: Searching, parsed_in: list[threading.Thread]
+    shared_search: Searching, parsed_in: list[threading.Thread]
 ) -> None:
     one = {**IMAGE, "id": "a", "payload": {"a": [[]] * 1000}}
-    answer = searching.ask("POST", "/things/items", {"items": [one]})
+    answer = shared_search.ask("POST", "/things/items", {"items": [one]})
     message = "items[0].payload has 3007 bytes; permitted are 100"
     assert (answer.status_code, answer.json()["error"]["message"]) == (400, message)
     assert parsed_in == []
@@ -74,7 +74,7 @@ def test_a_payload_that_is_too_large_is_refused_before_it_is_parsed(
 
 @every_route
 def test_a_large_body_is_never_parsed_on_the_event_loop(
-    searching: Searching,
+    shared_search: Searching,
     parsed_in: list[threading.Thread],
     monkeypatch: pytest.MonkeyPatch,
     method: str,
@@ -82,6 +82,6 @@ def test_a_large_body_is_never_parsed_on_the_event_loop(
     body: dict[str, object],
 ) -> None:
     monkeypatch.setattr(context, "_INLINE_BYTES", 0)
-    send(searching, method, path, body)
+    send(shared_search, method, path, body)
     assert len(parsed_in) == 1
     assert threading.main_thread() not in parsed_in

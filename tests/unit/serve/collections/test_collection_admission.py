@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message
 from tests.fakes.letter_encoder import LetterEncoders
 from tests.unit.serve.collections.conftest import Searching
 from tests.unit.serve.collections.scene import feature
+from tests.unit.serve.conftest import asgi_scope
 from workers.serve.api.app import create_api
 from workers.serve.api.context import Admission
 from workers.serve.api.context import Replica as Parts
@@ -42,20 +43,7 @@ async def export(app: ASGIApp, takes: Callable[[Message], Awaitable[None]]) -> t
         await asyncio.sleep(60)
         return {"type": "http.disconnect"}
 
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.4"},
-        "http_version": "1.1",
-        "method": "GET",
-        "path": "/v1/collections/things/export",
-        "raw_path": b"/v1/collections/things/export",
-        "root_path": "",
-        "scheme": "http",
-        "query_string": b"format=parquet",
-        "headers": [],
-        "client": ("127.0.0.1", 1),
-        "server": ("127.0.0.1", 80),
-    }
+    scope = asgi_scope("GET", "/v1/collections/things/export", b"format=parquet")
     await app(scope, receive, send)
     return seen[0]["status"], not seen[-1].get("more_body", True)
 

@@ -15,8 +15,7 @@ from workers.serve.collections.filters import (
     DEEPEST,
     MOST_CONDITIONS,
     InvalidFilter,
-    parse_filter,
-    sql_of,
+    filter_sql,
 )
 from workers.serve.collections.registry import Registry
 from workers.serve.collections.table import ITEMS, Row, State
@@ -122,7 +121,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[State, list[dict[s
 
 def found(state: State, wanted: dict[str, Any]) -> list[str]:
     """Ids of the items that satisfy a filter, as a search finds them."""
-    sql = sql_of(parse_filter(wanted), state.dataset.schema.names)
+    sql = filter_sql(wanted, state.dataset.schema.names)
     read = state.dataset.to_table(columns=["id"], filter=f"{ITEMS} AND ({sql})")
     return sorted(read["id"].to_pylist())
 
@@ -170,7 +169,7 @@ def test_equals_still_works_with_more_fields_than_have_a_range(scene: Scene) -> 
 )
 def test_an_invalid_filter_is_rejected_with_a_message(document: object, words: str) -> None:
     with pytest.raises(InvalidFilter, match=words):
-        parse_filter(document)
+        filter_sql(document, ())
 
 
 def test_a_filter_is_neither_too_deep_nor_too_long() -> None:
@@ -179,6 +178,6 @@ def test_a_filter_is_neither_too_deep_nor_too_long() -> None:
     for _ in range(DEEPEST):
         nested = {"not": nested}
     with pytest.raises(InvalidFilter, match=f"more than {DEEPEST} deep"):
-        parse_filter(nested)
+        filter_sql(nested, ())
     with pytest.raises(InvalidFilter, match=f"more than {MOST_CONDITIONS} conditions"):
-        parse_filter({"or": [condition] * (MOST_CONDITIONS + 1)})
+        filter_sql({"or": [condition] * (MOST_CONDITIONS + 1)}, ())

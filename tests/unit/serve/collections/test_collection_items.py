@@ -52,20 +52,19 @@ def test_one_modality_is_listed_alone_and_removed_items_are_not(searching: Searc
 @pytest.mark.parametrize(
     "query", ["limit=0", "limit=201", "limit=-1", "offset=x", "offset=1.0", "modality=smell"]
 )
-def test_a_wrong_page_is_refused(searching: Searching, query: str) -> None:
-    searching.add("things", [item("image", 1)])
-    assert searching.ask("GET", f"/things/items?{query}").status_code == 400
+def test_a_wrong_page_is_refused(shared_search: Searching, query: str) -> None:
+    assert shared_search.ask("GET", f"/things/items?{query}").status_code == 400
 
 
-def test_a_collection_that_does_not_exist_has_no_items(searching: Searching) -> None:
-    assert searching.ask("GET", "/nothing/items").status_code == 404
+def test_a_collection_that_does_not_exist_has_no_items(shared_search: Searching) -> None:
+    assert shared_search.ask("GET", "/nothing/items").status_code == 404
 
 
 @pytest.mark.parametrize("value", [2**64, -(2**63) - 1, [1, 10**20], {"a": [{"b": 10**20}]}])
 def test_integers_beyond_64_bits_are_refused_at_any_depth(
-    searching: Searching, value: object
+    shared_search: Searching, value: object
 ) -> None:
-    response = searching.ask(
+    response = shared_search.ask(
         *("POST", "/things/items", {"items": [item("image", 1, payload={"n": value})]})
     )
     assert response.status_code == 400

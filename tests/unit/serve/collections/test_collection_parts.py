@@ -72,20 +72,29 @@ def test_items_are_listed_with_their_places(parts: Searching) -> None:
     ],
 )
 def test_a_place_that_cannot_be_is_an_error(
-    searching: Searching, fields: dict[str, object], words: str
+    shared_search: Searching, fields: dict[str, object], words: str
 ) -> None:
-    answer = searching.ask("POST", "/things/items", {"items": [part("a", 1, **fields)]})
+    answer = shared_search.ask("POST", "/things/items", {"items": [part("a", 1, **fields)]})
     assert answer.status_code == 400
     assert words in answer.json()["error"]["message"]
 
 
-@pytest.fixture
-def listening(searching: Searching) -> Searching:
+def listens(searching: Searching) -> Searching:
     """The encoder `letters` hears recordings: each byte is a second, and a window."""
     heard = LETTERS.model_copy(update={"takes": "audio", "window_seconds": 1.0})
     searching.encoders = LetterEncoders(heard)
     searching.app = searching.app_of(searching.args)
     return searching
+
+
+@pytest.fixture
+def listening(searching: Searching) -> Searching:
+    return listens(searching)
+
+
+@pytest.fixture
+def shared_listening(shared_search: Searching) -> Searching:
+    return listens(shared_search)
 
 
 def recording(id_: str, seconds: bytes, **fields: object) -> dict[str, object]:
@@ -168,10 +177,10 @@ def test_a_recording_without_a_usable_window_is_an_error_and_one_window_of_silen
     ],
 )
 def test_parts_of_what_has_none_are_an_error(
-    listening: Searching, fields: dict[str, object], words: str
+    shared_listening: Searching, fields: dict[str, object], words: str
 ) -> None:
     body = {"items": [recording("talk", b"abc", parts=True) | fields]}
-    answer = listening.ask("POST", "/things/items", body)
+    answer = shared_listening.ask("POST", "/things/items", body)
     assert answer.status_code == 400
     assert words in answer.json()["error"]["message"]
 
@@ -242,14 +251,16 @@ def test_source_and_thumbnail_are_returned_where_they_are_asked_for(
     ],
 )
 def test_a_thumbnail_that_is_no_small_picture_is_an_error(
-    listening: Searching, fields: dict[str, object], words: str
+    shared_listening: Searching, fields: dict[str, object], words: str
 ) -> None:
-    answer = listening.ask("POST", "/things/items", {"items": [recording("a", b"a") | fields]})
+    answer = shared_listening.ask(
+        "POST", "/things/items", {"items": [recording("a", b"a") | fields]}
+    )
     assert answer.status_code == 400
     assert words in answer.json()["error"]["message"]
 
 
-def test_only_what_can_be_included_is(listening: Searching) -> None:
-    answer = listening.ask("GET", "/things/items?include=feature")
+def test_only_what_can_be_included_is(shared_listening: Searching) -> None:
+    answer = shared_listening.ask("GET", "/things/items?include=feature")
     assert answer.status_code == 400
     assert "permitted are source, thumbnail" in answer.json()["error"]["message"]

@@ -290,33 +290,33 @@ def test_an_unavailable_store_rejects_writes_and_keeps_searching(searching: Sear
     ],
 )
 def test_wrong_values_are_rejected_with_a_message(
-    searching: Searching, method: str, path: str, body: object, words: str
+    shared_search: Searching, method: str, path: str, body: object, words: str
 ) -> None:
-    response = searching.ask(method, path, body)
+    response = shared_search.ask(method, path, body)
     assert response.status_code == 400, response.text
     assert words in response.json()["error"]["message"]
 
 
-def test_nan_in_a_feature_is_refused(searching: Searching) -> None:
+def test_nan_in_a_feature_is_refused(shared_search: Searching) -> None:
     data = b'{"items": [{"id": "a", "modality": "image", "feature": [1, 2, NaN, 4, 5]}]}'
-    response = searching.run(
+    response = shared_search.run(
         lambda client: client.post("/v1/collections/things/items", content=data)
     )
     assert response.status_code == 400
     broken = np.array([1, 2, np.nan, 4, 5], "<f4").tobytes()
     encoded = base64.b64encode(broken).decode()
     items = [item("image", 0), {"id": "a", "modality": "image", "feature": encoded}]
-    response = searching.ask("POST", "/things/items", {"items": items})
+    response = shared_search.ask("POST", "/things/items", {"items": items})
     assert response.status_code == 400
     assert "item 'a' has nan" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("feature", [[1.0, 2.0, 3.0], base64.b64encode(bytes(12)).decode()])
 def test_a_feature_of_another_width_is_named_by_its_item(
-    searching: Searching, feature: object
+    shared_search: Searching, feature: object
 ) -> None:
     items = [item("image", 0), {"id": "a", "modality": "image", "feature": feature}]
-    response = searching.ask("POST", "/things/items", {"items": items})
+    response = shared_search.ask("POST", "/things/items", {"items": items})
     assert response.status_code == 400
     message = response.json()["error"]["message"]
     assert message == "item 'a' has 3 numbers; a feature of modality 'image' has 5"

@@ -22,7 +22,6 @@ from tests.unit.serve.collections.test_collection_routes import image_query, ite
 from tests.unit.serve.served_versions import version
 from workers.serve.collections import columns, searching
 from workers.serve.collections.columns import column_of
-from workers.serve.collections.filters import parse_filter
 from workers.serve.collections.searching import Hit, Searched, SearchQuery
 from workers.serve.collections.table import Row
 
@@ -90,8 +89,8 @@ def test_an_index_finds_what_comparing_all_rows_finds(
     for wanted in (
         {},
         {"modalities": ["text"]},
-        {"filter": parse_filter({"field": "third", "equals": True})},
-        {"filter": parse_filter({"field": "n", "range": {"gte": 290}})},
+        {"filter": searched.filter_sql({"field": "third", "equals": True})},
+        {"filter": searched.filter_sql({"field": "n", "range": {"gte": 290}})},
         {"top_k": 1000},
     ):
         found = search(searched, "text", 300, **wanted)
@@ -170,7 +169,7 @@ def test_words_find_the_payloads_that_have_them(titled: Searched) -> None:
     assert by_words("Boats") == ["image-2"]
     assert by_words("old tram")[:2] == ["text-0", "image-0"]
     assert by_words("tram", modalities=["text"]) == ["text-0"]
-    only = parse_filter({"field": "town", "in": ["2", "3"]})
+    only = titled.filter_sql({"field": "town", "in": ["2", "3"]})
     assert by_words("tram", filter=only) == ["image-3"]
     assert by_words("zeppelin") == []
     assert by_words("\"tram's' OR title:( \\") != []

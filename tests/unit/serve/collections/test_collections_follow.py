@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 
@@ -18,14 +17,13 @@ from tests.unit.serve.collections.scene import (
     create,
     embedded,
     entries,
-    feature,
     removals,
     search,
 )
 from tests.unit.serve.served_versions import version
 from workers.serve.collections import columns
 from workers.serve.collections.searching import Searched
-from workers.serve.collections.table import NoCollection, Row
+from workers.serve.collections.table import NoCollection
 from workers.serve.versions.loading import ServedVersion
 
 BOTH = [("image", n) for n in range(30)] + [("text", n) for n in range(10)]
@@ -148,33 +146,6 @@ def test_vectors_of_a_dead_builder_are_finished_by_another(
     assert is_right(other.searched())
 
 
-def test_two_writers_of_the_same_new_id_leave_it_once(scene: Scene) -> None:
-    create(scene.store)
-    scene.settle()
-    done: list[int] = []
-
-    def write(writer: int) -> None:
-        done.extend(
-            scene.add([*entries(10 * writer + change, 1), *entries(999, 1)]) for change in range(3)
-        )
-
-    threads = [threading.Thread(target=write, args=(writer,)) for writer in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(done) == list(range(2, 14))
-    assert scene.settle().rows() == 13
-
-
-def test_a_repeated_write_undoes_nothing_that_came_after_it(filled: Scene) -> None:
-    first = filled.add([Row("x", "image", feature("image", 1), '{"n": 1}')], mark="one")
-    filled.add([Row("x", "image", feature("image", 2), '{"n": 2}')], mark="two")
-    assert filled.add([Row("x", "image", feature("image", 1), '{"n": 1}')], mark="one") > first
-    (hit,) = [hit for hit in search(filled.settle(), "image", 2, top_k=50).hits if hit.id == "x"]
-    assert hit.payload == '{"n": 2}'
-
-
 def test_a_write_to_a_deleted_collection_is_refused_also_if_the_name_is_used_again(
     filled: Scene,
 ) -> None:
@@ -186,13 +157,6 @@ def test_a_write_to_a_deleted_collection_is_refused_also_if_the_name_is_used_aga
     again = create(filled.store)
     assert again.table.read().head.revision > revision
     assert filled.settle().rows() == 0
-
-
-def test_a_repeated_deletion_leaves_a_new_collection(filled: Scene) -> None:
-    filled.registry.delete(NAME, EVERYONE, mark="one")
-    create(filled.store)
-    filled.registry.delete(NAME, EVERYONE, mark="one")
-    assert filled.registry.existing(NAME, EVERYONE).head.ended_at is None
 
 
 WRITER = """
@@ -220,60 +184,6 @@ def test_a_killed_writer_loses_nothing_that_was_acknowledged(filled: Scene) -> N
     ids = state.dataset.to_table(columns=["id"], filter="id LIKE 'n-%'")["id"].to_pylist()
     assert {f"n-{number}" for number, _ in whole} <= set(ids)
     assert len(ids) == len(set(ids)) == state.head.revision - before
-
-
-def test_an_index_finds_what_comparing_all_finds(
-    filled: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(columns, "INDEX_FROM_ROWS", 100)
-    filled.add(entries(1000, 400))
-    filled.swap(2)
-    filled.settle()
-    filled.add(entries(2000, 3))
-    searched = filled.settle()
-    found = search(searched, "text", 300)
-    exact = search(searched, "text", 300, exact=True)
-    assert (found.exact, exact.exact) == (False, True)
-    assert [hit.id for hit in found.hits] == [hit.id for hit in exact.hits]
-
-
-@in_each_type
-def test_no_response_mixes_two_versions_during_swaps(filled: Scene) -> None:
-    stop, wrong, seen = threading.Event(), [], set()
-
-    def ask() -> None:
-        while not stop.is_set():
-            searched = filled.searched()
-            seen.add(searched.version.number)
-            if not is_right(searched):
-                wrong.append(searched.version.number)
-
-    askers = [threading.Thread(target=ask) for _ in range(2)]
-    for asker in askers:
-        asker.start()
-    for number in range(2, 6):
-        filled.swap(number)
-        filled.settle()
-    stop.set()
-    for asker in askers:
-        asker.join()
-    assert wrong == []
-    assert len(seen) > 1
-
-
-def test_the_thread_follows_by_itself(filled: Scene) -> None:
-    filled.follower.start()
-    try:
-        filled.swap(2)
-        filled.add(entries(900, 1))
-        filled.follower.wake()
-        deadline = time.monotonic() + 60
-        while (filled.searched().version.number, filled.searched().rows()) != (2, 41):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        assert filled.follower.alive
-    finally:
-        filled.follower.stop()
 
 
 def test_a_version_with_other_widths_is_not_followed(filled: Scene) -> None:

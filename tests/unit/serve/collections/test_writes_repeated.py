@@ -80,12 +80,6 @@ def test_a_write_that_filled_the_collection_is_answered_again(searching: Searchi
     assert post(searching, last, BY_CLIENT) == post(searching, last, BY_CLIENT)
 
 
-def test_a_deletion_sent_again_is_no_error_and_another_one_is(searching: Searching) -> None:
-    for _ in range(2):
-        assert searching.ask("DELETE", "/things", headers=BY_PROXY).status_code == 200
-    assert searching.ask("DELETE", "/things", headers=BY_CLIENT).status_code == 404
-
-
 def test_a_recreated_collection_is_counted_after_a_late_deletion(searching: Searching) -> None:
     for _ in range(2):
         assert searching.ask("DELETE", "/things", headers=BY_PROXY).status_code == 200
