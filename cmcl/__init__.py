@@ -8,40 +8,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cmcl.client import (
-        AsyncClient,
-        Client,
-        CmclError,
-        FieldError,
-        Item,
-        Query,
-        Retries,
-        Unreachable,
-        WaitTimeout,
-        WrongServer,
-    )
-    from cmcl.contract.dataset import ShardRef
-    from cmcl.contract.modality import ModalityPair
-    from cmcl.contract.model import Gate, ModalitySpec, ModelSpec, TrainingSpec
+    from cmcl.client import AsyncClient as AsyncClient
+    from cmcl.client import Client as Client
+    from cmcl.client import CmclError as CmclError
+    from cmcl.client import FieldError as FieldError
+    from cmcl.client import Item as Item
+    from cmcl.client import Query as Query
+    from cmcl.client import Retries as Retries
+    from cmcl.client import Unreachable as Unreachable
+    from cmcl.client import WaitTimeout as WaitTimeout
+    from cmcl.client import WrongServer as WrongServer
+    from cmcl.contract.dataset import ShardRef as ShardRef
+    from cmcl.contract.modality import ModalityPair as ModalityPair
+    from cmcl.contract.model import Gate as Gate
+    from cmcl.contract.model import ModalitySpec as ModalitySpec
+    from cmcl.contract.model import ModelSpec as ModelSpec
+    from cmcl.contract.model import TrainingSpec as TrainingSpec
 
-__all__ = [
-    "AsyncClient",
-    "Client",
-    "CmclError",
-    "FieldError",
-    "Gate",
-    "Item",
-    "ModalityPair",
-    "ModalitySpec",
-    "ModelSpec",
-    "Query",
-    "Retries",
-    "ShardRef",
-    "TrainingSpec",
-    "Unreachable",
-    "WaitTimeout",
-    "WrongServer",
-]
 
 _MODULES = {
     "cmcl.client": (
@@ -70,4 +53,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_MODULE_OF})

@@ -48,25 +48,3 @@ def test_no_environment_contains_a_secret() -> None:
     for name in NAMES:
         text = (FOLDER / f"{name}.yaml").read_text()
         assert re.findall(r"(?i)(password|private|secret_?access_?key|token): *\S", text) == []
-
-
-def test_the_scripts_for_kind_name_what_is_there() -> None:
-    for script in (ROOT / "deploy" / "kind").glob("*.sh"):
-        text = script.read_text()
-        assert text.startswith("#!/usr/bin/env bash\n")
-        assert "\nset -euo pipefail\n" in text
-        assert script.stat().st_mode & 0o111
-        named = re.findall(r"(?<![\w/.-])((?:deploy|helm)/[\w./-]+)", text)
-        assert [path for path in named if not (ROOT / path).exists()] == []
-        assert "cmcl" in text
-
-
-def test_kind_takes_the_version_of_the_chart() -> None:
-    script = (ROOT / "deploy" / "kind" / "up.sh").read_text()
-    pattern = re.search(r"sed -n 's/(.+)/\\1/p' helm/Chart\.yaml", script)
-    assert pattern is not None
-    python_pattern = pattern[1].replace(r"\{0,1\}", "?").replace(r"\(", "(").replace(r"\)", ")")
-    chart = (ROOT / "helm" / "Chart.yaml").read_text()
-    found = re.search(python_pattern, chart, re.MULTILINE)
-    assert found is not None
-    assert found[1] == helm_python.values_from_yaml(chart)["appVersion"]

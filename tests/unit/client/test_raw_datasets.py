@@ -7,8 +7,6 @@ import pytest
 
 from cmcl import Client, CmclError
 from cmcl.client import UploadProgress
-from cmcl.contract.dataset import RejectedRow
-from cmcl.storage import layout
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.preparer import identity
 from tests.fakes.served_app import served
@@ -104,20 +102,3 @@ def test_a_declared_encoder_is_the_one_of_the_dataset(client: Client, plane: Con
     with pytest.raises(CmclError, match="expected 'clip'") as caught:
         client.add_dataset("birds", "two", PAIR, [more], encoders={"image": siglip})
     assert caught.value.status == 409
-
-
-def test_all_rows_that_were_left_out_are_listed(client: Client, plane: ControlPlane) -> None:
-    accepted = client.add_dataset("birds", "one", PAIR, [plane.shard("new")["uri"]])
-    rows = [
-        RejectedRow(
-            id=f"row-{row}",
-            file="s3://b/a.jsonl",
-            row=row,
-            place="a.jsonl line 8",
-            reason="no image",
-        )
-        for row in range(120)
-    ]
-    lines = "".join(f"{row.model_dump_json()}\n" for row in rows)
-    plane.store.put(layout.rejected_rows(accepted.dataset.id), lines.encode())
-    assert list(client.rejected_rows(accepted.dataset.id)) == rows
