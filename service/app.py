@@ -41,13 +41,12 @@ from service.api.problems import add_problem_handlers
 from service.api.request_log import RequestLog
 from service.auth.authenticator import Authenticator
 from service.auth.sessions import Sessions
-from service.context import Announce, Context
+from service.context import Announce, Context, Tuning
 from service.core.clock import Clock, steady, utc_now
 from service.core.errors import DatabaseError
 from service.core.loops import Loop, MemoryReleaser
 from service.core.setting_values import read_pod_templates
 from service.core.settings import Settings
-from service.core.tuning import Tuning
 from service.database.engine import Database, has_notifications, open_database
 from service.database.migrations import upgrade
 from service.database.queries import instances

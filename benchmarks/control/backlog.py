@@ -18,9 +18,8 @@ from benchmarks.control.databases import spread
 from cmcl.contract.api.jobs import JobState
 from cmcl.contract.model import ModelSpec
 from service.app import Parts, create_context
-from service.context import Context
+from service.context import Context, Tuning
 from service.core.settings import Settings
-from service.core.tuning import Tuning
 from service.database.engine import Database
 from service.database.queries import models
 from service.database.tables import datasets, jobs

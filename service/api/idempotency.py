@@ -7,13 +7,16 @@ from collections.abc import Callable, Mapping
 
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
-from sqlalchemy import Connection
+from sqlalchemy import Connection, insert, select
 
 from service.api.dependencies import IdempotencyKey
 from service.context import Context
 from service.core.errors import FieldProblem, Unprocessable
-from service.database.queries import idempotency
+from service.database.engine import one
 from service.database.rows import ResponseRow
+from service.database.tables import responses
+
+_STORED = ("fingerprint", "status", "location", "body")
 
 
 def respond(
@@ -42,13 +45,15 @@ def _run_once(
     """The response, and whether it is a replay."""
     if key is None:
         return context.database.settle(effect), False
-    scoped = (key.owner, key.key, key.route)
+    scoped = {"owner": key.owner, "key": key.key, "route": key.route}
 
     def once(connection: Connection) -> tuple[ResponseRow, bool]:
-        known = idempotency.find(connection, scoped)
+        known = find_response(connection, scoped)
         if known is None:
             fresh = effect(connection)
-            idempotency.save(connection, scoped, fresh, context.clock())
+            # Raises WriteConflict if another request stored one first: then that is replayed.
+            row = {**scoped, **vars(fresh), "created_at": context.clock()}
+            connection.execute(insert(responses).values(row))
             return fresh, False
         if key.fingerprint != known.fingerprint:
             message = "this key was used with another body; a new request needs a new key"
@@ -56,6 +61,12 @@ def _run_once(
         return known, True
 
     return context.database.settle(once)
+
+
+def find_response(connection: Connection, scoped: Mapping[str, str]) -> ResponseRow | None:
+    """The response stored for a key; `scoped` has its owner, key and route."""
+    query = select(responses).where(*(responses.c[name] == each for name, each in scoped.items()))
+    return one(connection, query, lambda row: ResponseRow(**{each: row[each] for each in _STORED}))
 
 
 def response_row(

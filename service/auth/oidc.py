@@ -13,7 +13,6 @@ the ID token if its audience is that of the settings.
 import base64
 import hashlib
 import hmac
-import json
 import logging
 import re
 import secrets
@@ -59,7 +58,7 @@ _NOT_VALID = "the token is not valid: not of our issuer, not for us, or not at t
 # Between the two requests of a sign-in.
 SIGN_IN_SECONDS = 600
 _RANDOM_BYTES = 32
-_LONGEST = 4096
+_COOKIE_ALGORITHM = "HS256"
 _AGAIN = "the sign-in was begun in another browser or more than ten minutes ago; begin again"
 _NO_RIGHTS = (
     "the issuer signed you in, but its tokens are not for this service: the access token, or the ID token, needs "
@@ -217,17 +216,6 @@ class Begun:
     cookie: str
 
 
-@dataclass(frozen=True)
-class _Memory:
-    """The content of the cookie."""
-
-    state: str
-    nonce: str
-    verifier: str
-    following: str
-    until: float
-
-
 class OidcLogin:
     """Sends browsers to the issuer, and turns what they come back with into principals. Both may block."""
 
@@ -259,24 +247,34 @@ class OidcLogin:
             "code_challenge": base64.urlsafe_b64encode(challenge).decode().rstrip("="),
             "code_challenge_method": "S256",
         }
-        memory = _Memory(state, nonce, verifier, following, time.time() + SIGN_IN_SECONDS)
+        memory: dict[str, str | int] = {
+            "state": state,
+            "nonce": nonce,
+            "verifier": verifier,
+            "following": following,
+        }
+        memory["exp"] = int(time.time()) + SIGN_IN_SECONDS
         separator = "&" if "?" in endpoint else "?"
-        return Begun(f"{endpoint}{separator}{urlencode(query)}", self._written(memory))
+        cookie = jwt.encode(memory, self._key, algorithm=_COOKIE_ALGORITHM)
+        return Begun(f"{endpoint}{separator}{urlencode(query)}", cookie)
 
     def finish(self, code: str, state: str, cookie: str) -> tuple[Principal, str]:
         """The principal of the issuer's answer, and the address that the sign-in leads to.
 
         Raises Unauthorized, Forbidden and IssuerUnavailable.
         """
-        memory = self._read(cookie)
-        if memory is None or not hmac.compare_digest(memory.state.encode(), state.encode()):
+        try:
+            memory = jwt.decode(cookie, self._key, algorithms=[_COOKIE_ALGORITHM])
+        except jwt.PyJWTError as error:
+            raise Unauthorized(_AGAIN) from error
+        if not hmac.compare_digest(memory["state"].encode(), state.encode()):
             raise Unauthorized(_AGAIN)
-        answer = self._redeem(code, memory.verifier)
+        answer = self._redeem(code, memory["verifier"])
         id_token = str(answer.get("id_token", ""))
-        self._tokens.read_id_token(id_token, self._client_id, memory.nonce)
+        self._tokens.read_id_token(id_token, self._client_id, memory["nonce"])
         for token in (str(answer.get("access_token", "")), id_token):
             try:
-                return self._tokens.read(token), memory.following
+                return self._tokens.read(token), memory["following"]
             except Unauthorized:
                 continue
         raise Forbidden(_NO_RIGHTS)
@@ -311,19 +309,3 @@ class OidcLogin:
             logger.info("the issuer refused a code: %s", str(document.get("error"))[:100])
             raise Unauthorized("the issuer did not accept the sign-in; begin again")
         return document
-
-    def _written(self, memory: _Memory) -> str:
-        text = base64.urlsafe_b64encode(json.dumps(vars(memory)).encode()).decode()
-        return f"{text}.{self._signature(text)}"
-
-    def _read(self, cookie: str) -> _Memory | None:
-        text, _, signature = cookie.partition(".")
-        if len(cookie) > _LONGEST or not hmac.compare_digest(
-            self._signature(text).encode(), signature.encode()
-        ):
-            return None
-        memory = _Memory(**json.loads(base64.urlsafe_b64decode(text)))
-        return memory if time.time() < memory.until else None
-
-    def _signature(self, text: str) -> str:
-        return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()

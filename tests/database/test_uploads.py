@@ -4,15 +4,15 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from sqlalchemy import delete
+from sqlalchemy import delete, insert, select
 
 from cmcl.contract.api.jobs import JobState
 from cmcl.storage import layout
 from cmcl.storage.versions import write_blob
 from service.database.engine import Database
-from service.database.queries import idempotency, instances, maintenance, uploads
-from service.database.rows import ResponseRow
+from service.database.queries import instances, maintenance, uploads
 from service.database.tables import leases as lease_rows
+from service.database.tables import responses
 from service.maintenance.gc import GC_TASKS, RARE_GC_TASKS, GarbageCollector
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.uploads import announce, send, upload_whole
@@ -94,15 +94,15 @@ def test_one_that_is_named_now_is_not_given_up(tmp_path: Path, database_url: str
 
 
 def test_old_answers_go_in_batches(database: Database) -> None:
-    answer = ResponseRow("0" * 64, 200, None, {})
+    values = {"owner": "default", "route": "POST /", "fingerprint": "0" * 64, "status": 200}
     with database.write() as connection:
         for number in range(15):
-            moment = NOW - timedelta(minutes=number)
-            idempotency.save(connection, ("default", f"key-{number}", "POST /"), answer, moment)
+            row = {"key": f"key-{number}", "created_at": NOW - timedelta(minutes=number)}
+            connection.execute(insert(responses).values(**values, **row, body={}))
         counted = [maintenance.forget_responses(connection, NOW, 10) for _ in range(3)]
         assert counted == [10, 4, 0]
         # The newest is not older than that moment.
-        assert idempotency.find(connection, ("default", "key-0", "POST /")) == answer
+        assert list(connection.scalars(select(responses.c.key))) == ["key-0"]
 
 
 def _name_in_a_dataset(plane: ControlPlane, body: dict[str, object]) -> None:

@@ -19,9 +19,8 @@ from cmcl.storage.local import LocalStore
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.versions import read_live
 from service.app import Parts, create_app
-from service.context import Context
+from service.context import Context, Tuning
 from service.core.settings import Settings
-from service.core.tuning import Tuning
 from service.database.engine import open_database
 from service.database.migrations import upgrade
 from service.database.queries import datasets, jobs, models, versions

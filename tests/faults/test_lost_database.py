@@ -6,7 +6,6 @@ work is found in the store or repeated: never counted twice, and the live pointe
 
 import os
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -31,7 +30,8 @@ from tests.faults.world import Template, World
 _MOST_ROUNDS = 120
 # In the short run of every change, only every n-th round loses its database.
 _EVERY_ROUND = "CMCL_FAULT_EXAMPLES" in os.environ
-_LAGS = (1, 3) if _EVERY_ROUND else (2,)
+# Rounds whose records are lost with the database.
+_LAGS = (0, 1, 3) if _EVERY_ROUND else (0, 2)
 
 Records = dict[str, bytes]
 
@@ -40,43 +40,33 @@ Records = dict[str, bytes]
 def test_a_life_ends_as_it_must_after_any_loss(
     template: Template, stage: Path, life: Scenario
 ) -> None:
-    for world in _worlds(template, stage, life, lag=0):
-        check_end(world, life)
-
-
-@pytest.mark.parametrize("life", SCENARIOS, ids=lambda life: life.name)
-@pytest.mark.parametrize("lag", _LAGS)
-def test_records_of_some_seconds_ago_lead_to_nothing_twice(
-    template: Template, stage: Path, life: Scenario, lag: int
-) -> None:
-    for world in _worlds(template, stage, life, lag):
-        states = {job.state for job in world.jobs()}
-        # The decision on a held job must be made again.
-        assert states <= FINAL_STATES | {JobState.HELD}, states
-
-
-def _worlds(template: Template, stage: Path, life: Scenario, lag: int) -> Iterator[World]:
-    """Each world ended after a loss; the first one ended without. The rounds before a loss run once for all losses."""
+    """The rounds before a loss run once for all losses; the first world ended without one."""
     with closing(World(template, stage)) as world:
-        past, saved = _live(world, stage, life, lag)
+        past, saved = _live(world, stage, life)
         _check(world)
-        yield world
+        check_end(world, life)
     assert saved, "the life has no moment of its own"
-    for number, before in saved.items():
-        with closing(before.restored(template, stage)) as world:
-            try:
-                _lose(world.context(world.database), past[max(0, number - lag)])
-                _live_on(world, life, _MOST_ROUNDS - number)
-                _check(world)
-                yield world
-            except AssertionError as error:
-                error.add_note(f"{life.name}, lost after round {number}, lag {lag}")
-                raise
+    turn = SCENARIOS.index(life)
+    for place, (number, before) in enumerate(saved.items()):
+        # Every other loss takes the records of the last rounds with it, or in the long run each loss with each lag.
+        for lag in _LAGS if _EVERY_ROUND else (_LAGS[(place + turn) % len(_LAGS)],):
+            with closing(before.restored(template, stage)) as world:
+                try:
+                    _lose(world.context(world.database), past[max(0, number - lag)])
+                    _live_on(world, life, _MOST_ROUNDS - number)
+                    _check(world)
+                    if lag == 0:
+                        check_end(world, life)
+                    else:
+                        # The decision on a held job must be made again.
+                        states = {job.state for job in world.jobs()}
+                        assert states <= FINAL_STATES | {JobState.HELD}, states
+                except AssertionError as error:
+                    error.add_note(f"{life.name}, lost after round {number}, lag {lag}")
+                    raise
 
 
-def _live(
-    world: World, stage: Path, life: Scenario, lag: int
-) -> tuple[list[Records], dict[int, SavedWorld]]:
+def _live(world: World, stage: Path, life: Scenario) -> tuple[list[Records], dict[int, SavedWorld]]:
     """The records after each round until nothing is left to do, and the worlds in which the database is lost.
 
     Those are the worlds of rounds that are as in no other scenario, or whose records would be.
@@ -85,12 +75,12 @@ def _live(
     reconciler = Reconciler(context)
     life.begin(world)
     past, saved = [_recorded(context)], {}
-    own, common, stride = 0, 0, 1 if _EVERY_ROUND else 2 + lag
+    own, common, stride = 0, 0, 1 if _EVERY_ROUND else 2
     for number in range(1, _MOST_ROUNDS):
         _run_round(world, life, reconciler)
         past.append(_recorded(context))
         common += life.is_common(world)
-        if _EVERY_ROUND or (life.is_distinct(world) and common <= lag):
+        if _EVERY_ROUND or (life.is_distinct(world) and common <= _LAGS[-1]):
             if own % stride == 0:
                 saved[number] = SavedWorld(world, stage)
             own += 1

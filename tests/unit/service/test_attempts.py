@@ -1,5 +1,6 @@
 """Attempts: their outcomes, curves and logs; checkpoints that they resume from; and their deadlines."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -95,30 +96,6 @@ def test_a_failed_attempt_has_the_reason_of_the_job(running: tuple[ControlPlane,
     assert (attempt["reason"], attempt["message"]) == ("training_failed", "the loss is NaN")
 
 
-def test_a_cancelled_attempt_is_shown_as_such(running: tuple[ControlPlane, str]) -> None:
-    plane, job = running
-    plane.client.post(f"/v1/jobs/{job}/cancel")
-    plane.tick_to(job, JobState.CANCELLED)
-    (attempt,) = _attempts(plane, job)
-    assert attempt["outcome"] == "cancelled"
-
-
-def test_attempts_survive_the_loss_of_the_database(running: tuple[ControlPlane, str]) -> None:
-    plane, job = running
-    _lose(plane, job)
-    plane.tick_to(job, JobState.RUNNING)
-    plane.tick()
-    before = _attempts(plane, job)
-    log = _get(plane, f"/v1/jobs/{job}/log?attempt=1")
-    plane.record()
-    wreck(plane.context.database)
-    rebuild(plane)
-    assert _attempts(plane, job) == before
-    assert _get(plane, f"/v1/jobs/{job}/log?attempt=1") == log
-    plane.run_to_end(job)
-    assert [attempt["outcome"] for attempt in _attempts(plane, job)] == ["lost", "candidate"]
-
-
 def test_an_attempt_that_a_rebuild_finds_learned_has_ended(
     running: tuple[ControlPlane, str],
 ) -> None:
@@ -154,21 +131,6 @@ def test_progress_becomes_a_curve(running: tuple[ControlPlane, str]) -> None:
     )
     assert {point["removed_share"] for point in points} == {0.25}
     assert [point["at"] for point in points] == sorted(point["at"] for point in points)
-
-
-def test_a_curve_survives_a_restart_and_the_end(running: tuple[ControlPlane, str]) -> None:
-    plane, job = running
-    report_progress(plane.store, job, 1, "training", 1, {"loss": 0.9})
-    plane.tick()
-    plane.close()
-    restarted = ControlPlane(plane.folder, plane.launcher, plane.clock)
-    report_progress(plane.store, job, 1, "training", 2, {"loss": 0.8})
-    restarted.tick()
-    train(plane.store, job, 1)
-    restarted.run_to_end(job)
-    losses = [point["loss"] for point in _progress(restarted, job)["points"]]
-    restarted.close()
-    assert losses == [0.9, 0.8]
 
 
 def test_each_attempt_has_a_curve_of_its_own(running: tuple[ControlPlane, str]) -> None:
@@ -294,105 +256,78 @@ def lose(plane: ControlPlane, job: str) -> None:
     plane.tick(5)
 
 
-def retry(plane: ControlPlane, job: str) -> None:
-    """Retry as a user; the next attempt runs."""
+def _fail(plane: ControlPlane, job: str) -> None:
+    attempt = plane.job(job).attempt
+    failure = Failure(reason="training_failed", message="diverged")
+    plane.store.put(layout.run_failure(job, attempt), failure.model_dump_json().encode())
+    mark_ended(plane.store, job, attempt)
+    plane.tick_to(job, JobState.FAILED)
+
+
+def _damage(plane: ControlPlane, job: str) -> None:
+    heads = train(plane.store, job, 1).files[layout.HEADS]
+    plane.store.put(layout.blob(heads.sha256), b"other bytes")
+    plane.tick_to(job, JobState.FAILED)
+
+
+def _retry(plane: ControlPlane, job: str) -> None:
     assert plane.client.post(f"/v1/jobs/{job}/retry").status_code == 202
     plane.tick_to(job, JobState.RUNNING)
 
 
-def test_the_first_attempt_begins_at_the_beginning(plane: ControlPlane) -> None:
-    assert current_spec(plane, start(plane)).resume_from is None
-
-
-def test_the_next_attempt_resumes_from_the_newest_checkpoint(plane: ControlPlane) -> None:
-    job = start(plane)
-    # In the order of numbers, not of their digits.
-    _, newest = (leave_checkpoint(plane.store, job, 1, updates) for updates in (900, 1000))
-    lose(plane, job)
-    again = current_spec(plane, job)
-    assert (again.attempt, again.resume_from) == (2, newest)
-    assert plane.run_to_end(job).state == JobState.PUBLISHED
-
-
-def test_without_a_checkpoint_it_starts_over(plane: ControlPlane) -> None:
-    job = start(plane)
-    lose(plane, job)
-    assert (current_spec(plane, job).attempt, current_spec(plane, job).resume_from) == (2, None)
-
-
-def test_an_attempt_that_saved_nothing_does_not_hide_the_one_before(plane: ControlPlane) -> None:
-    job = start(plane)
-    saved = leave_checkpoint(plane.store, job, 1, 500)
-    lose(plane, job)
-    lose(plane, job)
-    assert (current_spec(plane, job).attempt, current_spec(plane, job).resume_from) == (3, saved)
-
-
-def test_the_latest_attempt_goes_before_more_updates(plane: ControlPlane) -> None:
-    """An attempt that could not use a checkpoint has started over, and what it saved is sound."""
-    job = start(plane)
-    leave_checkpoint(plane.store, job, 1, 500)
-    lose(plane, job)
-    saved = leave_checkpoint(plane.store, job, 2, 100)
-    lose(plane, job)
-    assert current_spec(plane, job).resume_from == saved
-
-
-def test_a_retry_resumes_where_the_lost_attempts_were(plane: ControlPlane) -> None:
-    job = start(plane)
-    saved = leave_checkpoint(plane.store, job, 1, 500)
-    for _ in range(3):
-        lose(plane, job)
-    assert plane.job(job).state == JobState.FAILED
-    retry(plane, job)
-    assert (current_spec(plane, job).attempt, current_spec(plane, job).resume_from) == (4, saved)
-
-
-def test_what_led_to_a_failure_is_not_resumed_from(plane: ControlPlane) -> None:
-    """The checkpoint from which that attempt resumed is not used either: it would fail again."""
-    job = start(plane)
-    leave_checkpoint(plane.store, job, 1, 500)
-    lose(plane, job)
-    leave_checkpoint(plane.store, job, 2, 900)
-    failure = Failure(reason="training_failed", message="diverged")
-    plane.store.put(layout.run_failure(job, 2), failure.model_dump_json().encode())
-    mark_ended(plane.store, job, 2)
-    plane.tick_to(job, JobState.FAILED)
-    retry(plane, job)
-    assert (current_spec(plane, job).attempt, current_spec(plane, job).resume_from) == (3, None)
-
-
-def test_what_led_to_a_damaged_candidate_is_not_resumed_from(plane: ControlPlane) -> None:
-    job = start(plane)
-    leave_checkpoint(plane.store, job, 1, 500)
-    heads = train(plane.store, job, 1).files[layout.HEADS]
-    plane.store.put(layout.blob(heads.sha256), b"other bytes")
-    plane.tick_to(job, JobState.FAILED)
-    retry(plane, job)
-    assert current_spec(plane, job).resume_from is None
-
-
-def test_an_attempt_on_another_parent_starts_over(plane: ControlPlane) -> None:
-    """Its version would be a child of one that it has never seen."""
-    job = start(plane)
-    leave_checkpoint(plane.store, job, 1, 500)
+def _change_parent(plane: ControlPlane, _: str) -> None:
     with plane.context.database.write() as connection:
         connection.exec_driver_sql("UPDATE models SET head = 5")
-    lose(plane, job)
-    assert (current_spec(plane, job).parent, current_spec(plane, job).resume_from) == (5, None)
 
 
-@pytest.mark.parametrize("written", [None, b"{"], ids=["missing", "not to be read"])
-def test_checkpoints_whose_question_is_unknown_are_not_used(
-    plane: ControlPlane, written: bytes | None
+STEPS: dict[str, Callable[[ControlPlane, str], None]] = {
+    "lose": lose,
+    "fail": _fail,
+    "damage": _damage,
+    "retry": _retry,
+    "parent": _change_parent,
+    "spec missing": lambda plane, job: plane.store.delete(layout.run_spec(job, 1)),
+    "spec garbled": lambda plane, job: plane.store.put(layout.run_spec(job, 1), b"{"),
+}
+
+
+@pytest.mark.parametrize(
+    ("steps", "attempt", "resumes"),
+    [
+        # A number is a checkpoint after so many updates; `resumes`: the one to resume from, counted from 0.
+        ((), 1, None),
+        (("lose",), 2, None),
+        # The newest in the order of numbers, not of their digits.
+        ((900, 1000, "lose"), 2, 1),
+        # An attempt that saved nothing does not hide the one before.
+        ((500, "lose", "lose"), 3, 0),
+        # One that could not use a checkpoint has started over, and what it saved is sound.
+        ((500, "lose", 100, "lose"), 3, 1),
+        ((500, "lose", "lose", "lose", "retry"), 4, 0),
+        # The checkpoint from which a failed attempt resumed is not used either: it would fail again.
+        ((500, "lose", 900, "fail", "retry"), 3, None),
+        ((500, "damage", "retry"), 2, None),
+        # Its version would be a child of one that it has never seen.
+        ((500, "parent", "lose"), 2, None),
+        ((500, "spec missing", "lose"), 2, None),
+        ((500, "spec garbled", "lose"), 2, None),
+    ],
+    ids=str,
+)
+def test_an_attempt_resumes_from_the_last_sound_checkpoint(
+    plane: ControlPlane, steps: tuple[int | str, ...], attempt: int, resumes: int | None
 ) -> None:
-    job = start(plane)
-    leave_checkpoint(plane.store, job, 1, 500)
-    plane.store.delete(layout.run_spec(job, 1))
-    if written is not None:
-        plane.store.put(layout.run_spec(job, 1), written)
-    lose(plane, job)
-    assert current_spec(plane, job).resume_from is None
+    job, saved = start(plane), []
+    for step in steps:
+        if isinstance(step, int):
+            saved.append(leave_checkpoint(plane.store, job, plane.job(job).attempt, step))
+        else:
+            STEPS[step](plane, job)
+    spec = current_spec(plane, job)
+    assert (spec.attempt, spec.resume_from) == (
+        attempt,
+        None if resumes is None else saved[resumes],
+    )
 
 
 def test_a_repeated_submission_has_the_same_spec(plane: ControlPlane) -> None:
@@ -464,30 +399,6 @@ def test_a_queue_of_the_cluster_may_take_days_and_says_so(plane: ControlPlane) -
     plane.clock.advance(200)
     plane.tick(2)
     assert plane.job(job).reason == FailureReason.QUEUE_DEADLINE
-
-
-def test_evictions_lose_no_attempt(plane: ControlPlane) -> None:
-    job = plane.post_dataset()
-    plane.tick_to(job, JobState.RUNNING)
-    attempt = f"{job}-a1"
-    for _ in range(5):
-        report_progress(plane.store, job, 1, "training")
-        plane.tick(2)
-        plane.launcher.end(attempt, LaunchState.QUEUED, "waiting in queue training")
-        plane.tick()
-        plane.clock.advance(7200)
-        plane.tick(2)
-        assert plane.job(job).message == "waiting in queue training"
-        plane.launcher.end(attempt, LaunchState.PENDING)
-        plane.tick()
-        plane.launcher.end(attempt, LaunchState.RUNNING)
-        plane.tick()
-        assert (plane.job(job).message, plane.job(job).attempt) == (None, 1)
-        plane.clock.advance(500)
-        plane.tick(2)
-    assert plane.launcher.stopped == []
-    assert plane.run_to_end(job).version == 1
-    assert plane.job(job).attempt == 1
 
 
 def test_an_evicted_attempt_that_is_silent_once_it_runs_again_is_lost(plane: ControlPlane) -> None:

@@ -14,11 +14,9 @@ from fastapi import FastAPI
 from prometheus_client.core import GaugeMetricFamily
 from starlette.types import Message, Receive
 
-from cmcl.storage.local import LocalStore
 from service.api import limits
 from service.api.authentication import Rejections
-from service.api.operations import TTLCache, in_thread
-from service.app import Parts, create_app
+from service.api.operations import TTLCache
 from service.auth.rate_limiter import (
     FAILURES_PER_MINUTE,
     OPEN_PER_MINUTE,
@@ -28,7 +26,6 @@ from service.auth.rate_limiter import (
 from service.core.errors import DatabaseUnavailable, TooManyRequests
 from service.core.principal import EVERY_OWNER, LOCAL
 from tests.fakes.control_plane import SPEC, ControlPlane
-from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.served_app import served
 from tests.unit.service.access.operations import BODIES, WRITE, scopes
 from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
@@ -245,14 +242,6 @@ class _Counting:
         yield GaugeMetricFamily("of_the_test", "Counts how often it was asked.", value=self.times)
 
 
-class _CountingStore(FlakyStore):
-    times = 0
-
-    def keys(self, prefix: str) -> Iterator[str]:
-        self.times += 1
-        return super().keys(prefix)
-
-
 def test_metrics_are_rendered_once_for_all_who_ask_within_a_second(plane: ControlPlane) -> None:
     counting = _Counting()
     plane.context.metrics.registry.register(counting)
@@ -264,24 +253,6 @@ def test_metrics_are_rendered_once_for_all_who_ask_within_a_second(plane: Contro
     assert counting.times - before <= 3
 
 
-def test_the_description_is_rendered_once(plane: ControlPlane) -> None:
-    times = 0
-    describe = plane.app.openapi
-
-    def counted() -> int:
-        nonlocal times
-        times += 1
-        return len(describe())
-
-    async def ask() -> None:
-        kept = TTLCache(in_thread(counted))
-        await asyncio.gather(*(kept.get() for _ in range(20)))
-
-    asyncio.run(ask())
-    assert times == 1
-    assert len({answer.content for answer in _at_once(plane.app, "/openapi.json", 20)}) == 1
-
-
 def test_what_failed_is_made_again() -> None:
     async def fails() -> None:
         raise DatabaseUnavailable("it is away")
@@ -290,15 +261,6 @@ def test_what_failed_is_made_again() -> None:
     for _ in range(2):
         with pytest.raises(DatabaseUnavailable, match="away"):
             asyncio.run(kept.get())
-
-
-def test_readiness_is_checked_once_for_all_requests_within_a_second(plane: ControlPlane) -> None:
-    store = _CountingStore(LocalStore(plane.folder / "counted"))
-    app = create_app(plane.context.settings, Parts(store=store, launcher=plane.launcher))
-    with closing(app.state.context):
-        answers = _at_once(app, "/readyz", 50)
-    assert {answer.status_code for answer in answers} == {200}
-    assert store.times <= 3
 
 
 @pytest.mark.usefixtures("_one_minute")

@@ -221,16 +221,6 @@ def test_writers_are_served_in_the_order_of_arrival() -> None:
     assert order == [*range(20), -1]
 
 
-def test_counting_a_request_starts_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: threading.Thread) -> None:
-        raise AssertionError("a thread was started")
-
-    monkeypatch.setattr(threading.Thread, "start", refuse)
-    window = SlidingWindow(100)
-    assert [window.hit("red") for _ in range(101)] == [True] * 100 + [False]
-    assert window.hit("blue")
-
-
 def test_no_minute_has_more_hits_than_the_limit_if_they_are_spread_evenly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -206,15 +206,6 @@ def test_a_held_candidate_can_be_rejected(grown: ControlPlane) -> None:
     assert grown.client.post(f"/v1/jobs/{job}/reject", json={}).status_code == 409
 
 
-def test_a_held_candidate_can_be_cancelled(grown: ControlPlane) -> None:
-    _set(grown, manual_approval=True)
-    job = grown.post_dataset("two")
-    grown.tick_to(job, JobState.RUNNING)
-    train(grown.store, job, 1)
-    grown.tick_to(job, JobState.HELD)
-    assert grown.client.post(f"/v1/jobs/{job}/cancel").json()["state"] == "cancelled"
-
-
 def test_a_gate_is_not_overwritten_unseen(plane: ControlPlane) -> None:
     tag = plane.client.get(GATE).headers["ETag"]
     first = plane.client.put(GATE, json={"max_drift": 1}, headers={"If-Match": tag})

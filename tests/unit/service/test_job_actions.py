@@ -57,28 +57,6 @@ def test_cancelling_twice_is_cancelling_once(plane: ControlPlane) -> None:
     assert answers[2].json()["state"] == "cancelled"
 
 
-def test_a_job_is_cancelled_when_its_attempt_ended(plane: ControlPlane) -> None:
-    job = plane.post_dataset()
-    _bring_to(plane, job, JobState.RUNNING)
-    plane.launcher.stops_at_once = False
-    plane.client.post(f"/v1/jobs/{job}/cancel")
-    plane.tick(3)
-    assert plane.job(job).state == JobState.RUNNING
-    plane.launcher.end(f"{job}-a1", LaunchState.STOPPED)
-    plane.tick()
-    assert plane.job(job).state == JobState.CANCELLED
-
-
-def test_a_cancelled_job_with_candidate_is_no_version(plane: ControlPlane) -> None:
-    job = plane.post_dataset()
-    _bring_to(plane, job, JobState.RUNNING)
-    plane.client.post(f"/v1/jobs/{job}/cancel")
-    train(plane.store, job, 1)
-    plane.tick(3)
-    assert plane.job(job).state == JobState.CANCELLED
-    assert plane.versions() == []
-
-
 def test_a_cancelled_dataset_can_be_posted_again(plane: ControlPlane) -> None:
     body = plane.dataset_body("one")
     first = plane.client.post("/v1/datasets", json=body).json()["job"]["id"]
@@ -86,19 +64,6 @@ def test_a_cancelled_dataset_can_be_posted_again(plane: ControlPlane) -> None:
     second = plane.client.post("/v1/datasets", json=body)
     assert second.status_code == 202
     assert second.json()["job"]["id"] != first
-
-
-def test_retry_gives_new_attempts_and_new_numbers(plane: ControlPlane) -> None:
-    job = plane.post_dataset()
-    _bring_to(plane, job, JobState.FAILED)
-    response = plane.client.post(f"/v1/jobs/{job}/retry")
-    assert response.status_code == 202
-    assert (response.json()["state"], response.json()["reason"]) == ("queued", None)
-    plane.tick_to(job, JobState.RUNNING)
-    plane.launcher.end(f"{job}-a4", LaunchState.FAILED)
-    plane.tick()
-    assert plane.run_to_end(job).state == JobState.PUBLISHED
-    assert plane.versions()[0].attempt == 5
 
 
 @pytest.mark.parametrize("state", [JobState.QUEUED, JobState.RUNNING, JobState.PUBLISHED])

@@ -34,15 +34,6 @@ def test_the_same_dataset_again_is_the_same_job(plane: ControlPlane) -> None:
     assert len(plane.client.get("/v1/jobs").json()["items"]) == 1
 
 
-def test_a_learned_dataset_again_is_the_same_job(plane: ControlPlane) -> None:
-    body = plane.dataset_body("one")
-    job = plane.client.post("/v1/datasets", json=body).json()["job"]["id"]
-    plane.run_to_end(job)
-    again = plane.client.post("/v1/datasets", json=body)
-    assert again.status_code == 200
-    assert (again.json()["job"]["id"], again.json()["job"]["state"]) == (job, "published")
-
-
 @pytest.mark.parametrize("route", ["/v1/models", "/v1/datasets", "cancel"])
 def test_a_key_repeats_its_answer(plane: ControlPlane, route: str) -> None:
     body: dict[str, object] | None = {"name": "new", **SPEC}

@@ -7,20 +7,16 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import event, select
+from sqlalchemy import select
 
-from cmcl.contract.api.jobs import JobState
 from cmcl.contract.model import ModelSpec
-from service.core.settings import OwnerGrant
 from service.database.queries import instances as queries
 from service.database.queries import models
 from service.database.tables import leases
 from service.database.tables import models as table
 from service.jobs.leases import ModelLeases
 from service.jobs.reconciler import Reconciler
-from service.jobs.workqueue import Key, Work
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.rounds import due, take
 
 LEASE = 6
 SPEC = ModelSpec(modalities={"image": 4, "text": 3})
@@ -165,24 +161,6 @@ def test_an_event_claims_a_free_model_within_the_share_only(
     assert not instances.alive["b"].holds(plane.model("m60"))
 
 
-def test_a_replica_registers_once_for_many_claims(
-    plane: ControlPlane, instances: Instances
-) -> None:
-    registrations: list[str] = []
-
-    def executed(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if statement.startswith(("INSERT INTO leases", "UPDATE leases")):
-            registrations.append(statement)
-
-    event.listen(plane.context.database.engine, "after_cursor_execute", executed)
-    instances.join("a", "b")
-    assert all(instances.alive["a"].holds(plane.model(name)) for name in ("m00", "m01"))
-    assert len(registrations) == 1
-    instances.alive["b"].renew()
-    assert instances.alive["b"].holds(plane.model("m59"))
-    assert len(registrations) == 2
-
-
 def test_a_model_that_was_claimed_is_processed_at_once(plane: ControlPlane) -> None:
     """Not with the next resync: it may have been without an owner for a while."""
     first = Reconciler(plane.context)
@@ -210,37 +188,3 @@ def test_registrations_of_replicas_that_died_are_removed(
     with plane.context.database.read() as connection:
         names = list(connection.scalars(select(leases.c.name)))
     assert [name for name in names if name.startswith("instance/")] == ["instance/0000000b"]
-
-
-def test_an_event_of_a_model_of_another_replica_costs_one_or_two_statements(
-    plane: ControlPlane,
-) -> None:
-    """Every instance receives every event."""
-    owner, other = Reconciler(plane.context), Reconciler(plane.context)
-    owner.step(threading.Event())
-    other.leases.renew()
-    statements: list[str] = []
-
-    def executed(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if statement.startswith("SELECT"):
-            statements.append(statement)
-
-    event.listen(plane.context.database.engine, "after_cursor_execute", executed)
-    for each, most in ((Key("m00", Work.JOBS), 1), (Key("m00", Work.DATASETS), 2)):
-        other.process(take(other.queue, each))
-        assert 0 < len(statements) <= most
-        statements.clear()
-    owner.process(take(owner.queue, Key("m00", Work.JOBS)))
-    assert len(statements) > 2
-
-
-def test_a_resync_leaves_models_alone_whose_jobs_wait_for_the_scheduler(tmp_path: Path) -> None:
-    plane = ControlPlane(tmp_path, owners={"default": OwnerGrant(running_jobs=0)})
-    plane.create_model()
-    job = plane.post_dataset()
-    plane.tick_to(job, JobState.PREPARED)
-    plane.tick(3)
-    assert plane.job(job).eligible_at is not None
-    plane.reconciler.resync()
-    assert [key for key in due(plane.reconciler.queue) if key.work != Work.POINTER] == []
-    plane.close()

@@ -72,37 +72,6 @@ async def _until_heard(heard: list[Item], number: int) -> None:
     await _until(lambda: len(heard) == number)
 
 
-def test_an_event_between_the_start_of_a_stream_and_its_first_poll_is_sent(
-    plane: ControlPlane,
-) -> None:
-    async def start() -> None:
-        feed = Feed(plane.context.database, poll_seconds=0.01)
-        heard: list[Item] = []
-        _tell(plane)
-
-        async def listen(after: int) -> None:
-            async with aclosing(feed.follow(EVERYTHING, after, None)) as items:
-                await _hear(items, heard)
-
-        first = asyncio.create_task(listen(await feed.start(None)))
-        await _until(lambda: feed.is_polling)
-        for _ in range(3):
-            after = await feed.start(None)
-            heard.clear()
-            _tell(plane)
-            # From now on only the database has it for the second listener.
-            await _until_heard(heard, 1)
-            second = asyncio.create_task(listen(after))
-            await _until_heard(heard, 2)
-            assert {each.sequence for each in heard if isinstance(each, EventRow)} == {after + 1}
-            second.cancel()
-            await asyncio.gather(second, return_exceptions=True)
-        first.cancel()
-        await asyncio.gather(first, return_exceptions=True)
-
-    asyncio.run(start())
-
-
 def test_a_hundred_listeners_cost_what_one_does(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.tick(5)
@@ -129,22 +98,6 @@ def test_a_hundred_listeners_cost_what_one_does(plane: ControlPlane) -> None:
     one, hundred = asyncio.run(cost(1)), asyncio.run(cost(100))
     assert one == pytest.approx(hundred, rel=0.1)
     assert hundred < 6
-
-
-def test_without_listeners_the_feed_does_not_poll(plane: ControlPlane) -> None:
-    async def listen_and_leave() -> list[str]:
-        feed = Feed(plane.context.database, poll_seconds=0.01)
-        await asyncio.to_thread(_tell, plane)
-        async with aclosing(feed.follow(EVERYTHING, 0, None)) as items:
-            await anext(items)
-        looking = feed._task
-        assert looking is not None
-        await _until(looking.done)
-        with _counted(plane) as statements:
-            await asyncio.sleep(0.1)
-        return statements
-
-    assert asyncio.run(listen_and_leave()) == []
 
 
 def test_nothing_is_lost_between_what_was_and_what_comes(plane: ControlPlane) -> None:
@@ -220,23 +173,6 @@ def test_a_stream_has_an_end(plane: ControlPlane) -> None:
     assert asyncio.run(listen()) == []
 
 
-def test_more_listeners_than_there_is_room_for_are_refused(plane: ControlPlane) -> None:
-    async def listen() -> None:
-        feed = Feed(plane.context.database, most_listeners=2)
-        streams = [feed.follow(EVERYTHING, 0, None) for _ in range(2)]
-        await asyncio.to_thread(_tell, plane)
-        for stream in streams:
-            feed.check_room(None)
-            await anext(stream)
-        with pytest.raises(TooManyRequests, match="all 2 streams are in use"):
-            feed.check_room(None)
-        for stream in streams:
-            await stream.aclose()
-        feed.check_room(None)
-
-    asyncio.run(listen())
-
-
 def test_one_owner_may_have_all_streams_and_yields_them_to_others(plane: ControlPlane) -> None:
     async def listen() -> None:
         feed = Feed(plane.context.database, poll_seconds=0.01, most_listeners=4)
@@ -268,21 +204,6 @@ def test_one_owner_may_have_all_streams_and_yields_them_to_others(plane: Control
             await stream.aclose()
 
     asyncio.run(listen())
-
-
-def test_a_stream_that_finds_no_room_when_it_begins_ends_at_once(plane: ControlPlane) -> None:
-    async def listen() -> list[Item]:
-        feed = Feed(plane.context.database, poll_seconds=0.01, most_listeners=1)
-        await asyncio.to_thread(_tell, plane)
-        feed.check_room("red")
-        first, second = (feed.follow(EVERYTHING, 0, "red") for _ in range(2))
-        await anext(first)
-        async with asyncio.timeout(60):
-            heard = [item async for item in second]
-        await first.aclose()
-        return heard
-
-    assert asyncio.run(listen()) == []
 
 
 def _follow(feed: Feed, job: str | None, owner: str) -> AsyncGenerator[Item, None]:
@@ -514,31 +435,6 @@ def test_events_of_another_service_are_streamed_too(plane: ControlPlane) -> None
     other.close()
 
 
-def test_a_restarted_service_resumes_at_the_clients_position(plane: ControlPlane) -> None:
-    job = plane.post_dataset()
-    plane.tick_to(job, JobState.RUNNING)
-    with served(plane.app) as url, _listening(url, f"/v1/jobs/{job}/events") as received:
-        seen = [next(received) for _ in range(2)]
-    again = ControlPlane(plane.folder, plane.launcher, plane.clock)
-    with (
-        served(again.app) as url,
-        _listening(url, f"/v1/jobs/{job}/events", **{"Last-Event-ID": seen[-1].id}) as received,
-    ):
-        seen += [next(received) for _ in range(2)]
-        again.run_to_end(job)
-        seen += [event for event in received if event.event != "progress"]
-    assert [event.event for event in seen] == [
-        "job.queued",
-        "job.preparing",
-        "job.prepared",
-        "job.submitting",
-        "job.running",
-        "job.gating",
-        "job.published",
-    ]
-    again.close()
-
-
 @pytest.mark.parametrize("accept", ["text/event-stream", "text/html, text/event-stream;q=0.9"])
 def test_a_client_that_accepts_a_stream_gets_one(plane: ControlPlane, accept: str) -> None:
     with (
@@ -605,21 +501,6 @@ def _items(plane: ControlPlane, query: str = "") -> list[dict[str, object]]:
     assert response.status_code == 200, response.text
     items: list[dict[str, object]] = response.json()["items"]
     return items
-
-
-def test_pages_hold_each_event_once_and_in_order(plane: ControlPlane) -> None:
-    plane.run_to_end(plane.post_dataset())
-    whole = _items(plane)
-    assert whole[0]["kind"] == "job.queued"
-    assert whole[-1]["kind"] == "version.published"
-    assert [item["id"] for item in whole] == list(range(1, len(whole) + 1))
-    found, cursor = [], ""
-    while cursor is not None:
-        query = f"&cursor={cursor}" if cursor else ""
-        page = plane.client.get(f"/v1/events?limit=3{query}").json()
-        found += page["items"]
-        cursor = page["next_cursor"]
-    assert found == whole
 
 
 def test_events_can_be_narrowed(plane: ControlPlane) -> None:

@@ -169,16 +169,6 @@ def test_a_dataset_without_record_and_version_is_left_out_and_named(plane: Contr
     assert plane.run_to_end(plane.post_dataset("four")).version == 4
 
 
-def test_a_dataset_that_is_measured_only_stays_so(plane: ControlPlane) -> None:
-    ended = plane.run_to_end(plane.post_dataset("views", evaluate_only=True))
-    plane.record()
-    assert _rebuilt(plane).damaged == []
-    assert plane.job(ended.id).evaluation == ended.evaluation
-    assert plane.run_to_end(plane.post_dataset("four")).version == 4
-    measured = plane.versions()[-1].manifest.report.evaluation_only
-    assert [each.name for each in measured] == ["views"]
-
-
 def test_an_attempt_number_is_not_used_twice(plane: ControlPlane) -> None:
     job = plane.post_dataset("four")
     plane.record()

@@ -203,19 +203,6 @@ def test_models_that_cannot_be_checked_do_not_block_others(plane: ControlPlane) 
     assert plane.answering("zoo") == (1, 1)
 
 
-def test_a_database_that_caught_up_is_accepted(plane: ControlPlane) -> None:
-    job = plane.post_dataset("late")
-    attempt = plane.tick_to(job, JobState.RUNNING).attempt
-    before = read_live(plane.store, "scenes")
-    assert before is not None
-    _show_more(plane, generation=9)
-    train(plane.store, job, attempt)
-    plane.tick(5)
-    write_live(plane.store, "scenes", before)
-    plane.clock.advance(60)
-    assert plane.run_to_end(job).state == JobState.PUBLISHED
-
-
 def test_a_model_that_another_process_makes_at_the_same_time_is_no_lost_database(
     tmp_path: Path,
 ) -> None:

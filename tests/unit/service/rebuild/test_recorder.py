@@ -129,18 +129,6 @@ def test_one_that_was_overtaken_records_again(plane: ControlPlane) -> None:
     assert plane.model().gate_revision == 3
 
 
-def test_two_services_do_not_record_at_once(plane: ControlPlane) -> None:
-    first, second = BackupWriter(plane.context), BackupWriter(plane.context)
-    plane.create_model("new")
-    assert first.round()
-    plane.create_model("newer")
-    assert second.round()
-    assert _unrecorded(plane) == 1
-    plane.clock.advance(2)
-    assert second.round()
-    assert _unrecorded(plane) == 0
-
-
 def test_one_that_stops_does_not_delay_its_successor(plane: ControlPlane) -> None:
     first, second = BackupWriter(plane.context), BackupWriter(plane.context)
     plane.create_model("new")

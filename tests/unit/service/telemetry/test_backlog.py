@@ -221,24 +221,6 @@ def test_the_stages_add_up_to_the_time_from_post_to_live(plane: ControlPlane) ->
     assert sum(seconds.values()) == shown(plane, "post_to_live_seconds_sum")
 
 
-def test_the_counters_of_two_replicas_add_up(tmp_path: Path) -> None:
-    one = ControlPlane(tmp_path)
-    one.create_model()
-    two = ControlPlane(tmp_path, one.launcher, one.clock)
-    job = one.post_dataset()
-    one.tick_to(job, JobState.RUNNING)
-    one.clock.advance(60)
-    two.run_to_end(job)
-    for name, labels in (
-        ("stage_seconds_count", {"stage": "submitting"}),
-        (FINISHED, {"state": "published", "reason": ""}),
-    ):
-        assert (shown(one, name, **labels) or 0) + (shown(two, name, **labels) or 0) == 1
-    assert shown(two, FINISHED, state="published", reason="") == 1
-    one.close()
-    two.close()
-
-
 COUNT = "http_request_seconds_count"
 
 
@@ -400,12 +382,3 @@ def test_a_body_that_breaks_off_is_counted_as_such(tmp_path: Path) -> None:
         next(chunks)
     labels = {"operation": "stream", "outcome": "unavailable"}
     assert value(metrics.registry, "store_seconds_count", **labels) == 1
-
-
-def test_a_reader_that_stops_early_is_no_error(parts: MeteredParts) -> None:
-    for name in ("a", "b"):
-        parts.store.put(name, b"")
-    keys = parts.store.keys("")
-    assert next(keys) == "a"
-    keys.close()  # type: ignore[attr-defined]
-    assert parts.store_calls("keys") == 1

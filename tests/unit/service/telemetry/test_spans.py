@@ -164,21 +164,6 @@ def test_a_trace_that_the_caller_does_not_sample_is_continued_and_not_recorded(
     assert not [key for key in traced.plane.store.keys("") if key.endswith("stages.json")]
 
 
-def test_calls_of_store_and_launcher_are_inside_their_step(traced: Traced) -> None:
-    job = traced.post()
-    traced.plane.run_to_end(job)
-    by_id = {id_of(span): span for span in traced.finished(TRACE)}
-    inside = {
-        (by_id[span.parent.span_id].name, span.name)
-        for span in by_id.values()
-        if span.parent is not None and span.parent.span_id in by_id
-    }
-    assert ("step submitting", "launcher submit") in inside
-    assert ("step submitting", "store put") in inside
-    assert ("step store", "store put") in inside
-    assert ("step pointer", "store put") in inside
-
-
 def test_looking_after_a_running_attempt_makes_no_spans(traced: Traced) -> None:
     job = traced.post()
     traced.plane.tick_to(job, JobState.RUNNING)
@@ -361,28 +346,6 @@ def test_a_process_ends_although_the_collector_hangs(monkeypatch: pytest.MonkeyP
         assert all(thread.daemon for thread in waiting)
         assert collector.asked.wait(60)
         assert collector.spans == []
-
-
-def test_spans_beyond_the_queue_are_dropped_while_the_collector_hangs(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "8")
-    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4")
-    with Collector(hangs=True) as collector:
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.address)
-        exporter = exporter_from({"OTEL_TRACES_EXPORTER": "otlp"})
-        assert exporter is not None
-        provider = open_provider(exporter, {"service.name": "test"})
-        tracer = provider.get_tracer("test")
-        for _ in range(4):
-            tracer.start_span("first").end()
-        assert collector.asked.wait(60)
-        for _ in range(1000):
-            tracer.start_span("later").end()
-        collector.release.set()
-        close_provider(provider, seconds=60)
-        assert len(collector.named("first")) == 4
-        assert len(collector.named("later")) == 8
 
 
 def test_stages_that_cannot_be_read_cost_the_trace_and_not_the_job(

@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import tracemalloc
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,15 +16,13 @@ import httpx
 import pyarrow.parquet as pq
 import pytest
 from fastapi import Request
-from sqlalchemy import Connection
 
 from cmcl.contract.api.jobs import JobState
 from service.api import limits
 from service.api.limits import pieces_of
 from service.core.errors import IncompleteBody
-from service.core.principal import LOCAL, Principal
+from service.core.principal import LOCAL
 from service.database.queries import datasets
-from service.datasets.intake import contents_of
 from service.datasets.uploads import resolve
 from tests.architecture.documents import code_of
 from tests.fakes.control_plane import ControlPlane
@@ -216,17 +214,6 @@ def test_a_file_that_was_cut_off_leaves_nothing(
     assert stored_keys(plane, upload) == []
     assert plane.client.get(f"/v1/uploads/{upload}").json()["state"] == "open"
     assert list(tmp_path.rglob(".tmp-*")) == []
-
-
-def test_a_file_without_a_length_is_taken(plane: ControlPlane) -> None:
-    data = pattern(3 * MIB)
-    upload = announce(plane, len(data))
-    pieces = (data[at : at + 100_000] for at in range(0, len(data), 100_000))
-    with served(plane.app) as url:
-        path = f"{url}/v1/uploads/{upload}/file"
-        assert httpx.put(path, content=pieces, headers=BYTES).status_code == 200
-    (key,) = stored_keys(plane, upload)
-    assert plane.store.read(key) == data
 
 
 @pytest.mark.parametrize("is_declared", [True, False])
@@ -425,20 +412,6 @@ def test_only_what_is_added_is_judged(plane: ControlPlane) -> None:
     added = plane.client.post(f"{path}/shards", json={"shards": [{"uri": other}]})
     assert added.status_code == 200
     assert plane.client.post(f"{path}/seal").status_code == 202
-
-
-def test_what_is_posted_is_looked_up_once(
-    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    uri, looks = upload_whole(plane, parquet()), list[object]()
-
-    def look(connection: Connection, uris: Iterable[str], principal: Principal) -> dict[str, str]:
-        looks.append(None)
-        return contents_of(connection, uris, principal)
-
-    monkeypatch.setattr("service.datasets.intake.contents_of", look)
-    assert _post(plane, uri)[0] == 202
-    assert len(looks) == 1
 
 
 def test_a_file_whose_job_was_cancelled_can_be_sent_and_learned(plane: ControlPlane) -> None:

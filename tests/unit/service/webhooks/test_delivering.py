@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
-from standardwebhooks.webhooks import Webhook, WebhookVerificationError
+from standardwebhooks.webhooks import Webhook
 
 from service.database.queries.deliveries import DeliveryRow
 from service.database.queries.webhooks import WebhookRow
@@ -58,25 +58,6 @@ def test_a_message_says_what_happened_and_is_signed(
     assert delivery["id"] == message.headers["webhook-id"]
     assert (delivery["status"], delivery["attempts"], delivery["next_at"]) == (204, 1, None)
     assert harness.outcomes == ["delivered"]
-
-
-@pytest.mark.parametrize("fault", ["body", "secret", "old", "early", "id"])
-def test_a_forged_or_replayed_message_is_refused(
-    harness: WebhookHarness, receiver: Receiver, fault: str
-) -> None:
-    """Verified with the specification's own library."""
-    seconds = {"old": -301, "early": 400}.get(fault, 0)
-    harness.plane.clock.now = datetime.now(UTC) + timedelta(seconds=seconds)
-    webhook = harness.make(receiver.url)
-    other = harness.make(receiver.url, kinds=["job.failed"])
-    harness.plane.post_dataset()
-    harness.deliver()
-    (message,) = receiver.received
-    body = message.body.replace(b"scenes", b"scents") if fault == "body" else message.body
-    headers = {**message.headers, **({"webhook-id": "dl-x"} if fault == "id" else {})}
-    secret = other["secret"] if fault == "secret" else webhook["secret"]
-    with pytest.raises(WebhookVerificationError):
-        Webhook(secret).verify(body, headers)
 
 
 def test_only_subscribed_events_are_delivered(harness: WebhookHarness, receiver: Receiver) -> None:
@@ -328,21 +309,6 @@ def test_a_sender_that_dies_anywhere_leaves_nothing_undelivered(
     assert len({message.headers["webhook-id"] for message in receiver.received}) == 1
     (delivery,) = harness.deliveries(webhook["id"])
     assert delivery["delivered_at"] is not None
-
-
-def test_two_services_do_not_send_to_a_webhook_at_once(
-    harness: WebhookHarness, receiver: Receiver
-) -> None:
-    harness.make(receiver.url)
-    for number in range(10):
-        harness.plane.post_dataset(f"set-{number}")
-
-    async def both() -> None:
-        await asyncio.gather(harness.deliverer().round(), harness.deliverer().round())
-
-    asyncio.run(both())
-    ids = [message.headers["webhook-id"] for message in receiver.received]
-    assert len(ids) == len(set(ids)) == 10
 
 
 def test_the_loop_survives_an_outage_and_ends_when_stopped(
