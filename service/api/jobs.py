@@ -14,7 +14,6 @@ from cmcl.contract.api.jobs import (
     FINAL_STATES,
     Attempt,
     AttemptLog,
-    Bound,
     Candidate,
     CandidateDataset,
     CapacityChange,
@@ -218,7 +217,7 @@ def to_candidate(
         pair=own.pair,
         created_at=candidate.created_at,
         manual_approval=required.manual_approval,
-        bounds=[_to_bound(bound) for bound in gate.bounds(required, candidate)],
+        bounds=gate.bounds(required, candidate),
         datasets=[to_candidate_dataset(line, candidate, parent) for line in candidate.learned],
         capacity={
             modality: CapacityChange(before=capacity_before.get(modality), after=after)
@@ -232,17 +231,6 @@ def to_candidate(
         ranks=report.ranks,
         temperature=report.temperature,
         seconds=report.seconds,
-    )
-
-
-def _to_bound(bound: gate.Bound) -> Bound:
-    return Bound(
-        name=bound.name,
-        permitted=bound.permitted,
-        found=bound.found,
-        met=None if bound.permitted is None else bound.shortfall is None,
-        source=bound.source,
-        message=bound.shortfall.message if bound.shortfall else None,
     )
 
 

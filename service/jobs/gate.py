@@ -1,9 +1,10 @@
 """Whether a candidate matches its job and is safe to publish. Pure functions."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from cmcl.contract.api.jobs import FailureReason
+from cmcl.contract.api.jobs import Bound, FailureReason
 from cmcl.contract.dataset import DatasetManifest
 from cmcl.contract.errors import InvalidVersion
 from cmcl.contract.job import JobSpec
@@ -14,6 +15,8 @@ from cmcl.contract.version import (
     datasets_to_measure,
     datasets_to_merge,
 )
+
+BoundName = Literal["max_drift", "min_backward_transfer", "min_gain"]
 
 
 def check_answers(
@@ -63,52 +66,38 @@ class Shortfall:
     message: str
 
 
-@dataclass(frozen=True)
-class Bound:
-    """A bound, and how a candidate compares with it.
-
-    `permitted` is None where it is not set, `found` where it was not measured. A bound of drift that the gate does not
-    set is that of the specification.
-    """
-
-    name: Literal["max_drift", "min_backward_transfer", "min_gain"]
-    permitted: float | None
-    found: float | None
-    source: Literal["gate", "specification"]
-    shortfall: Shortfall | None
-
-
-def bounds(gate: Gate, candidate: VersionManifest) -> tuple[Bound, ...]:
-    """Every bound, set or not, the most important one first."""
+def bounds(gate: Gate, candidate: VersionManifest) -> list[Bound]:
+    """Every bound, set or not, the most important one first. A bound of drift that the gate does not set is that of the
+    specification."""
     drifts = [drift.since_learned for drift in candidate.report.drift.values()]
-    return (
+    permitted = {
+        "max_drift": _drift_bound(gate, candidate),
+        "min_backward_transfer": gate.min_backward_transfer,
+        "min_gain": gate.min_gain,
+    }
+    found = {
+        "max_drift": max(drifts, default=None),
+        "min_backward_transfer": backward_transfer(candidate),
+        "min_gain": gain(candidate),
+    }
+    is_specified = {"max_drift"} if gate.max_drift is None else set()
+    shortfalls = {name: check(gate, candidate) for name, check in _CHECKS.items()}
+    return [
         Bound(
-            name="max_drift",
-            permitted=_drift_bound(gate, candidate),
-            found=max(drifts, default=None),
-            source="specification" if gate.max_drift is None else "gate",
-            shortfall=_excess_drift(gate, candidate),
-        ),
-        Bound(
-            name="min_backward_transfer",
-            permitted=gate.min_backward_transfer,
-            found=backward_transfer(candidate),
-            source="gate",
-            shortfall=_excess_forgetting(gate, candidate),
-        ),
-        Bound(
-            name="min_gain",
-            permitted=gate.min_gain,
-            found=gain(candidate),
-            source="gate",
-            shortfall=_missing_gain(gate, candidate),
-        ),
-    )
+            name=name,
+            permitted=permitted[name],
+            found=found[name],
+            met=None if permitted[name] is None else shortfall is None,
+            source="specification" if name in is_specified else "gate",
+            message=None if shortfall is None else shortfall.message,
+        )
+        for name, shortfall in shortfalls.items()
+    ]
 
 
 def judge(gate: Gate, candidate: VersionManifest) -> Shortfall | None:
     """The most important gate violation, or None."""
-    shortfalls = (bound.shortfall for bound in bounds(gate, candidate))
+    shortfalls = (check(gate, candidate) for check in _CHECKS.values())
     return next((shortfall for shortfall in shortfalls if shortfall is not None), None)
 
 
@@ -220,6 +209,14 @@ def _missing_gain(gate: Gate, candidate: VersionManifest) -> Shortfall | None:
         f"asked for: {100 * gate.min_gain:+.2f} points or more"
     )
     return Shortfall(FailureReason.GAIN_TOO_SMALL, message)
+
+
+# The most important one first.
+_CHECKS: dict[BoundName, Callable[[Gate, VersionManifest], Shortfall | None]] = {
+    "max_drift": _excess_drift,
+    "min_backward_transfer": _excess_forgetting,
+    "min_gain": _missing_gain,
+}
 
 
 def _check_new_line(asked: JobSpec, dataset: DatasetManifest, line: LearnedDataset) -> None:

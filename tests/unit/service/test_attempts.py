@@ -401,6 +401,20 @@ def test_a_queue_of_the_cluster_may_take_days_and_says_so(plane: ControlPlane) -
     assert plane.job(job).reason == FailureReason.QUEUE_DEADLINE
 
 
+def test_evictions_lose_no_attempt(plane: ControlPlane) -> None:
+    job = start(plane)
+    for state, seconds in ((LaunchState.QUEUED, 7200), (LaunchState.PENDING, 0)) * 2:
+        report_progress(plane.store, job, 1, "training")
+        plane.tick(2)
+        plane.launcher.end(f"{job}-a1", state, "waiting in queue training")
+        plane.tick()
+        plane.clock.advance(seconds)
+        plane.tick(2)
+    plane.launcher.end(f"{job}-a1", LaunchState.RUNNING)
+    assert plane.launcher.stopped == []
+    assert plane.run_to_end(job).attempt == 1
+
+
 def test_an_evicted_attempt_that_is_silent_once_it_runs_again_is_lost(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)

@@ -75,6 +75,19 @@ def test_only_a_failed_job_can_be_retried(plane: ControlPlane, state: JobState) 
     assert state in response.json()["detail"]
 
 
+def test_retry_gives_new_attempts_and_new_numbers(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    _bring_to(plane, job, JobState.FAILED)
+    response = plane.client.post(f"/v1/jobs/{job}/retry")
+    assert response.status_code == 202
+    assert (response.json()["state"], response.json()["reason"]) == ("queued", None)
+    plane.tick_to(job, JobState.RUNNING)
+    plane.launcher.end(f"{job}-a4", LaunchState.FAILED)
+    plane.tick()
+    assert plane.run_to_end(job).state == JobState.PUBLISHED
+    assert plane.versions()[0].attempt == 5
+
+
 def test_retry_yields_to_the_same_dataset_posted_again(plane: ControlPlane) -> None:
     body = plane.dataset_body("one")
     job = plane.client.post("/v1/datasets", json=body).json()["job"]["id"]
