@@ -13,7 +13,6 @@ from sqlalchemy import select
 
 from cmcl.contract.api.jobs import JobState
 from cmcl.storage import layout
-from cmcl.storage.versions import read_live
 from service.core.errors import DatabaseUnavailable
 from service.database.tables import models
 from service.jobs.reconciler import Reconciler
@@ -135,32 +134,6 @@ def converge(world: World, *replicas: Replica) -> None:
     for replica in replicas:
         replica.round()
     checker.check_at_the_end()
-
-
-def test_an_old_pointer_that_was_written_late_is_repaired(
-    world: World, first: Replica, second: Replica
-) -> None:
-    """A writes an old live.json over B's newer one, and cannot record it in the database."""
-    world.post("good-0")
-    world.post("good-1")
-    run(world, first, 24)
-    assert world.promote(1)
-
-    def meanwhile() -> None:
-        world.clock.advance(6)
-        assert world.promote(2)
-        run(world, second)
-        live = read_live(world.store, "scenes")
-        assert live is not None
-        assert live.generation == 4
-        first.fails = call("write")
-
-    first.stop_before(call("put", "live.json"), meanwhile)
-    live = read_live(world.store, "scenes")
-    assert live is not None
-    assert live.generation == 3, "the old one"
-    first.fails = lambda _: False
-    converge(world, first, second)
 
 
 def test_an_attempt_that_is_handed_over_too_late_is_stopped(

@@ -6,15 +6,13 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
-import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cmcl.contract.api.jobs import FINAL_STATES, JobState
-from cmcl.contract.errors import ObjectNotFound
 from cmcl.storage import layout
 from cmcl.storage.versions import read_blob, read_version, read_version_file
-from service.database.queries import datasets, versions
+from service.database.queries import datasets
 from service.launchers.port import LaunchState, status_of
 from service.maintenance.gc import GC_TASKS, RARE_GC_TASKS
 from tests.fakes.control_plane import ControlPlane
@@ -239,22 +237,6 @@ def test_no_sweep_takes_what_is_still_needed(happenings: list[Event]) -> None:
             check_shards_are_there(world)
         check_jobs_go_on(world)
         world.plane.close()
-
-
-def test_versions_are_found_missing(tmp_path: Path) -> None:
-    """The check above detects a missing version."""
-    world = World(tmp_path)
-    for event in (("post", 1), ("learn", 0)):
-        world.happen(event)
-    check_versions(world)
-    with world.plane.context.database.read() as connection:
-        version = versions.find(connection, "scenes", 1)
-    assert version is not None
-    moments = version.manifest.learned[-1].moments.sha256
-    world.plane.store.delete(layout.blob(moments))
-    with pytest.raises(ObjectNotFound, match=moments):
-        check_versions(world)
-    world.plane.close()
 
 
 def test_attempts_are_deleted_from_the_cluster_with_their_files(plane: ControlPlane) -> None:

@@ -117,15 +117,6 @@ def test_a_stop_ends_what_runs_and_its_name_stays_taken(
     assert status_of(launcher, ID) == LaunchStatus(STOPPED, "stopped on request")
 
 
-def test_what_is_stopped_in_its_queue_leaves_it(
-    api: KubernetesApi, launcher: KubeRayLauncher
-) -> None:
-    launcher.submit(SUBMISSION)
-    launcher.stop(ID)
-    assert status_of(launcher, ID).state == STOPPED
-    assert api.workloads[ID].queue != "training"
-
-
 def test_what_kueue_took_back_leaves_its_queue_when_it_is_stopped(
     api: KubernetesApi, launcher: KubeRayLauncher
 ) -> None:

@@ -164,6 +164,21 @@ def test_a_trace_that_the_caller_does_not_sample_is_continued_and_not_recorded(
     assert not [key for key in traced.plane.store.keys("") if key.endswith("stages.json")]
 
 
+def test_calls_of_store_and_launcher_are_inside_their_step(traced: Traced) -> None:
+    job = traced.post()
+    traced.plane.run_to_end(job)
+    by_id = {id_of(span): span for span in traced.finished(TRACE)}
+    inside = {
+        (by_id[span.parent.span_id].name, span.name)
+        for span in by_id.values()
+        if span.parent is not None and span.parent.span_id in by_id
+    }
+    assert ("step submitting", "launcher submit") in inside
+    assert ("step submitting", "store put") in inside
+    assert ("step store", "store put") in inside
+    assert ("step pointer", "store put") in inside
+
+
 def test_looking_after_a_running_attempt_makes_no_spans(traced: Traced) -> None:
     job = traced.post()
     traced.plane.tick_to(job, JobState.RUNNING)
