@@ -403,14 +403,15 @@ def test_a_queue_of_the_cluster_may_take_days_and_says_so(plane: ControlPlane) -
 
 def test_evictions_lose_no_attempt(plane: ControlPlane) -> None:
     job = start(plane)
-    for state, seconds in ((LaunchState.QUEUED, 7200), (LaunchState.PENDING, 0)) * 2:
-        report_progress(plane.store, job, 1, "training")
+    for updates in range(2):
+        report_progress(plane.store, job, 1, "training", updates)
         plane.tick(2)
-        plane.launcher.end(f"{job}-a1", state, "waiting in queue training")
+        plane.launcher.end(f"{job}-a1", LaunchState.QUEUED, "waiting in queue training")
         plane.tick()
-        plane.clock.advance(seconds)
-        plane.tick(2)
-    plane.launcher.end(f"{job}-a1", LaunchState.RUNNING)
+        plane.clock.advance(7200)
+        for state in (LaunchState.PENDING, LaunchState.RUNNING):
+            plane.launcher.end(f"{job}-a1", state)
+            plane.tick(2)
     assert plane.launcher.stopped == []
     assert plane.run_to_end(job).attempt == 1
 
