@@ -39,6 +39,7 @@ from service.page import (
     login,
     memory,
     models,
+    start,
     try_it,
     versions,
     webhooks,
@@ -63,6 +64,7 @@ _ROUTES = (
     keys,
     webhooks,
     login,
+    start,
 )
 
 _JSON = "application/json"

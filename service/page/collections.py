@@ -9,6 +9,7 @@ from fastapi.responses import Response
 
 from cmcl.contract.api.access import Scope
 from cmcl.contract.api.endpoint import Collection, CollectionList, ItemsResponse
+from cmcl.contract.encoder import Media
 from cmcl.contract.modality import NAME_PATTERN
 from service.api.dependencies import ContextDep, get_principal
 from service.api.models import read_model
@@ -23,7 +24,9 @@ from service.page.rendering import PREFIX, Visitor, pages_of, visitor_of
 router = APIRouter(prefix=PREFIX)
 
 READ = [Security(get_principal, scopes=[Scope.READ])]
-_LISTED = 50
+_LISTED = 48
+# What is shown of each item beside its payload.
+INCLUDED = ("thumbnail",)
 CollectionPath = Annotated[str, Path(alias="collection", pattern=NAME_PATTERN)]
 Offset = Annotated[int, Query(ge=0, le=LARGEST_NUMBER)]
 
@@ -61,7 +64,11 @@ async def collection_page(
     release_slot(request)
     visitor, endpoint = visitor_of(request), request.app.state.endpoint
     found, items, problem = None, None, None
-    page: dict[str, str | int] = {"offset": offset, "limit": _LISTED}
+    page: dict[str, str | int] = {
+        "offset": offset,
+        "limit": _LISTED,
+        "include": ",".join(INCLUDED),
+    }
     if modality is not None:
         page["modality"] = modality
     try:
@@ -82,6 +89,7 @@ async def collection_page(
             problem=problem,
             modality=modality,
             offset=offset,
+            takes=takes_of(found.model, visitor.principal, context) if found else {},
         )
     )
 
@@ -111,6 +119,20 @@ async def read_collection(
     ):
         raise EndpointProblem(f"There is no collection {name!r}.", status=404)
     return found
+
+
+def takes_of(model: str, principal: Principal, context: Context) -> dict[str, Media]:
+    """What the encoder of each modality of a model takes. Empty for a model that is gone."""
+    declared = context.settings.encoders_by_name
+    try:
+        modalities = read_model(model, principal, context).modalities
+    except NotFound:
+        return {}
+    return {
+        name: declared[each.encoder].takes
+        for name, each in modalities.items()
+        if each.encoder in declared
+    }
 
 
 def _visible(models: set[str], principal: Principal, context: Context) -> set[str]:

@@ -11,7 +11,7 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from cmcl.contract.api.datasets import Dataset, PostedDataset
-from cmcl.contract.modality import NAME_PATTERN, Frozen
+from cmcl.contract.modality import Frozen
 from service.api import datasets, uploads
 from service.api.datasets import post_dataset
 from service.api.dependencies import ContextDep, DatasetPath, ModelPath, Reader, require_body_type
@@ -22,6 +22,7 @@ from service.datasets.intake import SCHEME, NewDataset
 from service.datasets.uploads import EXPIRY_HOURS
 from service.page.forms import ModelFilter, ReadingWriter, address, posted, see_other, validated
 from service.page.rendering import PREFIX, pages_of
+from service.page.start import BROWSER_NAME_PATTERN
 
 router = APIRouter(prefix=PREFIX)
 
@@ -33,8 +34,6 @@ router.include_router(uploads.router, dependencies=[Depends(require_body_type)])
 
 # The form has their ids, and a form is small.
 MOST_FILES = 500
-# Browsers read patterns with the flag `v`, by which a hyphen in a class must be escaped.
-_NAME_PATTERN = NAME_PATTERN.replace("-]", r"\-]")
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
@@ -169,7 +168,7 @@ def dataset_form(
         "post_dataset.html",
         model=read_model(model, principal, context),
         earlier=earlier,
-        name_pattern=_NAME_PATTERN,
+        name_pattern=BROWSER_NAME_PATTERN,
         file_bytes_max=settings.upload_bytes_max,
         most_files=MOST_FILES,
         kept_hours=EXPIRY_HOURS,

@@ -368,6 +368,7 @@ DONE: dict[str, str] = {
     "promoted": "The version was promoted. Replicas load it within seconds.",
     "rolled-back": "The model was rolled back. Replicas switch within seconds.",
     "retired": "The version was retired.",
+    "model-created": "The model was created. Its first dataset becomes its first version.",
     "dataset-posted": "The dataset was posted. This is its job.",
     "dataset-known": "The same files were posted before. This is their job; no other was started.",
     "key-revoked": "The key was revoked, and its sessions have ended. Replicas of the endpoint refuse it within seconds.",

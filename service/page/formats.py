@@ -136,6 +136,30 @@ def is_picture(value: object) -> bool:
     return isinstance(value, str) and _PICTURE.fullmatch(value) is not None
 
 
+# The beginnings of the bytes of a picture, in base64.
+_MEDIA_TYPES = {"/9j/": "jpeg", "iVBOR": "png", "UklGR": "webp", "R0lGOD": "gif"}
+# Fields of payloads that say in words what an item is, the best first.
+_WORDS = ("caption", "text", "title", "label", "name")
+
+
+def picture_of(item: object) -> str | None:
+    """The picture of an item as an address that holds it: its thumbnail, else a small picture in its payload."""
+    thumbnail = getattr(item, "thumbnail", None) or ""
+    for beginning, kind in _MEDIA_TYPES.items():
+        address = f"data:image/{kind};base64,{thumbnail}"
+        if thumbnail.startswith(beginning) and is_picture(address):
+            return address
+    payload = getattr(item, "payload", None) or {}
+    return next((value for value in payload.values() if is_picture(value)), None)
+
+
+def words_of(item: object) -> str | None:
+    """What an item says: a text of its payload, or the label of a held-out row."""
+    payload = {"label": getattr(item, "label", None), **(getattr(item, "payload", None) or {})}
+    texts = [payload[name] for name in _WORDS if payload.get(name)]
+    return next((each for each in texts if isinstance(each, str)), None)
+
+
 TESTS = {"picture": is_picture, "lost": is_lost}
 FILTERS = {
     "number": number,
@@ -146,4 +170,6 @@ FILTERS = {
     "cut": shortened,
     "plural": plural,
     "done_share": done_share,
+    "picture_of": picture_of,
+    "words_of": words_of,
 }

@@ -265,7 +265,6 @@ def candidate_page(
         values = {
             "candidate": candidate,
             "bound": bound,
-            "decision": decision_of(of_job, summary),
             **comparison_values(candidate.datasets, wanted, bound, candidate.seconds),
         }
     return pages_of(request).render(

@@ -41,6 +41,7 @@ from service.context import Context
 from service.core.principal import Principal
 from service.database.engine import Seek
 from service.page.rendering import PREFIX, TWO_THIRDS, WHOLE, Figure, figure, pages_of
+from service.page.start import has_sample
 
 router = APIRouter(prefix=PREFIX)
 
@@ -82,6 +83,7 @@ def _render_overview(
         request,
         "overview.html",
         most_shown=_MOST_SHOWN,
+        has_sample=has_sample(context),
         checks=checks,
         problems={name: result for name, result in checks.items() if result != "ok"},
         learning_is_affected=any(result != "ok" for result in control_plane.values()),
@@ -93,11 +95,15 @@ def _render_overview(
 
 
 def _quotas(principal: Principal, context: Context) -> dict[str, Quota]:
-    """The quotas of the owner that are limited; none of the operator, who is not limited."""
+    """The quotas of the owner that are used by half or more; none of the operator, who is not limited."""
     if principal.owner is None:
         return {}
     found = read_quotas(principal, context, None).quotas
-    return {name: quota for name, quota in found.items() if quota.limit is not None}
+    return {
+        name: quota
+        for name, quota in found.items()
+        if quota.limit and 2 * quota.used >= quota.limit
+    }
 
 
 def _read_overview(principal: Principal, context: Context) -> dict[str, object]:
@@ -161,13 +167,13 @@ def model_page(
     cursor: CursorQuery = None,
 ) -> Response:
     """One model."""
-    response, seek = Response(), get_number_seek(cursor, "desc", _VERSIONS)
+    seek = get_number_seek(cursor, "desc", _VERSIONS)
     versions = list_versions(model, principal, context, seek)
     newest = versions.items
     if cursor is not None:
         newest = list_versions(model, principal, context, Seek(None, "desc", _DRAWN)).items
     summary = read_summary(model, principal, context)
-    gate = read_gate(model, principal, context, response)
+    gate = read_gate(model, principal, context, Response())
     branches = list_models(principal, context, Seek(None, "asc", _BRANCHES), model).items
     datasets = list_datasets(principal, context, Seek(None, "desc", _DATASETS), model=model)
     promotions = list_promotions(model, principal, context, Seek(None, "desc", _PROMOTIONS))
@@ -177,7 +183,6 @@ def model_page(
         model=read_model(model, principal, context),
         summary=summary,
         gate=gate,
-        gate_revision=response.headers["etag"].strip('"'),
         versions=versions,
         newest=newest[:_DRAWN],
         branches=branches,

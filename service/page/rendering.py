@@ -6,6 +6,7 @@ open page asks for the page's own address with `?fragment=<block>`, and gets the
 
 import gzip
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -72,6 +73,8 @@ _TYPES = {
     ".svg": "image/svg+xml",
 }
 _STYLES = "style.css"
+# Comments and indentation of the style sheet.
+_NOT_SENT = re.compile(r"/\*.*?\*/|\n\s*", re.DOTALL)
 _DIGITS = 16
 _FOR_EVER = "public, max-age=31536000, immutable"
 
@@ -106,7 +109,8 @@ class StaticFiles:
             if PurePath(each.name).suffix in _TYPES
         }
         # In one file, so that a page waits for one.
-        contents[_STYLES] = STYLESHEET.encode() + contents[_STYLES]
+        styles = STYLESHEET + contents[_STYLES].decode()
+        contents[_STYLES] = _NOT_SENT.sub("", styles).encode()
         whole = hashlib.sha256()
         for name, content in contents.items():
             whole.update(f"{name} {len(content)}\n".encode() + content)

@@ -31,7 +31,7 @@ from service.context import Context
 from service.core.errors import BodyTooLarge, FieldProblem, NotFound, Unprocessable
 from service.core.principal import Principal
 from service.database.engine import Seek
-from service.page.collections import list_collections, read_collection
+from service.page.collections import INCLUDED, list_collections, read_collection, takes_of
 from service.page.endpoint import Endpoint, EndpointProblem, release_slot
 from service.page.forms import VersionNumber, none_if_empty
 from service.page.rendering import PREFIX, Visitor, pages_of, visitor_of
@@ -191,7 +191,7 @@ def _offer(principal: Principal, context: Context, wanted: Wanted) -> Offer:
     if model.live_version is not None:
         live = read_version(chosen, model.live_version, principal, context, matrix=False)
     learned = {name for line in live.lineage for name in line.pair.modalities} if live else set()
-    declared = context.settings.encoders_by_name
+    takes = takes_of(chosen, principal, context)
     modalities = {name: each for name, each in model.modalities.items() if name in learned}
     return Offer(
         models=names if chosen in names else [*names, chosen],
@@ -199,11 +199,7 @@ def _offer(principal: Principal, context: Context, wanted: Wanted) -> Offer:
         versions=[each for each in newest if each.stored_at and not each.retired_at],
         datasets=_held_out(live) if live else [],
         modalities={name: each.width for name, each in modalities.items()},
-        takes={
-            name: declared[each.encoder].takes
-            for name, each in modalities.items()
-            if each.encoder in declared
-        },
+        takes={name: media for name, media in takes.items() if name in modalities},
     )
 
 
@@ -228,6 +224,8 @@ async def _show(
     of_model = [
         each for each in collections.items if offer.model and each.model == offer.model.name
     ]
+    # The first one is chosen: one with something to find.
+    of_model.sort(key=lambda each: not (each.searched and each.searched.rows))
     values = {
         "wanted": wanted,
         "offer": offer,
@@ -288,7 +286,7 @@ async def _in_collection(
     visitor: Visitor, context: Context, endpoint: Endpoint, wanted: Wanted, item: dict[str, Any]
 ) -> Result:
     """A collection follows the live version, so one result is all there is."""
-    body: dict[str, Any] = {"query": item, "top_k": _TOP_K}
+    body: dict[str, Any] = {"query": item, "top_k": _TOP_K, "include": list(INCLUDED)}
     if wanted.among:
         body["modalities"] = [wanted.among]
     name = wanted.collection or ""

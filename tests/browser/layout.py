@@ -30,6 +30,8 @@ const grouped = (elements, key) => {
 };
 const lines = element => new Set(boxes(element).map(({bottom}) => Math.round(bottom / 8))).size;
 const visible = selector => [...document.querySelectorAll(selector)].filter(element => element.checkVisibility());
+// On a phone, the rows of some tables are cards.
+const isCell = element => getComputedStyle(element.closest("table")).display === "table";
 const top = element => element.getBoundingClientRect().top;
 """
 _UNEVEN = (
@@ -37,7 +39,7 @@ _UNEVEN = (
     + _TEXTS
     + """
     const within = element => [...document.querySelectorAll("*")].indexOf(element);
-    const heads = grouped(visible("thead tr:last-child th"), ({parentElement}) => parentElement);
+    const heads = grouped(visible("thead tr:last-child th").filter(isCell), ({parentElement}) => parentElement);
     const figures = grouped(visible(".figures dd"), ({parentElement}) =>
         `${within(parentElement.parentElement)} ${Math.round(top(parentElement))}`);
     const tiles = grouped(visible(".tile .note"), ({parentElement, previousElementSibling}) =>
@@ -47,7 +49,7 @@ _UNEVEN = (
 )
 # The last cell of each row reaches as far as its row.
 _SHORT = """() => [...document.querySelectorAll("tr")]
-    .filter(row => row.checkVisibility() && row.lastElementChild)
+    .filter(row => row.checkVisibility() && getComputedStyle(row).display === "table-row" && row.lastElementChild)
     .filter(row => row.getBoundingClientRect().right - row.lastElementChild.getBoundingClientRect().right > 0.5)
     .map(row => row.innerText)"""
 # Cells in which words are broken because the column is narrow.

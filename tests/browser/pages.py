@@ -27,6 +27,7 @@ PAGES = (
     PageCase("sessions", "sessions"),
     PageCase("overview", "", has_picture=True),
     PageCase("models", "models", has_picture=True),
+    PageCase("new-model", "new", has_picture=True),
     PageCase("model", "models/{model}", has_picture=True),
     PageCase("model-with-held-candidate", "models/{reviewed}"),
     PageCase("model-with-an-older-live-version", "models/{moved_back}"),

@@ -190,7 +190,7 @@ def test_a_killed_service_is_noticed_and_followed_again(
     with service_process(tmp_path, port) as process:
         page, record = open_page(f"http://127.0.0.1:{port}")
         page.goto("/ui/")
-        expect(page.locator("main")).to_contain_text("cmcl model create")
+        expect(page.locator("main")).to_contain_text("New model")
         process.send_signal(signal.SIGKILL)
         process.wait()
         expect(page.get_by_role("status")).to_contain_text("Connection lost")

@@ -33,12 +33,34 @@ export function offerFiles(form) {
     input.files = event.dataTransfer.files;
     input.dispatchEvent(new Event("change"));
   });
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-like]");
+    if (button) searchLike(form, input, button.closest(".item").querySelector("img"));
+  });
+  offerLikes();
   form.addEventListener("submit", (event) => {
     const file = input.files[0];
     if (!file) return;
     event.preventDefault();
     send(form, file);
   });
+}
+
+function offerLikes() {
+  for (const button of document.querySelectorAll("[data-like]")) button.hidden = false;
+}
+
+// The small picture of a tile becomes the picture to search for.
+function searchLike(form, input, picture) {
+  const [head, content] = picture.src.split(",");
+  const type = head.slice("data:".length).split(";")[0];
+  const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+  const files = new DataTransfer();
+  files.items.add(new File([bytes], picture.alt.replace("Picture of ", ""), { type }));
+  for (const name of ["text", "numbers"]) if (form.elements[name]) form.elements[name].value = "";
+  input.files = files.files;
+  input.dispatchEvent(new Event("change"));
+  form.requestSubmit();
 }
 
 // "image", "audio" or "video", if the browser knows the type of the file.
@@ -93,6 +115,7 @@ function send(form, file) {
     if (found) {
       morph(document.getElementById("live_results"), found);
       form.querySelector("[data-status]").hidden = true;
+      offerLikes();
       return;
     }
     const message = request.response?.querySelector(".message")?.textContent;

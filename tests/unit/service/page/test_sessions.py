@@ -24,7 +24,7 @@ from service.page.login import safe_address
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.issuer import AUDIENCE, FakeIssuer
 from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient
-from tests.unit.service.page.browser import Browser, rows_of
+from tests.unit.service.page.browser import Browser
 
 HOURS = 3600
 
@@ -42,9 +42,7 @@ def test_a_key_signs_in_and_the_page_is_that_of_its_owner(
     assert "our-model" in page.text
     assert "their-model" not in page.text
     assert "ours" in page.text
-    # The operator has no limits.
-    quotas = {row[0]: row[1:3] for row in rows_of(page.text, "live_quotas")}
-    assert quotas == {"models": ["1", "500"]}
+    assert "live_quotas" not in page.text, "less than half of each quota is used"
 
 
 def test_the_cookie_cannot_be_read_by_scripts_nor_sent_by_other_sites(
