@@ -18,6 +18,7 @@ from service.api.dependencies import ContextDep, DatasetPath, ModelPath, Reader,
 from service.api.jobs import read_job
 from service.api.models import read_model
 from service.api.pagination import CursorQuery, get_number_seek, get_offset_seek
+from service.core.errors import Conflict
 from service.datasets.intake import SCHEME, NewDataset
 from service.datasets.uploads import EXPIRY_HOURS
 from service.page.forms import ModelFilter, ReadingWriter, address, posted, see_other, validated
@@ -29,6 +30,17 @@ router = APIRouter(prefix=PREFIX)
 _LISTED = 50
 _LISTED_FILES = 100
 _MOST_REJECTED = 100
+# Of a dataset, what was posted.
+_POSTED = {
+    "model",
+    "name",
+    "pair",
+    "shards",
+    "evaluation_shards",
+    "evaluation_share",
+    "evaluate_only",
+    "dry_run",
+}
 
 router.include_router(uploads.router, dependencies=[Depends(require_body_type)])
 
@@ -95,6 +107,30 @@ def rejected_rows_page(
         rows=rows.items,
         next_cursor=rows.next_cursor,
         is_first=cursor is None,
+    )
+
+
+@router.post("/datasets/{dataset}/repair")
+def repair(
+    request: Request, dataset: DatasetPath, principal: ReadingWriter, context: ContextDep
+) -> Response:
+    """Post a refused dataset again, from the same files, without the rows that cannot be used."""
+    found = datasets.read_dataset(dataset, principal, context)
+    if not found.quarantine_reason or not found.rejected:
+        raise Conflict(f"dataset {dataset} was not refused because of rows that cannot be used")
+    values = found.model_dump(include=_POSTED, mode="json")
+    # Which rows are left out depends on the files alone, and they are the same.
+    new = validated(NewDataset, {**values, "max_bad_share": 1.0})
+    return _posted(request, post_dataset(new, principal, context, None))
+
+
+def _posted(request: Request, answer: Response) -> Response:
+    """Show the job of a dataset that was posted."""
+    job = PostedDataset.model_validate_json(bytes(answer.body)).job
+    # A sealed dataset has a job.
+    address = f"jobs/{job.id}" if job is not None else "jobs"
+    return see_other(
+        request, address, "dataset-known" if answer.status_code == 200 else "dataset-posted"
     )
 
 
@@ -184,12 +220,7 @@ def accept(
     context: ContextDep,
 ) -> Response:
     """Post the dataset of these uploads, and show its job."""
-    answer = post_dataset(form.request(model), principal, context, None)
-    job = PostedDataset.model_validate_json(bytes(answer.body)).job
-    is_new = answer.status_code != 200
-    # A sealed dataset has a job.
-    address = f"jobs/{job.id}" if job is not None else "jobs"
-    return see_other(request, address, "dataset-posted" if is_new else "dataset-known")
+    return _posted(request, post_dataset(form.request(model), principal, context, None))
 
 
 def _addresses(ids: str) -> list[dict[str, str]]:

@@ -94,7 +94,7 @@ def test_a_job_is_cancelled_and_another_one_retried(
     expect(page.locator("main .state").first).to_have_text("cancelled")
     # The failed one needs other data.
     page.goto(f"/ui/jobs/{names.failed}")
-    expect(page.get_by_role("link", name="Post again")).to_be_visible()
+    expect(page.get_by_role("link", name="Send corrected files")).to_be_visible()
     page.goto(f"/ui/jobs/{names.rejected}")
     page.get_by_role("link", name="Retry").click()
     submit(page)

@@ -223,3 +223,21 @@ def test_a_script_gets_problems_as_json_and_a_person_as_a_page(person: Browser) 
     path = "/ui/v1/uploads/up-000000000000"
     assert person.get(path, headers=JSON).headers["content-type"] == "application/problem+json"
     assert person.get(path).headers["content-type"].startswith("text/html")
+
+
+def test_a_refused_dataset_is_accepted_without_its_bad_rows(plane: ControlPlane) -> None:
+    prepare = plane.preparer
+    job, browser = refused(plane, 20), Browser(plane)
+    dataset = plane.dataset_of(job).id
+    page = browser.get(f"/ui/datasets/{dataset}").text
+    assert "20 rows cannot be used, so nothing was learned." in text_of(page)
+    assert "Accept without these 20 rows" in text_of(page)
+    plane.preparer = prepare
+    answer = browser.post(f"/ui/datasets/{dataset}/repair")
+    again = browser.target(answer).partition("?")[0].rpartition("/")[2]
+    assert again != job
+    repaired = plane.client.get(f"/v1/datasets/{plane.dataset_of(again).id}").json()
+    assert repaired["max_bad_share"] == 1.0
+    plane.run_to_end(again)
+    assert plane.job(again).state == JobState.PUBLISHED
+    assert browser.post(f"/ui/datasets/{repaired['id']}/repair").status_code == 409
