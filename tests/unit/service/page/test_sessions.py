@@ -440,7 +440,7 @@ def test_a_changed_cookie_is_refused(issuer: FakeIssuer, visitor: Browser, chang
     cookie = visitor.cookies["__Host-cmcl-oidc"]
     text, _, _ = cookie.rpartition(".")
     content = jwt.decode(cookie, options={"verify_signature": False})
-    unsigned, foreign = jwt.encode(content, None, "none"), jwt.encode(content, "k" * 32, "HS256")
+    unsigned, foreign = jwt.encode(content, "", "none"), jwt.encode(content, "k" * 32, "HS256")
     for changed in (change, f"{text}.{'0' * 43}", f"{text}.", unsigned, foreign):
         visitor.cookies["__Host-cmcl-oidc"] = changed.encode("ascii", "replace").decode()
         assert _come_back(visitor, address).status_code == 401
