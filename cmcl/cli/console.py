@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -84,32 +84,40 @@ class Grid:
     """A table that does not truncate words, so that ids and names can be copied.
 
     Columns wrap between words. If that is too wide, each row is a list of its values. Only the
-    columns in `_BREAKABLE` wrap inside words.
+    columns in `_BREAKABLE` wrap inside words. Without rows, nothing is printed, nor is the legend below it.
     """
 
     headings: Sequence[str]
-    rows: Sequence[Sequence[Text]]
+    rows: Sequence[Sequence[Cell]]
     title: str | None = None
+    legend: str | None = None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        widths = self._widths(options.max_width)
+        rows = [[as_text(cell) for cell in row] for row in self.rows]
+        if not rows:
+            return
+        widths = self._widths(rows, options.max_width)
         if widths is None:
             if self.title:
                 yield Text(self.title, style="italic")
-            for row in self.rows:
+            for row in rows:
                 yield fields(dict(zip(self.headings, row, strict=True)))
-            return
-        drawn = Table(title=self.title, title_justify="left")
-        for heading, width in zip(self.headings, widths, strict=True):
-            drawn.add_column(Text(heading), width=width, overflow="fold")
-        for row in self.rows:
-            drawn.add_row(*row)
-        yield drawn
+        else:
+            drawn = Table(title=self.title, title_justify="left")
+            for heading, width in zip(self.headings, widths, strict=True):
+                drawn.add_column(Text(heading), width=width, overflow="fold")
+            for row in rows:
+                drawn.add_row(*row)
+            yield drawn
+        if self.legend:
+            yield Text(self.legend, style="dim")
 
-    def _widths(self, width: int) -> list[int] | None:
+    def _widths(self, rows: Sequence[Sequence[Text]], width: int) -> list[int] | None:
         """Return the widths of columns that fit into `width`, or None if they cannot."""
-        cells = [[Text(heading), *column] for heading, column in self._columns()]
-        least = [_least(heading, column) for heading, column in self._columns()]
+        columns = [[row[index] for row in rows] for index in range(len(self.headings))]
+        both = list(zip(self.headings, columns, strict=True))
+        cells = [[Text(heading), *column] for heading, column in both]
+        least = [_least(heading, column) for heading, column in both]
         # A space on both sides of a value, and a line between columns.
         spare = width - sum(least) - 3 * len(least) - 1
         if spare < 0:
@@ -123,14 +131,10 @@ class Grid:
             spare -= more
         return widths
 
-    def _columns(self) -> Iterator[tuple[str, list[Text]]]:
-        for index, heading in enumerate(self.headings):
-            yield heading, [row[index] for row in self.rows]
-
 
 def table(items: Sequence[T], columns: Columns[T], title: str | None = None) -> Grid:
     """Return a table with a row per item and a column per value."""
-    rows = [[as_text(value(item)) for value in columns.values()] for item in items]
+    rows = [[value(item) for value in columns.values()] for item in items]
     return Grid(list(columns), rows, title)
 
 

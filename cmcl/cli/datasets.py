@@ -12,7 +12,6 @@ from rich.text import Text
 from cmcl.cli.console import (
     Columns,
     Grid,
-    as_text,
     fields,
     print_json,
     say,
@@ -377,6 +376,6 @@ def report_view(checked: Dataset) -> RenderableType:
     for modality in report.pair:
         found = report.findings.get(modality)
         values = (found.rows, found.familiarity) if found else (None, None)
-        sides.append([Text(modality), *map(as_text, values)])
-    grid = Grid(("modality", "rows", "familiarity"), sides)
-    return Group(grid, Text(_LEGEND, style="dim"), *lines)
+        sides.append([modality, *values])
+    grid = Grid(("modality", "rows", "familiarity"), sides, legend=_LEGEND)
+    return Group(grid, *lines)

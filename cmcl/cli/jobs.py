@@ -11,7 +11,6 @@ from cmcl.cli.console import (
     Cell,
     Columns,
     Grid,
-    as_text,
     fields,
     print_json,
     say,
@@ -310,9 +309,9 @@ def candidate_view(candidate: Candidate) -> RenderableType:
 def _bounds(bounds: list[Bound]) -> RenderableType:
     rows = [
         [
-            Text(f"{bound.name} ({bound.source})"),
-            as_text("not set" if bound.permitted is None else bound.permitted),
-            as_text("not measured" if bound.found is None else bound.found),
+            f"{bound.name} ({bound.source})",
+            "not set" if bound.permitted is None else bound.permitted,
+            "not measured" if bound.found is None else bound.found,
             _verdict(bound),
         ]
         for bound in bounds
@@ -320,9 +319,9 @@ def _bounds(bounds: list[Bound]) -> RenderableType:
     return Grid(("bound", "permitted", "found", "met"), rows, "bounds of the gate")
 
 
-def _verdict(bound: Bound) -> Text:
+def _verdict(bound: Bound) -> Text | None:
     if bound.met is None:
-        return as_text(None)
+        return None
     return Text("yes", style="green") if bound.met else Text("no", style="red")
 
 
@@ -344,28 +343,26 @@ def _datasets(candidate: Candidate) -> RenderableType:
     return Group(Grid(headings, rows, "datasets"), *reasons, Text(_LEGEND, style="dim"))
 
 
-def _dataset_row(each: CandidateDataset) -> list[Text]:
+def _dataset_row(each: CandidateDataset) -> list[Cell]:
     recalls = (each.recall_learned, each.recall_before, each.recall_after)
     before, after = each.quality_before, each.quality_after
     return [
-        Text(f"{each.name} (new)" if each.is_new else each.name),
-        as_text(each.version),
-        *(as_text(None if recall is None else f"{100 * recall.at_1:.1f}") for recall in recalls),
-        *map(as_text, (each.drift_before, each.drift_after)),
-        *(as_text(None if quality is None else quality.now) for quality in (before, after)),
-        as_text(after.best if after else None),
+        f"{each.name} (new)" if each.is_new else each.name,
+        each.version,
+        *(None if recall is None else f"{100 * recall.at_1:.1f}" for recall in recalls),
+        *(each.drift_before, each.drift_after),
+        *(None if quality is None else quality.now for quality in (before, after)),
+        after.best if after else None,
     ]
 
 
 def _capacity(candidate: Candidate) -> RenderableType:
     """Free shares of the heads; nothing if heads were solved, which closes no entry."""
-    if not candidate.capacity:
-        return Text("")
     rows = [
         [
-            Text(modality),
-            as_text(None if change.before is None else f"{100 * change.before.free_share:.0f} %"),
-            Text(f"{100 * change.after.free_share:.0f} %"),
+            modality,
+            None if change.before is None else f"{100 * change.before.free_share:.0f} %",
+            f"{100 * change.after.free_share:.0f} %",
         ]
         for modality, change in candidate.capacity.items()
     ]

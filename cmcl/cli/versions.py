@@ -14,7 +14,6 @@ from cmcl.cli.console import (
     Cell,
     Columns,
     Grid,
-    as_text,
     fields,
     say,
     show,
@@ -290,9 +289,12 @@ def version_view(version: Version, outcomes: Mapping[int, str]) -> RenderableTyp
         fields(_facts(version), f"{version.model}@{version.version}"),
         matrix(version.evaluation_matrix, names, outcomes),
         recall_of_version(version.version, version.report.evaluation, names),
-        *score_errors(version.report.score_errors, names),
-        *not_measured(version.report.not_evaluated, names),
-        *measured_only(version.evaluation_only),
+        score_errors(version.report.score_errors, names),
+        *(
+            Text(f"{names.get(dataset, dataset)} was not measured: {reason}\n", style="yellow")
+            for dataset, reason in version.report.not_evaluated.items()
+        ),
+        measured_only(version.evaluation_only),
         certificate(version, names),
         capacity(version.capacity),
         lineage(version.lineage),
@@ -328,96 +330,75 @@ def matrix(
         return Text("not measured: no held-out rows\n", style="dim")
     counts = {dataset: _counted(dataset, rows) for dataset in datasets}
     headings = ("version", "learned", *(f"{names[each]} ({counts[each]})" for each in datasets))
-    lines = []
+    lines = list[list[Cell]]()
     learned: dict[str, float] = {}
     for row in rows:
         for dataset, recall in row.recall.items():
             learned.setdefault(dataset, recall.at_1)
         cells = [_recall_cell(row, dataset, learned) for dataset in datasets]
         learned_here = names.get(row.learned or "") or outcomes.get(row.version, "-")
-        lines.append([Text(str(row.version)), Text(learned_here), *cells])
+        lines.append([row.version, learned_here, *cells])
     legend = " ".join(_COUNTS[each] for each in dict.fromkeys(counts.values()))
     # With more than a hundred versions, not all rows are there.
     since = "learned" if rows[0].version == 1 else f"version {rows[0].version} or learned"
     title = f"recall at 1 in % (points since {since})"
-    return Group(Grid(headings, lines, title), Text(legend, style="dim"))
+    return Grid(headings, lines, title, legend)
 
 
 def recall_of_version(
     number: int, measured: Mapping[str, Recall], names: Mapping[str, str]
-) -> RenderableType:
+) -> Grid:
     """Recall of one version at 1 and at 10, by item and by own row."""
     rows = [
-        [Text(name), *recall_cells(measured[dataset])]
+        [name, *recall_cells(measured[dataset])]
         for dataset, name in names.items()
         if dataset in measured
     ]
-    if not rows:
-        return Text("")
     legend = (
         "R@1 counts what the table above names, R@10 equal items; own row counts the query's own partner alone, after "
         "rows with an equal item. Rows that score the same come before a hit."
     )
     title = f"recall of version {number} in %"
-    return Group(Grid(("dataset", *_RECALL), rows, title), Text(legend, style="dim"))
+    return Grid(("dataset", *_RECALL), rows, title, legend)
 
 
-def score_errors(
-    errors: Mapping[str, Mapping[str, float]], names: Mapping[str, str]
-) -> list[RenderableType]:
+def score_errors(errors: Mapping[str, Mapping[str, float]], names: Mapping[str, str]) -> Grid:
     """Return a table of how far scores move in collections, and engines, that store less of each vector."""
     forms = dict.fromkeys(form for each in errors.values() for form in each)
-    if not forms:
-        return []
     rows = [
-        [
-            Text(names.get(dataset, dataset)),
-            *(as_text(f"{each[form]:.2g}") for form in forms),
-        ]
+        [names.get(dataset, dataset), *(f"{each[form]:.2g}" for form in forms)]
         for dataset, each in errors.items()
+        if each
     ]
     headings = ("dataset", *(f"first {form}" if form.isdecimal() else form for form in forms))
     legend = (
         "root mean square change of the cosine of any two held-out rows, by how vectors are stored: as a type, or by "
         "their first numbers."
     )
-    return [Group(Grid(headings, rows, "scores of compressed vectors"), Text(legend, style="dim"))]
+    return Grid(headings, rows, "scores of compressed vectors", legend)
 
 
-def not_measured(why: Mapping[str, str], names: Mapping[str, str]) -> list[RenderableType]:
-    """Return a line for each earlier dataset whose held-out rows are missing in the store."""
-    return [
-        Text(f"{names.get(dataset, dataset)} was not measured: {reason}\n", style="yellow")
-        for dataset, reason in why.items()
-    ]
-
-
-def measured_only(found: Sequence[MeasuredDataset]) -> list[RenderableType]:
+def measured_only(found: Sequence[MeasuredDataset]) -> Grid:
     """Return a table of the datasets that are measured and never learned."""
-    if not found:
-        return []
     headings = ("dataset", "pair", *_RECALL, "note")
     rows = [
         [
-            Text(f"{each.name}\n{each.dataset}"),
-            Text(str(each.pair)),
+            f"{each.name}\n{each.dataset}",
+            str(each.pair),
             *recall_cells(each.recall),
             Text(each.note or "", style="yellow"),
         ]
         for each in found
     ]
-    return [Grid(headings, rows, "measured only, never learned: recall in %")]
+    return Grid(headings, rows, "measured only, never learned: recall in %")
 
 
-def recall_cells(recall: Recall | None) -> list[Text]:
+def recall_cells(recall: Recall | None) -> list[Cell]:
     """Rows, and recall at 1 and at 10 in per cent, by item and by own row."""
     if recall is None:
-        return [as_text(None)] * len(_RECALL)
+        return [None] * len(_RECALL)
     shares = (recall.at_1, recall.at_10, recall.own_at_1, recall.own_at_10)
-    return [
-        as_text(recall.rows),
-        *(as_text(None if share is None else f"{100 * share:.1f}") for share in shares),
-    ]
+    return [recall.rows, *(None if share is None else f"{100 * share:.1f}" for share in shares)]
 
 
 def certificate(version: Version, names: Mapping[str, str]) -> RenderableType:
@@ -428,52 +409,42 @@ def certificate(version: Version, names: Mapping[str, str]) -> RenderableType:
     rows = []
     for dataset in dict.fromkeys((*drift, *quality)):
         moved, good = drift.get(dataset), quality.get(dataset)
-        values: tuple[Cell, ...] = (
-            moved.since_learned if moved else None,
-            moved.against_parent if moved else None,
-            good.now if good else None,
-            good.best if good else None,
-        )
-        rows.append([Text(names.get(dataset, dataset)), *map(as_text, values)])
-    headings = (
-        "earlier dataset",
-        "drift since learned",
-        "drift by this version",
-        "loss now",
-        "best loss",
-    )
+        drifts = (moved.since_learned, moved.against_parent) if moved else (None, None)
+        losses = (good.now, good.best) if good else (None, None)
+        rows.append([names.get(dataset, dataset), *drifts, *losses])
+    drift_headings = ("drift since learned", "drift by this version")
+    headings = ("earlier dataset", *drift_headings, "loss now", "best loss")
     earlier = sum(line.version != version.version for line in version.lineage)
     title = "certificate"
     if len(rows) < earlier:
         title = f"certificate of {len(rows)} of {earlier} earlier datasets, which take turns without a bound"
-    return Group(Grid(headings, rows, title), Text(_CERTIFICATE, style="dim"))
+    return Grid(headings, rows, title, _CERTIFICATE)
 
 
-def capacity(heads: Mapping[str, HeadCapacity]) -> RenderableType:
+def capacity(heads: Mapping[str, HeadCapacity]) -> Grid:
     """A bar per modality with the free share of its head."""
-    if not heads:
-        return Text("")
-    rows = [
+    rows: list[list[Cell]] = [
         [
-            Text(modality),
+            modality,
             _bar(head.free_share),
-            Text(f"{head.input_directions} of {head.input_width}"),
-            Text(f"{head.output_directions} of {head.output_width}"),
+            f"{head.input_directions} of {head.input_width}",
+            f"{head.output_directions} of {head.output_width}",
         ]
         for modality, head in heads.items()
     ]
     headings = ("modality", "free", "inputs used", "outputs used")
-    return Group(Grid(headings, rows, "capacity"), Text(_CAPACITY, style="dim"))
+    return Grid(headings, rows, "capacity", _CAPACITY)
 
 
-def lineage(lines: tuple[LearnedDataset, ...]) -> RenderableType:
+def lineage(lines: tuple[LearnedDataset, ...]) -> Grid:
     """The datasets of the lineage and their files."""
-    rows = []
-    for line in lines:
-        digests = "\n".join(digest[:16] for digest in line.shard_digests)
-        name = Text(f"{line.name}\n{line.dataset}")
-        values = (line.version, name, str(line.pair), line.rows, digests)
-        rows.append([as_text(value) for value in values])
+    rows: list[list[Cell]] = [
+        [
+            *(line.version, f"{line.name}\n{line.dataset}", str(line.pair), line.rows),
+            "\n".join(digest[:16] for digest in line.shard_digests),
+        ]
+        for line in lines
+    ]
     return Grid(("version", "dataset", "pair", "rows", "shards (SHA-256)"), rows, "lineage")
 
 

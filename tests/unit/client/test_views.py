@@ -91,8 +91,10 @@ def test_a_version_has_recall_errors_of_scores_and_capacity() -> None:
         ["birds", "10", "41.2", "41.2", "38.1", "70.2"],
         ["[bold]bees", "10", "50.0", "50.0", "-", "-"],
     ]
-    (errors,) = score_errors({"a": {"bit": 0.0757, "64": 0.0125}}, NAMES)
+    errors = score_errors({"a": {"bit": 0.0757, "64": 0.0125}}, NAMES)
     assert cells(errors) == [["birds", "0.076", "0.013"]]
+    assert "as a type, or by their first numbers" in " ".join(drawn(errors, 160).split())
+    assert drawn(score_errors({}, NAMES)) == "", "neither headings nor a legend"
     used = {"input_directions": 3, "input_width": 9, "output_directions": 2, "output_width": 8}
     head = HeadCapacity(free_share=0.25, **used)
     assert cells(capacity({"image": head})) == [
