@@ -91,8 +91,6 @@ def test_a_target_installs_its_own_lock(stage: str, lock: str) -> None:
     assert "ARG WORKER_LOCK=worker.lock\n" in _stage("worker-venv")
 
 
-
-
 @pytest.mark.parametrize("target", EXTRAS)
 def test_images_run_as_the_user_of_the_chart(target: str, trial: Release) -> None:
     assert "\nUSER 10001:10001\n" in _stage(target)
@@ -106,8 +104,6 @@ def test_all_clusters_name_the_ray_version_of_the_worker(trial: Release) -> None
     assert trial.one("RayCluster", "demo-cmcl-training")["spec"]["rayVersion"] == RAY_VERSION
     serving = trial.one("RayService", "demo-cmcl-serving")["spec"]["rayClusterConfig"]
     assert serving["rayVersion"] == RAY_VERSION
-
-
 
 
 def test_only_what_is_copied_enters_the_build() -> None:

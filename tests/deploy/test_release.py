@@ -115,5 +115,3 @@ def test_the_workflow_for_changes_runs_the_local_checks() -> None:
     }
     assert commands["check"] == ["bash .ci/run"]
     assert commands["images"][-1] == "make images"
-
-

@@ -43,7 +43,10 @@ _RULES: list[tuple[str, set[Scope]]] = [
         r"POST /v1/jobs/.*|PUT /v1/models/\{model\}/(gate|live)|POST /v1/.*/(rollback|merge)",
         {TRAIN},
     ),
-    (r"\w+ /ui/(datasets/\{dataset\}/(seal|repair)|models/\{model\}/post|new|sample)", {READ, WRITE}),
+    (
+        r"\w+ /ui/(datasets/\{dataset\}/(seal|repair)|models/\{model\}/post|new|sample)",
+        {READ, WRITE},
+    ),
     (r"POST /ui/try/file", {READ, EMBED}),
     (r"GET .*", {READ}),
     (r"(POST|PUT|DELETE) /(v1|ui/v1)/(models|datasets|uploads).*", {WRITE}),
