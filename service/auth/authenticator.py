@@ -3,9 +3,12 @@
 import hmac
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Generic, TypeVar
+
+from sqlalchemy import Connection
 
 from service.auth.keys import OPERATOR, KeyText, parse, sha256
 from service.auth.rate_limiter import RateLimiter
@@ -103,6 +106,20 @@ class KeyCache(Generic[Row]):
             return True
 
 
+def write_use(
+    database: Database,
+    set_used: Callable[[Connection, str, datetime, datetime], None],
+    name: str,
+    now: datetime,
+) -> None:
+    """Record that a credential was used. A database failure does not fail the request."""
+    try:
+        with database.write() as connection:
+            set_used(connection, name, now, now - USE_STEP)
+    except DatabaseError as error:
+        logger.warning("the last use of %s was not written: %s", name, error)
+
+
 @dataclass(frozen=True)
 class Caller:
     """The sender of a request, and the id of its key, if any."""
@@ -193,15 +210,9 @@ class Authenticator:
         return caller.key is not None and self._known.is_use_due(caller.key)
 
     def write_use(self, caller: Caller) -> None:
-        """Row that the key was used. A database failure does not fail the request."""
-        if caller.key is None:
-            return
-        now = self._clock()
-        try:
-            with self._database.write() as connection:
-                keys.set_used(connection, caller.key, now, now - USE_STEP)
-        except DatabaseError as error:
-            logger.warning("the last use of %s was not written: %s", caller.key, error)
+        """Record that the key was used."""
+        if caller.key is not None:
+            write_use(self._database, keys.set_used, caller.key, self._clock())
 
     def forget(self, key: str) -> None:
         """Remove a revoked key from the cache."""

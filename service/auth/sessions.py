@@ -10,7 +10,6 @@ of keys, and says so in its type: neither passes for the other.
 """
 
 import hmac
-import logging
 import re
 import secrets
 from collections.abc import Iterable
@@ -22,10 +21,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import Connection, and_
 
 from cmcl.contract.api.access import SESSION_TYPE, SNAPSHOT_ALGORITHM, Scope, SessionToken
-from service.auth.authenticator import USE_STEP, Caller, KeyCache
+from service.auth.authenticator import Caller, KeyCache, write_use
 from service.auth.keys import OPERATOR, sha256
 from service.core.clock import Clock
-from service.core.errors import DatabaseError, FieldProblem, Forbidden, NotFound, Unauthorized
+from service.core.errors import FieldProblem, Forbidden, NotFound, Unauthorized
 from service.core.principal import Principal
 from service.core.settings import Settings
 from service.database.engine import Database
@@ -36,7 +35,6 @@ from service.database.queries.sessions import Condition, SessionRow
 _TOKEN_SECONDS = 60
 _JWS = jwt.PyJWS(algorithms=[SNAPSHOT_ALGORITHM])
 
-logger = logging.getLogger(__name__)
 
 _SECRET_BYTES = 32
 _TEXT = re.compile(r"((?:ses|ops)-[0-9a-f]{12})\.([A-Za-z0-9_-]{43})")
@@ -171,13 +169,8 @@ class Sessions:
         return self._known.is_use_due(session.id)
 
     def write_use(self, session: SessionRow) -> None:
-        """Row that the session was used. A database failure does not fail the request."""
-        now = self._clock()
-        try:
-            with self._database.write() as connection:
-                sessions.set_used(connection, session.id, now, now - USE_STEP)
-        except DatabaseError as error:
-            logger.warning("the last use of %s was not written: %s", session.id, error)
+        """Record that the session was used."""
+        write_use(self._database, sessions.set_used, session.id, self._clock())
 
     def _text(self, name: str, secret: str) -> SessionText:
         if name.startswith(_OF_OPERATOR):

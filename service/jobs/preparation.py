@@ -35,7 +35,7 @@ from service.datasets.uploads import resolve
 from service.jobs import scheduler
 from service.jobs.attempts import dataset_of, trace_stages
 from service.jobs.transitions import fail, move, quarantine, run_step, set_message
-from service.jobs.workqueue import RateLimiter
+from service.jobs.workqueue import Backoff
 from service.telemetry.spans import preparation_span
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class Preparations:
     def __init__(self, context: Context, seconds: Seconds) -> None:
         self._context = context
         self._seconds = seconds
-        self._limiter = RateLimiter(seconds)
+        self._backoff = Backoff(seconds)
         self._polls: dict[str, dict[str, _Poll]] = {}
 
     def models(self) -> list[str]:
@@ -110,18 +110,18 @@ class Preparations:
         if kept:
             self._polls[model] = kept
         for gone in known:
-            self._limiter.forget(gone)
+            self._backoff.forget(gone)
 
     def step(self, job: JobRow, model: ModelRow, driver: DriverRow) -> None:
         """Run the next step of a job that is queued or being prepared, if it is due. After an error, it pauses."""
-        if self._limiter.paused_until(job.id) > self._seconds():
+        if self._backoff.paused_until(job.id) > self._seconds():
             return
         try:
             self._run(job, model, driver)
         except Exception:
-            self._limiter.failed(job.id)
+            self._backoff.failed(job.id)
             raise
-        self._limiter.forget(job.id)
+        self._backoff.forget(job.id)
 
     def next_due(self, model: str, listed: list[JobRow]) -> float | None:
         """Return the seconds until the next step of one of the jobs is due; None if all wait for the scheduler."""
@@ -132,7 +132,7 @@ class Preparations:
                 continue
             poll = polls.get(job.id)
             pause = _SHORTEST_PAUSE if poll is None else max(_SHORTEST_PAUSE, poll.due - now)
-            rest = self._limiter.paused_until(job.id) - self._seconds()
+            rest = self._backoff.paused_until(job.id) - self._seconds()
             pauses.append(max(pause.total_seconds(), rest))
         return min(pauses, default=None)
 

@@ -45,7 +45,7 @@ class _Priority(IntEnum):
     LOW = 1
 
 
-class RateLimiter:
+class Backoff:
     """Pauses after failures by name, each twice as long as the one before, from 0.2 to 30 s."""
 
     def __init__(self, seconds: Seconds) -> None:
@@ -83,7 +83,7 @@ class WorkQueue:
         self._seconds = seconds
         self._limits = limits
         self._low_priority_limit = low_priority_limit
-        self._limiter = RateLimiter(seconds)
+        self._backoff = Backoff(seconds)
         self._changed = threading.Condition()
         self._order = itertools.count()
         # When a key will be due. An entry of the heap with another time is obsolete.
@@ -117,12 +117,12 @@ class WorkQueue:
     def retry(self, key: Key) -> None:
         """Have the key processed again after a pause that grows with its failures."""
         with self._changed:
-            self._limiter.failed(_name(key))
+            self._backoff.failed(_name(key))
             self._add(key, self._seconds(), _Priority.NORMAL)
 
     def forget(self, key: Key) -> None:
         """Forget the failures of the key: the next pause is a short one."""
-        self._limiter.forget(_name(key))
+        self._backoff.forget(_name(key))
 
     def get(self, timeout: float) -> Key | None:
         """Return the next key that is due, for the caller to process and then call `done`; None after `timeout` s."""
@@ -190,7 +190,7 @@ class WorkQueue:
         return key, self._seconds() - since
 
     def _add(self, key: Key, at: float, priority: _Priority) -> None:
-        at = max(at, self._limiter.paused_until(_name(key)))
+        at = max(at, self._backoff.paused_until(_name(key)))
         self._wake_due()
         times = self._again if key in self._started else self._waiting
         if self._is_ready(key, priority) or times.get((key, priority), math.inf) <= at:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import httpx
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import AliasPath, BaseModel, Field, TypeAdapter, ValidationError
 
 from cmcl.contract.errors import ObjectExists, ObjectNotFound, StorageUnavailable
 from cmcl.contract.job import AttemptOutcome
@@ -98,22 +98,10 @@ class _Node(BaseModel):
     resources_total: dict[str, float] = {}
 
 
-class _NodeList(BaseModel):
-    result: list[_Node]
-
-
-class _NodeData(BaseModel):
-    result: _NodeList
-
-
 class _Nodes(BaseModel):
     """Ray's list of nodes, also of those that are gone."""
 
-    data: _NodeData
-
-    @property
-    def alive(self) -> list[_Node]:
-        return [node for node in self.data.result.result if node.state == "ALIVE"]
+    nodes: list[_Node] = Field(validation_alias=AliasPath("data", "result", "result"))
 
 
 class RayJobLauncher:
@@ -193,7 +181,7 @@ class RayJobLauncher:
         with self._translated():
             answer = self._http.get(_NODES, params={"limit": _MOST_NODES}, timeout=LOG_SECONDS)
             found = _Nodes.model_validate_json(self._check_success(answer).content)
-        totals = [node.resources_total for node in found.alive]
+        totals = [node.resources_total for node in found.nodes if node.state == "ALIVE"]
         return ClusterResources(
             cpus=sum(total.get("CPU", 0.0) for total in totals),
             gpus=sum(total.get("GPU", 0.0) for total in totals),

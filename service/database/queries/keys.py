@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, and_, case, func, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, Table, and_, case, func, insert, or_, select, update
 
 from cmcl.contract.api.access import Scope
 from service.database.engine import Seek, one
@@ -89,21 +89,22 @@ def changes(connection: Connection, now: datetime) -> int:
     return sum(count or 0 for count in counts)
 
 
-def set_revoked(connection: Connection, key: str, now: datetime) -> None:
-    """Revoke a key; the time of the first revocation is kept."""
-    connection.execute(
-        update(api_keys)
-        .where(api_keys.c.id == key, api_keys.c.revoked_at.is_(None))
-        .values(revoked_at=now)
-    )
+def set_revoked(connection: Connection, name: str, now: datetime, table: Table = api_keys) -> None:
+    """Revoke a key, or a row of another table; the time of the first revocation is kept."""
+    statement = update(table).where(table.c.id == name, table.c.revoked_at.is_(None))
+    connection.execute(statement.values(revoked_at=now))
 
 
-def set_used(connection: Connection, key: str, now: datetime, unless_since: datetime) -> None:
-    """Record the use of a key, unless another instance has done so since `unless_since`."""
-    is_old = or_(api_keys.c.last_used_at.is_(None), api_keys.c.last_used_at <= unless_since)
-    connection.execute(
-        update(api_keys).where(api_keys.c.id == key, is_old).values(last_used_at=now)
-    )
+def set_used(
+    connection: Connection,
+    name: str,
+    now: datetime,
+    unless_since: datetime,
+    table: Table = api_keys,
+) -> None:
+    """Record the use of a key, or a row of another table, unless another instance has done so since `unless_since`."""
+    is_old = or_(table.c.last_used_at.is_(None), table.c.last_used_at <= unless_since)
+    connection.execute(update(table).where(table.c.id == name, is_old).values(last_used_at=now))
 
 
 def _from_row(row: RowMapping) -> KeyRow:

@@ -2,13 +2,18 @@
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, insert, or_, select
 
 from cmcl.contract.api.access import Scope
+from service.database.queries import keys
 from service.database.tables import api_keys, sessions
 
 Condition = ColumnElement[bool]
+
+set_revoked = partial(keys.set_revoked, table=sessions)
+set_used = partial(keys.set_used, table=sessions)
 
 
 @dataclass(frozen=True)
@@ -78,23 +83,6 @@ def of_holder(owner: str | None, name: str, parent: str | None) -> Condition:
         sessions.c.owner.is_(None) if owner is None else sessions.c.owner == owner,
         sessions.c.name == name,
         sessions.c.parent.is_(None) if parent is None else sessions.c.parent == parent,
-    )
-
-
-def set_revoked(connection: Connection, session: str, now: datetime) -> None:
-    """Revoke a session; the time of the first revocation is kept."""
-    connection.execute(
-        update(sessions)
-        .where(sessions.c.id == session, sessions.c.revoked_at.is_(None))
-        .values(revoked_at=now)
-    )
-
-
-def set_used(connection: Connection, session: str, now: datetime, unless_since: datetime) -> None:
-    """Record the use of a session, unless another instance has done so since `unless_since`."""
-    is_old = or_(sessions.c.last_used_at.is_(None), sessions.c.last_used_at <= unless_since)
-    connection.execute(
-        update(sessions).where(sessions.c.id == session, is_old).values(last_used_at=now)
     )
 
 
