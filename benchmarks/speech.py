@@ -36,8 +36,7 @@ from cmcl.contract.encoder import EncoderSpec
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from workers.encoders.decoding import decode_parts
-from workers.encoders.port import Float32Array, FrozenEncoder
-from workers.encoders.registry import load_encoder
+from workers.encoders.port import Float32Array, FrozenEncoder, load_encoder
 from workers.files.shards import Rows
 from workers.nullspace.threads import one_thread
 from workers.train.dataset import paired_rows

@@ -25,8 +25,8 @@ from cmcl.contract.encoder import ComparedFeatures, EncoderComparison
 from cmcl.contract.errors import InvalidDataset, WorkerError
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
-from workers.files import parquet
 from workers.files.columns import FEATURES, Side, UserFile, check_rows
+from workers.files.formats import is_internal, open_parquet, read_parquet
 from workers.files.shards import Rows, open_in_pieces, rows_of
 from workers.methods.improve import Improve
 from workers.model.heads import PairedRows, initial_heads, unit_rows
@@ -135,15 +135,15 @@ def _first_half(rows: PairedRows, seed: int) -> Tensor:
 def _read(file: Path) -> tuple[np.ndarray, Rows]:
     """Ids and features of a file in the internal form. Raises InvalidDataset."""
     uri = str(file)
-    schema = parquet.open_parquet(file, uri).schema_arrow
-    if not parquet.is_internal(file, uri):
+    schema = open_parquet(file, uri).schema_arrow
+    if not is_internal(file, uri):
         raise InvalidDataset(f"{uri}: features must be fixed-size lists of float16 or float32")
     first, second = (
         Side(name, name, schema.field(name).type.list_size if schema.names.count(name) == 1 else 0)
         for name in FEATURES
     )
     theirs = UserFile(file, uri, "", (first, second))
-    check_rows(parquet.read(theirs), theirs)
+    check_rows(read_parquet(theirs), theirs)
     ids = pq.read_table(file, columns=["id"]).column("id").to_pylist()
     with open_in_pieces(file) as opened:
         return np.asarray(ids), rows_of([opened])

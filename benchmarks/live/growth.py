@@ -26,8 +26,7 @@ from cmcl.storage import layout
 from cmcl.storage.local import LocalStore
 from cmcl.storage.running import read_running
 from cmcl.storage.versions import publish_manifest, write_blob
-from workers.files.scratch import Scratch
-from workers.files.shards import describe_shard
+from workers.files.shards import Scratch, describe_shard
 from workers.model.artifact import save_centred_moments
 from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.memory import Chosen, Memory

@@ -15,8 +15,7 @@ from typing import Any, TypeVar
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec
 from cmcl.storage.object_store import ObjectStore
 from workers.encoders.identity import check_or_record
-from workers.encoders.port import FrozenEncoder
-from workers.encoders.registry import load_encoder
+from workers.encoders.port import FrozenEncoder, load_encoder
 from workers.prepare.cluster import KNOWN_ERRORS, Check
 from workers.prepare.encoding import Encode, LeasedEncoder, encode_batch
 

@@ -26,7 +26,7 @@ PLANTED = [
         "workers.serve.api.context",
     ),
     ("a replica answers without Ray", "workers.serve.versions.follower", "ray"),
-    ("workers never import the service", "workers.files.scratch", "service.core.states"),
+    ("workers never import the service", "workers.files.shards", "service.core.states"),
     (
         "service and workers import contract, storage, tracing, memory and fairness of cmcl, the service and model cards its pictures, and nothing else of it",
         "workers.train.loop",

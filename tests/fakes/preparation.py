@@ -17,8 +17,7 @@ from cmcl.storage.datasets import read_dataset_manifest
 from cmcl.storage.object_store import ObjectStore
 from workers.encoders.identity import check_or_record
 from workers.encoders.media import Decoded
-from workers.encoders.port import FrozenEncoder
-from workers.encoders.registry import load_encoder
+from workers.encoders.port import FrozenEncoder, load_encoder
 from workers.prepare.cluster import KNOWN_ERRORS, Check
 from workers.prepare.dataset import Preparation, prepare_dataset
 from workers.prepare.encoding import Encode, Encoded, LeasedEncoder, encode_batch

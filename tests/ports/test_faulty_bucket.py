@@ -25,7 +25,7 @@ from tests.fakes.faulty_bucket import (
     slow_down,
 )
 from tests.fakes.feature_shards import fetch
-from workers.files.scratch import PIECE_BYTES, Scratch, open_verified
+from workers.files.shards import PIECE_BYTES, Scratch, open_verified
 
 LARGE = bytes(range(256)) * 12_000
 

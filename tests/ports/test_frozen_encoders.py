@@ -23,8 +23,7 @@ from tests.fakes.encoder_cases import (
 )
 from workers.encoders.identity import check_record, record_of
 from workers.encoders.media import Raw
-from workers.encoders.port import EncoderMismatch, EncoderUnusable, FrozenEncoder
-from workers.encoders.registry import load_encoder
+from workers.encoders.port import EncoderMismatch, EncoderUnusable, FrozenEncoder, load_encoder
 
 Encoder = FrozenEncoder[Any]
 # Of the libraries of some kinds, on import.

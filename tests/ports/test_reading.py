@@ -7,7 +7,7 @@ import pytest
 from cmcl.contract.dataset import Shard
 from cmcl.storage.object_store import ObjectStore
 from tests.fakes.feature_shards import numbered_rows, write_pair_shards
-from workers.files.scratch import Scratch
+from workers.files.shards import Scratch
 from workers.train.dataset import read_rows
 
 

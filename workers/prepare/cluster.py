@@ -37,8 +37,7 @@ from cmcl.storage.object_store import retry_unavailable
 from cmcl.storage.uris import open_store
 from workers.encoders.identity import check_or_record
 from workers.encoders.media import Decoded
-from workers.encoders.port import EncoderMismatch, EncoderUnusable, FrozenEncoder
-from workers.encoders.registry import load_encoder
+from workers.encoders.port import EncoderMismatch, EncoderUnusable, FrozenEncoder, load_encoder
 from workers.prepare.encoding import Encode, Encoded, EncoderLost, LeasedEncoder, encode_batch
 from workers.prepare.progress import Cancelled
 from workers.sandbox.child import share_of_memory

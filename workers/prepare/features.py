@@ -30,8 +30,7 @@ from cmcl.storage import layout
 from cmcl.storage.uris import open_store
 from cmcl.storage.versions import Digests, digests_of_file
 from workers.files.columns import FEATURES, Side, UserFile, check_rows, float32_rows
-from workers.files.formats import PARQUET, Format, format_of
-from workers.files.parquet import is_internal
+from workers.files.formats import PARQUET, Format, format_of, is_internal
 from workers.files.shards import ShardWriter, describe_shard, fetch, use_jemalloc, verified_digests
 from workers.prepare.units import SideSpec, UnitRecord
 from workers.sandbox.child_process import FrameWriter

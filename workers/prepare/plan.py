@@ -25,9 +25,8 @@ from workers.files.columns import (
 )
 from workers.prepare.forms.lines import BYTE_ORDER_MARK, CSV, JSONL
 from workers.prepare.forms.parquet import PARQUET, column_names
-from workers.prepare.forms.record import BadRow, Form, Record, id_of
+from workers.prepare.forms.record import BadRow, Form, Locator, Record, StoredFile, id_of
 from workers.prepare.forms.tar import MAGIC, MAGIC_OFFSET, TAR
-from workers.prepare.stored_file import Locator, StoredFile
 from workers.prepare.units import DatasetPlan, DatasetSource, Duplicate, RawUnit
 from workers.sandbox.child import Child
 from workers.sandbox.child_process import Frame, FrameWriter

@@ -39,9 +39,11 @@ from workers.prepare.features import is_held_out
 from workers.prepare.forms.record import (
     BadRow,
     FileName,
+    Locator,
     Member,
     RawItem,
     Record,
+    StoredFile,
     check_size,
     id_of,
     item_in_file,
@@ -50,7 +52,6 @@ from workers.prepare.forms.record import (
     largest,
 )
 from workers.prepare.plan import FORMS
-from workers.prepare.stored_file import Locator, StoredFile
 from workers.prepare.units import (
     FIRST_FLAT,
     DatasetContext,

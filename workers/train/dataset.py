@@ -33,8 +33,14 @@ from cmcl.contract.dataset import DatasetManifest, Shard
 from cmcl.contract.errors import InvalidDataset, StorageUnavailable
 from cmcl.contract.model import ModelSpec
 from workers.files.columns import FEATURES
-from workers.files.scratch import Scratch, open_verified
-from workers.files.shards import Rows, open_in_pieces, rows_at_once, use_jemalloc
+from workers.files.shards import (
+    Rows,
+    Scratch,
+    open_in_pieces,
+    open_verified,
+    rows_at_once,
+    use_jemalloc,
+)
 from workers.model.heads import PairedRows, content_keys
 from workers.train.distributed import World, rank_slice
 from workers.train.rows import (

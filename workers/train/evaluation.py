@@ -24,8 +24,7 @@ from cmcl.contract.modality import Modality, ModalityPair
 from cmcl.contract.version import EvaluationResult, LearnedDataset, MeasuredDataset, Recall
 from cmcl.storage import layout
 from cmcl.storage.object_store import ObjectStore, retry_unavailable
-from workers.files.scratch import Scratch, check_room, open_verified
-from workers.files.shards import Rows, open_in_pieces, rows_of
+from workers.files.shards import Rows, Scratch, check_room, open_in_pieces, open_verified, rows_of
 from workers.model.heads import ModalityHeads, PairedRows
 from workers.model.loss import unit
 from workers.nullspace.centred import components

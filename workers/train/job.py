@@ -25,7 +25,7 @@ from cmcl.storage import layout
 from cmcl.storage.object_store import ObjectStore, retry_unavailable
 from cmcl.storage.uris import open_store
 from cmcl.storage.versions import read_candidate, write_blob
-from workers.files.scratch import Scratch, check_room
+from workers.files.shards import Scratch, check_room
 from workers.methods.method import Solved, TrainingContext
 from workers.methods.registry import method_for
 from workers.model.artifact import save_centred_moments, save_moments

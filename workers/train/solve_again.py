@@ -18,7 +18,7 @@ from cmcl.contract.version import (
     datasets_to_merge,
 )
 from cmcl.storage.object_store import ObjectStore
-from workers.files.scratch import Scratch
+from workers.files.shards import Scratch
 from workers.methods.method import Solved, TrainingContext
 from workers.methods.registry import method_for
 from workers.model.heads import ModalityHeads, initial_heads

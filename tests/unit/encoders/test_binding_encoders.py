@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.fakes.encoder_cases import BINDING, BINDING_UPSTREAM, RAW, Folders, binding, features
-from workers.encoders.port import EncoderUnusable
-from workers.encoders.registry import load_encoder
+from workers.encoders.port import EncoderUnusable, load_encoder
 
 
 @pytest.fixture(scope="module")

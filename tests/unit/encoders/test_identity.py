@@ -22,10 +22,14 @@ from workers.encoders.identity import (
     probe_features,
     record_of,
 )
-from workers.encoders.media import Audio, Decoded, Video
-from workers.encoders.port import EncoderMismatch, EncoderUnusable, Float32Array, FrozenEncoder
-from workers.encoders.probes import generated_items
-from workers.encoders.registry import load_encoder
+from workers.encoders.media import Audio, Decoded, Video, generated_items
+from workers.encoders.port import (
+    EncoderMismatch,
+    EncoderUnusable,
+    Float32Array,
+    FrozenEncoder,
+    load_encoder,
+)
 from workers.encoders.synthetic import SyntheticEncoder
 
 SPEC = EncoderSpec(name="x", kind="transformers", takes="audio", width=4, model="m")

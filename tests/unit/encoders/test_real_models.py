@@ -29,8 +29,7 @@ from tests.fakes.encoder_cases import (
     sound,
 )
 from workers.encoders.media import Audio
-from workers.encoders.port import EncoderUnusable
-from workers.encoders.registry import load_encoder
+from workers.encoders.port import EncoderUnusable, load_encoder
 
 # Of the libraries of some kinds, on import.
 pytestmark = pytest.mark.filterwarnings(

@@ -8,8 +8,7 @@ import pytest
 
 from cmcl.contract.encoder import EncoderSpec
 from tests.fakes.encoder_cases import features
-from workers.encoders.port import EncoderUnusable
-from workers.encoders.registry import environment, load_encoder
+from workers.encoders.port import EncoderUnusable, environment, load_encoder
 
 PLUG_IN = '''
 from workers.encoders.synthetic import SyntheticEncoder
@@ -111,7 +110,7 @@ def test_a_missing_package_is_named_with_what_to_install(
 def test_decoding_imports_neither_torch_nor_ray() -> None:
     """Preparation decodes in small processes, which must start quickly."""
     code = (
-        "import sys, workers.encoders.registry, "
+        "import sys, workers.encoders.port, "
         "workers.encoders.decoding; print({'torch', 'ray', 'transformers'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

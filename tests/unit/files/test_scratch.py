@@ -14,7 +14,7 @@ import pytest
 from cmcl.contract.errors import StorageUnavailable
 from cmcl.storage.local import LocalStore
 from tests.fakes.flaky_store import FlakyStore
-from workers.files.scratch import PIECE_BYTES, PIECES_AT_ONCE, Scratch, pieces
+from workers.files.shards import PIECE_BYTES, PIECES_AT_ONCE, Scratch, pieces
 
 MIB = 1 << 20
 

@@ -23,7 +23,7 @@ from tests.unit.files.user_files import (
 )
 from workers.files import columns
 from workers.files.columns import HARMLESS_BYTES, check_expansion
-from workers.files.parquet import LARGEST_FOOTER, is_internal
+from workers.files.formats import LARGEST_FOOTER, is_internal
 
 Write = Callable[[Path, pa.Table], pa.Table]
 

@@ -10,7 +10,7 @@ import pytest
 from cmcl.contract.encoder import EncoderSpec
 from cmcl.storage import layout
 from cmcl.storage.local import LocalStore
-from workers.encoders.registry import load_encoder
+from workers.encoders.port import load_encoder
 from workers.prepare.encoding import EncodedItem, EncodedItems
 
 SPEC = EncoderSpec(name="words", kind="synthetic", takes="text", width=40)

@@ -31,7 +31,7 @@ from tests.fakes.raw_files import (
 from tests.unit.prepare.conftest import NewDataset
 from workers.prepare.forms import lines as forms_of_lines
 from workers.prepare.forms.lines import BYTE_ORDER_MARK
-from workers.prepare.stored_file import Locator, StoredFile
+from workers.prepare.forms.record import Locator, StoredFile
 from workers.prepare.units import ROWS_IN_A_UNIT
 
 

@@ -19,8 +19,7 @@ from cmcl.storage import layout
 from cmcl.storage.local import LocalStore
 from tests.fakes.encoder_cases import features
 from tests.fakes.preparation import Ground
-from workers.encoders.port import EncoderUnusable
-from workers.encoders.registry import load_encoder
+from workers.encoders.port import EncoderUnusable, load_encoder
 from workers.encoders.synthetic import SyntheticEncoder
 from workers.prepare.dataset import PreparationFailed
 from workers.prepare.tasks import end_children

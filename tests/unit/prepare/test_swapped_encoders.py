@@ -16,8 +16,7 @@ from cmcl.contract.model import ModelSpec
 from cmcl.storage.local import LocalStore
 from tests.fakes.encoders import write_weights
 from tests.fakes.preparation import Ground
-from workers.encoders.port import EncoderMismatch, FrozenEncoder
-from workers.encoders.registry import load_encoder
+from workers.encoders.port import EncoderMismatch, FrozenEncoder, load_encoder
 from workers.prepare.cluster import EncoderActor
 from workers.prepare.dataset import PreparationFailed
 from workers.prepare.tasks import end_children

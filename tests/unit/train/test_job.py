@@ -34,7 +34,7 @@ from cmcl.storage.versions import check_complete, publish_manifest, read_candida
 from tests.conftest import EXAMPLE_STREAM
 from tests.fakes.feature_shards import fetch
 from tests.fakes.running import newest_progress
-from workers.files.scratch import Scratch
+from workers.files.shards import Scratch
 from workers.train.dataset import training_rows
 from workers.train.evaluation import evaluate
 from workers.train.job import train_dataset

@@ -10,7 +10,7 @@ import torch
 from cmcl.contract.dataset import Shard
 from cmcl.contract.errors import InvalidDataset, StorageUnavailable
 from tests.fakes.feature_shards import numbered_rows, write_pair_shard, write_pair_shards
-from workers.files.scratch import Scratch
+from workers.files.shards import Scratch
 from workers.model.heads import PairedRows, content_keys
 from workers.train.dataset import RowsOnDisk
 from workers.train.distributed import World

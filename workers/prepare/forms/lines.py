@@ -17,10 +17,10 @@ from workers.prepare.forms.record import (
     Record,
     Scan,
     Sides,
+    StoredFile,
     UnitCutter,
     check_columns,
 )
-from workers.prepare.stored_file import StoredFile
 from workers.prepare.units import RawUnit
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"

@@ -15,18 +15,18 @@ from blake3 import blake3
 
 from cmcl.contract.errors import WorkerError
 from workers.files.columns import is_text
-from workers.files.parquet import BUFFERING, read_footer
+from workers.files.formats import BUFFERING, read_footer
 from workers.prepare.forms.record import (
     Form,
     Record,
     Scan,
     Sides,
+    StoredFile,
     UnitCutter,
     check_columns,
     columns_of,
     known_columns,
 )
-from workers.prepare.stored_file import StoredFile
 from workers.prepare.units import RawUnit
 
 _LARGEST_GROUP = 4 << 30

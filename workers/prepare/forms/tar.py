@@ -23,10 +23,10 @@ from workers.prepare.forms.record import (
     Record,
     Scan,
     Sides,
+    StoredFile,
     UnitCutter,
     id_of,
 )
-from workers.prepare.stored_file import StoredFile
 from workers.prepare.units import RawUnit, SideSpec
 
 MAGIC_OFFSET, MAGIC = 257, b"ustar"

@@ -30,8 +30,7 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.storage.datasets import read_dataset_manifest
 from cmcl.storage.object_store import ObjectStore
 from workers.files.columns import FEATURES, float32_rows
-from workers.files.scratch import Scratch, open_verified
-from workers.files.shards import open_in_pieces, rows_at_once
+from workers.files.shards import Scratch, open_in_pieces, open_verified, rows_at_once
 from workers.serve.api.context import (
     ANSWERED_VERSION,
     TIMEOUT,

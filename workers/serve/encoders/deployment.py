@@ -47,7 +47,7 @@ class EncoderReplica:
         """
         # Imported here: replicas of the endpoint import this module as well, and need neither models nor
         # decoders.
-        from workers.encoders.registry import load_encoder
+        from workers.encoders.port import load_encoder
         from workers.serve.encoders.decoding import FileReader
         from workers.serve.encoders.queue import EncoderQueue, IdentityCheck
 
@@ -132,7 +132,7 @@ class _ServeCall:
 
 
 def _application(spec: EncoderSpec, store: str, *, own_nodes: bool) -> serve.Application:
-    from workers.encoders.registry import environment  # as in EncoderReplica
+    from workers.encoders.port import environment  # as in EncoderReplica
 
     deployment = _ENCODER.options(
         name=f"Encoder-{spec.name}",
