@@ -6,7 +6,7 @@ for each dataset. If the driver is killed, the next one starts from the beginnin
 
 import logging
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Self
@@ -25,7 +25,6 @@ from workers.prepare.cluster import Cluster
 from workers.prepare.encoding import EncoderLost, LeasedEncoder
 from workers.prepare.progress import DatasetProgress, RowCounts
 from workers.prepare.tasks import (
-    Repeated,
     dataset_report,
     find_repeated,
     join_evaluation,
@@ -35,7 +34,6 @@ from workers.prepare.tasks import (
 from workers.prepare.units import (
     FIRST_FLAT,
     DatasetContext,
-    DatasetPlan,
     DatasetSource,
     Prepared,
     SideSpec,
@@ -90,7 +88,8 @@ def prepare_dataset(job: Preparation) -> None:
     if read_dataset_manifest(store, request.dataset) is not None:
         return
     try:
-        prepared = _prepared(job)
+        with _Dataset(job) as dataset:
+            prepared = dataset.prepare()
     except _FINAL_ERRORS as error:
         failure = as_failure(error, request)
         if request.report_version is None or failure.reason == "encoder_unavailable":
@@ -109,73 +108,34 @@ def prepare_dataset(job: Preparation) -> None:
     forget_units(store, request.dataset)
 
 
-def _prepared(job: Preparation) -> Prepared:
-    progress = job.progress
-    progress.enter("planning")
-    context = _context(job)
-    plan = job.cluster.run(plan_dataset, context, check=progress.check)
-    _check_declared(job.request, plan, context)
-    with _Units(job, context, plan) as units:
-        if not units.use_without_encoders():
-            units.lease()
-        progress.enter("encoding" if plan.units else "reading", plan.rows, len(units.tasks))
-        units.prepare(units.tasks)
-        if len(units.tasks) > 1 and not plan.units:
-            units.leave_out_repeated()
-    progress.enter("finishing")
-    prepared = _checked(job.request, units.context, units.tasks, units.records)
-    if plan.units and job.request.report_version is None:
-        prepared = _join_held_out(context, prepared, job.cluster, progress)
-    return prepared
+class _Dataset:
+    """A dataset in work: its units, the records of those that are done, and their encoders. A context manager."""
 
-
-def _context(job: Preparation) -> DatasetContext:
-    request = job.request
-    source = DatasetSource(
-        files=(*request.shards, *request.evaluation_shards),
-        sides=sides_of(request.pair, request.spec, request.encoders),
-        allowed_prefixes=request.allowed_prefixes,
-        locations=request.locations,
-    )
-    return DatasetContext(
-        store=job.store.uri,
-        dataset=request.dataset,
-        request=request.request,
-        owner=request.owner,
-        source=source,
-        files_to_train=0 if request.evaluate_only else len(request.shards),
-        share=request.evaluation_share,
-        leaves_out=request.max_bad_share is not None,
-        file_memory=job.cluster.file_memory,
-    )
-
-
-def _check_declared(request: PrepareRequest, plan: DatasetPlan, context: DatasetContext) -> None:
-    """Compare the encoders that the user declared for features with those of the model's. Raises EncoderMismatch."""
-    for side in context.source.sides:
-        declared, expected = (
-            known.get(side.modality) for known in (request.declared, request.identities)
-        )
-        is_encoded = plan.units and side.encoder is not None
-        if declared is not None and expected is not None and not is_encoded:
-            name = side.encoder.name if side.encoder else side.modality
-            check_identity(name, declared, expected)
-
-
-class _Units:
-    """The units of a dataset in work, and the encoders that are leased for them: a context manager.
-
-    `tasks`: all units. `records`: of those that are done, by index.
-    """
-
-    def __init__(self, job: Preparation, context: DatasetContext, plan: DatasetPlan) -> None:
-        self._job, self._plan, self.context = job, plan, context
+    def __init__(self, job: Preparation) -> None:
+        self._request, self._cluster, self._progress = job.request, job.cluster, job.progress
         self._leases = ExitStack()
-        self.records: dict[int, UnitRecord] = {}
-        self.tasks = [
-            *(UnitTask(index, unit.file, unit) for index, unit in enumerate(plan.units)),
-            *(UnitTask(index, file) for index, file in enumerate(plan.feature_files)),
-        ]
+        self._tasks: list[UnitTask] = []
+        self._records: dict[int, UnitRecord] = {}
+        # Sides that an encoder computes; none of a dataset of features.
+        self._encoded: list[SideSpec] = []
+        request = job.request
+        sides = sides_of(request.pair, request.spec, request.encoders)
+        self._context = DatasetContext(
+            store=job.store.uri,
+            dataset=request.dataset,
+            request=request.request,
+            owner=request.owner,
+            source=DatasetSource(
+                files=(*request.shards, *request.evaluation_shards),
+                sides=sides,
+                allowed_prefixes=request.allowed_prefixes,
+                locations=request.locations,
+            ),
+            files_to_train=0 if request.evaluate_only else len(request.shards),
+            share=request.evaluation_share,
+            leaves_out=request.max_bad_share is not None,
+            file_memory=job.cluster.file_memory,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -183,49 +143,89 @@ class _Units:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._leases.close()
 
-    def use_without_encoders(self) -> bool:
+    def prepare(self) -> Prepared:
+        """Plan the dataset, prepare its units, and check the results together."""
+        progress = self._progress
+        progress.enter("planning")
+        plan = self._cluster.run(plan_dataset, self._context, check=progress.check)
+        self._tasks = [
+            *(UnitTask(index, unit.file, unit) for index, unit in enumerate(plan.units)),
+            *(UnitTask(index, file) for index, file in enumerate(plan.feature_files)),
+        ]
+        self._encoded = [side for side in self._sides if side.encoder is not None and plan.units]
+        self._check_declared()
+        if not self._use_without_encoders():
+            self._lease()
+        progress.enter("encoding" if plan.units else "reading", plan.rows, len(self._tasks))
+        self._prepare(self._tasks)
+        if len(self._tasks) > 1 and not plan.units:
+            self._leave_out_repeated()
+        progress.enter("finishing")
+        prepared = self._checked()
+        if plan.units and self._request.report_version is None:
+            prepared = self._join_held_out(prepared)
+        return prepared
+
+    @property
+    def _sides(self) -> tuple[SideSpec, SideSpec]:
+        return self._context.source.sides
+
+    def _check_declared(self) -> None:
+        """Compare the encoders that the user declared for features with those of the model's. Raises EncoderMismatch."""
+        for side in self._sides:
+            declared = self._request.declared.get(side.modality)
+            expected = self._request.identities.get(side.modality)
+            if declared is not None and expected is not None and side not in self._encoded:
+                check_identity(
+                    side.encoder.name if side.encoder else side.modality, declared, expected
+                )
+
+    def _use(self, encoders: Iterable[LeasedEncoder | None]) -> None:
+        first, second = encoders
+        self._context = replace(self._context, encoders=(first, second))
+
+    def _use_without_encoders(self) -> bool:
         """Use encoders that have not started, if the identity of each is known, and return whether it is.
 
         It is known from earlier datasets of the model, or from a lease for any other one. It is enough if all items
         were encoded before. The first unit that has another one fails as if its encoder had ended.
         """
         encoders: list[LeasedEncoder | None] = []
-        for side in self.context.source.sides:
-            if side.encoder is None or not self._plan.units:
+        for side in self._sides:
+            if side.encoder is None or side not in self._encoded:
                 encoders.append(None)
                 continue
-            known = self._job.request.identities.get(side.modality)
-            known = known or self._job.cluster.identity_of(side.encoder)
+            known = self._request.identities.get(side.modality)
+            known = known or self._cluster.identity_of(side.encoder)
             if known is None:
                 return False
             encoders.append(LeasedEncoder(side.encoder, known, actors=()))
-        self.context = replace(self.context, encoders=(encoders[0], encoders[1]))
+        self._use(encoders)
         return True
 
-    def lease(self) -> None:
+    def _lease(self) -> None:
         """Lease the encoders of raw rows, in place of those of an earlier lease, which may have ended.
 
-        Raises EncoderMismatch, EncoderUnusable.
+        Each is compared with that of the model's features, or with the one of units that are done. Raises
+        EncoderMismatch, EncoderUnusable.
         """
         self._leases.close()
-        first, second = map(self._leased, self.context.source.sides, self.context.encoders)
-        self.context = replace(self.context, encoders=(first, second))
+        encoders: list[LeasedEncoder | None] = []
+        for side, before in zip(self._sides, self._context.encoders, strict=True):
+            if side.encoder is None or side not in self._encoded:
+                encoders.append(None)
+                continue
+            lease = self._cluster.lease(side.encoder, len(self._tasks), self._progress.check)
+            leased = self._leases.enter_context(lease)
+            expected = self._request.identities.get(side.modality)
+            if expected is None and before is not None:
+                expected = before.identity
+            if expected is not None:
+                check_identity(side.encoder.name, leased.identity, expected)
+            encoders.append(leased)
+        self._use(encoders)
 
-    def _leased(self, side: SideSpec, before: LeasedEncoder | None) -> LeasedEncoder | None:
-        """Lease an encoder, and compare it with that of the model's features, or with the one of units that are done."""
-        job = self._job
-        if not self._plan.units or side.encoder is None:
-            return None
-        lease = job.cluster.lease(side.encoder, len(self._plan.units), job.progress.check)
-        leased = self._leases.enter_context(lease)
-        expected = job.request.identities.get(side.modality)
-        if expected is None and before is not None:
-            expected = before.identity
-        if expected is not None:
-            check_identity(side.encoder.name, leased.identity, expected)
-        return leased
-
-    def prepare(self, tasks: Sequence[UnitTask]) -> None:
+    def _prepare(self, tasks: Sequence[UnitTask]) -> None:
         """Prepare units; those that fail because of an outage are retried, with encoders that are leased again.
 
         A dataset with more unusable rows than permitted is read to its end, so that all of them are listed, and what
@@ -235,28 +235,27 @@ class _Units:
         waiting, pause = list(tasks), _FIRST_PAUSE
         while waiting:
             # Without encoders, the first unit shows whether all of its items were encoded before.
-            some = waiting if self.records or self.context.encoders_have_started else waiting[:1]
-            outage = self._try(some)
-            waiting = [task for task in waiting if task.index not in self.records]
+            have_started = self._context.encoders_have_started
+            outage = self._try(waiting if self._records or have_started else waiting[:1])
+            waiting = [task for task in waiting if task.index not in self._records]
             if outage:
-                if self.context.encoders_have_started:
+                if have_started:
                     count = f"{len(waiting)} of {len(tasks)} units"
                     self._pause(pause, f"{count} are tried again: {outage}")
                 pause = min(2 * pause, _LONGEST_PAUSE)
-                self.lease()
+                self._lease()
 
     def _try(self, tasks: Sequence[UnitTask]) -> str:
         """Prepare units, and add their records. Returns why the others are to be tried again; empty if there are none.
 
-        Raises as `prepare`.
+        Raises as `_prepare`.
         """
-        job, outage = self._job, ""
-        failed: dict[int, Exception] = {}
-        steps = job.cluster.map(prepare_unit, self.context, tasks, check=job.progress.check)
+        outage, failed = "", dict[int, Exception]()
+        steps = self._cluster.map(prepare_unit, self._context, tasks, check=self._progress.check)
         for task, step in steps:
             match step:
                 case int():
-                    job.progress.unit_in_work(task.index, step)
+                    self._progress.unit_in_work(task.index, step)
                 case UnitRecord():
                     self._add(task.index, step)
                 case StorageUnavailable():
@@ -269,7 +268,7 @@ class _Units:
                     failed[task.index] = step
             # The error of the first failed unit is raised once every unit before it is done: it is then the same in
             # every run.
-            before = (one.index for one in tasks if one.index not in self.records)
+            before = (one.index for one in tasks if one.index not in self._records)
             if failed and not any(index < min(failed) for index in before):
                 raise failed[min(failed)]
         if failed:
@@ -277,43 +276,128 @@ class _Units:
         return outage
 
     def _add(self, index: int, record: UnitRecord) -> None:
-        progress = self._job.progress
-        self.records[index] = record
-        progress.unit_done(index, record)
-        if progress.rows.bad > _MOST_LISTED:
-            _check_bad_rows(self._job.request, self.context, self.records.values(), progress.rows)
+        self._records[index] = record
+        self._progress.unit_done(index, record)
+        if self._progress.rows.bad > _MOST_LISTED:
+            self._check_bad_rows(self._rejected(), self._progress.rows)
 
     def _pause(self, seconds: float, note: str) -> None:
-        logger.warning("dataset %s: %s", self._job.request.dataset, note)
+        logger.warning("dataset %s: %s", self._request.dataset, note)
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            self._job.progress.check(note)
+            self._progress.check(note)
             time.sleep(0.1)
 
-    def leave_out_repeated(self) -> None:
+    def _leave_out_repeated(self) -> None:
         """Find ids that are in several files of features. (Those of raw rows are found by the plan.)
 
         If rows may be left out, these files are read again without the later rows. Raises InvalidDataset otherwise.
         """
-        job = self._job
-        found = job.cluster.run(find_repeated, self.context, self.tasks, check=job.progress.check)
-        if found and not self.context.leaves_out:
-            raise InvalidDataset(f"{self._uri(found[0].index)}: {self._reason(found[0])}")
+        files = [self._context.source.files[task.file].uri for task in self._tasks]
         reasons: dict[int, dict[int, str]] = {}
-        for each in found:
-            reasons.setdefault(each.index, {})[each.row] = self._reason(each)
-            self.records.pop(each.index, None)
-        job.progress.restart(self.records)
-        self.prepare([replace(self.tasks[index], left_out=rows) for index, rows in reasons.items()])
-
-    def _uri(self, index: int) -> str:
-        return self.context.source.files[self.tasks[index].file].uri
-
-    def _reason(self, each: Repeated) -> str:
-        return (
-            f"row {each.row} repeats the id of row {each.first_row} of {self._uri(each.first_index)}; "
-            "ids are unique over all shards of a dataset"
+        for each in self._cluster.run(
+            find_repeated, self._context, self._tasks, check=self._progress.check
+        ):
+            reason = (
+                f"row {each.row} repeats the id of row {each.first_row} of {files[each.first_index]}; "
+                "ids are unique over all shards of a dataset"
+            )
+            if not self._context.leaves_out:
+                raise InvalidDataset(f"{files[each.index]}: {reason}")
+            reasons.setdefault(each.index, {})[each.row] = reason
+            self._records.pop(each.index, None)
+        self._progress.restart(self._records)
+        self._prepare(
+            [replace(self._tasks[index], left_out=rows) for index, rows in reasons.items()]
         )
+
+    def _rejected(self) -> tuple[RejectedRow, ...]:
+        """Return the rows that are left out, by file and position. Their reasons name files as the user does."""
+        files = enumerate(self._context.source.files)
+        places = {ref.uri: place for place, ref in reversed(list(files))}
+        named = [
+            row.model_copy(update={"reason": _with_names(row.reason, self._request)})
+            for record in self._records.values()
+            for row in record.rejected
+        ]
+        return tuple(sorted(named, key=lambda row: (places.get(row.file, len(places)), row.row)))
+
+    def _check_bad_rows(self, rejected: Sequence[RejectedRow], rows: RowCounts) -> None:
+        """Raises PreparationFailed if more rows are left out than permitted."""
+        request = self._request
+        permitted = _MAX_BAD_SHARE if request.max_bad_share is None else request.max_bad_share
+        total = max(rows.total, rows.done)
+        if not rows.bad or rows.bad / total <= permitted:
+            return
+        message = (
+            f"{rows.bad:,} of {total:,} rows cannot be used: {100 * rows.bad / total:.3g} %, permitted: "
+            f"{100 * permitted:g} %."
+        )
+        usable = total - rows.bad
+        if usable and rows.bad <= _MOST_LISTED:
+            # Rounded up to a whole percent.
+            needed = -(-100 * rows.bad // total) / 100
+            verb = "measured" if request.evaluate_only else "learned"
+            message += f" {usable:,} usable rows would be {verb} with --max-bad-share {needed:g}."
+        message += f" The first: {rejected[0].place}: {rejected[0].reason}"
+        prepared = Prepared(rejected=tuple(rejected))
+        raise PreparationFailed("invalid_dataset", message, prepared)
+
+    def _checked(self) -> Prepared:
+        """Return the results of all units, checked together. Raises PreparationFailed."""
+        request, encoders = self._request, dict[str, EncoderIdentity]()
+        for side, encoder in zip(self._sides, self._context.encoders, strict=True):
+            identity = encoder.identity if encoder else request.declared.get(side.modality)
+            if identity is not None:
+                encoders[side.modality] = identity
+        records = [self._records[task.index] for task in self._tasks]
+        shards = tuple(record.training for record in records if record.training is not None)
+        named, held_out = list[Shard](), list[Shard]()
+        for task, record in zip(self._tasks, records, strict=True):
+            if record.evaluation is not None:
+                is_named = task.file >= self._context.files_to_train
+                (named if is_named else held_out).append(record.evaluation)
+        prepared = Prepared(
+            shards, (*named, *held_out), self._rejected(), encoders, warnings=self._warnings()
+        )
+        try:
+            self._check_bad_rows(prepared.rejected, RowCounts.from_records(records))
+            _check_rows(prepared.held_out if request.evaluate_only else shards, request)
+            if request.evaluation_share is not None:
+                _check_held_out(shards, held_out, request.evaluation_share)
+        except (InvalidDataset, PreparationFailed) as error:
+            raise as_failure(error, request, prepared) from error
+        return prepared
+
+    def _warnings(self) -> tuple[str, ...]:
+        records = [self._records[task.index] for task in self._tasks]
+        rows, warnings = sum(record.rows - len(record.rejected) for record in records), []
+        for name in (side.modality for side in self._sides):
+            found = [record.flat[name] for record in records if name in record.flat]
+            if found:
+                first = [repr(id_) for each in found for id_ in each.first][:FIRST_FLAT]
+                flat = sum(each.rows for each in found)
+                warnings.append(
+                    f"{flat:,} of {rows:,} rows have a picture ({name}) of one flat colour after decoding, such as "
+                    f"{', '.join(first)}. Transparency is put on white: white drawings cannot be seen"
+                )
+        return tuple(warnings)
+
+    def _join_held_out(self, prepared: Prepared) -> Prepared:
+        """Join the held-out rows of raw units to a few shards, which stay in the dataset's folder.
+
+        Raises StorageUnavailable.
+        """
+        groups = list(enumerate(_groups(prepared.held_out)))
+        joined: dict[int, Shard] = {}
+        steps = self._cluster.map(
+            join_evaluation, self._context, groups, check=self._progress.check
+        )
+        for (index, _), shard in steps:
+            if isinstance(shard, Exception):
+                raise shard
+            joined[index] = shard
+        return replace(prepared, held_out=tuple(joined[index] for index in sorted(joined)))
 
 
 def as_failure(
@@ -336,88 +420,6 @@ def _with_names(message: str, request: PrepareRequest) -> str:
         if ref.name is not None:
             message = message.replace(ref.uri, ref.name)
     return message
-
-
-def _check_bad_rows(
-    request: PrepareRequest,
-    context: DatasetContext,
-    records: Collection[UnitRecord],
-    rows: RowCounts,
-) -> None:
-    """Raises PreparationFailed if more rows are left out than permitted."""
-    permitted = _MAX_BAD_SHARE if request.max_bad_share is None else request.max_bad_share
-    total = max(rows.total, rows.done)
-    if not rows.bad or rows.bad / total <= permitted:
-        return
-    rejected = _in_order([row for record in records for row in record.rejected], request, context)
-    message = (
-        f"{rows.bad:,} of {total:,} rows cannot be used: {100 * rows.bad / total:.3g} %, permitted: "
-        f"{100 * permitted:g} %."
-    )
-    usable = total - rows.bad
-    if usable and rows.bad <= _MOST_LISTED:
-        # Rounded up to a whole percent.
-        needed = -(-100 * rows.bad // total) / 100
-        verb = "measured" if request.evaluate_only else "learned"
-        message += f" {usable:,} usable rows would be {verb} with --max-bad-share {needed:g}."
-    message += f" The first: {rejected[0].place}: {rejected[0].reason}"
-    raise PreparationFailed("invalid_dataset", message, Prepared(rejected=rejected))
-
-
-def _in_order(
-    rejected: Sequence[RejectedRow], request: PrepareRequest, context: DatasetContext
-) -> tuple[RejectedRow, ...]:
-    """Sort rows by file and position. Their reasons name files as the user does."""
-    places = {ref.uri: place for place, ref in reversed(list(enumerate(context.source.files)))}
-    named = [
-        row.model_copy(update={"reason": _with_names(row.reason, request)}) for row in rejected
-    ]
-    return tuple(sorted(named, key=lambda row: (places.get(row.file, len(places)), row.row)))
-
-
-def _checked(
-    request: PrepareRequest,
-    context: DatasetContext,
-    tasks: Sequence[UnitTask],
-    records: dict[int, UnitRecord],
-) -> Prepared:
-    """Return the results of all units, checked together. Raises InvalidDataset, PreparationFailed."""
-    ordered = [records[task.index] for task in tasks]
-    shards = tuple(record.training for record in ordered if record.training is not None)
-    named, held_out = (
-        tuple(
-            record.evaluation
-            for task, record in zip(tasks, ordered, strict=True)
-            if record.evaluation is not None
-            and (task.file >= context.files_to_train) == of_named_files
-        )
-        for of_named_files in (True, False)
-    )
-    rejected = _in_order([row for record in ordered for row in record.rejected], request, context)
-    encoders = _identities(request, context)
-    warnings = tuple(_warnings(ordered, context))
-    prepared = Prepared(shards, (*named, *held_out), rejected, encoders, warnings=warnings)
-    try:
-        _check_bad_rows(request, context, ordered, RowCounts.from_records(ordered))
-        _check_rows((*named, *held_out) if request.evaluate_only else shards, request)
-        if request.evaluation_share is not None:
-            _check_held_out(shards, held_out, request.evaluation_share)
-    except (InvalidDataset, PreparationFailed) as error:
-        raise as_failure(error, request, prepared) from error
-    return prepared
-
-
-def _warnings(records: Sequence[UnitRecord], context: DatasetContext) -> Iterator[str]:
-    rows = sum(record.rows - len(record.rejected) for record in records)
-    for side in context.source.sides:
-        found = [record.flat[side.modality] for record in records if side.modality in record.flat]
-        if found:
-            first = [repr(id_) for each in found for id_ in each.first][:FIRST_FLAT]
-            flat = sum(each.rows for each in found)
-            yield (
-                f"{flat:,} of {rows:,} rows have a picture ({side.modality}) of one flat colour after decoding, such as "
-                f"{', '.join(first)}. Transparency is put on white: white drawings cannot be seen"
-            )
 
 
 def _check_rows(shards: Sequence[Shard], request: PrepareRequest) -> None:
@@ -443,32 +445,6 @@ def _check_held_out(training: Sequence[Shard], held_out: Sequence[Shard], share:
             "chosen by their first item, which has too few distinct values for this share; choose another "
             "share or provide held-out files"
         )
-
-
-def _identities(request: PrepareRequest, context: DatasetContext) -> dict[str, EncoderIdentity]:
-    """Return, by modality, the encoder that computed the features or that the user declared for them."""
-    known = {}
-    for side, encoder in zip(context.source.sides, context.encoders, strict=True):
-        identity = encoder.identity if encoder else request.declared.get(side.modality)
-        if identity is not None:
-            known[side.modality] = identity
-    return known
-
-
-def _join_held_out(
-    context: DatasetContext, prepared: Prepared, cluster: Cluster, progress: DatasetProgress
-) -> Prepared:
-    """Join the held-out rows of raw units to a few shards, which stay in the dataset's folder.
-
-    Raises StorageUnavailable.
-    """
-    groups = list(enumerate(_groups(prepared.held_out)))
-    joined: dict[int, Shard] = {}
-    for (index, _), shard in cluster.map(join_evaluation, context, groups, check=progress.check):
-        if isinstance(shard, Exception):
-            raise shard
-        joined[index] = shard
-    return replace(prepared, held_out=tuple(joined[index] for index in sorted(joined)))
 
 
 def _groups(shards: Sequence[Shard]) -> Iterator[tuple[Shard, ...]]:

@@ -1,27 +1,14 @@
 """ImageBind, UniBind and LanguageBind: licences, weights, and what their authors' code gets."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.fakes.encoder_cases import BINDING, BINDING_UPSTREAM, RAW, Folders, binding, features
-from workers.encoders.port import EncoderUnusable, load_encoder
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return Folders(tmp_path_factory.mktemp)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def on_the_path() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for folder in (BINDING, BINDING_UPSTREAM):
-            patch.syspath_prepend(folder)
-        yield
+from tests.fakes.encoder_cases import RAW, Folders, binding, features
+from tests.unit.encoders.conftest import Loaded
+from workers.encoders.port import EncoderUnusable
 
 
 @pytest.mark.parametrize(
@@ -43,33 +30,37 @@ def on_the_path() -> Iterator[None]:
     ],
 )
 def test_what_cannot_start_says_why(
-    folders: Folders, name: str, changes: dict[str, object], words: str
+    folders: Folders, loaded: Loaded, name: str, changes: dict[str, object], words: str
 ) -> None:
     spec = binding(name, "vision", "image").spec(folders, **changes)
     with pytest.raises(EncoderUnusable, match=words):
-        load_encoder(spec)
+        loaded(spec)
 
 
 def test_without_the_authors_code_it_says_what_to_install(
-    folders: Folders, monkeypatch: pytest.MonkeyPatch
+    folders: Folders, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "imagebind.data", None)
     with pytest.raises(EncoderUnusable, match=r"pip install git.*ImageBind@COMMIT"):
-        load_encoder(binding("imagebind", "vision", "image").spec(folders))
+        loaded(binding("imagebind", "vision", "image").spec(folders))
 
 
-def test_lengths_of_features_are_those_that_leave_the_model(folders: Folders) -> None:
+def test_lengths_of_features_are_those_that_leave_the_model(
+    folders: Folders, loaded: Loaded
+) -> None:
     for modality, expected in (("text", 100.0), ("vision", 1.0), ("depth", 5.0)):
         takes = "text" if modality == "text" else "image"
         case = binding("imagebind", modality, takes)  # type: ignore[arg-type]
-        rows = features(load_encoder(case.spec(folders)), RAW[case.takes][0])
+        rows = features(loaded(case.spec(folders)), RAW[case.takes][0])
         assert np.linalg.norm(rows) == pytest.approx(expected, rel=1e-4)
 
 
-def test_tactile_pictures_pass_vision_and_unibind_has_its_own_weights(folders: Folders) -> None:
+def test_tactile_pictures_pass_vision_and_unibind_has_its_own_weights(
+    folders: Folders, loaded: Loaded
+) -> None:
     raw = RAW["image"][0]
     vision, tactile, other = (
-        features(load_encoder(binding(name, modality, "image").spec(folders)), raw)
+        features(loaded(binding(name, modality, "image").spec(folders)), raw)
         for name, modality in (
             ("imagebind", "vision"),
             ("imagebind", "tactile"),
@@ -80,7 +71,7 @@ def test_tactile_pictures_pass_vision_and_unibind_has_its_own_weights(folders: F
     assert np.abs(vision - other).max() > 1e-3
 
 
-def test_pictures_are_cropped_to_the_middle() -> None:
+def test_pictures_are_cropped_to_the_middle(loaded: Loaded) -> None:
     from cmcl_binding_encoders.declared import cropped  # type: ignore[import-not-found]
 
     wide = Image.new("RGB", (896, 224))
@@ -89,10 +80,12 @@ def test_pictures_are_cropped_to_the_middle() -> None:
     assert cropped(Image.new("RGB", (10, 500))).size == (224, 224)
 
 
-def test_a_file_with_other_weights_is_refused(folders: Folders, tmp_path: Path) -> None:
+def test_a_file_with_other_weights_is_refused(
+    folders: Folders, loaded: Loaded, tmp_path: Path
+) -> None:
     import torch
 
     torch.save({"towers.other": torch.zeros(1)}, tmp_path / "imagebind_huge.pth")
     spec = binding("imagebind", "vision", "image").spec(folders, model=str(tmp_path))
     with pytest.raises(EncoderUnusable, match="has other weights than the model"):
-        load_encoder(spec)
+        loaded(spec)

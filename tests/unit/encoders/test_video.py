@@ -84,11 +84,11 @@ def test_a_long_video_is_refused_at_small_cost(bounded: Bounded) -> None:
 
 
 def test_only_the_parts_that_are_kept_are_decoded(bounded: Bounded) -> None:
-    data = video("mp4", "libx264", 600, (640, 480))
+    data = video("mp4", "libx264", 200, (640, 480))
     limits = Limits(
         bytes=1 << 24, pixels=1_000_000, seconds=100, window_seconds=1, windows=1, frames=2
     )
-    # 600 such frames are 550 MB.
+    # 200 such frames are 184 MB.
     with bounded(2, 100):
         assert read_video(data, limits).frames_WTYXC.shape == (1, 2, 480, 640, 3)
 

@@ -135,42 +135,38 @@ def test_a_unit_that_takes_too_long_in_all_is_refused(dataset: NewDataset) -> No
     data.add("rows.jsonl", jsonl(rows))
     planned = data.plan()
     decoder = "tests.fakes.child_tasks:decode_or_crash"
-    with Child(ChildLimits(memory=768 << 20, seconds=4)) as child:
+    with Child(ChildLimits(memory=768 << 20, seconds=2)) as child:
         data.child = child
-        with pytest.raises(InvalidDataset, match="rows 0 to 2 were not decoded within 4 s"):
-            data.read(planned, decoder=decoder, row_seconds=1)
+        with pytest.raises(InvalidDataset, match="rows 0 to 2 were not decoded within 2 s"):
+            data.read(planned, decoder=decoder, row_seconds=0.5)
 
 
-@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet", "tar"])
-def test_rows_are_read_from_a_bucket(
-    form: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_rows_are_read_from_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"id": f"{at}", "image_file_name": f"p/{at} ö%.png", "text": "t"} for at in range(4)]
     pictures = [picture(at) for at in range(3)]
     members = [(f"{at}.png", each) for at, each in enumerate(pictures)]
-    every = sorted([*members, *((f"{at}.txt", b"t") for at in range(4))])
-    data = {
-        "jsonl": lambda: jsonl(rows),
-        "csv": lambda: csv_bytes(rows, list(rows[0])),
-        "parquet": lambda: parquet_bytes({name: [row[name] for row in rows] for name in rows[0]}),
-        "tar": lambda: tar_bytes(every),
-    }[form]()
+    forms = {
+        "jsonl": jsonl(rows),
+        "csv": csv_bytes(rows, list(rows[0])),
+        "parquet": parquet_bytes({name: [row[name] for row in rows] for name in rows[0]}),
+        "tar": tar_bytes(sorted([*members, *((f"{at}.txt", b"t") for at in range(4))])),
+    }
     with s3_server() as endpoint:
         use_bucket(endpoint, "captures", monkeypatch)
         store = open_store("s3://captures/2026")
         for at, each in enumerate(pictures):
             store.put(f"p/{at} ö%.png", each)
-        store.put("rows", data)
-        source = DatasetSource.model_validate(
-            {
-                "files": [{"uri": "s3://captures/2026/rows"}],
-                "sides": [IMAGE, TEXT],
-                "allowed_prefixes": ["s3://captures/2026"],
-            }
-        )
         with Child(ChildLimits(memory=768 << 20, seconds=120)) as child:
-            (unit,) = plan(child, source).units
-            with UnitReader(child, source, unit) as reader:
-                found = list(reader.read())
-    assert [row.id for row in found] == ["0", "1", "2"]
-    assert [row.id for row in reader.rejected] == ["3"]
+            for form, data in forms.items():
+                store.put(form, data)
+                source = DatasetSource.model_validate(
+                    {
+                        "files": [{"uri": f"s3://captures/2026/{form}"}],
+                        "sides": [IMAGE, TEXT],
+                        "allowed_prefixes": ["s3://captures/2026"],
+                    }
+                )
+                (unit,) = plan(child, source).units
+                with UnitReader(child, source, unit) as reader:
+                    assert [row.id for row in reader.read()] == ["0", "1", "2"], form
+                assert [row.id for row in reader.rejected] == ["3"], form

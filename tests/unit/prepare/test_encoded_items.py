@@ -73,21 +73,3 @@ def test_few_of_many_features_are_read_alone(store: LocalStore, tmp_path: Path) 
 
     assert found(items_of(Counting(tmp_path)), 10, 20, 30) == [10, 20, 30]
     assert sum(read) < store.size(object_) / 4
-
-
-def test_an_object_that_was_deleted_has_no_items(store: LocalStore) -> None:
-    add(items_of(store), 0, 10)
-    (object_,) = store.keys(layout.encoded())
-    assert found(items_of(store), 1) == [1]
-    # Its index is in memory.
-    add(items_of(store), 5, 20)
-    store.delete(object_)
-    assert found(items_of(store), 1, 7) == [7]
-
-
-def test_items_of_other_owners_encoders_and_limits_are_not_found(store: LocalStore) -> None:
-    add(items_of(store), 0, 10)
-    assert found(items_of(store, "bob"), 1) == []
-    assert found(items_of(store, normalize=True), 1) == []
-    assert found(items_of(store, max_seconds=5.0), 1) == []
-    assert found(items_of(store, max_batch=1, name="other"), 1) == [1]

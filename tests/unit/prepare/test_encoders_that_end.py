@@ -29,9 +29,15 @@ MODEL = ModelSpec.model_validate(
     }
 )
 WORDS = EncoderSpec(
-    name="words", kind="tests.fakes.encoders:DeadlyEncoder", takes="text", width=3, max_batch=16
+    name="words",
+    kind="tests.fakes.encoders:DeadlyEncoder",
+    takes="text",
+    width=3,
+    max_batch=16,
+    # A unit then has 64 rows.
+    max_item_bytes=256 << 20,
 )
-ROWS = 2500  # Three units.
+ROWS = 160  # Three units.
 
 
 class PooledCluster(InlineCluster):
@@ -119,7 +125,7 @@ def test_an_item_that_ends_every_encoder_fails_its_dataset_and_no_other(
 ) -> None:
     write_rows(ground, "deadly.jsonl", DEADLY)
     message = (
-        r"encoder 'words' ended or failed 3 times while it encoded batch 1 of text of rows 2048 to 2499 of .*"
+        r"encoder 'words' ended or failed 3 times while it encoded batch 1 of text of rows 128 to 159 of .*"
         r"deadly.jsonl of dataset ds-a\. An item may need more memory"
     )
     tries = []
@@ -159,7 +165,8 @@ def test_an_encoder_that_is_another_one_when_it_is_leased_again_is_refused(
     folder = tmp_path / "letters"
     write_weights(folder, seed=0, width=3)
     kind = "tests.fakes.encoders:WeightsEncoder"
-    letters = EncoderSpec(name="words", kind=kind, takes="text", width=3, model=str(folder))
+    changes = {"kind": kind, "model": str(folder)}
+    letters = WORDS.model_copy(update=changes)
     units = []
 
     def before(unit: Any) -> None:

@@ -152,12 +152,6 @@ def test_another_format_is_converted_into_our_store(
     assert np.array_equal(rows.feature_b_BI, values["feature_b"].astype(np.float32))
 
 
-def test_converting_twice_gives_the_same_bytes(take: Taking, theirs: Path) -> None:
-    write_npz(theirs / "a", arrays())
-    first = take.training("a")
-    assert take.training("a") == first
-
-
 @pytest.mark.parametrize("write", [write_parquet, write_npz])
 def test_that_a_file_is_another_one_counts_before_its_bad_rows(
     take: Taking, theirs: Path, write: Callable[[Path, Arrays], None]

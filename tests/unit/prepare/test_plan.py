@@ -32,7 +32,6 @@ from tests.unit.prepare.conftest import NewDataset
 from workers.prepare.forms import lines as forms_of_lines
 from workers.prepare.forms.lines import BYTE_ORDER_MARK
 from workers.prepare.forms.record import Locator, StoredFile
-from workers.prepare.units import ROWS_IN_A_UNIT
 
 
 def texts(count: int, prefix: str = "") -> list[dict[str, object]]:
@@ -64,19 +63,20 @@ def test_files_of_features_are_told_apart_from_raw_rows(dataset: NewDataset, nam
 
 @pytest.mark.parametrize("form", ["jsonl", "csv", "parquet", "tar"])
 def test_units_cover_each_row_once(dataset: NewDataset, form: str) -> None:
-    data = dataset(PLACE, TEXT)
-    rows = texts(2 * ROWS_IN_A_UNIT + 10)
+    # Of items that may be so large, a unit has 64 rows.
+    data = dataset(PLACE, side("text", "text", max_item_bytes=256 << 20))
+    rows = texts(140)
     content = {
         "jsonl": lambda: jsonl(rows),
         "csv": lambda: csv_bytes(rows, ["id", "place", "text"]),
-        "parquet": lambda: parquet_bytes(columns(rows), row_group_size=1500),
+        "parquet": lambda: parquet_bytes(columns(rows), row_group_size=90),
         "tar": lambda: tar_bytes((f"{row['id']}.json", jsonl([row])) for row in rows),
     }[form]()
     data.add(f"rows.{form}", content)
     planned = data.plan()
     assert planned.rows == len(rows)
     assert {unit.form for unit in planned.units} == {form}
-    assert max(unit.rows for unit in planned.units) <= ROWS_IN_A_UNIT
+    assert max(unit.rows for unit in planned.units) == 64
     assert planned.units[0].first_row == 0
     for before, after in pairwise(planned.units):
         assert after.first_row == before.first_row + before.rows
@@ -138,11 +138,12 @@ def test_the_rows_of_one_picture_are_never_in_two_units(dataset: NewDataset) -> 
 
 
 def test_planning_opens_no_file_that_rows_name(dataset: NewDataset) -> None:
-    data = dataset(IMAGE, TEXT)
+    # Of items that may be so large, a unit has 64 rows.
+    data = dataset(side("image", "image", max_item_bytes=256 << 20), TEXT)
     there = data.file("there.png", picture())
-    count = 3000
+    count = 150
     names = ["there.png"] * count
-    for missing in (7, 1500, 2999):
+    for missing in (7, 75, 149):
         names[missing] = f"{missing}.png"
     rows = [{"id": f"{at}", "image_file_name": name, "text": "a"} for at, name in enumerate(names)]
     data.add("rows.jsonl", jsonl(rows))
@@ -152,7 +153,8 @@ def test_planning_opens_no_file_that_rows_name(dataset: NewDataset) -> None:
     assert planned.rows == count
     picture_path.with_name("moved.png").rename(picture_path)
     read = data.read(planned)
-    assert set(read.reasons) == {"1500", "2999", "7"}
+    assert set(read.reasons) == {"75", "149", "7"}
+    assert all(f"{id_}.png" in reason for id_, reason in read.reasons.items())
     assert len(read.rows) == count - 3
 
 

@@ -93,7 +93,7 @@ def content(read: Read) -> list[tuple[Any, ...]]:
     ]
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(rows=feature_rows())
 def test_equal_rows_of_every_form_are_equal_and_have_equal_digests(
     reader_child: Child, rows: list[dict[str, Any]]

@@ -46,9 +46,9 @@ def test_a_row_that_takes_too_long_is_left_out(dataset: NewDataset) -> None:
     data = dataset(DEPTH, TEXT)
     rows = [{"id": text, "depth": [1, 2, 3], "text": text} for text in ("a", "sleep", "b")]
     data.add("rows.jsonl", jsonl(rows))
-    read = data.read(decoder=DECODER, row_seconds=1)
+    read = data.read(decoder=DECODER, row_seconds=0.5)
     assert read.ids == ["a", "b"]
-    assert read.reasons == {"sleep": "the decoder took more than 1 s"}
+    assert read.reasons == {"sleep": "the decoder took more than 0.5 s"}
 
 
 def wav(seconds: int) -> bytes:

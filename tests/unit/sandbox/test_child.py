@@ -28,8 +28,9 @@ LIMITS = ChildLimits(memory=512 << 20, seconds=120)
 QUICK = ("tests.fakes.child_tasks",)
 
 
-# Warm children that tests of other modules have left in this process.
+# Warm children that tests of other modules have left in this process, and the one that tests share.
 OTHERS: set[int] = set()
+SHARED: list[Child] = []
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,22 +49,29 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     assert children() == []
 
 
-@pytest.fixture
-def child(scratch: Path) -> Iterator[Child]:
-    with Child(LIMITS, QUICK) as child:
-        yield child
+@pytest.fixture(scope="module")
+def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
+    folder = tmp_path_factory.mktemp("shared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tempfile.tempdir", str(folder))
+        child = Child(LIMITS, QUICK)
+    SHARED.append(child)
+    yield child
+    assert list(child.scratch.path.iterdir()) == []
+    child.close()
+    assert list(folder.iterdir()) == []
 
 
 def children(parent: int | None = None) -> list[int]:
     """Child processes of this process, or of the one named."""
-    found = []
+    found, known = [], OTHERS | {each.pid for each in SHARED}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             words, status = (folder / "cmdline").read_bytes(), (folder / "stat").read_text()
         except OSError:
             continue
         is_ours = int(status.rpartition(")")[2].split()[1]) == (parent or os.getpid())
-        if is_ours and int(folder.name) not in OTHERS and b"workers.sandbox.child_process" in words:
+        if is_ours and int(folder.name) not in known and b"workers.sandbox.child_process" in words:
             found.append(int(folder.name))
     return found
 
@@ -124,13 +132,12 @@ def test_a_crash_names_step_and_signal_and_the_next_task_runs(child: Child, numb
     assert len(list(child.run(work, Order(does="echo", number=1)))) == 1
 
 
-def test_a_task_that_takes_too_long_is_ended(scratch: Path) -> None:
-    with Child(LIMITS, QUICK) as child:
-        list(child.run(work, Order()))
-        with pytest.raises(ChildCrashed, match=r"took more than 1 s"):
-            list(child.run(work, Order(does="spin", number=1)))
-        with pytest.raises(ChildCrashed, match="took more than"):
-            list(child.run(work, Order(does="sleep"), seconds=0.5))
+def test_a_task_that_takes_too_long_is_ended(child: Child) -> None:
+    list(child.run(work, Order()))
+    with pytest.raises(ChildCrashed, match=r"took more than 1 s"):
+        list(child.run(work, Order(does="spin", number=1)))
+    with pytest.raises(ChildCrashed, match="took more than"):
+        list(child.run(work, Order(does="sleep"), seconds=0.5))
 
 
 def test_time_in_which_the_parent_does_not_read_does_not_count(child: Child) -> None:
@@ -150,7 +157,7 @@ def test_a_task_that_takes_too_much_memory_is_ended(child: Child) -> None:
 def test_a_child_that_sends_anything_else_than_frames_is_ended(child: Child) -> None:
     with pytest.raises(ChildCrashed, match="sent no results"):
         list(child.run(work, Order(does="forge")))
-    assert children() == []
+    assert child.pid is None
 
 
 def test_one_crash_is_retried_and_a_second_one_refuses_the_file(

@@ -1,7 +1,7 @@
 """Contract of every encoder: built in, from examples, and what makes one another encoder."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +9,16 @@ import numpy as np
 import pytest
 
 from tests.fakes.encoder_cases import (
-    BINDING,
-    BINDING_UPSTREAM,
     CASES,
     CLAP,
     CLIP_IMAGE,
-    EXAMPLES,
     MINILM_MEAN,
     RAW,
     Case,
     Folders,
     features,
 )
+from tests.unit.encoders.conftest import Loaded
 from workers.encoders.identity import check_record, record_of
 from workers.encoders.media import Raw
 from workers.encoders.port import EncoderMismatch, EncoderUnusable, FrozenEncoder, load_encoder
@@ -32,40 +30,13 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return Folders(tmp_path_factory.mktemp)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def examples_on_the_path() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for folder in (EXAMPLES, BINDING, BINDING_UPSTREAM):
-            patch.syspath_prepend(folder)
-        yield
-
-
-@pytest.fixture(scope="module")
-def loaded(folders: Folders) -> Callable[[Case], Encoder]:
-    """Loads an encoder, once for all tests."""
-    known: dict[str, Encoder] = {}
-
-    def load(case: Case) -> Encoder:
-        spec = case.spec(folders)
-        if spec.model_dump_json() not in known:
-            known[spec.model_dump_json()] = load_encoder(spec)
-        return known[spec.model_dump_json()]
-
-    return load
-
-
 @pytest.fixture(scope="module", params=CASES)
 def case(
-    request: pytest.FixtureRequest, loaded: Callable[[Case], Encoder]
+    request: pytest.FixtureRequest, loaded: Loaded, folders: Folders
 ) -> tuple[Encoder, Sequence[Raw]]:
     """An encoder and some items for it."""
     case = CASES[request.param]
-    return loaded(case), RAW[case.takes]
+    return loaded(case.spec(folders)), RAW[case.takes]
 
 
 def test_features_are_finite_float32_rows(case: tuple[Encoder, Sequence[Raw]]) -> None:
@@ -98,10 +69,15 @@ def test_a_text_at_the_default_limit_is_embedded_and_a_longer_one_is_refused(
         features(encoder, "a b " * (16 << 10) + "a")
 
 
+# One encoder of each kind and model.
+KINDS = {(case.kind, case.model): name for name, case in reversed(CASES.items())}
+
+
+@pytest.mark.parametrize("name", KINDS.values())
 def test_a_second_load_has_the_identity_and_fingerprint_of_the_first(
-    case: tuple[Encoder, Sequence[Raw]],
+    name: str, loaded: Loaded, folders: Folders
 ) -> None:
-    encoder, _ = case
+    encoder = loaded(CASES[name].spec(folders))
     record = record_of(encoder)
     again = load_encoder(encoder.spec.model_copy(update={"max_batch": 3, "name": "y"}))
     assert again.identity() == encoder.identity()
@@ -126,20 +102,20 @@ def test_the_identity_has_what_decides_features_and_nothing_else(
     changes: dict[str, object],
     differs: str | None,
     folders: Folders,
-    loaded: Callable[[Case], Encoder],
+    loaded: Loaded,
 ) -> None:
-    before = loaded(case).identity()
-    after = load_encoder(case.spec(folders, **changes)).identity()
+    before = loaded(case.spec(folders)).identity()
+    after = loaded(case.spec(folders, **changes)).identity()
     difference = after.difference(before)
     assert (difference and difference.partition(" ")[0]) == differs
 
 
 @pytest.mark.parametrize("case", [CASES["st-clip-image"], CLIP_IMAGE, CASES["open-clip-image"]])
 def test_another_encoder_of_equal_width_is_refused_in_words(
-    case: Case, folders: Folders, tmp_path: Path, loaded: Callable[[Case], Encoder]
+    case: Case, folders: Folders, tmp_path: Path, loaded: Loaded
 ) -> None:
     """One byte of its weights differs."""
-    record = record_of(loaded(case))
+    record = record_of(loaded(case.spec(folders)))
     source = folders(str(case.model))
     copied = tmp_path / source.name
     copied.mkdir()
@@ -200,7 +176,7 @@ def test_another_encoder_of_equal_width_is_refused_in_words(
     ],
 )
 def test_an_encoder_that_cannot_do_its_work_does_not_start(
-    case: str, fields: dict[str, object], complaint: str, folders: Folders
+    case: str, fields: dict[str, object], complaint: str, loaded: Loaded, folders: Folders
 ) -> None:
     with pytest.raises(EncoderUnusable, match=complaint):
-        load_encoder(CASES[case].spec(folders, **fields))
+        loaded(CASES[case].spec(folders, **fields))
