@@ -262,9 +262,7 @@ class EncoderPools:
         self._prefix, self._made = f"encoder-{secrets.token_hex(4)}", 0
 
     @contextmanager
-    def lease(
-        self, spec: EncoderSpec, units: int, check: Callable[[str], None]
-    ) -> Iterator[LeasedEncoder]:
+    def lease(self, spec: EncoderSpec, units: int, check: Check) -> Iterator[LeasedEncoder]:
         """Lease an encoder with as many actors as the declaration permits, and at most one for each unit.
 
         `check` is called while the lease waits, with a sentence, and may raise. Raises EncoderUnusable,
@@ -312,9 +310,7 @@ class EncoderPools:
             _end(pool.actors)
             logger.info("encoder %s: idle, ended", pool.spec.name)
 
-    def _grown(
-        self, key: str, spec: EncoderSpec, wanted: int, check: Callable[[str], None]
-    ) -> _Pool:
+    def _grown(self, key: str, spec: EncoderSpec, wanted: int, check: Check) -> _Pool:
         with self._lock:
             pool = self._pools.get(key)
         if pool is not None and not self._is_alive(pool, check):
@@ -347,7 +343,7 @@ class EncoderPools:
             self._keep_started(pool, new, _GRACE_SECONDS * 4, check)
         return pool
 
-    def _is_alive(self, pool: _Pool, check: Callable[[str], None]) -> bool:
+    def _is_alive(self, pool: _Pool, check: Check) -> bool:
         """Forget the actors that have ended, and return whether one of the others answers.
 
         Those of a pool that other datasets use are not asked: they would answer after their batches.
@@ -381,7 +377,7 @@ class EncoderPools:
         )
         return options.remote(spec, self._store_uri)
 
-    def _first(self, spec: EncoderSpec, calls: list[Any], check: Callable[[str], None]) -> Any:
+    def _first(self, spec: EncoderSpec, calls: list[Any], check: Check) -> Any:
         """Return the first of these calls that is done. Raises EncoderUnusable after `start_seconds`."""
         reserved = f"num_cpus {spec.num_cpus:g}, num_gpus {spec.num_gpus:g}"
         if spec.resources:
@@ -396,7 +392,7 @@ class EncoderPools:
         return done[0]
 
     def _keep_started(
-        self, pool: _Pool, names: Sequence[str], seconds: float, check: Callable[[str], None]
+        self, pool: _Pool, names: Sequence[str], seconds: float, check: Check
     ) -> None:
         """End those of these actors that have not started within `seconds`, or have another identity."""
         calls = {name: pool.actors[name].start.remote() for name in names}
@@ -413,7 +409,7 @@ class EncoderPools:
         calls: list[Any],
         count: int,
         seconds: float,
-        check: Callable[[str], None],
+        check: Check,
         note: str,
     ) -> list[Any]:
         """Return `count` of these calls once they are done, or those that are done after `seconds`."""
@@ -476,7 +472,6 @@ class RayCluster:
         self._settings = settings
         self._known_memory: tuple[int, int] | None = None
         self._warming: list[Any] = []
-        self._call: Any = ray.remote(_call)
         self._results: Any = ray.remote(_results)
 
     @property
@@ -513,10 +508,8 @@ class RayCluster:
 
     def warm_up(self, function: Callable[[int], None], workers: int) -> None:
         """Start worker processes that call `function` with `file_memory`, without waiting for them."""
-        for _ in range(workers):
-            self._warming.append(
-                self._call.options(**self._options).remote(function, self.file_memory)
-            )
+        start: Any = ray.remote(function).options(**self._options)
+        self._warming += [start.remote(self.file_memory) for _ in range(workers)]
 
     @property
     def is_warm(self) -> bool:
@@ -528,15 +521,10 @@ class RayCluster:
 
     def run(self, function: Callable[..., R], *arguments: Any, check: Check) -> R:
         """See Cluster."""
-        call = self._call.options(**self._options, max_retries=_RETRIES).remote(
-            function, *arguments
+        steps: list[tuple[Any, R | Exception]] = list(
+            self.map(_called, function, [arguments], check=check)
         )
-        with _cancelled_on_error([call]):
-            self._wait([call], check)
-            try:
-                result: R | Exception = ray.get(call)
-            except RayError as error:
-                raise _lost(error) from error
+        ((_, result),) = steps
         if isinstance(result, Exception):
             raise result
         return result
@@ -572,7 +560,9 @@ class RayCluster:
                         del running[stream]
                         tries.lost += 1
                         if tries.lost > _RETRIES:
-                            raise _lost(error) from error
+                            raise StorageUnavailable(
+                                f"a worker process of the cluster was lost: {error}"
+                            ) from error
                         waiting.appendleft(tries)
                         continue
                     yield tries.item, step
@@ -603,12 +593,8 @@ class RayCluster:
         return f"waits for a free CPU and {reserved / _GIB:.1f} GiB of free memory of the cluster"
 
 
-def _call(function: Callable[..., R], *arguments: Any) -> R | Exception:
-    give_way_to_queries()
-    try:
-        return function(*arguments)
-    except Exception as error:  # noqa: BLE001 - the driver decides what it means
-        return _portable(error)
+def _called(function: Callable[..., R], arguments: tuple[Any, ...]) -> Iterator[R]:
+    yield function(*arguments)
 
 
 def _results(function: Callable[..., Iterator[R]], *arguments: Any) -> Iterator[R | Exception]:
@@ -628,10 +614,6 @@ def _portable(error: Exception) -> Exception:
     return StorageUnavailable(f"internal error ({name}); see the log of the worker")
 
 
-def _lost(error: RayError) -> StorageUnavailable:
-    return StorageUnavailable(f"a worker process of the cluster was lost: {error}")
-
-
 @dataclass
 class _Tries(Generic[T]):
     """An item, and how often its process was lost."""
@@ -641,11 +623,11 @@ class _Tries(Generic[T]):
 
 
 @contextmanager
-def _cancelled_on_error(calls: Iterable[Any]) -> Iterator[None]:
-    """Cancel the remaining calls if the block raises."""
+def _cancelled_on_error(streams: Iterable[Any]) -> Iterator[None]:
+    """Cancel the remaining streams if the block raises."""
     try:
         yield
     except BaseException:
-        for call in calls:
-            ray.cancel(call)
+        for stream in streams:
+            ray.cancel(stream)
         raise

@@ -32,6 +32,7 @@ from workers.prepare.progress import Watch
 from workers.prepare.rows import encode_unit
 from workers.prepare.units import DatasetContext, DatasetPlan, Prepared, UnitRecord, UnitTask
 from workers.sandbox.child import Child, ChildLimits, ChildPool
+from workers.sandbox.child_process import give_way_to_queries
 
 _SECONDS_BETWEEN_REPORTS = 0.5
 # For one file, or the rows of a unit, to be read: a read that hangs must not block others.
@@ -57,6 +58,7 @@ def warm_up(file_memory: int) -> None:
 
     Sleeps a little, so that Ray starts another process for the next call.
     """
+    give_way_to_queries()
     children(file_memory)
     time.sleep(0.5)
 
