@@ -268,9 +268,9 @@ def test_what_failed_is_made_again() -> None:
 def test_an_address_may_not_ask_without_end_for_what_is_open(
     plane: ControlPlane, path: str
 ) -> None:
-    statuses = [answer.status_code for answer in _at_once(plane.app, path, OPEN_PER_MINUTE + 50)]
-    assert statuses[0] == 200
-    assert statuses[-1] == 429
+    for _ in range(OPEN_PER_MINUTE - 1):
+        plane.context.authenticator.rate_limiter.count_open("127.0.0.1")
+    assert [plane.client.get(path).status_code for _ in range(2)] == [200, 429]
     for other in ("/healthz", "/readyz", "/v1/models"):
         assert plane.client.get(other).status_code == 200
 
