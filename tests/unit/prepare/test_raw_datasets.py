@@ -328,6 +328,20 @@ def test_bad_rows_above_one_in_a_hundred_quarantine_the_dataset(ground: Ground) 
     assert manifest.rows == 98
 
 
+def test_a_dataset_with_too_many_bad_rows_to_list_is_not_read_to_its_end(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.prepare.dataset._MOST_LISTED", 10)
+    bad: dict[str, Any] = {f"r{row}": {"text": ""} for row in range(160)}
+    write_rows(ground, 160, **bad)
+    with pytest.raises(PreparationFailed, match="32 of 160 rows cannot be used") as caught:
+        ground.prepare(ground.request("raw.jsonl", encoders=ENCODERS))
+    # Those of the unit that was read first.
+    assert [row.id for row in caught.value.prepared.rejected] == [
+        f"r{row}" for row in range(128, 160)
+    ]
+
+
 def test_a_dry_run_of_a_dataset_with_too_many_bad_rows_counts_the_usable_ones(
     ground: Ground,
 ) -> None:
