@@ -18,6 +18,9 @@ from benchmarks.folder import Stream
 from benchmarks.runs import ALONE
 from cmcl.contract import DISTRIBUTION
 from cmcl.contract.model import ModelSpec
+from cmcl.pictures import Line, Memory, Picture, lines
+from cmcl.pictures.scales import percent
+from cmcl.pictures.svg import brief
 
 _CPU_FILE, _MEMORY_FILE = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 _POINTS = 100
@@ -221,3 +224,36 @@ def _remarks(report: Report) -> list[str]:
 
 def _table(report: Report, columns: Mapping[str, str]) -> str:
     return table(["method", *columns], [[name, *row] for name, row in rows(report, columns)])
+
+
+def mean_retention(panels: Mapping[str, Memory], metric: str) -> Picture:
+    """Draw, for each memory, the mean recall of the datasets so far in % of that when learned."""
+    drawn = []
+    for place, (name, memory) in enumerate(panels.items()):
+        kept = kept_shares(memory)
+        points = [(float(row.version), share) for row, share in zip(memory.rows, kept, strict=True)]
+        note = f"{percent(kept[-1] if kept else None)} %"
+        drawn.append(Line(name, points, note, place))
+    last = "; ".join(f"{brief(line.name)} {line.note}" for line in drawn)
+    title = f"What is kept of the datasets learned so far, {metric}"
+    texts = (title, f"After the last version: {last}." if last else "Nothing to compare yet.")
+    return lines(
+        texts, drawn, ("version", f"mean {metric}, % of when learned"), times=100, reaches=(1.0,)
+    )
+
+
+def kept_shares(memory: Memory) -> list[float | None]:
+    """Return, by version, the mean recall of the datasets so far divided by that when learned.
+
+    None where no dataset was measured, or where nothing was retrieved when learned.
+    """
+    shares: list[float | None] = []
+    for row in memory.rows:
+        both = [
+            (now, then.recall)
+            for now, then in zip(row.recall, memory.when_learned, strict=True)
+            if now is not None and then is not None and then.recall is not None
+        ]
+        learned = sum(then for _, then in both)
+        shares.append(sum(now for now, _ in both) / learned if learned > 0 else None)
+    return shares

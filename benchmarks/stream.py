@@ -22,11 +22,18 @@ from benchmarks.command_line import RESULTS, OneLineParser, count, counts, log_p
 from benchmarks.figures import Figures, chain_figures, joint_figures
 from benchmarks.folder import InvalidStream, Source, Stream, read_stream
 from benchmarks.joint import JointOutcome
-from benchmarks.report import Failure, Report, document, markdown, print_tables
+from benchmarks.report import (
+    Failure,
+    Report,
+    document,
+    markdown,
+    mean_retention,
+    print_tables,
+)
 from benchmarks.runs import Failed, Result, Run, known_methods, perform_all, spec_of
 from cmcl.contract.errors import UnknownMethod
 from cmcl.contract.model import TrainingSpec
-from cmcl.pictures import Memory, MemoryRow, Picture, forgetting_matrices, mean_retention
+from cmcl.pictures import Memory, MemoryRow, forgetting_matrices
 from workers.methods.registry import method_class
 
 _TITLES = {"recall_at_1": "R@1", "recall_at_10": "R@10"}
@@ -248,7 +255,7 @@ def draw_all(report: Report, folder: Path) -> list[Path]:
         kind = metric.replace("_", "-")
         matrices = forgetting_matrices(panels, width=_WIDTH)
         drawn.append(_save(matrices, folder / f"{report.stem}-forgetting-{kind}.svg"))
-        curves = mean_retention(panels, metric=title)
+        curves = mean_retention(panels, title).svg(standalone=True)
         drawn.append(_save(curves, folder / f"{report.stem}-retention-{kind}.svg"))
     return drawn
 
@@ -270,8 +277,8 @@ def memories(
     }
 
 
-def _save(picture: Picture, path: Path) -> Path:
-    path.write_text(picture.svg(standalone=True) + "\n", encoding="utf-8")
+def _save(svg: str, path: Path) -> Path:
+    path.write_text(svg + "\n", encoding="utf-8")
     return path
 
 

@@ -18,7 +18,7 @@ from cmcl.client import Client, CmclError, Model, Version
 from cmcl.client.concurrency import Clock
 from cmcl.client.errors import is_transient
 from cmcl.contract.api.events import EventKind
-from cmcl.pictures import stacked, version_pictures
+from cmcl.pictures import arranged, version_pictures
 
 T = TypeVar("T")
 
@@ -95,7 +95,7 @@ class Published:
     def picture(self) -> str:
         """All pictures of the version as one SVG."""
         drawn = version_pictures(self.version)
-        return stacked(self.name, [each for each in drawn if each is not None])
+        return arranged(self.name, {each.title: each for each in drawn if each is not None})
 
 
 def unique_names(datasets: Iterable[tuple[str, str]]) -> dict[str, str]:

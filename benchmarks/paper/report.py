@@ -19,14 +19,8 @@ from benchmarks.figures import Spread, spread
 from benchmarks.paper.metrics import Matrix, summary
 from benchmarks.paper.results import Cell, CellResult
 from benchmarks.paper.synthetic import PREFIX
-from benchmarks.report import machine
-from cmcl.pictures import (
-    Memory,
-    MemoryRow,
-    Picture,
-    forgetting_matrices,
-    mean_retention,
-)
+from benchmarks.report import machine, mean_retention
+from cmcl.pictures import Memory, MemoryRow, forgetting_matrices
 
 # Heading, and name in a summary.
 COLUMNS: Mapping[str, str] = {
@@ -256,13 +250,13 @@ def _draw(
         }
         if panels:
             kind = metric.replace("_", "-")
-            pictures: dict[str, Picture] = {
+            pictures = {
                 "forgetting": forgetting_matrices(panels, width=_WIDTH),
-                "retention": mean_retention(panels, metric=title),
+                "retention": mean_retention(panels, title).svg(standalone=True),
             }
             for what, picture in pictures.items():
                 path = folder / f"paper-{encoder}-{what}-{kind}.svg"
-                path.write_text(picture.svg(standalone=True) + "\n", encoding="utf-8")
+                path.write_text(picture + "\n", encoding="utf-8")
                 drawn.append(path)
     return drawn
 

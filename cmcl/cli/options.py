@@ -235,11 +235,10 @@ PictureFile = Annotated[
 def save_pictures(path: Path, heading: str, drawn: Iterable["Picture | None"]) -> None:
     """Write pictures to one SVG file, those of None left out. Raises CommandError if there is none, OSError."""
     # Loaded when it is used, because most commands draw nothing.
-    from cmcl.pictures import stacked
+    from cmcl.pictures import arranged
 
-    shown = [each for each in drawn if each is not None]
+    shown = {each.title: each for each in drawn if each is not None}
     if not shown:
         raise CommandError(f"{heading}: nothing is measured that could be drawn to {path}")
-    path.write_text(stacked(heading, shown) + "\n", encoding="utf-8")
-    titles = "; ".join(each.title for each in shown)
-    stderr().print(f"{path}: {titles}", markup=False, highlight=False, soft_wrap=True)
+    path.write_text(arranged(heading, shown) + "\n", encoding="utf-8")
+    stderr().print(f"{path}: {'; '.join(shown)}", markup=False, highlight=False, soft_wrap=True)

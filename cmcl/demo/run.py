@@ -141,7 +141,7 @@ def stream_figures(versions: Sequence[VersionManifest]) -> StreamFigures:
 def draw(models: Mapping[str, StreamFigures], path: Path) -> None:
     """Draw what earlier datasets lost in each model."""
     panels = {name: figures.memory() for name, figures in models.items()}
-    path.write_text(forgetting_matrices(panels).svg(standalone=True) + "\n", encoding="utf-8")
+    path.write_text(forgetting_matrices(panels) + "\n", encoding="utf-8")
 
 
 def backward_transfer(matrix: Sequence[Sequence[float]]) -> float:

@@ -1,272 +1,336 @@
-"""The forgetting matrix: what each version changed of each dataset, as a heat map with numbers."""
+"""The forgetting matrix: recall of every dataset in every version, and what each version changed of it."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
 
-from cmcl.pictures.memory import NOTICEABLE, Memory, joined_tables, recall_table
-from cmcl.pictures.picture import WIDTH, Picture
-from cmcl.pictures.scales import MINUS, percent, points_of
+from cmcl.pictures.picture import WIDTH, Picture, Table, arranged
+from cmcl.pictures.scales import MINUS, counted, percent, points_of
 from cmcl.pictures.svg import (
     SMALL,
     brief,
     clean,
     element,
     group,
-    named,
     number,
     rectangle,
     text,
     text_width,
     title,
 )
-from cmcl.pictures.theme import STEPS, fill, stroke
+from cmcl.pictures.theme import STEPS, stroke
 
+# Changes below half a point are noise of small held-out sets.
+NOTICEABLE = 0.005
 # The scale of colours never ends below five points, so that noise does not look like forgetting.
 _SMALLEST_LIMIT = 0.05
-_MOST_ROWS, _MOST_COLUMNS = 40, 48
-_LEFT, _TOP, _RIGHT = 64.0, 26.0, 128.0
-_PANEL_RIGHT = 100.0
-_TALLEST, _WIDEST = 26.0, 56.0
-# Narrower cells have whole numbers, and then only a sign.
-_ONE_DECIMAL, _NO_DECIMAL = 38.0, 25.0
-# Narrower ones are as narrow as they must be.
-_NARROWEST = 6.0
-# Cells with a title each, of about 130 bytes.
-_MOST_TITLES = 160
-
-
-def forgetting_matrix(memory: Memory, *, width: float = WIDTH) -> Picture:
-    """Draw versions × datasets: recall when learned in per cent, and below it the change in points.
-
-    A matrix that is too large is thinned: of more than 40 versions, evenly spaced ones and the newest are
-    drawn, and more than 48 datasets are drawn in groups with the largest loss of each. The table has
-    every number.
-    """
-    panel = _Panel(memory, width, _limit([memory]))
-    legend, below = _legend(panel.height + 10, panel.limit, memory.metric, width)
-    body = panel.draw(0.0, panel.count <= _MOST_TITLES) + legend
-    description = " ".join(filter(None, (memory.describe(), panel.remark)))
-    return Picture(
-        "What each dataset lost or gained since it was learned",
-        description,
-        recall_table(memory),
-        width,
-        panel.height + 10 + below,
-        body,
-    )
-
-
-def forgetting_matrices(panels: Mapping[str, Memory], *, width: float = WIDTH) -> Picture:
-    """Draw several matrices side by side, in one scale of colours, with their names above."""
-    limit = _limit(panels.values())
-    most = max((len(memory.in_order) for memory in panels.values()), default=0)
-    # As many side by side as still have numbers in their cells.
-    narrowest = _LEFT + _NO_DECIMAL * min(most, _MOST_COLUMNS) + _PANEL_RIGHT
-    columns = max(1, min(len(panels), int(width // narrowest)))
-    each = width / columns
-    drawn = [_Panel(memory, each, limit, _PANEL_RIGHT) for memory in panels.values()]
-    with_titles = sum(panel.count for panel in drawn) <= _MOST_TITLES
-    body, y, tallest = [], 0.0, 0.0
-    for place, (name, panel) in enumerate(zip(panels, drawn, strict=True)):
-        if place % columns == 0:
-            y, tallest = y + tallest, 0.0
-        heading = named((14, 16), name, each - 28, colour="ink")
-        content = group(heading, {"font-weight": "600"}) + panel.draw(22.0, with_titles)
-        x = place % columns * each
-        body.append(group(content, {"transform": f"translate({number(x)} {number(y)})"}))
-        tallest = max(tallest, panel.height + 34)
-    metric = next((memory.metric for memory in panels.values()), "R@1")
-    legend, below = _legend(y + tallest, limit, metric, width)
-    body.append(legend)
-    return Picture(
-        "What earlier datasets lost, side by side",
-        " ".join(f"{brief(name)}: {memory.describe()}" for name, memory in panels.items())
-        or "Nothing to compare yet.",
-        joined_tables(panels),
-        width,
-        y + tallest + below,
-        "".join(body),
-    )
+_MOST_ROWS = 40
+_EDGE, _TOP, _WIDEST_NAMES = 10.0, 24.0, 180.0
+_WIDEST, _TALLEST, _LOW = 96.0, 44.0, 26.0
+# Wider cells have the recall below the change; narrower ones whole numbers, and then only their colour.
+_TWO_LINES, _ONE_DECIMAL, _NO_DECIMAL = 56.0, 38.0, 25.0
+# More cells have neither titles, of about 130 bytes each, nor links.
+_MOST_LINKS = 400
 
 
 @dataclass(frozen=True)
-class _Cell:
-    """A cell that is drawn: of a group of datasets, the one that lost most."""
+class MemoryRow:
+    """What one version still retrieves. `recall`: by dataset, 0 to 1; None: not learned or not measured.
 
-    column: int
-    dataset: int
-    recall: float
-    change: float | None
+    `unlearns`: the version was made by unlearning the dataset `learned`.
+    """
+
+    version: int
+    learned: str
+    recall: Sequence[float | None]
+    unlearns: bool = False
 
 
-class _Panel:
-    """A matrix of the rows and columns that fit."""
+@dataclass(frozen=True)
+class Learned:
+    """The version that learned a dataset, and its recall there, 0 to 1; None: not measured."""
 
-    def __init__(self, memory: Memory, width: float, limit: float, right: float = _RIGHT) -> None:
-        self.memory, self.width, self.limit = memory, width, limit
-        self.rows = _evenly(len(memory.rows), _MOST_ROWS)
-        order = memory.in_order
-        self.grouped = max(1, math.ceil(len(order) / _MOST_COLUMNS))
-        starts = range(0, len(order), self.grouped)
-        self.columns = [order[start : start + self.grouped] for start in starts]
-        cell = min(_WIDEST, (width - _LEFT - right) / max(1, len(self.columns)))
-        # Whole pixels are sharp, and take fewer bytes.
-        self.cell = math.floor(cell) if cell >= _NARROWEST else cell
-        self.line = math.floor(min(_TALLEST, max(12.0, 520 / max(1, len(self.rows)))))
-        self.height = _TOP + self.line * len(self.rows)
-        self.cells = [list(self._cells(row)) for row in self.rows]
-        self.count = sum(map(len, self.cells))
+    version: int
+    recall: float | None
 
-    @property
-    def remark(self) -> str:
-        """Return what is left out of the picture, in words."""
-        parts = []
-        if len(self.rows) < len(self.memory.rows):
-            parts.append(f"The picture has {len(self.rows)} of the versions.")
-        if self.grouped > 1:
-            parts.append(f"A column is the largest loss of {self.grouped} datasets.")
-        return " ".join(parts)
 
-    def draw(self, above: float, with_titles: bool) -> str:
-        """Return the matrix with its top at `above`, with a title for each cell or without."""
-        layers: dict[tuple[str, str], list[str]] = {}
-        names, seen = [], set[int]()
-        for place, (row, found) in enumerate(zip(self.rows, self.cells, strict=True)):
-            y = above + _TOP + place * self.line
-            for cell in found:
-                colour = self._colour(cell)
-                drawn = self._rectangle(cell, row, y, with_titles)
-                layers.setdefault(("cells", colour), []).append(drawn)
-                ink = "strong" if colour[-1] in "45" else "ink"
-                kind = "change" if cell.change is not None else "learned"
-                layers.setdefault((kind, ink), []).append(self._label(cell, colour, y))
-            new = [cell for cell in found if cell.column not in seen]
-            seen.update(cell.column for cell in new)
-            names.append(self._name(row, found, new, y))
-        head = text(
-            (_LEFT - 8, above + 16), "version", anchor="end", colour="muted", font_size=SMALL
-        )
-        # Cells come first, since labels are drawn over them.
-        painted = [self._layer(*layer, "".join(layers[layer])) for layer in sorted(layers)]
-        return head + "".join(painted) + "".join(names)
+@dataclass(frozen=True)
+class Memory:
+    """Recall of T versions on S datasets, oldest first. Each row of `rows` has S values.
 
-    def _layer(self, kind: str, colour: str, drawn: str) -> str:
-        """Return the elements of a colour, which stands in their group once."""
-        if kind == "cells":
-            if drawn.startswith("M"):
-                return element("path", {"d": drawn, **stroke(colour, self.line - 1)})
-            return group(drawn, fill(colour))
-        if drawn.startswith("M"):
-            return element("path", {"d": drawn, **stroke(colour)})
-        size = 10 if self.cell < _ONE_DECIMAL else SMALL
-        weight = {"font-weight": "600"} if kind == "learned" else {}
-        return group(drawn, {"font-size": size, "text-anchor": "middle", **weight, **fill(colour)})
+    `learned`: by dataset. It may be left out if the rows have every version that learned a dataset: the first one that
+    measured it.
+    """
 
-    def _cells(self, row: int) -> Iterator[_Cell]:
-        recalls = self.memory.rows[row].recall
-        for column, datasets in enumerate(self.columns):
-            changes = self.memory.changes[row]
-            known = [each for each in datasets if recalls[each] is not None]
-            if known:
-                worst = min(known, key=lambda each: (changes[each] or 0.0, each))
-                yield _Cell(column, worst, recalls[worst] or 0.0, changes[worst])
+    datasets: Sequence[str]
+    rows: Sequence[MemoryRow]
+    metric: str = "R@1"
+    learned: Sequence[Learned] | None = None
 
-    def _colour(self, cell: _Cell) -> str:
-        if cell.change is None or abs(cell.change) < NOTICEABLE:
-            return "even"
-        step = min(STEPS, max(1, math.ceil(STEPS * abs(cell.change) / self.limit - 1e-9)))
-        return f"{'loss' if cell.change < 0 else 'gain'}-{step}"
-
-    def _rectangle(self, cell: _Cell, row: int, y: float, with_title: bool) -> str:
-        x, gap = _LEFT + cell.column * self.cell, 1.0 if self.cell >= _NARROWEST else 0.3
-        wide, high = self.cell - gap, self.line - 1
-        if not with_title:
-            # A thick line: a third of the bytes of a rectangle.
-            return f"M{number(x)} {number(y + high / 2)}h{number(wide)}"
-        memory = self.memory
-        what = f"{brief(memory.datasets[cell.dataset])}, version {memory.rows[row].version}"
-        found = f"{what}: {memory.metric} {percent(cell.recall)} %"
-        if cell.change is not None:
-            found += f", {points_of(cell.change)} points since learned"
-        corner = {"x": x, "y": y, "width": wide, "height": high}
-        return element("rect", corner, title(found))
-
-    def _label(self, cell: _Cell, colour: str, y: float) -> str:
-        """Return the number of a cell, or the path of its sign where there is no room."""
-        x = _LEFT + (cell.column + 0.5) * self.cell
-        if self.cell < _NO_DECIMAL:
-            if colour == "even":
-                return ""
-            arm, middle = min(3.0, self.cell / 3), y + (self.line - 1) / 2
-            if self.cell >= _NARROWEST:
-                x, arm = math.floor(x), math.floor(arm)
-            across = f"M{number(x - arm)} {number(middle)}h{number(2 * arm)}"
-            down = f"m-{number(arm)}-{number(arm)}v{number(2 * arm)}"
-            return across + (down if (cell.change or 0) > 0 else "")
-        places = 1 if self.cell >= _ONE_DECIMAL else 0
-        is_new = cell.change is None
-        shown = percent(cell.recall, places) if is_new else points_of(cell.change, places)
-        return element("text", {"x": x, "y": y + self.line / 2 + 3.5}, shown)
-
-    def _name(self, row: int, found: Sequence[_Cell], new: Sequence[_Cell], y: float) -> str:
-        """Return the number of the version on the left, and what it learned right of its last cell."""
-        at, memory = y + self.line / 2 + 3.5, self.memory
-        version = text(
-            (_LEFT - 8, at),
-            str(memory.rows[row].version),
-            anchor="end",
-            colour="muted",
-            font_size=SMALL,
-        )
-        last = max((cell.column for cell in found), default=-1)
-        x = _LEFT + (last + 1) * self.cell + 6
-        groups = [self.columns[cell.column] for cell in new]
-        learned = [clean(memory.datasets[group[0]]) for group in groups]
-        more = sum(map(len, groups)) - len(learned)
-        if learned:
-            name = ", ".join(learned) + (f" and {more} more" if more else "")
-            return version + named((x, at), name, self.width - x - 6, size=SMALL)
-        if memory.rows[row].unlearns:
-            sign = text((x, at), MINUS, colour="muted", font_size=SMALL)
-            left, name = x + text_width(f"{MINUS} ", SMALL), memory.rows[row].learned
-            room = self.width - left - 6
-            return (
-                version
-                + sign
-                + named((left, at), name, room, size=SMALL, colour="muted", struck=True)
+    def __post_init__(self) -> None:
+        """Check the lengths and the shares. Raises ValueError."""
+        if self.learned is not None and len(self.learned) != len(self.datasets):
+            raise ValueError(
+                f"learned has {len(self.learned)} entries; it needs one for each of the {len(self.datasets)} datasets"
             )
-        if self.rows != list(range(len(memory.rows))):
-            return version
-        name = f"{clean(memory.rows[row].learned)} (not measured)"
-        return version + named((x, at), name, self.width - x - 6, size=SMALL, colour="muted")
+        for row in self.rows:
+            if len(row.recall) != len(self.datasets):
+                raise ValueError(
+                    f"version {row.version} has {len(row.recall)} values of recall; it needs one "
+                    f"for each of the {len(self.datasets)} datasets, None if it was not measured"
+                )
+            wrong = [each for each in row.recall if each is not None and not 0 <= each <= 1]
+            if wrong:
+                raise ValueError(f"version {row.version}: recall is {wrong[0]}, permitted: 0 to 1")
+
+    @cached_property
+    def first(self) -> Sequence[int | None]:
+        """By dataset: the index of the first row that measured it."""
+        return [
+            next((t for t, row in enumerate(self.rows) if row.recall[each] is not None), None)
+            for each in range(len(self.datasets))
+        ]
+
+    @cached_property
+    def in_order(self) -> Sequence[int]:
+        """The datasets that were measured, in the order in which they were learned."""
+        known = [(first, each) for each, first in enumerate(self.first) if first is not None]
+        return [dataset for _, dataset in sorted(known)]
+
+    @cached_property
+    def when_learned(self) -> Sequence[Learned | None]:
+        """By dataset: the version that learned it, and recall there; None: it was never measured."""
+        if self.learned is not None:
+            return self.learned
+        return [
+            None if t is None else Learned(self.rows[t].version, self.rows[t].recall[dataset])
+            for dataset, t in enumerate(self.first)
+        ]
+
+    @cached_property
+    def changes(self) -> Sequence[Sequence[float | None]]:
+        """T × S: change of recall since a dataset was learned; None where there is no later measurement."""
+        return [
+            [
+                None
+                if now is None or then is None or then.recall is None or then.version == row.version
+                else now - then.recall
+                for now, then in zip(row.recall, self.when_learned, strict=True)
+            ]
+            for row in self.rows
+        ]
+
+    @cached_property
+    def largest_change(self) -> float:
+        """The largest absolute change; 0 where no dataset was measured twice."""
+        known = (abs(each) for row in self.changes for each in row if each is not None)
+        return max(known, default=0.0)
+
+    def describe(self) -> str:
+        """Return what the matrix shows, in words."""
+        counts = f"{counted(len(self.rows), 'version')}, {counted(len(self.datasets), 'dataset')}."
+        unlearned = [
+            f"{brief(row.learned)} in version {row.version}" for row in self.rows if row.unlearns
+        ]
+        if unlearned:
+            counts += f" Unlearned: {', '.join(unlearned[-4:])}."
+        found = [
+            (change, row.version, name)
+            for row, changes in zip(self.rows, self.changes, strict=True)
+            for change, name in zip(changes, self.datasets, strict=True)
+            if change is not None
+        ]
+        now = [change for change in self.changes[-1] if change is not None] if self.rows else []
+        if not now:
+            return f"{counts} No dataset was measured again in a later version yet."
+        mean = f"Mean change of {self.metric} since learned: {points_of(fmean(now))} points."
+        change, version, name = min(found)
+        if change > -NOTICEABLE:
+            return f"{counts} {mean} No dataset lost half a point in any version."
+        loss = f"{points_of(change)} points, {brief(name)} in version {version}"
+        return f"{counts} {mean} Largest loss: {loss}."
 
 
-def _legend(y: float, limit: float, metric: str, width: float) -> tuple[str, float]:
-    """Return the scale of colours, from the largest loss to the largest gain, and the height."""
-    low, high = points_of(-limit, 0), f"{points_of(limit, 0)} points since learned"
-    colours = [
-        *(f"loss-{step}" for step in range(STEPS, 0, -1)),
-        "even",
-        *(f"gain-{step}" for step in range(1, STEPS + 1)),
-    ]
-    left = 12 + text_width(low, SMALL) + 4
-    each = min(15.0, (width - left - text_width(high, SMALL) - 10) / len(colours))
-    bars = [
-        rectangle((left + place * each, y + 5), (each - 1, 10), colour)
-        for place, colour in enumerate(colours)
-    ]
-    end = left + len(colours) * each + 4
-    words = f"bold: {metric} in % when learned"
-    x, below = end + text_width(high, SMALL) + 16, y + 14
-    if x + text_width(words, SMALL) > width - 4:
-        x, below = 12, y + 32
-    return (
-        text((12, y + 14), low, colour="muted", font_size=SMALL)
-        + "".join(bars)
-        + text((end, y + 14), high, colour="muted", font_size=SMALL)
-        + named((x, below), words, width - x - 4, size=SMALL, colour="muted")
-    ), below + 6 - y
+def recall_table(memory: Memory) -> Table:
+    """Return the table of all numbers: recall in per cent, and in brackets the change in points."""
+    rows = []
+    for row, changes in zip(memory.rows, memory.changes, strict=True):
+        cells = [
+            percent(now) + ("" if change is None else f" ({points_of(change)})")
+            if now is not None
+            else ""
+            for now, change in zip(row.recall, changes, strict=True)
+        ]
+        learned = f"unlearned {row.learned}" if row.unlearns else row.learned
+        rows.append((str(row.version), clean(learned), *cells))
+    caption = f"{memory.metric} in % (change in points since learned), by version and dataset"
+    return Table(caption, ("version", "learned", *map(clean, memory.datasets)), rows, names=2)
+
+
+def forgetting_matrix(
+    memory: Memory,
+    *,
+    width: float = WIDTH,
+    limit: float | None = None,
+    link: Callable[[int, int], str] | None = None,
+) -> Picture:
+    """Draw versions × datasets: recall when learned in per cent (bold), and then the change since, in points.
+
+    `limit`: where the scale of colours ends, as a share; None: at the largest change. `link`: the address that a cell
+    leads to, by the indices of its row and its dataset. Of more than 40 versions, evenly spaced ones and the newest are
+    drawn, and narrow cells are coloured only. The table has every number.
+    """
+    rows, columns = _evenly(len(memory.rows)), memory.in_order
+    left = min(_WIDEST_NAMES, 0.3 * width)
+    cell = min(_WIDEST, (width - left - _EDGE) / max(1, len(columns)))
+    if cell >= _NO_DECIMAL:
+        cell = math.floor(cell)
+    tallest = _TALLEST if cell >= _TWO_LINES else _LOW
+    line = math.floor(min(tallest, max(13.0, 520 / max(1, len(rows)))))
+    panel = _Panel(memory, left, cell, line, limit or _limit([memory]))
+    body = "".join(
+        text(
+            (left + (place + 0.5) * cell, _TOP - 8),
+            memory.datasets[each],
+            cell - 6,
+            size=SMALL,
+            anchor="middle",
+        )
+        for place, each in enumerate(columns)
+        if cell >= _TWO_LINES
+    )
+    body += "".join(panel.name(memory.rows[t], _TOP + place * line) for place, t in enumerate(rows))
+    count = sum(memory.rows[t].recall[each] is not None for t in rows for each in columns)
+    if cell < _NO_DECIMAL or count > _MOST_LINKS:
+        link = None
+        body += panel.stripes(rows)
+    else:
+        body += "".join(
+            panel.cell(t, each, (left + at * cell, _TOP + place * line), link)
+            for place, t in enumerate(rows)
+            for at, each in enumerate(columns)
+            if memory.rows[t].recall[each] is not None
+        )
+    end = _TOP + line * len(rows) + 18
+    key = f"Bold: {memory.metric} in % when learned; else change in points. Deepest colour: {points_of(-panel.limit, 0)} (orange), {points_of(panel.limit, 0)} (blue)."
+    body += text((_EDGE, end), key, width - 2 * _EDGE, size=SMALL, colour="muted")
+    remark = (
+        f" The picture has {len(rows)} of the versions." if len(rows) < len(memory.rows) else ""
+    )
+    return Picture(
+        "What each dataset lost or gained since it was learned",
+        memory.describe() + remark,
+        recall_table(memory),
+        width,
+        end + _EDGE,
+        body,
+        has_links=link is not None,
+    )
+
+
+def forgetting_matrices(panels: Mapping[str, Memory], *, width: float = 2 * WIDTH) -> str:
+    """Return several matrices side by side as one standalone SVG, in one scale of colours, each below its name."""
+    limit, columns = _limit(panels.values()), min(2, max(1, len(panels)))
+    drawn = {
+        name: forgetting_matrix(memory, width=width / columns, limit=limit)
+        for name, memory in panels.items()
+    }
+    return arranged("What earlier datasets lost, side by side", drawn, columns)
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """The cells of a matrix: where they begin, how wide and how high they are, and where their colours end."""
+
+    memory: Memory
+    left: float
+    wide: float
+    high: float
+    limit: float
+
+    def name(self, row: MemoryRow, y: float) -> str:
+        """Return the number of a version and the dataset that it learned, or unlearned: struck through."""
+        middle, number_width = y + self.high / 2 + 3.5, 36.0
+        version = text(
+            (number_width - 4, middle),
+            str(row.version),
+            number_width,
+            size=SMALL,
+            colour="muted",
+            anchor="end",
+        )
+        start, struck = number_width + 4, "line-through" if row.unlearns else ""
+        if row.unlearns:
+            version += text((start, middle), MINUS, size=SMALL, colour="muted")
+            start += text_width(f"{MINUS} ", SMALL)
+        return version + text(
+            (start, middle), row.learned, self.left - start - 8, size=SMALL, decoration=struck
+        )
+
+    def colour(self, t: int, dataset: int) -> str:
+        change = self.memory.changes[t][dataset]
+        if change is None or abs(change) < NOTICEABLE:
+            return "even"
+        step = min(STEPS, max(1, math.ceil(STEPS * abs(change) / self.limit - 1e-9)))
+        return f"{'loss' if change < 0 else 'gain'}-{step}"
+
+    def cell(
+        self,
+        t: int,
+        dataset: int,
+        corner: tuple[float, float],
+        link: Callable[[int, int], str] | None,
+    ) -> str:
+        """Return a cell with its numbers and a title, as a link if there is one."""
+        memory, (x, y), colour = self.memory, corner, self.colour(t, dataset)
+        recall, change = memory.rows[t].recall[dataset], memory.changes[t][dataset]
+        ink = "strong" if colour[-1] in "45" else "ink"
+        places = 1 if self.wide >= _ONE_DECIMAL else 0
+        shown = percent(recall, places) if change is None else points_of(change, places)
+        has_both = change is not None and self.high >= _TALLEST
+        centre, middle = x + (self.wide - 1) / 2, y + self.high / 2 + 3.5
+        drawn = rectangle(corner, (self.wide - 1, self.high - 1), colour)
+        drawn += text(
+            (centre, middle - 7 * has_both),
+            shown,
+            size=SMALL if places else 10,
+            colour=ink,
+            anchor="middle",
+            weight="600" if change is None else "",
+        )
+        if has_both:
+            drawn += text(
+                (centre, middle + 8), f"{percent(recall)} %", size=10, colour=ink, anchor="middle"
+            )
+        says = f"{brief(memory.datasets[dataset])}, version {memory.rows[t].version}: {memory.metric} {percent(recall)} %"
+        if change is not None:
+            says += f", {points_of(change)} points since learned"
+        if link is None:
+            return group(drawn + title(says), {})
+        return element("a", {"href": link(t, dataset), "aria-label": says}, drawn + title(says))
+
+    def stripes(self, rows: Sequence[int]) -> str:
+        """Return the cells of a large matrix as lines by colour, each as long as its neighbours have the same."""
+        lines: dict[str, list[str]] = {}
+        for place, t in enumerate(rows):
+            y, start, before = _TOP + place * self.high + self.high / 2, 0, ""
+            colours = [
+                "" if self.memory.rows[t].recall[each] is None else self.colour(t, each)
+                for each in self.memory.in_order
+            ]
+            for at, colour in enumerate([*colours, ""]):
+                if colour == before:
+                    continue
+                if before:
+                    run = f"M{number(self.left + start * self.wide)} {number(y)}h{number((at - start) * self.wide)}"
+                    lines.setdefault(before, []).append(run)
+                start, before = at, colour
+        return "".join(
+            element("path", {"d": "".join(runs), **stroke(colour, self.high - 1)})
+            for colour, runs in sorted(lines.items())
+        )
 
 
 def _limit(memories: Iterable[Memory]) -> float:
@@ -275,8 +339,8 @@ def _limit(memories: Iterable[Memory]) -> float:
     return math.ceil(100 * max(_SMALLEST_LIMIT, largest) - 1e-9) / 100
 
 
-def _evenly(count: int, most: int) -> list[int]:
-    """Return up to `most` indices, evenly spaced, with the first and the last."""
-    if count <= most:
+def _evenly(count: int) -> list[int]:
+    """Return at most 40 indices, evenly spaced, with the first and the last."""
+    if count <= _MOST_ROWS:
         return list(range(count))
-    return [round(each * (count - 1) / (most - 1)) for each in range(most)]
+    return [round(each * (count - 1) / (_MOST_ROWS - 1)) for each in range(_MOST_ROWS)]

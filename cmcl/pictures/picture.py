@@ -1,39 +1,18 @@
 """A picture with its text and its table: what every function of this package returns."""
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import overload
 
-from cmcl.pictures.svg import element, escape, group, isolated, named, number, rectangle, title
+from cmcl.pictures.svg import element, escape, group, isolated, number, rectangle, text, title
 from cmcl.pictures.theme import FONT, stylesheet, used_in
 
 WIDTH = 720.0
 _EDGE = 16.0
 _HEADING = 34.0
+_LINK = re.compile(r'<a href="[^"]*"')
 
 Cells = tuple[str, ...]
-
-
-class Rows(Sequence[Cells]):
-    """Rows of a table that are made when they are read: 1,000 versions × 100 datasets are 100,000 cells."""
-
-    def __init__(self, count: int, row: Callable[[int], Cells]) -> None:
-        self._count, self._row = count, row
-
-    @overload
-    def __getitem__(self, index: int) -> Cells: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Cells]: ...
-    def __getitem__(self, index: int | slice) -> Cells | Sequence[Cells]:
-        if isinstance(index, slice):
-            return [self._row(each) for each in range(self._count)[index]]
-        return self._row(range(self._count)[index])
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __iter__(self) -> Iterator[Cells]:
-        return map(self._row, range(self._count))
 
 
 @dataclass(frozen=True)
@@ -45,14 +24,13 @@ class Table:
     rows: Sequence[Cells]
     names: int = 1
 
-    def html(self, part: slice | None = None) -> str:
-        """Return a `<table>` with all rows, or with a part of them: `slice(50, 100)`."""
+    def html(self) -> str:
+        """Return a `<table>`."""
         heads = "".join(
             f'<th scope="col"{_text(index < self.names)}>{_bidi(heading)}</th>'
             for index, heading in enumerate(self.headings)
         )
-        rows = self.rows if part is None else self.rows[part]
-        body = "\n".join(map(self._row, rows))
+        body = "\n".join(map(self._row, self.rows))
         return (
             f'<table class="cmcl-table"><caption>{escape(self.caption)}</caption>\n'
             f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody></table>"
@@ -78,7 +56,10 @@ def _bidi(cell: str) -> str:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as SVG, with a title, a description in words, and a table of its numbers."""
+    """A picture as SVG, with a title, a description in words, and a table of its numbers.
+
+    `has_links`: a screen reader enters it, and reads its links; others are one image.
+    """
 
     title: str
     description: str
@@ -86,19 +67,23 @@ class Picture:
     width: float
     height: float
     body: str = field(repr=False)
+    has_links: bool = False
 
-    def svg(self, *, standalone: bool = False) -> str:
+    def svg(self, *, standalone: bool = False, note: str = "") -> str:
         """Return the `<svg>` element, in the colours of `STYLESHEET`, which the page has.
 
-        With `standalone` it has a style sheet of its own, a surface and a visible title: for a file, a
-        notebook or an `<img>`. Without, it has no `<style>`, so that it may stand in a page whose content
-        security policy forbids inline styles.
+        With `standalone` it has a style sheet of its own, a surface, a visible title, and below it `note`:
+        for a file, a notebook or an `<img>`. Without, it has no `<style>`, so that it may stand in a page
+        whose content security policy forbids inline styles.
         """
-        if standalone:
-            size = (self.width, self.height + _HEADING)
-            return _document(size, _names(self.title, self.description), _headed(self, 0.0))
         names = _names(self.title, self.description)
-        return element("svg", _root(self.width, self.height), names + self.body)
+        if not standalone:
+            return element("svg", _root(self.width, self.height, self.has_links), names + self.body)
+        drawn, height = _headed(self.title, self, (0.0, 0.0)), self.height + _HEADING
+        if note:
+            at, height = (_EDGE, height + 14), height + 24
+            drawn += text(at, note, self.width - 2 * _EDGE, size=11, colour="muted")
+        return _document((self.width, height), names, drawn)
 
     def html(self, *, standalone: bool = False) -> str:
         """Return a `<figure>`: title and description, the picture, and its table, folded.
@@ -122,27 +107,28 @@ class Picture:
         return self.html(standalone=True)
 
 
-def stacked(heading: str, parts: Sequence[Picture]) -> str:
-    """Return several pictures below each other as one standalone `<svg>`, each with its title."""
-    tops, height = [], 10.0
-    for part in parts:
-        tops.append(height)
-        height += part.height + _HEADING + 12
-    body = "".join(_headed(part, top) for part, top in zip(parts, tops, strict=True))
-    words = " ".join(f"{part.title}: {part.description}" for part in parts)
-    size = (max((part.width for part in parts), default=WIDTH), height)
-    return _document(size, _names(heading, words), body)
+def arranged(heading: str, parts: Mapping[str, Picture], columns: int = 1) -> str:
+    """Return several pictures in rows of `columns` as one standalone `<svg>`, each below its name."""
+    body, width, top = "", WIDTH, 10.0
+    for start in range(0, len(parts), columns):
+        row, left = list(parts.items())[start : start + columns], 0.0
+        for name, part in row:
+            body += _headed(name, part, (left, top))
+            left += part.width
+        width, top = max(width, left), top + max(part.height for _, part in row) + _HEADING + 12
+    words = " ".join(f"{name}: {part.description}" for name, part in parts.items())
+    return _document((width, top), _names(heading, words), body)
 
 
 def _names(heading: str, description: str) -> str:
     return f"{title(heading)}<desc>{escape(description)}</desc>"
 
 
-def _root(width: float, height: float) -> dict[str, str | float]:
+def _root(width: float, height: float, has_links: bool = False) -> dict[str, str | float]:
     return {
         "xmlns": "http://www.w3.org/2000/svg",
         "class": "cmcl-picture",
-        "role": "img",
+        "role": "group" if has_links else "img",
         "width": f"{width:g}",
         "height": f"{height:g}",
         "viewBox": f"0 0 {width:g} {height:g}",
@@ -158,9 +144,11 @@ def _document(size: tuple[float, float], names: str, body: str) -> str:
     return element("svg", _root(*size), names + style + whole)
 
 
-def _headed(part: Picture, top: float) -> str:
-    """Return a picture below its visible title."""
-    heading = named((_EDGE, top + 22), part.title, part.width - 2 * _EDGE, size=14)
-    heading = group(heading, {"font-weight": "600"})
-    moved = {"transform": f"translate(0 {number(top + _HEADING)})"}
-    return heading + group(part.body, moved)
+def _headed(heading: str, part: Picture, corner: tuple[float, float]) -> str:
+    """Return a picture below a visible title."""
+    left, top = corner
+    at = (left + _EDGE, top + 22)
+    written = text(at, heading, part.width - 2 * _EDGE, size=14, weight="600")
+    moved = {"transform": f"translate({number(left)} {number(top + _HEADING)})"}
+    # Links lead nowhere in a file.
+    return written + group(_LINK.sub("<a", part.body), moved)

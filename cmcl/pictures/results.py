@@ -1,31 +1,41 @@
-"""Pictures of what the API returns: a version, a candidate, and the versions of a model.
+"""Pictures of what the API returns: a version, a candidate, the versions of a model, its capacity, and a job.
 
-A picture of what was not measured is None.
+Each is drawn as one of seven kinds. A picture of what was not measured is None.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from cmcl.contract.api.jobs import Candidate
-from cmcl.contract.api.versions import DatasetFigures, EvaluationRow, Version, VersionSummary
-from cmcl.contract.capacity import FULL_BELOW
-from cmcl.contract.version import (
-    HeadCapacity,
-    LearnedDataset,
-    MeasuredDataset,
-    Protection,
-    VersionManifest,
+from cmcl.contract.api.jobs import Candidate, JobPhase, ProgressHistory
+from cmcl.contract.api.versions import (
+    EvaluationRow,
+    ModalityCapacity,
+    ModelCapacity,
+    Version,
+    VersionSummary,
 )
-from cmcl.pictures.bars import Bound, DriftRow, Share, drift_bars, share_bars
-from cmcl.pictures.curves import drift_curve, optimality_curve
-from cmcl.pictures.dumbbells import Optimality, RecallChange, optimality_bars, recall_changes
+from cmcl.contract.version import LearnedDataset, MeasuredDataset, VersionManifest
 from cmcl.pictures.graph import Pair, modality_graph
-from cmcl.pictures.matrix import forgetting_matrix
-from cmcl.pictures.memory import Memory, MemoryRow
-from cmcl.pictures.picture import Picture
-from cmcl.pictures.retention import retention_curves
-from cmcl.pictures.scales import percent
+from cmcl.pictures.lines import Line, lines
+from cmcl.pictures.matrix import Memory, MemoryRow, forgetting_matrix
+from cmcl.pictures.picture import WIDTH, Picture
+from cmcl.pictures.rows import Bar, RecallChange, bars, dumbbells
+from cmcl.pictures.scales import (
+    counted,
+    duration,
+    fine_percent,
+    percent,
+    points_of,
+    segments,
+    significant,
+)
+from cmcl.pictures.svg import brief
+
+# Curves of more datasets than this are drawn without names, but for those that lost most.
+_MOST_NAMED, _NAMED_OF_MANY = 10, 6
+# The forecast shows this many further datasets.
+_AHEAD = 5
 
 
 class VersionPictures(NamedTuple):
@@ -34,10 +44,22 @@ class VersionPictures(NamedTuple):
     forgetting: Picture | None
     retention: Picture | None
     drift: Picture | None
-    optimality: Picture | None
-    protection: Picture | None
-    capacity: Picture | None
     graph: Picture
+
+
+class CandidatePictures(NamedTuple):
+    """The pictures of a candidate: what publishing it would change."""
+
+    recall: Picture | None
+    drift: Picture | None
+
+
+class HistoryPictures(NamedTuple):
+    """The pictures of a model over its versions."""
+
+    forgetting: Picture | None
+    retention: Picture | None
+    drift: Picture | None
 
 
 def version_pictures(version: Version) -> VersionPictures:
@@ -57,23 +79,67 @@ def manifest_pictures(
     """
     names = {line.dataset: line.name for line in manifest.learned}
     report, memory = manifest.report, memory_of(manifest.learned, matrix)
-    best = [
-        Optimality(names.get(dataset, dataset), quality.now, quality.best)
-        for dataset, quality in report.quality.items()
-        if quality.best is not None
-    ]
-    drift = [
-        DriftRow(names.get(dataset, dataset), each.since_learned, each.against_parent)
-        for dataset, each in report.drift.items()
-    ]
+    drift = {names.get(each, each): found.since_learned for each, found in report.drift.items()}
     return VersionPictures(
         forgetting_matrix(memory) if memory.in_order else None,
         retention_curves(memory) if memory.in_order else None,
         drift_bars(drift, manifest.spec.drift_bound) if drift else None,
-        optimality_bars(best) if best else None,
-        _protection(report.protection),
-        _capacity(report.capacity),
         modality_graph(_pairs(manifest.learned, matrix, evaluation_only)),
+    )
+
+
+def candidate_pictures(candidate: Candidate) -> CandidatePictures:
+    """Draw a candidate beside its parent."""
+    bounds = {bound.name: bound.permitted for bound in candidate.bounds}
+    recall = [
+        RecallChange(
+            f"{each.name} (new)" if each.is_new else each.name,
+            each.recall_before.at_1 if each.recall_before else None,
+            each.recall_after.at_1 if each.recall_after else None,
+        )
+        for each in candidate.datasets
+        if each.recall_before or each.recall_after
+    ]
+    drift = {
+        each.name: each.drift_after for each in candidate.datasets if each.drift_after is not None
+    }
+    before = "untrained" if candidate.parent is None else f"version {candidate.parent}"
+    return CandidatePictures(
+        recall_changes(recall, before, "candidate") if recall else None,
+        drift_bars(drift, bounds.get("max_drift")) if drift else None,
+    )
+
+
+def history_pictures(
+    versions: Iterable[VersionSummary],
+    drift_bound: float | None = None,
+    names: Mapping[str, str] | None = None,
+) -> HistoryPictures:
+    """Draw a model over versions, in any order. `drift_bound`: the largest permitted drift, if there is one.
+
+    `names`: names of datasets by id, of those that were learned before the first of the versions.
+    """
+    in_order = sorted(versions, key=lambda each: each.version)
+    learned = {each.dataset: each.dataset_name for each in in_order if each.dataset is not None}
+    names = {**(names or {}), **learned}
+    recalls = [each.by_dataset.recall if each.by_dataset else {} for each in in_order]
+    # Datasets in the order in which they were first measured.
+    measured = list(dict.fromkeys(dataset for recall in recalls for dataset in recall))
+    rows = [
+        MemoryRow(
+            each.version,
+            each.dataset_name,
+            [recall.get(dataset) for dataset in measured],
+            each.kind == "unlearn",
+        )
+        for each, recall in zip(in_order, recalls, strict=True)
+    ]
+    memory = Memory([names.get(dataset, dataset) for dataset in measured], rows)
+    drift = {each.version: each.max_drift for each in in_order}
+    return HistoryPictures(
+        forgetting_matrix(memory) if memory.in_order else None,
+        retention_curves(memory) if memory.in_order else None,
+        drift_curve(drift, drift_bound) if set(drift.values()) - {None} else None,
     )
 
 
@@ -81,37 +147,168 @@ def memory_of(lineage: Sequence[LearnedDataset], matrix: Sequence[EvaluationRow]
     """Return R@1 of every version in `matrix` on the datasets of `lineage` that were measured."""
     names = {line.dataset: line.name for line in lineage}
     measured = [each for each in names if any(each in row.recall for row in matrix)]
-    return Memory(
-        [names[each] for each in measured],
-        [
-            MemoryRow(
-                row.version,
-                "nothing" if row.learned is None else names.get(row.learned, row.learned),
-                [row.recall[each].at_1 if each in row.recall else None for each in measured],
-            )
-            for row in matrix
-        ],
+    rows = [
+        MemoryRow(
+            row.version,
+            "nothing" if row.learned is None else names.get(row.learned, row.learned),
+            [row.recall[each].at_1 if each in row.recall else None for each in measured],
+        )
+        for row in matrix
+    ]
+    return Memory([names[each] for each in measured], rows)
+
+
+def retention_curves(memory: Memory, *, width: float = WIDTH) -> Picture:
+    """Draw the recall of each dataset from the version that learned it to the newest.
+
+    Of more than ten datasets, the six that lost most have names; the others are thin lines.
+    """
+    order = list(memory.in_order)
+    now = memory.rows[-1].recall if order else []
+    changes = memory.changes[-1] if order else []
+    named = order
+    if len(order) > _MOST_NAMED:
+        named = sorted(sorted(order, key=lambda each: changes[each] or 0.0)[:_NAMED_OF_MANY])
+    drawn = []
+    for each in order:
+        points = [(float(row.version), row.recall[each]) for row in memory.rows]
+        note = percent(now[each])
+        note += "" if changes[each] is None else f" ({points_of(changes[each])})"
+        place = named.index(each) if each in named else 0
+        name, is_thin = memory.datasets[each], each not in named
+        drawn.append(Line(name, points, note, place, is_thin=is_thin))
+    words = memory.describe()
+    if len(named) < len(order):
+        words += f" The {len(named)} datasets that lost most have names."
+    texts = (f"{memory.metric} of each dataset since it was learned", words)
+    return lines(texts, drawn, ("version", f"{memory.metric} in %"), times=100, width=width)
+
+
+def drift_bars(
+    drift: Mapping[str, float | None], bound: float | None = None, *, width: float = WIDTH
+) -> Picture:
+    """Draw the drift of each earlier dataset since it was learned against its bound, the largest first.
+
+    More than 24 bars are left to the table.
+    """
+    in_order = sorted(drift.items(), key=lambda each: -(each[1] or 0.0))
+    known = [(name, value) for name, value in in_order if value is not None]
+    words = "Not measured." if drift else "No earlier dataset."
+    if known:
+        words = f"Largest: {fine_percent(known[0][1])} %, {brief(known[0][0])}."
+    limit = None
+    if bound is not None:
+        limit = (bound, f"bound {significant(100 * bound)} %")
+        over = sum(value > bound for _, value in known)
+        kept = f"exceeded by {over} of {len(known)} datasets" if over else "kept by all datasets"
+        words += f" The bound of {significant(100 * bound)} % is {kept}." if known else ""
+    drawn = [
+        Bar(name, value, "not measured" if value is None else f"{fine_percent(value)} %")
+        for name, value in in_order
+    ]
+    return bars(("Drift of earlier datasets", words), drawn, limit, unit="drift", width=width)
+
+
+def recall_changes(
+    rows: Sequence[RecallChange],
+    before: str = "before",
+    after: str = "after",
+    *,
+    metric: str = "R@1",
+    width: float = WIDTH,
+) -> Picture:
+    """Draw the recall of each dataset before and after, the largest loss first.
+
+    `before`, `after`: what the two are, such as `version 7` and `candidate`.
+    """
+    in_order = sorted(rows, key=lambda row: row.change or 0.0)
+    known = [row for row in in_order if row.change is not None]
+    words = "No dataset was measured both before and after."
+    if known:
+        words = f"Lowest change: {points_of(known[0].change)} points, {brief(known[0].name)}."
+    texts = (f"{metric} of each dataset, {before} and {after}", words)
+    return dumbbells(texts, in_order, (before, after), width=width)
+
+
+def capacity_curves(capacity: ModelCapacity, *, width: float = WIDTH) -> Picture:
+    """Draw the free share of each modality's head over versions, and its forecast dotted."""
+    drawn, notes = [], []
+    for place, (name, head) in enumerate(capacity.modalities.items()):
+        free = [(float(each.version), each.free_share) for each in head.history]
+        note = f"{percent(free[-1][1], 0)} % free" if free else ""
+        left = head.datasets_left
+        if left is not None:
+            more = f", about {counted(left, 'dataset')} left" if left else ", full"
+            notes.append(f"{brief(name)} {note}{more}")
+        drawn.append(Line(name, free, note, place))
+        if ahead := _forecast(head):
+            forecast = f"{name} (forecast)"
+            points = [*free[-1:], *((float(v), share) for v, share in ahead.items())]
+            drawn.append(Line(forecast, points, "", place, is_dashed=True))
+    level = capacity.full_below
+    xs = [x for each in drawn for x, _ in each.points] or [0.0]
+    full = f"full below {percent(level, 0)} %"
+    drawn.append(Line(full, [(min(xs), level), (max(xs), level)], place=None, is_dashed=True))
+    words = "Free share of each modality's head by version; dotted: forecast. "
+    words += f"{'; '.join(notes) or 'No forecast yet'}."
+    texts, axes = (
+        ("How much room is left for further datasets", words),
+        ("version", "free share in %"),
     )
+    return lines(texts, drawn, axes, times=100, reaches=(0.0, 1.0), width=width)
 
 
-def _protection(heads: Mapping[str, Protection]) -> Picture | None:
-    rows = [Share(modality, head.blocked_share) for modality, head in heads.items()]
-    return share_bars("Share of each head that the update could not change", rows) if rows else None
+def _forecast(head: ModalityCapacity) -> dict[int, float]:
+    """Return the free share after each of the next datasets of the modality, by version."""
+    if head.taken_per_dataset is None or not head.history:
+        return {}
+    newest, kept = head.history[-1], 1 - head.taken_per_dataset
+    return {newest.version + n: newest.free_share * kept**n for n in range(1, _AHEAD + 1)}
 
 
-def _capacity(
-    heads: Mapping[str, HeadCapacity], before: Mapping[str, HeadCapacity | None] | None = None
-) -> Picture | None:
-    bound = Bound(FULL_BELOW, f"full below {percent(FULL_BELOW, 0)} %", is_minimum=True)
-    rows = []
-    for modality, head in heads.items():
-        then = (before or {}).get(modality)
-        note = f"{head.input_directions} of {head.input_width} inputs used"
-        if then is not None:
-            note = f"{percent(then.free_share)} % before, {note}"
-        rows.append(Share(modality, head.free_share, note))
-    heading = "Free share of each head, for further datasets"
-    return share_bars(heading, rows, bound) if rows else None
+def drift_curve(
+    drift: Mapping[int, float | None], bound: float | None = None, *, width: float = WIDTH
+) -> Picture:
+    """Draw the largest drift of an earlier dataset by version, against the bound of the gate."""
+    points = [(float(version), value) for version, value in sorted(drift.items())]
+    known = [value for _, value in points if value is not None]
+    drawn = [Line("largest", points, f"{fine_percent(known[-1])} %" if known else "")]
+    words = (
+        f"Largest of all versions: {fine_percent(max(known))} %." if known else "Not measured yet."
+    )
+    if bound is not None:
+        limit, over = f"{significant(100 * bound)} %", sum(value > bound for value in known)
+        words += f" Bound: {limit}, exceeded in {over} of {len(known)} versions."
+        drawn.append(Line(f"bound {limit}", [(x, bound) for x, _ in points], "", None, True))
+    texts, axes = ("Largest drift by version", words), ("version", "change of scores in %")
+    return lines(texts, drawn, axes, times=100, reaches=(0.0,), width=width)
+
+
+def loss_curve(attempts: Sequence[ProgressHistory], *, width: float = WIDTH) -> Picture:
+    """Draw the loss of each attempt over its updates, the oldest attempt first.
+
+    Reports without a loss, from before and after the training, are left out.
+    """
+    drawn, notes = [], []
+    for place, each in enumerate(attempts):
+        curve = [(float(at.updates_done), at.loss) for at in each.points if at.loss is not None]
+        name = f"attempt {each.attempt or 0}" if len(attempts) > 1 else "loss"
+        runs, note = segments(curve), ""
+        if runs:
+            note = significant(runs[-1][-1][1])
+            notes.append(f"{name} from {significant(runs[0][0][1])} to {note}")
+        drawn.append(Line(name, curve, note, place))
+    words = f"{'; '.join(notes).capitalize()}." if notes else "No progress has been reported yet."
+    return lines(("Loss of the training", words), drawn, ("update", "loss"), width=width)
+
+
+def job_phases(phases: Sequence[JobPhase], *, width: float = WIDTH) -> Picture:
+    """Draw how long each phase of a job took, in the order in which they ran."""
+    total = sum(phase.seconds for phase in phases)
+    taken = [duration(each.seconds) + (" so far" if each.running else "") for each in phases]
+    drawn = [Bar(each.phase, each.seconds, says) for each, says in zip(phases, taken, strict=True)]
+    words = f"{duration(total)} in all." if phases else "The job has not started."
+    return bars(("Where the time of the job went", words), drawn, unit="time", width=width)
 
 
 def _pairs(
@@ -148,100 +345,3 @@ def emergent_pairs(
         if each.recall is not None and (low, high) not in learned:
             recalls.setdefault((low, high), []).append(each.recall.at_1)
     return [Pair(*pair, fmean(found), emergent=True) for pair, found in recalls.items()]
-
-
-class CandidatePictures(NamedTuple):
-    """The pictures of a candidate: what publishing it would change."""
-
-    recall: Picture | None
-    drift: Picture | None
-    capacity: Picture | None
-    protection: Picture | None
-
-
-def candidate_pictures(candidate: Candidate) -> CandidatePictures:
-    """Draw a candidate beside its parent."""
-    bounds = {bound.name: bound.permitted for bound in candidate.bounds}
-    recall = [
-        RecallChange(
-            f"{each.name} (new)" if each.is_new else each.name,
-            each.recall_before.at_1 if each.recall_before else None,
-            each.recall_after.at_1 if each.recall_after else None,
-        )
-        for each in candidate.datasets
-        if each.recall_before or each.recall_after
-    ]
-    drift = [
-        DriftRow(each.name, each.drift_after, each.drift_against_parent)
-        for each in candidate.datasets
-        if each.drift_after is not None
-    ]
-    before = "untrained" if candidate.parent is None else f"version {candidate.parent}"
-    return CandidatePictures(
-        recall_changes(recall, before, "candidate") if recall else None,
-        drift_bars(drift, bounds.get("max_drift")) if drift else None,
-        _capacity(
-            {modality: change.after for modality, change in candidate.capacity.items()},
-            {modality: change.before for modality, change in candidate.capacity.items()},
-        ),
-        _protection(candidate.protection),
-    )
-
-
-class HistoryPictures(NamedTuple):
-    """The pictures of a model over its versions."""
-
-    forgetting: Picture | None
-    retention: Picture | None
-    drift: Picture | None
-    optimality: Picture | None
-
-
-def history_pictures(
-    versions: Iterable[VersionSummary],
-    drift_bound: float | None = None,
-    names: Mapping[str, str] | None = None,
-) -> HistoryPictures:
-    """Draw a model over versions, in any order. `drift_bound`: the largest permitted drift, if there is one.
-
-    `names`: names of datasets by id, of those that were learned before the first of the versions.
-    """
-    in_order = sorted(versions, key=lambda each: each.version)
-    memory = _memory(in_order, names or {})
-    drift = {each.version: each.max_drift for each in in_order}
-    best = {each.version: _optimality(each.by_dataset) for each in in_order}
-    return HistoryPictures(
-        forgetting_matrix(memory) if memory.in_order else None,
-        retention_curves(memory) if memory.in_order else None,
-        drift_curve(drift, drift_bound) if set(drift.values()) - {None} else None,
-        optimality_curve(best) if set(best.values()) - {(None, None)} else None,
-    )
-
-
-def _memory(versions: Sequence[VersionSummary], names: Mapping[str, str]) -> Memory:
-    learned = {each.dataset: each.dataset_name for each in versions if each.dataset is not None}
-    names = {**names, **learned}
-    recalls = [each.by_dataset.recall if each.by_dataset else {} for each in versions]
-    # Datasets in the order in which they were first measured.
-    measured = list(dict.fromkeys(dataset for recall in recalls for dataset in recall))
-    rows = [
-        MemoryRow(
-            each.version,
-            each.dataset_name,
-            [recall.get(dataset) for dataset in measured],
-            each.kind == "unlearn",
-        )
-        for each, recall in zip(versions, recalls, strict=True)
-    ]
-    return Memory([names.get(dataset, dataset) for dataset in measured], rows)
-
-
-def _optimality(figures: DatasetFigures | None) -> tuple[float | None, float | None]:
-    """Return the mean loss now and the mean attainable loss of the datasets that have both."""
-    both = {} if figures is None else figures.quality.keys() & figures.best.keys()
-    if figures is None or not both:
-        return None, None
-    in_order = sorted(both)
-    return fmean(figures.quality[each] for each in in_order), fmean(
-        figures.best[each] for each in in_order
-    )

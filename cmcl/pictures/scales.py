@@ -1,15 +1,14 @@
-"""Scales with round ticks, labels that do not overlap, and lines with as many points as can be seen."""
+"""Scales with round ticks, labels that do not overlap, lines with as many points as can be seen, and numbers as text."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from cmcl.pictures.svg import text_width
 
 Point = tuple[float, float]
 MINUS = "−"
-# Points that a line is thinned to: each bucket of pixels keeps its lowest and its highest.
-_POINTS_SEEN = 120
 
 
 @dataclass(frozen=True)
@@ -34,9 +33,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
     Steps are 1, 2, 2.5 or 5 times a power of ten. Equal or non-finite ends are widened or replaced.
     """
-    low, high = (value if math.isfinite(value) else 0.0 for value in (low, high))
-    if low > high:
-        low, high = high, low
+    low, high = sorted(value if math.isfinite(value) else 0.0 for value in (low, high))
     if high - low <= 1e-12 * max(1.0, abs(low), abs(high)):
         half = abs(high) / 2 or 0.5
         low, high = low - half, high + half
@@ -52,48 +49,32 @@ def decimals(step: float) -> int:
     return next((each for each in range(12) if abs(step - round(step, each)) < 1e-6 * step), 12)
 
 
-def whole_ticks(low: int, high: int, count: int) -> list[int]:
-    """Return at most `count + 1` whole numbers in a range: both ends, and round ones between them."""
-    if high <= low:
-        return [low]
-    rough = max(1.0, (high - low) / max(1, count))
-    power = 10 ** math.floor(math.log10(rough))
-    step = power * next((each for each in (1, 2, 5) if each * power >= rough), 10)
-    inner = range(low + step - low % step, high, step)
-    # A tick that would touch the label of an end is left out.
-    kept = [each for each in inner if each - low >= 0.6 * step and high - each >= 0.6 * step]
-    return [low, *kept, high]
+def ticks_that_fit(
+    ticks: Sequence[float], write: Callable[[float], str], length: float, size: float
+) -> list[float]:
+    """Return every tick, or every second, fifth, ..., so that labels on a line do not touch."""
+    widest = max((text_width(write(each), size) for each in ticks), default=0.0)
+    room = max(1, int(length / (widest + 14)))
+    every = next(each for each in (1, 2, 5, 10, 20, 50, 10**9) if len(ticks) <= room * each)
+    return list(ticks[::every])
 
 
-def spread(wanted: Sequence[float], sizes: Sequence[float], low: float, high: float) -> list[float]:
-    """Return centres near those wanted, so that labels of these sizes neither overlap nor leave the range.
+def spread(wanted: Sequence[float], size: float, low: float, high: float) -> list[float]:
+    """Return centres near those wanted, in their order and at least `size` apart, from `low` to `high`.
 
-    The order is kept, and the sum of squared moves is the smallest (isotonic regression by pooling). If
-    the sizes exceed the range, labels continue beyond `high`.
+    If there are more than fit, they continue above `low`.
     """
-    # Each block: where it starts, its labels in order, and its length.
-    blocks: list[tuple[float, list[int], float]] = []
-    for index in sorted(range(len(wanted)), key=lambda index: (wanted[index], index)):
-        start, labels, length = wanted[index] - sizes[index] / 2, [index], sizes[index]
-        start = max(low, min(start, high - length))
-        while blocks and blocks[-1][0] + blocks[-1][2] > start:
-            before, earlier, taken = blocks.pop()
-            # The mean of where the labels of both want their common block to start.
-            sum_of_starts = before * len(earlier) + (start - taken) * len(labels)
-            labels, length = earlier + labels, taken + length
-            start = max(low, min(sum_of_starts / len(labels), high - length))
-        blocks.append((start, labels, length))
-    placed = [0.0] * len(wanted)
-    below = low
-    for start, labels, _ in blocks:
-        below = max(below, start)
-        for index in labels:
-            placed[index] = below + sizes[index] / 2
-            below += sizes[index]
+    placed, above = list(wanted), low - size
+    order = sorted(range(len(wanted)), key=lambda index: (wanted[index], index))
+    for index in order:
+        above = placed[index] = max(wanted[index], above + size)
+    below = high + size
+    for index in reversed(order):
+        below = placed[index] = min(placed[index], below - size)
     return placed
 
 
-def thinned(points: Sequence[Point], count: int = _POINTS_SEEN) -> list[Point]:
+def thinned(points: Sequence[Point], count: int = 120) -> list[Point]:
     """Return at most about `count` points of a line: the first, the last, and the extremes between."""
     if len(points) <= count:
         return list(points)
@@ -120,16 +101,6 @@ def segments(points: Sequence[tuple[float, float | None]]) -> list[list[Point]]:
     return [run for run in runs if run]
 
 
-def ticks_that_fit(
-    ticks: Sequence[float], write: Callable[[float], str], length: float, size: float
-) -> list[float]:
-    """Return every tick, or every second, fifth, ..., so that labels on a line do not touch."""
-    widest = max((text_width(write(each), size) for each in ticks), default=0.0)
-    room = max(1, int(length / (widest + 14)))
-    every = next(each for each in (1, 2, 5, 10, 20, 50, 10**9) if len(ticks) <= room * each)
-    return [each for index, each in enumerate(ticks) if index % every == 0]
-
-
 # --- Numbers as text ------------------------------------------------------------------------------
 
 
@@ -140,20 +111,15 @@ def percent(share: float | None, places: int = 1) -> str:
 
 def fine_percent(share: float | None) -> str:
     """Return a share that may be small as per cent without the sign: `123.4`, `8.62`, `0.0123`."""
-    if share is None or not math.isfinite(share):
-        return plain(None, 0)
-    return percent(share) if abs(share) >= 0.1 else significant(100 * share)
+    if share is None or not math.isfinite(share) or abs(share) >= 0.1:
+        return percent(share)
+    return significant(100 * share)
 
 
 def points_of(share: float | None, places: int = 1) -> str:
-    """Return a change of a share in points with its sign, `+1.2`, or a dash where there is none."""
-    return signed(None if share is None else 100 * share, places)
-
-
-def signed(value: float | None, places: int = 1) -> str:
-    """Return a number with its sign. Zero, also after rounding, has none."""
-    written = plain(value, places)
-    is_positive = value is not None and math.isfinite(value) and float(f"{value:.{places}f}") > 0
+    """Return a change of a share in points with its sign, `+1.2`; a dash where there is none; zero has no sign."""
+    written = percent(share, places)
+    is_positive = share is not None and share > 0 and written.strip("0.–") != ""
     return f"+{written}" if is_positive else written
 
 
@@ -175,11 +141,22 @@ def significant(value: float | None, digits: int = 3) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """Return a number with its noun: `1 version`, `1,000 versions`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {_plural(noun)}"
+    """Return a number with its noun: `1 version`, `1,000 versions`, `3 modalities`."""
+    many = f"{noun[:-1]}ies" if noun.endswith("ty") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else many}"
 
 
-def _plural(noun: str) -> str:
-    if noun.endswith("ch"):
-        return f"{noun}es"
-    return f"{noun[:-1]}ies" if noun.endswith("ty") else f"{noun}s"
+def duration(seconds: float) -> str:
+    """Return a duration in its two largest units: `850 ms`, `12.3 s`, `4 min 10 s`, `3 h 5 min`."""
+    sign, seconds = (MINUS, -seconds) if seconds < 0 else ("", seconds)
+    if seconds < 1:
+        return f"{sign}{1000 * seconds:.0f} ms"
+    if seconds < 60:
+        return f"{sign}{seconds:.1f} s"
+    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    whole = round(seconds)
+    for (large, size), (small, part) in pairwise(units):
+        if whole >= size:
+            rest = whole % size // part
+            return f"{sign}{whole // size} {large}" + (f" {rest} {small}" if rest else "")
+    return f"{sign}{whole} s"

@@ -6,7 +6,7 @@ around them, and are cut to the width that they have, with the whole in a `<titl
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 from cmcl.pictures.theme import fill, stroke
 
@@ -16,8 +16,6 @@ ELLIPSIS = "…"
 # A `<title>` longer than this is cut: a page with a hundred names stays small.
 _LONGEST_TITLE = 1000
 _BRIEF = 60
-# Width of a mark of a key, with the space behind it.
-_MARK = 30.0
 _NO_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 # Embeddings, overrides and isolates, which reach beyond the name that has them.
 _REORDERS = re.compile("[\u202a-\u202e\u2066-\u2069]")
@@ -120,54 +118,64 @@ def group(content: str, attributes: Mapping[str, str | float]) -> str:
     return element("g", attributes, content) if content else ""
 
 
-def text(
+def text(  # noqa: PLR0913 - how a text looks
     at: tuple[float, float],
     content: str,
-    *,
-    colour: str = "ink",
-    anchor: str = "start",
-    **attributes: str | float,
-) -> str:
-    """Return a text with its baseline at `at`. Underscores in names of attributes stand for hyphens."""
-    written: dict[str, str | float] = {"x": at[0], "y": at[1], **fill(colour)}
-    if anchor != "start":
-        written["text-anchor"] = anchor
-    written |= {key.replace("_", "-"): value for key, value in attributes.items()}
-    return element("text", written, escape(content))
-
-
-def named(  # noqa: PLR0913 - how a name is shown
-    at: tuple[float, float],
-    name: str,
-    width: float,
+    width: float | None = None,
     *,
     size: float = TEXT,
     colour: str = "ink",
     anchor: str = "start",
-    struck: bool = False,
+    weight: str = "",
+    decoration: str = "",
 ) -> str:
-    """Return a user's name, cut to `width` pixels, with the whole in its title if it was cut.
-
-    `struck`: with a line through it.
-    """
-    shown, whole = cut(name, width, size), clean(name)
+    """Return a text with its baseline at `at`, cut to `width` pixels, with the whole in its title if it was cut."""
+    whole = clean(content)
+    shown = whole if width is None else cut(whole, width, size)
     written: dict[str, str | float] = {"x": at[0], "y": at[1], **fill(colour)}
     if anchor != "start":
         written["text-anchor"] = anchor
     if size != TEXT:
         written["font-size"] = size
-    if struck:
-        written["text-decoration"] = "line-through"
-    content = escape(isolated(shown))
-    return element("text", written, content if shown == whole else content + title(whole))
+    if weight:
+        written["font-weight"] = weight
+    if decoration:
+        written["text-decoration"] = decoration
+    inner = escape(isolated(shown))
+    return element("text", written, inner if shown == whole else inner + title(whole))
 
 
-def line(
-    start: tuple[float, float], end: tuple[float, float], colour: str, width: float = 1
+def path(
+    points: str,
+    colour: str,
+    width: float = 1,
+    says: str = "",
+    *,
+    dashes: str = "",
+    opacity: str = "",
 ) -> str:
-    """Return a straight line."""
-    path = f"M{number(start[0])} {number(start[1])}L{number(end[0])} {number(end[1])}"
-    return element("path", {"d": path, **stroke(colour, width)})
+    """Return a line along the commands of `points`. `dashes`: lengths of dashes and of gaps."""
+    look = {"stroke-dasharray": dashes} if dashes else {}
+    look |= {"stroke-opacity": opacity} if opacity else {}
+    drawn = {"d": points, **stroke(colour, width), **look}
+    return element("path", drawn, title(says) if says else "")
+
+
+def circle(
+    centre: tuple[float, float],
+    radius: float,
+    colour: str,
+    says: str = "",
+    *,
+    is_ring: bool = False,
+) -> str:
+    """Return a disc or, with `is_ring`, a ring on the surface."""
+    look: dict[str, str] = fill(colour)
+    if is_ring:
+        inside, edge = fill("surface"), stroke(colour, 2)
+        look = {**edge, **inside, "class": f"{inside['class']} {edge['class']}"}
+    where: dict[str, str | float] = {"cx": centre[0], "cy": centre[1], "r": radius}
+    return element("circle", where | look, title(says) if says else "")
 
 
 def rectangle(
@@ -183,25 +191,3 @@ def rectangle(
     if radius:
         attributes["rx"] = radius
     return element("rect", attributes | fill(colour))
-
-
-def key(
-    entries: Sequence[tuple[Callable[[float, float], str], str]],
-    left: float,
-    top: float,
-    width: float,
-) -> tuple[str, float]:
-    """Return marks with their words, as many in a line as fit into the picture, and the height.
-
-    A mark is drawn around the point that it gets, in a width of 24 pixels.
-    """
-    x, y, drawn = left, top + 14.0, []
-    for mark, words in entries:
-        wide = text_width(words, SMALL)
-        if x > left and x + _MARK + wide > width - 4:
-            x, y = left, y + 18
-        drawn.append(mark(x + 12, y - 4))
-        at = (x + _MARK, y)
-        drawn.append(named(at, words, width - 4 - at[0], size=SMALL, colour="muted"))
-        x += _MARK + wide + 20
-    return "".join(drawn), y + 6 - top

@@ -32,6 +32,7 @@ from service.api.problems import (
 from service.context import Context
 from service.page import (
     collections,
+    comparison,
     datasets,
     events,
     jobs,
@@ -55,6 +56,7 @@ logger = logging.getLogger(__name__)
 _ROUTES = (
     models,
     memory,
+    comparison,
     versions,
     jobs,
     datasets,

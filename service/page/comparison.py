@@ -1,27 +1,37 @@
 """Two versions of a model beside each other, dataset by dataset.
 
-A version or a candidate beside its parent, as tables and pictures, and what a promotion or a rollback changes for
-clients of the endpoint.
+A version or a candidate beside its parent, as tables and pictures; what a promotion or a rollback changes for clients of
+the endpoint; and any two versions, with the held-out rows of a dataset that they answer differently.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Annotated, Literal
 
-from fastapi import Depends, Query
-from pydantic import BaseModel
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, Field
 
+from cmcl.contract.api.endpoint import HeldOutList, HeldOutResults, HeldOutRow
 from cmcl.contract.api.jobs import CandidateDataset, JobPhase
 from cmcl.contract.api.versions import VersionSummary
-from cmcl.pictures import DriftRow, Optimality, drift_bars, job_phases, optimality_bars
+from cmcl.pictures import NOTICEABLE, RecallChange, drift_bars, job_phases, recall_changes
+from service.api.dependencies import ContextDep, ModelPath, Reader
+from service.api.models import read_summary
 from service.api.pagination import LARGEST_NUMBER
 from service.api.versions import list_versions, read_version
 from service.context import Context
 from service.core.errors import NotFound
 from service.core.principal import Principal
 from service.database.engine import Seek
-from service.page.rendering import Figure, figure
+from service.page.endpoint import Endpoint, EndpointProblem, release_slot
+from service.page.forms import VersionNumber
+from service.page.rendering import PREFIX, WHOLE, Figure, Visitor, figure, pages_of, visitor_of
+
+router = APIRouter(prefix=PREFIX)
 
 Order = Literal["lost", "drift", "loss", "learned"]
 # What the tables can be ordered by, as their links say it.
@@ -33,8 +43,12 @@ ORDERS: Mapping[str, str] = {
 }
 _ROWS = 50
 
-# Rows of the table; a confirmation must be read at a glance, and the memory page has all.
-_MOST_SHOWN = 8
+# Rows of the table; a confirmation must be read at a glance, and the comparison has more.
+_MOST_SHOWN, _MOST_COMPARED = 8, 100
+# Held-out rows that both versions are asked for, and those that are shown.
+_ASKED_ROWS, _SHOWN_ROWS = 16, 5
+# Versions that can be chosen.
+_OFFERED = 200
 
 
 @dataclass(frozen=True)
@@ -148,7 +162,6 @@ def comparison_values(
         "comparison": comparison,
         "changes": {"since_learned": change_since_learned, "by_version": change_by_version},
         "drift": drift_figure(comparison, bound) if comparison.earlier else None,
-        "optimality": optimality_figure(comparison),
         "time": time_figure(seconds),
         "orders": ORDERS,
     }
@@ -179,22 +192,8 @@ _KEYS: Mapping[str, Callable[[CandidateDataset], float]] = {
 
 
 def drift_figure(comparison: Comparison, bound: float | None) -> Figure:
-    rows = [
-        DriftRow(each.name, each.drift_after, each.drift_against_parent)
-        for each in comparison.earlier
-    ]
-    return figure(lambda width: drift_bars(rows, bound, width=width))
-
-
-def optimality_figure(comparison: Comparison) -> Figure | None:
-    """The loss of each earlier dataset against the lowest possible; None where that is not known."""
-    known = [(each.name, each.quality_after) for each in comparison.earlier if each.quality_after]
-    rows = [
-        Optimality(name, quality.now, quality.best)
-        for name, quality in known
-        if quality.best is not None
-    ]
-    return figure(lambda width: optimality_bars(rows, width=width)) if rows else None
+    drift = {each.name: each.drift_after for each in comparison.earlier}
+    return figure(lambda width: drift_bars(drift, bound, width=width))
 
 
 def time_figure(seconds: Mapping[str, float]) -> Figure | None:
@@ -253,9 +252,14 @@ def read_figures(
 
 
 def compare_versions(
-    model: str, before: int | None, after: int, principal: Principal, context: Context
+    model: str,
+    before: int | None,
+    after: int,
+    principal: Principal,
+    context: Context,
+    most: int = _MOST_SHOWN,
 ) -> VersionChange:
-    """Compare two versions: the datasets that are lost first, then those whose recall changes most. Raises NotFound."""
+    """Compare two versions: of at most `most` datasets, those that are lost first, then those whose recall changes most. Raises NotFound."""
     new = read_figures(model, after, principal, context)
     old = read_figures(model, before, principal, context) if before is not None else None
     known = _learned_by(model, after, principal, context)
@@ -284,8 +288,8 @@ def compare_versions(
     return VersionChange(
         before=old,
         after=new,
-        datasets=compared[:_MOST_SHOWN],
-        more=max(0, len(compared) - _MOST_SHOWN),
+        datasets=compared[:most],
+        more=max(0, len(compared) - most),
         lost=len(known_before.keys() - known.keys()),
         gained=len(known.keys() - known_before.keys()) if old is not None else 0,
         measured_in_both=len(in_both),
@@ -308,3 +312,140 @@ def _measured(version: VersionSummary | None) -> tuple[Mapping[str, float], Mapp
 def _importance(compared: ComparedDataset) -> tuple[bool, float, str]:
     is_lost = compared.is_learned_before and not compared.is_learned_after
     return (not is_lost, -abs(compared.change or 0.0), compared.name)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A held-out row of a dataset, and what two versions found for it in the other modality."""
+
+    row: HeldOutRow
+    before: HeldOutResults
+    after: HeldOutResults
+
+    @property
+    def ranks(self) -> tuple[int, int]:
+        """At which place each version found the partner."""
+        before, after = self.before.partner, self.after.partner
+        return (before.rank if before else 0, after.rank if after else 0)
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Of the rows that were asked for, those whose partner fell furthest first; or why none could be asked for."""
+
+    modality: str = ""
+    rows: Sequence[Asked] = ()
+    asked: int = 0
+    problem: EndpointProblem | None = None
+
+
+class Ends(BaseModel):
+    """The two versions, and the dataset that is looked at closely; None: the one that lost most."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    before: VersionNumber
+    after: VersionNumber
+    dataset: Annotated[str, Field(max_length=80)] | None = None
+
+
+@router.get("/models/{model}/compare")
+async def compare_page(
+    request: Request,
+    model: ModelPath,
+    principal: Reader,
+    context: ContextDep,
+    ends: Annotated[Ends, Query()],
+) -> Response:
+    """Any two versions: the datasets that both measured, and what one of these lost, with rows that show it."""
+    before, after, dataset = ends.before, ends.after, ends.dataset
+    summary = await run_in_threadpool(read_summary, model, principal, context)
+    compared = await run_in_threadpool(
+        compare_versions, model, before, after, principal, context, _MOST_COMPARED
+    )
+    both = [each for each in compared.datasets if each.change is not None]
+    worst = min(both, key=lambda each: each.change or 0.0, default=None)
+    chosen = next((each for each in compared.datasets if each.dataset == dataset), worst)
+    if dataset is not None and (chosen is None or chosen.dataset != dataset):
+        raise NotFound(f"versions {before} and {after} have no dataset {dataset!r}")
+    # The endpoint may be slow, and others of the owner need the slot.
+    release_slot(request)
+    differences = None
+    if chosen is not None and chosen.change is not None:
+        endpoint, visitor = request.app.state.endpoint, visitor_of(request)
+        pair = (f"{model}@{before}", f"{model}@{after}")
+        differences = await _differences(endpoint, visitor, pair, chosen.dataset)
+    changes = [RecallChange(each.name, each.recall_before, each.recall_after) for each in both]
+    names = (f"v{before}", f"v{after}")
+
+    def render() -> Response:
+        steps = _steps(model, (before, after), chosen, principal, context) if chosen else []
+        return pages_of(request).render(
+            request,
+            "compare.html",
+            model=summary,
+            comparison=compared,
+            lost=sum((each.change or 0.0) <= -NOTICEABLE for each in both),
+            worst=worst,
+            chosen=chosen,
+            steps=steps,
+            differences=differences,
+            recall=figure(lambda width: recall_changes(changes, *names, width=width), WHOLE)
+            if changes
+            else None,
+        )
+
+    return await run_in_threadpool(render)
+
+
+def _steps(
+    model: str,
+    ends: tuple[int, int],
+    dataset: ComparedDataset,
+    principal: Principal,
+    context: Context,
+) -> list[tuple[VersionSummary, float]]:
+    """The versions between the two that changed the recall of a dataset, and by how much, the largest change first."""
+    low, high = sorted(ends)
+    if high - low > _OFFERED:
+        return []
+    seek = Seek(low - 1, "asc", high - low + 1)
+    found = list_versions(model, principal, context, seek, by_dataset=True).items
+    steps, last = [], None
+    for version in found:
+        now = _measured(version)[0].get(dataset.dataset)
+        if now is not None and last is not None and abs(now - last) >= NOTICEABLE:
+            steps.append((version, now - last))
+        last = last if now is None else now
+    return sorted(steps, key=lambda step: -abs(step[1]))
+
+
+async def _differences(
+    endpoint: Endpoint, visitor: Visitor, versions: tuple[str, str], dataset: str
+) -> Differences:
+    """Ask both versions for the first held-out rows of a dataset."""
+
+    def path(reference: str) -> str:
+        return f"/v1/models/{reference}/held-out/{dataset}"
+
+    try:
+        listed = await endpoint.ask(
+            visitor, HeldOutList, path(versions[1]), parameters={"limit": _ASKED_ROWS}
+        )
+
+        async def ask(row: HeldOutRow) -> Asked:
+            body = {"row": row.row, "modality": listed.pair[0], "top_k": 1}
+            body["among"] = listed.pair[1]
+            found = [
+                await endpoint.ask(visitor, HeldOutResults, f"{path(each)}/search", body)
+                for each in versions
+            ]
+            return Asked(row, *found)
+
+        # As many at once as the endpoint takes of one owner.
+        asked = await asyncio.gather(*map(ask, listed.data))
+    except EndpointProblem as problem:
+        return Differences(problem=problem)
+    rows = [each for each in asked if each.ranks[0] != each.ranks[1]]
+    rows.sort(key=lambda each: each.ranks[0] - each.ranks[1])
+    return Differences(listed.pair[0], rows[:_SHOWN_ROWS], len(asked))

@@ -1,11 +1,11 @@
-"""The memory of a model: what each version retrieves of each dataset, how far scores moved, how near they are to the best;
-and the room that is left: free shares with a forecast or, where heads are solved from moments, rank and optimality.
+"""The memory of a model: what each version retrieves of each dataset, and how far scores moved;
+and the room that is left: free shares with a forecast or, where heads are solved from moments, their rank.
 
 A long history is shown in evenly spaced versions, or in a range of versions that follow each other.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Annotated, Literal
 from urllib.parse import urlencode
@@ -14,22 +14,18 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
 from cmcl.contract.api.models import Model
-from cmcl.contract.api.versions import ModalityCapacity, ModelCapacity, Version, VersionSummary
+from cmcl.contract.api.versions import ModalityCapacity, ModelCapacity, VersionSummary
 from cmcl.contract.version import LearnedDataset, Recall, Solution
 from cmcl.pictures import (
     Learned,
     Memory,
     MemoryRow,
-    Optimality,
     capacity_curves,
     drift_curve,
     forgetting_matrix,
-    optimality_bars,
-    optimality_curve,
     retention_curves,
 )
-from cmcl.pictures.memory import recall_table
-from cmcl.pictures.picture import Table
+from cmcl.pictures.matrix import recall_table
 from service.api.dependencies import ContextDep, ModelPath, Reader
 from service.api.models import read_model, read_summary
 from service.api.pagination import LARGEST_NUMBER
@@ -37,7 +33,8 @@ from service.api.versions import list_versions, read_capacity, read_version
 from service.context import Context
 from service.core.principal import Principal
 from service.database.engine import Seek
-from service.page.rendering import HALF, PREFIX, WHOLE, Figure, figure, pages_of
+from service.page.comparison import read_figures
+from service.page.rendering import PREFIX, WHOLE, figure, pages_of, root_of
 
 router = APIRouter(prefix=PREFIX)
 
@@ -45,8 +42,6 @@ router = APIRouter(prefix=PREFIX)
 MOST = 32
 # Datasets of the pictures, of the table of datasets, and of the table of the matrix.
 _MEASURED, _ROWS, _COLUMNS = 100, 50, 16
-# So many datasets fit into half a column; of more than these, a cell has a sign instead of its number.
-_FEW, _SIGNS, _SIGNS_WIDTH = 6, 48, 900.0
 
 
 @dataclass(frozen=True)
@@ -54,19 +49,18 @@ class Wanted:
     """The part of the memory that is shown.
 
     `to`: the newest of versions that follow each other; None: evenly spaced ones. `at`: recall among how many results.
-    `rows` and `columns`: datasets before those of the two tables; None: the table of the matrix is folded.
+    `rows`: datasets before those of the table.
     """
 
     to: int | None = None
     at: Literal["1", "10"] = "1"
     rows: int = 0
-    columns: int | None = None
 
     def query(self, **changes: object) -> str:
         """The query of the address with changes."""
         values = {**vars(self), **changes}
         given = {"to": values["to"], "at": values["at"] if values["at"] != "1" else None}
-        given |= {"rows": values["rows"] or None, "columns": values["columns"]}
+        given |= {"rows": values["rows"] or None}
         return urlencode({name: value for name, value in given.items() if value is not None})
 
 
@@ -74,9 +68,8 @@ def get_wanted(
     to: Annotated[int | None, Query(ge=1, le=LARGEST_NUMBER)] = None,
     at: Literal["1", "10"] = "1",
     rows: Annotated[int, Query(ge=0, le=LARGEST_NUMBER)] = 0,
-    columns: Annotated[int | None, Query(ge=0, le=LARGEST_NUMBER)] = None,
 ) -> Wanted:
-    return Wanted(to, at, rows, columns)
+    return Wanted(to, at, rows)
 
 
 @dataclass(frozen=True)
@@ -118,7 +111,8 @@ def memory_page(
         lineage = read_version(
             model, versions[-1].version, principal, context, matrix=False
         ).lineage
-        values = _values(lineage, versions, wanted, summary.drift_bound)
+        address = f"{root_of(request.url.path)}models/{model}"
+        values = _values(lineage, versions, wanted, summary.drift_bound, address)
     return pages_of(request).render(
         request,
         "memory.html",
@@ -135,11 +129,11 @@ def memory_page(
 def _versions(
     model: str, newest: int, to: int | None, principal: Principal, context: Context
 ) -> list[VersionSummary]:
-    """Versions that follow each other up to `to`, or evenly spaced ones; oldest first."""
-    if to is None:
-        return spaced_versions(model, newest, principal, context)
-    seek = Seek(min(to, newest) + 1, "desc", MOST)
-    return list_versions(model, principal, context, seek, by_dataset=True).items[::-1]
+    """Versions that follow each other up to `to`, or evenly spaced ones with the newest; oldest first."""
+    seek = Seek[int](None if to is None else min(to, newest) + 1, "desc", MOST)
+    every = distance(newest) if to is None else 1
+    found = list_versions(model, principal, context, seek, by_dataset=True, every=every)
+    return found.items[::-1]
 
 
 def _values(
@@ -147,44 +141,50 @@ def _values(
     versions: Sequence[VersionSummary],
     wanted: Wanted,
     bound: float | None,
+    address: str,
 ) -> dict[str, object]:
     retained = [_retained(line, versions, wanted.at) for line in lineage]
-    measured = [each for each in retained if each.now is not None]
-    worst = sorted(measured, key=_by_change)
-    shown = [
+    worst = sorted((each for each in retained if each.now is not None), key=_by_change)
+    columns = [
         Column(each.line.dataset, each.line.name, each.line.version, each.then)
         for each in worst[:_MEASURED]
     ]
-    shown += _unlearned(lineage, versions, wanted.at)
+    numbers = _memory(columns[:_COLUMNS], versions, wanted.at)
+    columns += _unlearned(lineage, versions, wanted.at)
     # The order of learning again.
-    shown.sort(key=lambda column: column.version)
-    memory = _memory(shown, versions, wanted.at)
+    columns.sort(key=lambda column: column.version)
+    memory = _memory(columns, versions, wanted.at)
+    if len(columns) <= _COLUMNS:
+        numbers = memory
+
+    def link(row: int, dataset: int) -> str:
+        """The comparison of a version with the one that learned the dataset."""
+        column, version = columns[dataset], memory.rows[row].version
+        if column.version == version:
+            return f"{address}/versions/{version}"
+        query = {"before": column.version, "after": version, "dataset": column.dataset}
+        return f"{address}/compare?{urlencode(query)}"
+
     rows = sorted(retained, key=_by_change)[wanted.rows : wanted.rows + _ROWS]
     following = wanted.rows + len(rows)
-    whole = HALF if len(shown) <= _FEW else WHOLE
+    drifts = {each.version: each.max_drift for each in versions}
     return {
         "memory": memory,
-        "datasets": len(lineage),
-        "measured": len(measured),
+        "measured": len(worst),
         "earlier": sum(not each.is_new for each in retained),
         "measured_twice": sum(each.change is not None for each in retained),
-        "mean_recall": mean(each.now for each in measured),
-        "mean_change": mean(each.change for each in measured),
         "lost_most": worst[0] if worst and worst[0].change is not None else None,
         "drifted_most": max(
             (each for each in retained if each.drift is not None),
             key=lambda each: each.drift or 0.0,
             default=None,
         ),
-        "is_small": whole == HALF,
-        "matrix": forgetting_matrix(memory, width=_SIGNS_WIDTH if len(shown) > _SIGNS else whole),
-        "retention": figure(lambda width: retention_curves(memory, width=width), whole),
-        "drift": figure(lambda width: drift_curve(_drifts(versions), bound, width=width)),
-        "optimality": optimality_over_versions(versions),
+        "matrix": figure(lambda width: forgetting_matrix(memory, width=width, link=link), WHOLE),
+        "retention": figure(lambda width: retention_curves(memory, width=width)),
+        "drift": figure(lambda width: drift_curve(drifts, bound, width=width)),
         "rows": rows,
         "next_rows": following if following < len(retained) else None,
-        "numbers": _numbers(memory, wanted.columns or 0),
-        "columns": range(0, len(memory.datasets), _COLUMNS),
+        "numbers": recall_table(numbers),
     }
 
 
@@ -260,31 +260,9 @@ def _memory(columns: Sequence[Column], versions: Sequence[VersionSummary], at: s
     return Memory([column.name for column in columns], rows, f"R@{at}", learned)
 
 
-def _numbers(memory: Memory, start: int) -> Table:
-    """The table of the matrix, of some of its datasets: all would be several times as much as the rest of the page."""
-    part = slice(start, start + _COLUMNS)
-    rows = [replace(row, recall=row.recall[part]) for row in memory.rows]
-    learned = memory.learned[part] if memory.learned else None
-    return recall_table(Memory(memory.datasets[part], rows, memory.metric, learned))
-
-
-def _drifts(versions: Sequence[VersionSummary]) -> dict[int, float | None]:
-    return {each.version: each.max_drift for each in versions}
-
-
 def distance(newest: int) -> int:
     """The distance of evenly spaced versions up to `newest`."""
     return max(1, -(-newest // MOST))
-
-
-def spaced_versions(
-    model: str, newest: int, principal: Principal, context: Context
-) -> list[VersionSummary]:
-    """Evenly spaced versions and the newest, oldest first."""
-    seek = Seek[int](None, "desc", MOST)
-    return list_versions(
-        model, principal, context, seek, by_dataset=True, every=distance(newest)
-    ).items[::-1]
 
 
 def mean_losses(version: VersionSummary) -> tuple[float, float] | None:
@@ -293,18 +271,6 @@ def mean_losses(version: VersionSummary) -> tuple[float, float] | None:
     if found is None or not found.best:
         return None
     return fmean(found.quality[name] for name in found.best), fmean(found.best.values())
-
-
-def optimality_over_versions(versions: Sequence[VersionSummary]) -> Figure | None:
-    """Mean loss and mean lowest loss by version; None where they are known of fewer than two versions."""
-    known = {each.version: losses for each in versions if (losses := mean_losses(each))}
-    return figure(lambda width: optimality_curve(known, width=width)) if len(known) > 1 else None
-
-
-def mean(values: Iterable[float | None]) -> float | None:
-    """The mean of those that are known; None: there is none."""
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
 
 
 # How many more datasets the forecast is made for.
@@ -335,8 +301,6 @@ class Solved:
 
     solution: Solution | None
     gap: float | None
-    over_versions: Figure | None
-    by_dataset: Figure | None
 
 
 @router.get("/models/{model}/capacity")
@@ -381,23 +345,6 @@ def _room(modality: str, found: ModalityCapacity, capacity: ModelCapacity) -> Ro
 def _solved(capacity: ModelCapacity, principal: Principal, context: Context) -> Solved:
     newest = capacity.version or 0
     version = read_version(capacity.model, newest, principal, context, matrix=False)
-    versions = spaced_versions(capacity.model, newest, principal, context)
-    losses = mean_losses(versions[-1])
-    return Solved(
-        solution=version.manifest.report.solution,
-        gap=losses[0] - losses[1] if losses else None,
-        over_versions=optimality_over_versions(versions),
-        by_dataset=_by_dataset(version, versions[-1]),
-    )
-
-
-def _by_dataset(version: Version, figures: VersionSummary) -> Figure | None:
-    found = figures.by_dataset
-    if found is None or not found.best:
-        return None
-    names = {line.dataset: line.name for line in version.lineage}
-    rows = [
-        Optimality(names.get(dataset, dataset), found.quality.get(dataset), best)
-        for dataset, best in found.best.items()
-    ]
-    return figure(lambda width: optimality_bars(rows, width=width))
+    losses = mean_losses(read_figures(capacity.model, newest, principal, context))
+    gap = losses[0] - losses[1] if losses else None
+    return Solved(version.manifest.report.solution, gap)

@@ -18,18 +18,9 @@ from fastapi.responses import Response
 
 from cmcl.contract.api.access import Quota
 from cmcl.contract.api.jobs import JobState
-from cmcl.contract.api.models import Model, ModelSummary
-from cmcl.contract.api.versions import VersionSummary
+from cmcl.contract.api.models import ModelSummary
 from cmcl.contract.version import LearnedDataset, MeasuredDataset, Recall
-from cmcl.pictures import (
-    Branch,
-    ChainVersion,
-    Pair,
-    Picture,
-    emergent_pairs,
-    modality_graph,
-    version_chain,
-)
+from cmcl.pictures import Pair, emergent_pairs, modality_graph
 from service.api.datasets import list_datasets
 from service.api.dependencies import ContextDep, LoopsDep, ModelPath, Reader
 from service.api.keys import read_quotas
@@ -40,7 +31,7 @@ from service.api.versions import list_promotions, list_versions, read_version
 from service.context import Context
 from service.core.principal import Principal
 from service.database.engine import Seek
-from service.page.rendering import PREFIX, TWO_THIRDS, WHOLE, Figure, figure, pages_of
+from service.page.rendering import PREFIX, TWO_THIRDS, Figure, figure, pages_of
 from service.page.start import has_sample
 
 router = APIRouter(prefix=PREFIX)
@@ -188,28 +179,8 @@ def model_page(
         branches=branches,
         datasets=datasets.items,
         promotions=promotions.items,
-        chain=_chain(summary, newest[:_DRAWN], branches),
         is_first=cursor is None,
     )
-
-
-def _chain(
-    summary: ModelSummary, newest: Sequence[VersionSummary], branches: Sequence[Model]
-) -> Picture:
-    """The newest versions, what each learned, and where branches start."""
-
-    def state(version: VersionSummary) -> str:
-        if version.version == summary.live_version:
-            return "live"
-        return "retired" if version.retired_at else ""
-
-    versions = [
-        ChainVersion(each.version, each.dataset_name, state(each), each.kind == "unlearn")
-        for each in reversed(newest)
-    ]
-    origins = [(each.name, each.branched_from) for each in branches]
-    drawn = [Branch(name, origin.version) for name, origin in origins if origin]
-    return version_chain(versions, drawn, width=WHOLE)
 
 
 # Modalities whose pairs are in the picture and the tables.

@@ -13,8 +13,10 @@ from functools import cache, partial
 from importlib import resources
 from importlib.metadata import version
 from pathlib import PurePath
+from urllib.parse import urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -39,6 +41,8 @@ from service.page.explanations import (
 
 PREFIX = "/ui"
 FRAGMENT = "fragment"
+# The query that asks for a figure of a page as a file.
+PICTURE = "picture"
 THEME = "cmcl-theme"
 _LIVE = "live_"
 # Address below `/ui/`, label, and the name by which a template marks itself (`section`).
@@ -172,6 +176,8 @@ class Pages:
 
         `values` are view models of the API. A template has no other access to the control plane.
         """
+        if name_of_picture := request.query_params.get(PICTURE):
+            return self._picture(request, name_of_picture, values)
         # Each once, however often it is named.
         wanted = list(dict.fromkeys(request.query_params.getlist(FRAGMENT)))
         if not wanted:
@@ -179,6 +185,18 @@ class Pages:
         template = self._templates.get_template(name)
         text = _fragments(template, wanted, self._every(request, values))
         return _compressed(text, status, request.headers.get("accept-encoding", ""))
+
+    def _picture(self, request: Request, name: str, values: dict[str, object]) -> Response:
+        """A figure of the page as a file, with the address of the page and the time in it. Raises NotFound."""
+        found = values.get(name)
+        if not isinstance(found, Figure):
+            raise NotFound(f"this page has no picture {name[:80]!r}")
+        path = request.url.path.removeprefix(f"{PREFIX}/")
+        note = f"cmcl · {path} · {self._clock():%Y-%m-%d %H:%M} UTC"
+        file = f"{path.replace('/', '-') or 'overview'}-{name}.svg"
+        headers = {"Content-Disposition": f'attachment; filename="{file}"'}
+        svg = found.wide.svg(standalone=True, note=note)
+        return Response(svg, headers=headers, media_type=_TYPES[".svg"])
 
     def render_whole(
         self, request: Request, name: str, status: int, /, **values: object
@@ -204,6 +222,7 @@ class Pages:
             "static": f"{root}static/{self._files.digest}/",
             "path": request.url.path.removeprefix(f"{PREFIX}/"),
             "query": request.query_params,
+            "query_with": partial(_query_with, request.query_params),
             "theme": theme if theme in _THEMES else "",
             "now": now,
             "when": partial(formats.when, now=now),
@@ -234,6 +253,12 @@ def visitor_of(request: Request) -> Visitor:
 def root_of(path: str) -> str:
     """The relative address of `/ui/` from a path below it: an ingress may add a prefix that is not known here."""
     return "../" * path.removeprefix(f"{PREFIX}/").count("/") or "./"
+
+
+def _query_with(query: QueryParams, name: str, value: str) -> str:
+    """The query of the address with another value, as a page has it and not one of its parts."""
+    kept = [each for each in query.multi_items() if each[0] not in (name, FRAGMENT)]
+    return urlencode([*kept, (name, value)])
 
 
 def is_fragment(request: Request) -> bool:

@@ -145,7 +145,7 @@ def forgetting_picture() -> str:
         return Memory(names, [MemoryRow(number, names[number - 1], row) for number, row in learned])
 
     panels = {"protected": panel("improve"), "unprotected": panel("vanilla")}
-    return forgetting_matrices(panels).svg(standalone=True) + "\n"
+    return forgetting_matrices(panels) + "\n"
 
 
 GENERATED: dict[str, Callable[[], str]] = {

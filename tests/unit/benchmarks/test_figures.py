@@ -11,9 +11,9 @@ from hypothesis.extra.numpy import arrays
 from benchmarks.chain import Outcome
 from benchmarks.figures import Figures, Spread, chain_figures, joint_figures, spread
 from benchmarks.joint import JointOutcome
+from benchmarks.report import kept_shares
 from benchmarks.stream import memories
 from cmcl.contract.version import Recall
-from cmcl.pictures.retention import kept_shares
 
 MATRIX = [[0.5, 0.1, 0.2], [0.4, 0.6, 0.3], [0.3, 0.7, 0.9]]
 UNTRAINED = [0.0, 0.05, 0.1]
@@ -100,7 +100,7 @@ def test_pictures_start_from_when_learned_and_leave_out_what_was_not(matrix_TT: 
     figures = Figures({}, {"recall_at_1": matrix_TT.tolist()}, None)
     memory = memories({"one": figures}, "recall_at_1", list("abcd"))["one"]
     learned_T, kept = np.diag(matrix_TT), kept_shares(memory)
-    assert memory.when_learned == pytest.approx(learned_T)
+    assert [each and each.recall for each in memory.when_learned] == pytest.approx(learned_T)
     for after in range(4):
         now, then = matrix_TT[after, : after + 1], learned_T[: after + 1]
         assert kept[after] == pytest.approx(now.mean() / then.mean())

@@ -14,7 +14,7 @@ from cmcl.client import (
     VersionSummary,
 )
 from cmcl.contract.api.jobs import JobState
-from cmcl.contract.version import Drift, Quality
+from cmcl.contract.version import Drift
 from cmcl.pictures import (
     history_pictures,
     manifest_pictures,
@@ -59,14 +59,11 @@ def test_a_notebook_shows_a_version_with_its_pictures(published: Client) -> None
 def test_pictures_have_names_instead_of_ids(published: Client) -> None:
     version = published.version("scenes", 2)
     ids = [line.dataset for line in version.lineage]
-    quality = {ids[0]: Quality(now=-0.9, best=-1.2, norm_change={})}
     drift = {ids[0]: Drift(since_learned=0.2, against_parent=0.1)}
-    report = version.manifest.report.model_copy(update={"quality": quality, "drift": drift})
+    report = version.manifest.report.model_copy(update={"drift": drift})
     spec = version.manifest.spec.model_copy(update={"max_drift": 0.1})
     manifest = version.manifest.model_copy(update={"report": report, "spec": spec})
     drawn = manifest_pictures(manifest, version.evaluation_matrix, [])
-    assert drawn.optimality is not None
-    assert list(drawn.optimality.table.rows) == [("one", "−0.9", "−1.2")]
     assert drawn.drift is not None
     assert "exceeded by 1 of 1" in drawn.drift.description
     for picture in drawn:
@@ -146,8 +143,7 @@ def figures(number: int, drift: float | None, **by_dataset: dict[str, float]) ->
 
 def test_the_history_of_a_model_is_drawn_in_order_with_names() -> None:
     first = figures(1, None, recall={"ds-1": 0.5})
-    losses = {"quality": {"ds-1": -0.9, "ds-0": -1.0}, "best": {"ds-1": -1.3}}
-    second = figures(2, 0.25, recall={"ds-1": 0.375, "ds-2": 0.75, "ds-0": 0.25}, **losses)
+    second = figures(2, 0.25, recall={"ds-1": 0.375, "ds-2": 0.75, "ds-0": 0.25})
     drawn = history_pictures([second, first], 0.2, {"ds-0": "older"})
     assert drawn.forgetting is not None
     assert drawn.forgetting.table.headings[2:] == ("set 1", "set 2", "older")
@@ -156,11 +152,9 @@ def test_the_history_of_a_model_is_drawn_in_order_with_names() -> None:
         ("2", "set 2", "37.5 (−12.5)", "75.0", "25.0"),
     ]
     assert drawn.drift is not None
-    assert list(drawn.drift.table.rows) == [("1", "–"), ("2", "25.0")]
+    assert list(drawn.drift.table.rows) == [("1", "–"), ("2", "25")]
     assert "exceeded in 1 of 1" in drawn.drift.description
-    assert drawn.optimality is not None, "of the datasets that have both"
-    assert list(drawn.optimality.table.rows) == [("1", "–", "–"), ("2", "−0.9", "−1.3")]
-    assert history_pictures([]) == (None, None, None, None)
+    assert history_pictures([]) == (None, None, None)
 
 
 def test_the_history_of_a_model_is_written_to_a_file(cmcl: Cmcl, tmp_path: Path) -> None:

@@ -42,20 +42,7 @@ def memory(versions: int, names: Sequence[str], seed: int = 0) -> Memory:
 
 
 def drift(names: Sequence[str], width: float = WIDTH) -> Picture:
-    rows = [pictures.DriftRow(name, 0.01 * i, 0.001 * i) for i, name in enumerate(names)]
-    return pictures.drift_bars(rows, 0.05, width=width)
-
-
-def shares(names: Sequence[str], width: float = WIDTH) -> Picture:
-    rows = [pictures.Share(name, 1 / (1 + i), name) for i, name in enumerate(names)]
-    return pictures.share_bars(
-        "shares", rows, pictures.Bound(0.3, "at least 30 %", True), width=width
-    )
-
-
-def optimality(names: Sequence[str], width: float = WIDTH) -> Picture:
-    rows = [pictures.Optimality(name, -1 + 0.01 * i, -1.1) for i, name in enumerate(names)]
-    return pictures.optimality_bars(rows, width=width)
+    return pictures.drift_bars({name: 0.01 * i for i, name in enumerate(names)}, 0.05, width=width)
 
 
 def changes(names: Sequence[str], width: float = WIDTH) -> Picture:
@@ -109,15 +96,6 @@ def graph(names: Sequence[str], width: float = WIDTH) -> Picture:
     return pictures.modality_graph(pairs, names[:12], width=width)
 
 
-def chain(names: Sequence[str], width: float = WIDTH, versions: int | None = None) -> Picture:
-    found = [
-        pictures.ChainVersion(i + 1, names[i % len(names)], "live" if i == 3 else "")
-        for i in range(versions or len(names))
-    ]
-    branches = [pictures.Branch(name, i % 4 + 1) for i, name in enumerate(names[:12])]
-    return pictures.version_chain(found, branches, width=width)
-
-
 def phases(names: Sequence[str], width: float = WIDTH) -> Picture:
     found = [
         JobPhase(phase=name, seconds=3.0**i, running=i == 8) for i, name in enumerate(names[:9])
@@ -125,8 +103,14 @@ def phases(names: Sequence[str], width: float = WIDTH) -> Picture:
     return pictures.job_phases(found, width=width)
 
 
-def panels(names: Sequence[str]) -> dict[str, Memory]:
-    return {name: memory(4, names[:4], seed) for seed, name in enumerate(names[:3])}
+def strip(names: Sequence[str], width: float = WIDTH) -> Picture:
+    colours = ("good", "bad", "warn")
+    lanes = {
+        name: [pictures.Mark(5.0 * i + j, colours[j], name) for j in range(3)]
+        for i, name in enumerate(names)
+    }
+    ticks = [(0.0, "yesterday"), (12.0, "12:00"), (24.0, "now")]
+    return pictures.strip(("The last day", "What happened."), lanes, ticks, width=width)
 
 
 def drifts(names: Sequence[str], width: float = WIDTH) -> Picture:
@@ -134,38 +118,27 @@ def drifts(names: Sequence[str], width: float = WIDTH) -> Picture:
     return pictures.drift_curve(found, 0.05, width=width)
 
 
-def losses(names: Sequence[str], width: float = WIDTH) -> Picture:
-    found = {v: (-1 + 0.01 * v, -1.2 + 0.02 * v) for v in range(1, len(names) + 1)}
-    return pictures.optimality_curve(found, width=width)
-
-
 Draw = Callable[..., Picture]
-# Of pictures that show names of users. Each takes names and a width.
+# Pictures that show names of users: all kinds but the sparkline. Each takes names and a width.
 WITH_NAMES: dict[str, Draw] = {
     "forgetting_matrix": lambda names, width=WIDTH: pictures.forgetting_matrix(
         memory(6, names), width=width
     ),
-    "forgetting_matrices": lambda names, width=WIDTH: pictures.forgetting_matrices(
-        panels(names), width=width
+    "linked forgetting_matrix": lambda names, width=WIDTH: pictures.forgetting_matrix(
+        memory(6, names), width=width, link=lambda row, dataset: f"{row}/{dataset}?a=1&b"
     ),
     "retention_curves": lambda names, width=WIDTH: pictures.retention_curves(
         memory(6, names), width=width
     ),
-    "mean_retention": lambda names, width=WIDTH: pictures.mean_retention(
-        panels(names), width=width
-    ),
     "capacity_curves": capacity,
     "drift_bars": drift,
-    "share_bars": shares,
-    "optimality_bars": optimality,
     "recall_changes": changes,
     "modality_graph": graph,
-    "version_chain": chain,
     "job_phases": phases,
+    "strip": strip,
 }
 WITHOUT_NAMES: dict[str, Draw] = {
     "drift_curve": drifts,
-    "optimality_curve": losses,
     "loss_curve": lambda names, width=WIDTH: progress(len(names), 9, width),
 }
 
@@ -202,16 +175,12 @@ LARGEST: dict[str, Callable[[], Picture]] = {
     "named retention_curves": lambda: pictures.retention_curves(memory(1000, NAMES[:10])),
     "capacity_curves": lambda: capacity(NAMES, versions=1000),
     "drift_bars": lambda: drift(NAMES),
-    "share_bars": lambda: shares(NAMES),
-    "optimality_bars": lambda: optimality(NAMES),
     "recall_changes": lambda: changes(NAMES),
     "modality_graph": lambda: graph(NAMES),
-    "version_chain": lambda: chain(NAMES, versions=1000),
+    "strip": lambda: strip(NAMES),
     "drift_curve": lambda: pictures.drift_curve({v: (v % 7) / 100 for v in range(1000)}, 0.05),
-    "optimality_curve": lambda: pictures.optimality_curve(
-        {v: (-1 + (v % 7) / 100, -1.1) for v in range(1000)}
-    ),
     "loss_curve": lambda: progress(6, 300),
+    "sparkline": lambda: pictures.sparkline(("recall", "of 1,000"), [v % 7 for v in range(1000)]),
 }
 
 

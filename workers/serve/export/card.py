@@ -136,8 +136,7 @@ def _card(
         _shown(forgetting=drawn.forgetting, retention=drawn.retention),
         "## Certificates",
         _certificates(manifest),
-        _shown(drift=drawn.drift, optimality=drawn.optimality),
-        _shown(protection=drawn.protection, capacity=drawn.capacity),
+        _shown(drift=drawn.drift),
         "## Licence",
         _LICENCE,
     ]

@@ -1,7 +1,9 @@
-"""The pages of a model: memory, capacity, graph, and what they say of versions that unlearn or merge."""
+"""The pages of a model: memory, two versions, graph, and what they say of versions that unlearn or merge."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +14,12 @@ from cmcl.contract.version import Drift, Recall, VersionManifest
 from service.database.queries.versions import from_manifest
 from service.database.tables import models, versions
 from tests.fakes.control_plane import ControlPlane
+from tests.fakes.endpoint import FakeEndpoint
 from tests.fakes.measured import publish_measured, recall, write_measured
 from tests.fakes.trainer import train
 from tests.unit.service.page.browser import Browser, rows_of, text_of
+from tests.unit.service.page.test_try import found
+from tests.unit.service.page.trying import MODALITIES, ROWS, open_plane
 from tests.unit.service.test_unlearning import learn, unlearn, unlearned
 
 MEMORY = "/ui/models/scenes/memory"
@@ -115,11 +120,6 @@ def test_each_dataset_has_its_recall_then_and_now(plane: ControlPlane, reader: B
             *("– none", "– none", "– none"),
         ],
     ]
-    text = text_of(page)
-    assert "74.2 % Mean R@1" in text
-    assert "+1.2 points Mean change" in text
-    assert "Lost most one" in text
-    assert "Largest drift one, no bound is set" in text
     # The matrix is a table as well: recall, and in brackets the change since learned.
     assert rows_of(page, "numbers-matrix")[2] == [
         "3",
@@ -128,7 +128,10 @@ def test_each_dataset_has_its_recall_then_and_now(plane: ControlPlane, reader: B
         "62.5 (+12.5)",
         "90.0",
     ]
-    assert page.count("<svg") >= 8
+    # A cell leads to the comparison with the version that learned the dataset; the diagonal to that version.
+    (dataset,) = set(re.findall(r"compare\?before=1&amp;after=3&amp;dataset=([\w-]+)", page))
+    assert page.count(f"compare?before=1&amp;after=2&amp;dataset={dataset}") == 2, "in both widths"
+    assert 'href="../../models/scenes/versions/3"' in page
 
 
 @pytest.mark.parametrize(
@@ -141,27 +144,22 @@ def test_each_dataset_has_its_recall_then_and_now(plane: ControlPlane, reader: B
     ],
     ids=["gained", "lost", "lost less than is shown", "not measured again"],
 )
-@pytest.mark.parametrize("path", ["memory", "versions/2"])
 def test_one_earlier_dataset_is_lost_only_if_its_recall_fell(
-    plane: ControlPlane,
-    reader: Browser,
-    path: str,
-    recalls: dict[str, float],
-    figure: str,
-    sentence: str,
+    plane: ControlPlane, reader: Browser, recalls: dict[str, float], figure: str, sentence: str
 ) -> None:
     publish_measured(plane, "one", recalls={"one": 0.8})
     publish_measured(plane, "two", recalls={"two": 0.5, **recalls})
-    text = text_of(reader.get(f"/ui/models/scenes/{path}").text)
-    assert figure in text
-    assert sentence in text
-    assert "1 earlier" not in text
+    assert figure in text_of(reader.get("/ui/models/scenes/versions/2").text)
+    for path in ("memory", "versions/2"):
+        text = text_of(reader.get(f"/ui/models/scenes/{path}").text)
+        assert sentence in text
+        assert "1 earlier" not in text
 
 
 def test_recall_among_ten_is_another_view(long: Browser) -> None:
     text = text_of(long.get(f"{MEMORY}?at=10").text)
-    assert "Mean R@10" in text
-    assert "Mean R@1 " not in text
+    assert "points of R@10" in text
+    assert "R@1 " not in text
 
 
 def test_a_long_history_is_thinned_and_changes_are_still_those_since_learned(long: Browser) -> None:
@@ -172,7 +170,7 @@ def test_a_long_history_is_thinned_and_changes_are_still_those_since_learned(lon
     matrix = rows_of(answer.text, "numbers-matrix")
     assert [row[0] for row in matrix][:2] == ["2", "6"]
     assert matrix[0][2] == "89.9 (−0.1)"
-    assert "−10.1 points Lost most data-1" in text
+    assert "data-1 lost most since it was learned: −10.1 points" in text
     assert len(answer.content) < 150_000
 
 
@@ -193,20 +191,81 @@ def test_many_datasets_come_in_pages(long: Browser) -> None:
     assert len(rows_of(page, "datasets")) == 10
     first = rows_of(long.get(MEMORY).text, "datasets")
     assert (len(first), first[0][0].split()[0]) == (50, "data-1")
-    columns = rows_of(long.get(f"{MEMORY}?columns=48").text, "numbers-matrix")
-    assert {len(row) for row in columns} == {14}
-    assert (
-        '<details class="aside" id="numbers-matrix" open>' in long.get(f"{MEMORY}?columns=48").text
-    )
+    assert {len(row) for row in rows_of(long.get(MEMORY).text, "numbers-matrix")} == {18}
 
 
-@pytest.mark.parametrize(
-    "query", ["to=0", "to=x", "at=5", "rows=-1", "columns=1e9", "to=9999999999"]
-)
+@pytest.mark.parametrize("query", ["to=0", "to=x", "at=5", "rows=-1", "to=9999999999"])
 def test_queries_that_cannot_be_are_refused(long: Browser, query: str) -> None:
     answer = long.get(f"{MEMORY}?{query}")
     assert answer.status_code == 422
     assert query.partition("=")[0] in answer.text
+
+
+COMPARE = "/ui/models/scenes/compare"
+
+
+@pytest.fixture
+def compared(tmp_path: Path, endpoint: FakeEndpoint) -> Iterator[tuple[Browser, str]]:
+    """Three versions; v2 took five points of dataset `one`, whose id is the second value."""
+    plane = open_plane(tmp_path, endpoint)
+    plane.create_model("scenes", modalities=MODALITIES)
+    first = publish_measured(plane, "one", recalls={"one": 0.8})
+    publish_measured(plane, "two", recalls={"one": 0.75, "two": 0.5}, drifts={"one": 0.2})
+    publish_measured(plane, "three", recalls={"one": 0.75, "two": 0.625, "three": 0.9})
+    yield Browser(plane), first
+    plane.close()
+
+
+def answer_rows(endpoint: FakeEndpoint, dataset: str, ranks: dict[int, int]) -> None:
+    """Both rows of the dataset have their partner at the rank of the version."""
+    for version, rank in ranks.items():
+        path = f"/v1/models/scenes@{version}/held-out/{dataset}"
+        endpoint.answers[f"GET {path}"] = ROWS
+        more = {"rows": 2, "partner": {"rank": rank, "score": 0.5}}
+        endpoint.answers[f"POST {path}/search"] = found(f"scenes@{version}", f"x{rank}", **more)
+
+
+def test_two_versions_are_compared_by_what_both_measured(compared: tuple[Browser, str]) -> None:
+    browser, _ = compared
+    text = text_of(browser.get(f"{COMPARE}?before=2&after=3").text)
+    assert (
+        "Of 2 datasets in both, none lost half a point or more of R@1; the mean goes from 62.5 % "
+        "to 68.8 %." in text
+    )
+    text = text_of(browser.get(f"{COMPARE}?before=1&after=3").text)
+    assert "Of 1 dataset in both, 1 lost half a point or more" in text
+    assert "one lost most: −5.0 points" in text
+    assert "v2, which learned two, changed it by −5.0 points." in text
+    for query, status in (("before=1&after=9", 404), ("before=0&after=1", 422), ("before=1", 422)):
+        assert browser.get(f"{COMPARE}?{query}").status_code == status
+    assert browser.get(f"{COMPARE}?before=1&after=3&dataset=ds-x").status_code == 404
+    drawn = browser.get(f"{COMPARE}?before=1&after=3&picture=recall")
+    assert drawn.headers["content-type"] == "image/svg+xml"
+    assert 'filename="models-scenes-compare-recall.svg"' in drawn.headers["content-disposition"]
+    assert "cmcl · models/scenes/compare" in drawn.text
+    assert browser.get(f"{COMPARE}?before=1&after=3&picture=model").status_code == 404
+
+
+def test_rows_whose_partner_fell_say_why(
+    compared: tuple[Browser, str], endpoint: FakeEndpoint
+) -> None:
+    browser, first = compared
+    address = f"{COMPARE}?before=1&after=3&dataset={first}"
+    endpoint.down = True
+    assert "Rows cannot be shown: The endpoint does not answer." in text_of(
+        browser.get(address).text
+    )
+    endpoint.down = False
+    answer_rows(endpoint, first, {1: 1, 3: 2})
+    page = browser.get(address).text
+    assert rows_of(page, "why") == [
+        ["a cat", "number 1", "number 2", "x1", "x2"],
+        ["b", "number 1", "number 2", "x1", "x2"],
+    ]
+    assert f"where=dataset%3A{first}&amp;modality=image&amp;row=0&amp;version=1&amp;other=3" in page
+    answer_rows(endpoint, first, {1: 2, 3: 2})
+    text = text_of(browser.get(address).text)
+    assert "Both versions find the partners of the first 2 held-out rows at the same places" in text
 
 
 FOUR = {"image": 4, "text": 3, "audio": 4, "touch": 2, "smell": 2}
@@ -343,7 +402,7 @@ def test_the_matrix_keeps_the_recall_that_an_unlearned_dataset_had(plane: Contro
         ["4", "unlearned two", "75.0 (−5.0)", "", "90.0 (0.0)"],
     ]
     assert [row[0].split()[0] for row in rows_of(page, "datasets")] == ["one", "three"]
-    assert 'text-decoration="line-through"' in reader.get("/ui/models/scenes").text
+    assert '− <del><bdi class="text">two</bdi></del>' in reader.get("/ui/models/scenes").text
 
 
 SOUNDS = ("audio", "text")
