@@ -282,10 +282,6 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
         "Lowest loss",
         "The lowest loss that any two heads of this width reach on the dataset alone.",
     ),
-    "optimality": (
-        "Optimality",
-        "The loss of each earlier dataset beside the lowest that heads of this width can reach on it alone. Far above the lowest and above −1: forgotten. Far above the lowest and near −1: never learned so well.",
-    ),
     "blocked": (
         "Blocked",
         "Share of the entries of a head that this update could not change, because that would change scores of earlier datasets.",

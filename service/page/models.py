@@ -31,6 +31,7 @@ from service.api.versions import list_promotions, list_versions, read_version
 from service.context import Context
 from service.core.principal import Principal
 from service.database.engine import Seek
+from service.page.day import last_day
 from service.page.rendering import PREFIX, TWO_THIRDS, Figure, figure, pages_of
 from service.page.start import has_sample
 
@@ -108,6 +109,8 @@ def _read_overview(principal: Principal, context: Context) -> dict[str, object]:
             break
         after = models[-1].name
     models.sort(key=_changed_at, reverse=True)
+    # A function: only the part of the page that shows it has it drawn.
+    day = partial(last_day, models[:_MOST_SHOWN], principal, context)
     # The newest job comes last, so that the others stay where they are when it starts.
     learning = sorted(
         (model.current.created_at, model.name, model)
@@ -116,6 +119,7 @@ def _read_overview(principal: Principal, context: Context) -> dict[str, object]:
     )
     return {
         "models": models,
+        "last_day": day,
         "are_all": found.next_cursor is None,
         "live": sum(model.live_version is not None for model in models),
         "learning": [model for *_, model in learning],

@@ -199,6 +199,7 @@ TABLES: dict[str, tuple[Picture, list[list[str]]]] = {
         pictures.capacity_curves(capacities({"image": {3: 0.5}}, 0.5)),
         [["3", "50", "50"], ["4", "–", "25"]],
     ),
+    "loss": (progress(1, 2), [["0", "5"], ["7", "2.5"]]),
     "graph": (
         pictures.modality_graph([pictures.Pair("image", "text", 0.734, emergent=True)]),
         [["image", "text", "emergent", "0", "73.4"]],

@@ -100,7 +100,11 @@ FORMS: Mapping[str, Mapping[str, object]] = {
     "POST /ui/keys": {"once": ONCE, "name": "x", "scopes": "embed"},
     "POST /ui/webhooks": {"once": ONCE, "url": "https://example.com"},
 }
-_QUERIES = {"GET /ui/models/{model}/promote": "?version=1", "GET /v1/events": "?limit=200"}
+_QUERIES = {
+    "GET /ui/models/{model}/promote": "?version=1",
+    "GET /ui/models/{model}/compare": "?before=1&after=1",
+    "GET /v1/events": "?limit=200",
+}
 # Their objects are the endpoint's, which decides what an owner may see.
 ELSEWHERE = {"GET /ui/collections/{collection}"}
 # They go on until their job ends.

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import update
 
 from cmcl.contract.api.jobs import FailureReason, JobState
+from cmcl.pictures import duration
 from service.database.queries.attempts import AttemptOutcome
 from service.database.tables import attempts, events, jobs
 from tests.fakes.control_plane import ControlPlane
@@ -70,10 +71,10 @@ def test_the_page_of_a_job_says_where_its_time_went(plane: ControlPlane, person:
     rows = re.findall(r'<tr><th scope="row">([^<]*)</th><td>([^<]*)</td>', part)
     listed = plane.client.get(f"/v1/jobs/{job}/phases").json()["phases"]
     assert rows == [
-        (each["phase"] + (" (running)" if each["running"] else ""), f"{each['seconds']:.1f}")
+        (each["phase"], duration(each["seconds"]) + (" so far" if each["running"] else ""))
         for each in listed
     ]
-    assert "training (running)" in dict(rows)
+    assert dict(rows)["training"].endswith(" so far")
     # A part of an open page that changes by itself.
     assert "data-every" in part
 

@@ -14,11 +14,10 @@ from cmcl.contract.version import Drift, Recall, VersionManifest
 from service.database.queries.versions import from_manifest
 from service.database.tables import models, versions
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.endpoint import FakeEndpoint
+from tests.fakes.endpoint import FakeEndpoint, found
 from tests.fakes.measured import publish_measured, recall, write_measured
 from tests.fakes.trainer import train
 from tests.unit.service.page.browser import Browser, rows_of, text_of
-from tests.unit.service.page.test_try import found
 from tests.unit.service.page.trying import MODALITIES, ROWS, open_plane
 from tests.unit.service.test_unlearning import learn, unlearn, unlearned
 
@@ -471,3 +470,17 @@ def test_what_changes_if_i_approve(world: World) -> None:
     assert "Ready to approve: 1 of 1 bound met." in text
     assert "The largest drift is 38.0 %, of one, which is within the bound of 40 %." in text
     assert answer in world.read(f"jobs/{world.held}/approve")
+
+
+def test_the_overview_has_the_last_day_of_each_model_and_its_recall_by_version(
+    plane: ControlPlane, reader: Browser
+) -> None:
+    assert "The last day" not in reader.get("/ui/").text
+    publish_measured(plane, "one", recalls={"one": 0.8})
+    publish_measured(plane, "two", recalls={"one": 0.7, "two": 0.5})
+    plane.client.post("/v1/models/scenes/rollback")
+    part = reader.get("/ui/?fragment=live_day").text
+    assert part.count("scenes: ") == 2 * 3, "two publications and a rollback, in two widths"
+    assert "version rolled back v1" in part
+    assert "version published v2" in part
+    assert "Mean R@1 of scenes" in part

@@ -171,8 +171,8 @@ def test_a_version_shows_what_it_is_today(grown: ControlPlane, reader: Browser) 
         part = reader.get(f"/ui/models/street/versions/{version}?fragment=live_heading").text
         return text_of(part)
 
-    assert badges(3) == "v3 of street live newest ← v2"
-    assert badges(2) == "v2 of street ← v1 v3 →"
+    assert badges(3) == "v3 of street live newest Compare with v2 ← v2"
+    assert badges(2) == "v2 of street Compare with v1 ← v1 v3 →"
     assert grown.client.request("DELETE", "/v1/models/street/versions/1").status_code == 204
     assert badges(1) == "v1 of street retired v2 →"
 
