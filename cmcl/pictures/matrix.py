@@ -309,7 +309,7 @@ class _Panel:
             says += f", {points_of(change)} points since learned"
         if link is None:
             return group(drawn + title(says), {})
-        return element("a", {"href": link(t, dataset), "aria-label": says}, drawn + title(says))
+        return element("a", {"href": link(t, dataset), "aria-label": says}, drawn)
 
     def stripes(self, rows: Sequence[int]) -> str:
         """Return the cells of a large matrix as lines by colour, each as long as its neighbours have the same."""

@@ -39,7 +39,7 @@ def last_day(
 def _day(names: Sequence[str], principal: Principal, context: Context) -> Figure | None:
     """What happened to these models in the last day; None if nothing did."""
     now = context.clock()
-    wanted = EventFilter(owner=principal.owner, kinds=_KINDS)
+    wanted = EventFilter(owner=principal.owner, kinds=frozenset(_COLOURS))
     found = read_page(context, wanted, Seek(None, "desc", _EVENTS)).items
     lanes: dict[str, list[Mark]] = {name: [] for name in names}
     for event in found:

@@ -179,7 +179,13 @@ def _values(
             key=lambda each: each.drift or 0.0,
             default=None,
         ),
-        "matrix": figure(lambda width: forgetting_matrix(memory, width=width, link=link), WHOLE),
+        # The drawing for a phone has cells that are too small to be touched.
+        "matrix": figure(
+            lambda width: forgetting_matrix(
+                memory, width=width, link=link if width == WHOLE else None
+            ),
+            WHOLE,
+        ),
         "retention": figure(lambda width: retention_curves(memory, width=width)),
         "drift": figure(lambda width: drift_curve(drifts, bound, width=width)),
         "rows": rows,

@@ -33,7 +33,7 @@ PLANTED = [
         "cmcl.pictures.picture",
     ),
     ("cmcl is layered", "cmcl.contract.model", "cmcl.client"),
-    ("pictures are layered", "cmcl.pictures.scales", "cmcl.pictures.memory"),
+    ("pictures are layered", "cmcl.pictures.scales", "cmcl.pictures.matrix"),
     ("the service imports nothing of the workers, nor Ray, nor torch", "service.app", "torch"),
     ("the client imports neither service nor workers", "cmcl.client.wire", "workers.files.shards"),
     (

@@ -33,6 +33,7 @@ PAGES = (
     PageCase("model-with-an-older-live-version", "models/{moved_back}"),
     PageCase("model-without-versions", "models/{empty}"),
     PageCase("memory", "models/{model}/memory", has_picture=True),
+    PageCase("compare", "models/{model}/compare?before=2&after=7"),
     PageCase("capacity", "models/{model}/capacity", has_picture=True),
     PageCase("graph", "models/{model}/graph", has_picture=True),
     PageCase("version", "models/{model}/versions/7", has_picture=True),
