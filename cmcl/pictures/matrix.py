@@ -207,12 +207,13 @@ def forgetting_matrix(
         link = None
         body += panel.stripes(rows)
     else:
-        body += "".join(
+        cells = "".join(
             panel.cell(t, each, (left + at * cell, _TOP + place * line), link)
             for place, t in enumerate(rows)
             for at, each in enumerate(columns)
             if memory.rows[t].recall[each] is not None
         )
+        body += group(cells, {"text-anchor": "middle"})
     end = _TOP + line * len(rows) + 18
     key = f"Bold: {memory.metric} in % when learned; else change in points. Deepest colour: {points_of(-panel.limit, 0)} (orange), {points_of(panel.limit, 0)} (blue)."
     body += text((_EDGE, end), key, width - 2 * _EDGE, size=SMALL, colour="muted")
@@ -297,18 +298,15 @@ class _Panel:
             shown,
             size=SMALL if places else 10,
             colour=ink,
-            anchor="middle",
             weight="600" if change is None else "",
         )
         if has_both:
-            drawn += text(
-                (centre, middle + 8), f"{percent(recall)} %", size=10, colour=ink, anchor="middle"
-            )
+            drawn += text((centre, middle + 8), f"{percent(recall)} %", size=10, colour=ink)
         says = f"{brief(memory.datasets[dataset])}, version {memory.rows[t].version}: {memory.metric} {percent(recall)} %"
         if change is not None:
             says += f", {points_of(change)} points since learned"
         if link is None:
-            return group(drawn + title(says), {})
+            return group(drawn + (title(says) if places else ""), {})
         return element("a", {"href": link(t, dataset), "aria-label": says}, drawn)
 
     def stripes(self, rows: Sequence[int]) -> str:

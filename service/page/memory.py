@@ -34,7 +34,7 @@ from service.context import Context
 from service.core.principal import Principal
 from service.database.engine import Seek
 from service.page.comparison import read_figures
-from service.page.rendering import PREFIX, WHOLE, figure, pages_of, root_of
+from service.page.rendering import PREFIX, WHOLE, figure, pages_of
 
 router = APIRouter(prefix=PREFIX)
 
@@ -111,8 +111,7 @@ def memory_page(
         lineage = read_version(
             model, versions[-1].version, principal, context, matrix=False
         ).lineage
-        address = f"{root_of(request.url.path)}models/{model}"
-        values = _values(lineage, versions, wanted, summary.drift_bound, address)
+        values = _values(lineage, versions, wanted, summary.drift_bound)
     return pages_of(request).render(
         request,
         "memory.html",
@@ -141,7 +140,6 @@ def _values(
     versions: Sequence[VersionSummary],
     wanted: Wanted,
     bound: float | None,
-    address: str,
 ) -> dict[str, object]:
     retained = [_retained(line, versions, wanted.at) for line in lineage]
     worst = sorted((each for each in retained if each.now is not None), key=_by_change)
@@ -158,12 +156,12 @@ def _values(
         numbers = memory
 
     def link(row: int, dataset: int) -> str:
-        """The comparison of a version with the one that learned the dataset."""
+        """The comparison of a version with the one that learned the dataset, from the address of the page."""
         column, version = columns[dataset], memory.rows[row].version
         if column.version == version:
-            return f"{address}/versions/{version}"
+            return f"./versions/{version}"
         query = {"before": column.version, "after": version, "dataset": column.dataset}
-        return f"{address}/compare?{urlencode(query)}"
+        return f"./compare?{urlencode(query)}"
 
     rows = sorted(retained, key=_by_change)[wanted.rows : wanted.rows + _ROWS]
     following = wanted.rows + len(rows)
