@@ -247,6 +247,9 @@ def test_the_cells_of_a_matrix_are_links_that_say_what_they_are() -> None:
     picture = pictures.forgetting_matrix(Memory(["a", "b"], rows), link=lambda t, s: f"{t}-{s}")
     links = list(parsed(picture).iter(f"{SVG}a"))
     assert [each.get("href") for each in links] == ["0-0", "1-0", "1-1"]
+    assert "href" not in picture.svg(standalone=True), "links lead nowhere in a file"
+    colours = [link[0].get("class") for link in links]
+    assert colours == ["cmcl-f-even", "cmcl-f-loss-5", "cmcl-f-even"]
     assert links[1].get("aria-label") == ("a, version 2: R@1 25.0 %, −25.0 points since learned")
     assert not pictures.forgetting_matrix(
         memory(1000, ["a"] * 100), link=lambda t, s: "x"
