@@ -52,7 +52,7 @@ class BackgroundExecutor:
     ) -> T:
         """Run a function and return its result. Cancelled work is not begun; what has begun runs to its end.
 
-        `owner`: owners are served in turns; or BACKGROUND. Raises RuntimeError where this is closed.
+        `owner`: owners are served in turns; or BACKGROUND. Raises RuntimeError where the executor is shut down.
         """
         release = await self._turns.acquire(owner)
         try:
@@ -70,10 +70,6 @@ class BackgroundExecutor:
             done = await self.run(owner, _advance, steps)
             if done is not None:
                 return done[0]
-
-    def close(self) -> None:
-        """Stop the thread when its work is done."""
-        self._executor.shutdown()
 
     def _timed(self, work: Callable[[], T]) -> T:
         self._began = self._clock()

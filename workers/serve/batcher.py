@@ -213,10 +213,6 @@ class Batcher:
             return False
         return True
 
-    def close(self) -> None:
-        """Stop the thread when its work is done."""
-        self._products.shutdown()
-
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         """After everything that the loop has ready, so that requests which are read now join the product."""
         if not self._flush_is_due and not self._thread_is_busy:

@@ -239,7 +239,7 @@ def test_a_version_that_is_evicted_while_a_request_uses_it_answers_and_counts_un
     narrow.cache.retire("m", [1])
     assert narrow.cache.get("m", 1) is None
     assert narrow.cache.bytes == 2 * WIDE_BYTES
-    assert used.head("image").weight_EF.shape == (128, 256)
+    assert used.source.load().serving["image"].weight_EF.shape == (128, 256)
     del used
     gc.collect()
     assert narrow.cache.bytes == WIDE_BYTES

@@ -82,7 +82,7 @@ def test_heads_that_a_dataset_did_not_touch_are_held_once(serving: Replica) -> N
     assert second.heads.weights["image"] is first.heads.weights["image"]
     assert torch.equal(second.heads.weights["text"], changed.weights["text"])
     # What answers is a view of what is held.
-    of_both = [each.head("image").weight_EF.data_ptr() for each in (first, second)]
+    of_both = [each.source.load().serving["image"].weight_EF.data_ptr() for each in (first, second)]
     assert of_both[0] == of_both[1]
 
 

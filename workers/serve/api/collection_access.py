@@ -152,5 +152,5 @@ _WORDS: Mapping[type[WorkerError], Callable[[str], ApiError]] = MappingProxyType
 
 async def find(replica: Replica, name: str, caller: Caller) -> State:
     """Read a collection from the store. Raises InvalidRequest, NotFound, NotReady."""
-    collections = replica.collections
-    return await in_store(collections.find, checked_name(name), permitted_to(caller))
+    existing = replica.collections.registry.existing
+    return await in_store(existing, checked_name(name), permitted_to(caller))

@@ -145,9 +145,12 @@ class _Collections:
         collections = self._replica.collections
         async with admitted(request, self._replica) as context:
             states = await in_store(collections.all, listed_for(context.caller))
-        data = [_described(each, collections.snapshot(each.head.spec.name)) for each in states]
+        data = [
+            _described(each, collections.follower.snapshots().get(each.head.spec.name))
+            for each in states
+        ]
         # The owner of a collection that cannot be read is unknown.
-        damage = collections.damaged() if context.caller.owns(None) else {}
+        damage = collections.follower.damaged() if context.caller.owns(None) else {}
         damaged = [{"id": name, "reason": reason} for name, reason in sorted(damage.items())]
         return json_answer({"object": "list", "data": data, "damaged": damaged})
 
@@ -166,7 +169,7 @@ class _Collections:
         return json_answer({"id": name, "object": "collection.deleted", "deleted": True})
 
     def _answer(self, state: State) -> Response:
-        snapshot = self._replica.collections.snapshot(state.head.spec.name)
+        snapshot = self._replica.collections.follower.snapshots().get(state.head.spec.name)
         headers = {REVISION: str(state.head.revision)}
         return json_answer(_described(state, snapshot), headers=headers)
 

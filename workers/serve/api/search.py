@@ -275,7 +275,7 @@ class _Waiting:
 
     def _snapshot(self) -> CollectionSnapshot | None:
         """The state of the collection; None for one of another owner, as for one that does not exist."""
-        snapshot = self._collections.snapshot(self._name)
+        snapshot = self._collections.follower.snapshots().get(self._name)
         return snapshot if snapshot and self._caller.owns(snapshot.state.head.spec.owner) else None
 
     def _new_enough(self, min_version: int, min_revision: int) -> Searched | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from cmcl.contract.errors import InvalidVersion, WorkerError
 from cmcl.fairness import fits, share_now
-from workers.serve.collections.follower import CollectionsFollower, CollectionSnapshot
+from workers.serve.collections.follower import CollectionsFollower
 from workers.serve.collections.registry import Permitted, Registry
 from workers.serve.collections.table import NOTHING, CollectionSpec, Row, State
 from workers.serve.settings import CollectionLimits
@@ -49,17 +49,9 @@ class Collections:
         follower: CollectionsFollower,
         limits: CollectionLimits = NO_LIMITS,
     ) -> None:
-        self._registry = registry
+        self.registry = registry
         self._limits = limits
         self.follower = follower
-
-    def snapshot(self, name: str) -> CollectionSnapshot | None:
-        """Return the state of a collection in this replica."""
-        return self.follower.snapshots().get(name)
-
-    def find(self, name: str, permitted: Permitted) -> State:
-        """Read a collection from the store. Blocks. Raises NoCollection, StorageUnavailable, InvalidVersion."""
-        return self._registry.existing(name, permitted)
 
     def all(self, permitted: Permitted) -> list[State]:
         """Read all collections from the store, by name, without those that cannot be read. Blocks."""
@@ -77,13 +69,13 @@ class Collections:
                 f"you have {len(theirs)} collections, which is the limit of one owner; delete one "
                 f"before you create {spec.name!r}"
             )
-        state = self._registry.create(spec)
+        state = self.registry.create(spec)
         self.follower.wake()
         return state
 
     def delete(self, name: str, permitted: Permitted, mark: str | None = None) -> None:
         """Delete a collection. Blocks. Raises NoCollection."""
-        self._registry.delete(name, permitted, mark)
+        self.registry.delete(name, permitted, mark)
         self.follower.wake()
 
     def write(
@@ -123,14 +115,10 @@ class Collections:
                 "operator of the endpoint for a larger max_searched_rows"
             )
 
-    def damaged(self) -> Mapping[str, str]:
-        """What is wrong, by name, with collections whose stored parts cannot be read."""
-        return self.follower.damaged()
-
     def _readable(self) -> Iterator[State]:
-        for name in self._registry.names():
+        for name in self.registry.names():
             try:
-                state = self._registry.newest(name)
+                state = self.registry.newest(name)
             except InvalidVersion:
                 continue  # The follower logs it; the others are listed anyway.
             if state is not None:

@@ -196,10 +196,6 @@ class ServedVersion:
         """The heads; loaded where they are not in memory, as `HeadsSource.load`."""
         return self.source.load().heads
 
-    def head(self, modality: str) -> ServingHead:
-        """Return the head of this modality for serving; loaded as `heads`. Raises KeyError."""
-        return self.source.load().serving[modality]
-
     def pinned(self) -> "ServedVersion | None":
         """Return the version with heads that stay in memory as long as it; None where they are not loaded."""
         loaded = self.source.in_memory

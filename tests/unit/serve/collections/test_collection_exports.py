@@ -83,7 +83,7 @@ HUGE = '{"n":100000000000000000000,"deep":[{"m":-1e300,"k":123456789012345678901
 
 def test_a_number_that_was_stored_is_answered_and_exported_as_it_is(searching: Searching) -> None:
     """Numbers beyond 64 bits are rejected now; stored ones must not break a search."""
-    target = searching.collections.find("things", lambda _: True)
+    target = searching.collections.registry.existing("things", lambda _: True)
     revision = searching.collections.write(
         target, [Row("huge", "image", feature("image", 1), HUGE)]
     )

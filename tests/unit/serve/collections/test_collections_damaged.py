@@ -97,7 +97,7 @@ def test_repaired_damage_is_no_longer_reported(scene: Scene) -> None:
 
 def test_a_list_has_the_undamaged_ones_and_the_damage_is_reported(searching: Searching) -> None:
     assert searching.ask("PUT", f"/{BROKEN}", {"model": "scenes"}).status_code == 200
-    without_head(searching.collections.find(BROKEN, lambda _: True).table)
+    without_head(searching.collections.registry.existing(BROKEN, lambda _: True).table)
     deadline = time.monotonic() + 60
     while not (listed := searching.ask("GET", "").json())["damaged"]:
         assert time.monotonic() < deadline
@@ -115,7 +115,7 @@ def test_a_list_has_the_undamaged_ones_and_the_damage_is_reported(searching: Sea
 def test_a_search_of_missing_data_is_answered_with_the_damage(searching: Searching) -> None:
     revision = searching.add("things", [item("image", n) for n in range(3)])
     assert searching.found("things", revision, query=image_query(1))
-    table = searching.collections.find("things", lambda _: True).table
+    table = searching.collections.registry.existing("things", lambda _: True).table
     for each in Path(table.uri, "data").iterdir():
         each.unlink()
     response = searching.ask("POST", "/things/search", {"query": image_query(1)})

@@ -42,7 +42,7 @@ def test_a_write_sent_again_undoes_nothing_that_came_after_it(
     assert first < later
     assert again >= first
     assert payload(searching, max(again, later)) == 2
-    assert searching.collections.find("things", EVERYONE).head.revision == later
+    assert searching.collections.registry.existing("things", EVERYONE).head.revision == later
 
 
 def test_an_unknown_request_is_never_taken_for_another(searching: Searching) -> None:
@@ -81,9 +81,12 @@ def test_a_write_that_filled_the_collection_is_answered_again(searching: Searchi
 
 
 def test_a_recreated_collection_is_counted_after_a_late_deletion(searching: Searching) -> None:
+    created: list[int] = []
     for _ in range(2):
         assert searching.ask("DELETE", "/things", headers=BY_PROXY).status_code == 200
-        made = searching.ask("PUT", "/things", {"model": "scenes"}).json()["revision"]
+        created.append(searching.ask("PUT", "/things", {"model": "scenes"}).json()["revision"])
+    made, again = created
+    assert made == again
     query = {"modality": "image", "feature": [1.0, 2, 3, 4, 5]}
     assert searching.found("things", made, query=query) == []
     statuses = [searching.ask("PUT", f"/c{n}", {"model": "scenes"}).status_code for n in range(3)]
