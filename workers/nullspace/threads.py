@@ -37,7 +37,10 @@ def in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yield the items, each made in another thread while the one before is used."""
+    """Yield the items, each made in another thread while the one before is used, if torch has several threads."""
+    if torch.get_num_threads() == 1:
+        yield from items
+        return
     with ThreadPoolExecutor(1) as thread:
         following = thread.submit(next, items, None)
         while (item := following.result()) is not None:

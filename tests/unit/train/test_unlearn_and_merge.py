@@ -4,6 +4,7 @@ Scores of two versions are compared over all pairs of features: the heads themse
 """
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from cmcl.storage import layout
 from cmcl.storage.local import LocalStore
 from cmcl.storage.versions import check_complete, publish_manifest, read_candidate, read_version
 from tests.fakes.feature_shards import write_pair_shard
+from workers.methods import improve
 from workers.model.heads import ModalityHeads, initial_heads
 from workers.train.job import train_dataset
 from workers.train.versions import read_heads, read_memory
@@ -117,6 +119,14 @@ class Bench:
 
     def heads(self, manifest: VersionManifest) -> ModalityHeads:
         return read_heads(self.store, manifest)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_polish() -> Iterator[None]:
+    """A tenth of the updates: what is exact after some of them is exact after all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(improve, "_UPDATES", improve._UPDATES // 10)
+        yield
 
 
 @pytest.fixture(scope="module")
