@@ -93,10 +93,10 @@ def own_memory() -> int:
     return int(status.partition("RssAnon:")[2].split()[0]) * 1024
 
 
-@pytest.mark.parametrize("group_rows", [4096, 320_000])
+@pytest.mark.parametrize("group_rows", [4096, 160_000])
 def test_memory_of_reading_does_not_grow_with_shards(tmp_path: Path, group_rows: int) -> None:
     """Two files are read at a time, with any row groups."""
-    rows, width = 640_000, 64
+    rows, width = 320_000, 64
     features = np.random.default_rng(0).standard_normal((rows, width), np.float32)
     halves = (rows // 2, rows // 2)
     shards = write_pair_shards(tmp_path, features, features, halves, group_rows)
