@@ -10,12 +10,14 @@ class PageCase:
     """A page: its name, and its path below `/ui/`, with attributes of `Names` in braces.
 
     `has_picture`: in the documentation (`make pictures`); one page of each kind, which is looked at more closely.
+    `is_variant`: another case shows the same template, so that keyboard, scripts and widths are not looked at again.
     """
 
     name: str
     path: str
     signed_in: bool = True
     has_picture: bool = False
+    is_variant: bool = False
 
     def address(self, names: Names) -> str:
         """Its address with the names of the sample."""
@@ -29,43 +31,43 @@ PAGES = (
     PageCase("models", "models", has_picture=True),
     PageCase("new-model", "new", has_picture=True),
     PageCase("model", "models/{model}", has_picture=True),
-    PageCase("model-with-held-candidate", "models/{reviewed}"),
-    PageCase("model-with-an-older-live-version", "models/{moved_back}"),
+    PageCase("model-with-held-candidate", "models/{reviewed}", is_variant=True),
+    PageCase("model-with-an-older-live-version", "models/{moved_back}", is_variant=True),
     PageCase("model-without-versions", "models/{empty}"),
     PageCase("memory", "models/{model}/memory", has_picture=True),
     PageCase("compare", "models/{model}/compare?before=2&after=7"),
     PageCase("capacity", "models/{model}/capacity", has_picture=True),
     PageCase("graph", "models/{model}/graph", has_picture=True),
     PageCase("version", "models/{model}/versions/7", has_picture=True),
-    PageCase("memory-without-versions", "models/{empty}/memory"),
-    PageCase("capacity-without-versions", "models/{empty}/capacity"),
-    PageCase("capacity-of-solved-heads", "models/{reviewed}/capacity"),
-    PageCase("graph-without-versions", "models/{empty}/graph"),
-    PageCase("version-first", "models/{model}/versions/1"),
+    PageCase("memory-without-versions", "models/{empty}/memory", is_variant=True),
+    PageCase("capacity-without-versions", "models/{empty}/capacity", is_variant=True),
+    PageCase("capacity-of-solved-heads", "models/{reviewed}/capacity", is_variant=True),
+    PageCase("graph-without-versions", "models/{empty}/graph", is_variant=True),
+    PageCase("version-first", "models/{model}/versions/1", is_variant=True),
     PageCase("promote", "models/{model}/promote?version=6", has_picture=True),
-    PageCase("rollback", "models/{model}/rollback"),
-    PageCase("promote-live", "models/{model}/promote?version=7"),
+    PageCase("rollback", "models/{model}/rollback", is_variant=True),
+    PageCase("promote-live", "models/{model}/promote?version=7", is_variant=True),
     PageCase("retire", "models/{model}/versions/2/retire"),
     PageCase("jobs", "jobs", has_picture=True),
-    PageCase("jobs-failed", "jobs?state=failed"),
+    PageCase("jobs-failed", "jobs?state=failed", is_variant=True),
     PageCase("job-running", "jobs/{running}", has_picture=True),
-    PageCase("job-waiting", "jobs/{waiting}"),
-    PageCase("job-held", "jobs/{held}"),
+    PageCase("job-waiting", "jobs/{waiting}", is_variant=True),
+    PageCase("job-held", "jobs/{held}", is_variant=True),
     PageCase("candidate-held", "jobs/{held}/candidate", has_picture=True),
-    PageCase("candidate-rejected", "jobs/{rejected}/candidate"),
+    PageCase("candidate-rejected", "jobs/{rejected}/candidate", is_variant=True),
     PageCase("cancel", "jobs/{running}/cancel"),
-    PageCase("retry", "jobs/{failed}/retry"),
-    PageCase("approve", "jobs/{held}/approve"),
-    PageCase("reject", "jobs/{held}/reject"),
+    PageCase("retry", "jobs/{failed}/retry", is_variant=True),
+    PageCase("approve", "jobs/{held}/approve", is_variant=True),
+    PageCase("reject", "jobs/{held}/reject", is_variant=True),
     PageCase("job-failed", "jobs/{failed}", has_picture=True),
     PageCase("job-log", "jobs/{running}/log?attempt=1"),
-    PageCase("job-rejected", "jobs/{rejected}"),
+    PageCase("job-rejected", "jobs/{rejected}", is_variant=True),
     PageCase("datasets", "datasets", has_picture=True),
     PageCase("dataset", "datasets/{dataset}", has_picture=True),
     PageCase("dataset-rejected-rows", "datasets/{dataset}/rejected-rows"),
     PageCase("seal", "datasets/{open_dataset}/seal"),
     PageCase("post-dataset", "models/{model}/post", has_picture=True),
-    PageCase("try", "try?model={model}"),
+    PageCase("try", "try?model={model}", is_variant=True),
     PageCase(
         "try-two-versions",
         "try?model={model}&where=dataset:{dataset}&modality=image&row=0&version=6&other=7",
@@ -73,8 +75,8 @@ PAGES = (
     ),
     PageCase("collections", "collections"),
     PageCase("collection", "collections/{collection}", has_picture=True),
-    PageCase("dataset-open", "datasets/{open_dataset}"),
-    PageCase("seal-sealed", "datasets/{dataset}/seal"),
+    PageCase("dataset-open", "datasets/{open_dataset}", is_variant=True),
+    PageCase("seal-sealed", "datasets/{dataset}/seal", is_variant=True),
     PageCase("events", "events", has_picture=True),
     PageCase("keys", "keys"),
     PageCase("revoke", "keys/{key}/revoke"),

@@ -1,12 +1,13 @@
 """Actions of a user on the page: with and without scripts, with the mouse and with the keyboard."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, Request, Route, expect
 
 from cmcl.contract.api.jobs import JobState
-from tests.browser.conftest import OpenPage
+from tests.browser.conftest import BuiltSample, OpenPage
 from tests.browser.sample import PHOTOS, SCENES, Names
 from tests.browser.served_plane import ServedPlane
 from tests.fakes.feature_shards import feature_table, write_shard
@@ -14,6 +15,15 @@ from tests.fakes.feature_shards import feature_table, write_shard
 Sample = tuple[ServedPlane, Names]
 
 expect.set_options(timeout=30_000)
+
+
+@pytest.fixture(scope="module")
+def changing(
+    built_sample: BuiltSample, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Sample]:
+    """One sample for all tests of this file: each changes other things."""
+    with built_sample.served(tmp_path_factory.mktemp("changing")) as served:
+        yield served
 
 
 def submit(page: Page, reason: str = "") -> None:
@@ -27,9 +37,9 @@ def submit(page: Page, reason: str = "") -> None:
 
 @pytest.mark.parametrize("scripts", [True, False], ids=["with scripts", "without"])
 def test_a_version_is_promoted_and_rolled_back(
-    own_sample: Sample, open_page: OpenPage, scripts: bool
+    changing: Sample, open_page: OpenPage, scripts: bool
 ) -> None:
-    plane, _ = own_sample
+    plane, _ = changing
     page, _ = open_page(plane, java_script_enabled=scripts)
     page.goto(f"/ui/models/{SCENES.model}")
     page.get_by_role("link", name="Promote v6").click()
@@ -47,8 +57,8 @@ def test_a_version_is_promoted_and_rolled_back(
     assert found == [("it was the network", "anna"), ("v7 is slower", "anna")]
 
 
-def test_a_candidate_is_compared_and_approved(own_sample: Sample, open_page: OpenPage) -> None:
-    plane, names = own_sample
+def test_a_candidate_is_compared_and_approved(changing: Sample, open_page: OpenPage) -> None:
+    plane, names = changing
     page, _ = open_page(plane)
     page.goto(f"/ui/jobs/{names.held}")
     page.get_by_role("link", name="Compare and decide").first.click()
@@ -64,27 +74,8 @@ def test_a_candidate_is_compared_and_approved(own_sample: Sample, open_page: Ope
     assert plane.model(PHOTOS.model).live_version == 3
 
 
-def test_a_decision_on_an_old_page_does_nothing_and_says_so(
-    own_sample: Sample, open_page: OpenPage
-) -> None:
-    plane, _ = own_sample
-    page, record = open_page(plane)
-    page.goto(f"/ui/models/{SCENES.model}/promote?version=6")
-    body = {"version": 5, "reason": "meanwhile"}
-    assert plane.client.put(f"/v1/models/{SCENES.model}/live", json=body).status_code == 200
-    submit(page, "too late")
-    expect(page.get_by_role("alert")).to_contain_text("Nothing was done")
-    assert plane.model(SCENES.model).live_version == 5
-    submit(page, "now")
-    expect(page.locator(".notice.good")).to_contain_text("promoted")
-    assert plane.model(SCENES.model).live_version == 6
-    record.forgive("409|412")
-
-
-def test_a_job_is_cancelled_and_another_one_retried(
-    own_sample: Sample, open_page: OpenPage
-) -> None:
-    plane, names = own_sample
+def test_a_job_is_cancelled_and_another_one_retried(changing: Sample, open_page: OpenPage) -> None:
+    plane, names = changing
     page, _ = open_page(plane)
     page.goto(f"/ui/jobs/{names.running}")
     page.get_by_role("link", name="Cancel").click()
@@ -102,20 +93,10 @@ def test_a_job_is_cancelled_and_another_one_retried(
     assert plane.job(names.rejected).state != JobState.REJECTED
 
 
-def test_a_version_is_retired(own_sample: Sample, open_page: OpenPage) -> None:
-    plane, _ = own_sample
-    page, _ = open_page(plane)
-    page.goto(f"/ui/models/{SCENES.model}/versions/2/retire")
-    submit(page)
-    expect(page.locator(".notice.good")).to_contain_text("retired")
-    view = plane.client.get(f"/v1/models/{SCENES.model}/versions/2").json()
-    assert view["retired_at"] is not None
-
-
 def test_a_dataset_is_uploaded_and_posted(
-    own_sample: Sample, open_page: OpenPage, tmp_path: Path
+    changing: Sample, open_page: OpenPage, tmp_path: Path
 ) -> None:
-    plane, _ = own_sample
+    plane, _ = changing
     file = tmp_path / "<img src=x onerror=alert(1)>.parquet"
     write_shard(file, feature_table(60))
     page, record = open_page(plane)
@@ -192,8 +173,8 @@ FILES_OF_ROWS = {
 }
 
 
-def test_files_of_rows_are_sent(own_sample: Sample, open_page: OpenPage, tmp_path: Path) -> None:
-    page, _ = open_page(own_sample[0])
+def test_files_of_rows_are_sent(changing: Sample, open_page: OpenPage, tmp_path: Path) -> None:
+    page, _ = open_page(changing[0])
     for name, content in FILES_OF_ROWS.items():
         (tmp_path / name).write_bytes(content)
         page.goto(f"/ui/models/{PHOTOS.model}/post")
@@ -204,9 +185,9 @@ def test_files_of_rows_are_sent(own_sample: Sample, open_page: OpenPage, tmp_pat
 
 
 def test_a_file_that_cannot_be_read_is_a_failure_after_which_the_form_works(
-    own_sample: Sample, open_page: OpenPage, tmp_path: Path
+    changing: Sample, open_page: OpenPage, tmp_path: Path
 ) -> None:
-    page, _ = open_page(own_sample[0])
+    page, _ = open_page(changing[0])
     page.goto(f"/ui/models/{PHOTOS.model}/post")
     page.get_by_label("Name").fill("uploaded")
     files, button = page.get_by_label("Files to train on"), page.get_by_role("button", name="post")
@@ -233,32 +214,6 @@ def test_without_scripts_the_page_of_uploads_names_the_command(
     page.goto(f"/ui/models/{SCENES.model}/post")
     expect(page.locator("form[data-upload]")).to_be_hidden()
     expect(page.locator("main")).to_contain_text(f"--model {SCENES.model}")
-
-
-def test_keys_and_webhooks_are_created_and_removed_without_scripts(
-    own_sample: Sample, open_page: OpenPage
-) -> None:
-    plane, _ = own_sample
-    page, _ = open_page(plane, java_script_enabled=False)
-    page.goto("/ui/keys")
-    page.get_by_label("Name").fill("nightly")
-    page.get_by_role("button", name="Create the key").click()
-    secret = page.locator("section", has_text="Copy the key now").locator("code").inner_text()
-    headers = {"authorization": f"Bearer {secret}"}
-    assert plane.client.get("/v1/whoami", headers=headers).json()["scopes"] == ["read"]
-    page.get_by_role("link", name="Revoke nightly").click()
-    submit(page)
-    expect(page.locator(".notice.good")).to_contain_text("revoked")
-    assert plane.client.get("/v1/whoami", headers=headers).status_code == 401
-    page.goto("/ui/webhooks")
-    page.get_by_label("Address").fill("https://example.com/other")
-    page.get_by_role("button", name="Create the webhook").click()
-    expect(page.locator("main")).to_contain_text("Copy the secret now")
-    page.goto("/ui/webhooks")
-    page.get_by_role("link", name="https://example.com/other").click()
-    page.get_by_role("link", name="Delete").click()
-    submit(page)
-    expect(page.locator(".notice.good")).to_contain_text("deleted")
 
 
 def test_a_key_that_may_only_read_sees_no_action(sample: Sample, open_page: OpenPage) -> None:

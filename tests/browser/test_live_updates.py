@@ -48,6 +48,9 @@ def test_progress_is_shown_without_a_reload_and_without_a_layout_shift(
         progress_of(plane, job, 1, updates)
         expect(page.locator("main")).to_contain_text(f"{updates * 100 // UPDATES}")
     assert shifts(page) == []
+    plane.run_to_end(job)
+    assert plane.job(job).state == JobState.PUBLISHED
+    expect(page.locator("main")).to_contain_text("published")
     assert page.evaluate("performance.timeOrigin") == began
 
 
@@ -101,16 +104,6 @@ def test_what_the_reader_does_survives_an_update(own_sample: Sample, open_page: 
     expect(page.locator("main")).to_contain_text("702")
     expect(page.locator(":popover-open")).to_have_count(1)
     expect(term).to_be_focused()
-
-
-def test_the_end_of_a_job_is_shown(own_sample: Sample, open_page: OpenPage) -> None:
-    plane, job = own_sample[0], own_sample[1].running
-    page, _ = open_page(plane)
-    page.goto(f"/ui/jobs/{job}")
-    expect(page.locator("main")).to_contain_text("running")
-    plane.run_to_end(job)
-    assert plane.job(job).state == JobState.PUBLISHED
-    expect(page.locator("main")).to_contain_text("published")
 
 
 def test_events_before_a_stream_opens_are_shown(own_sample: Sample, open_page: OpenPage) -> None:

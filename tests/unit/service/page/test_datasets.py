@@ -180,29 +180,25 @@ def test_held_out_files_and_a_dry_run(person: Browser, tmp_path: Path) -> None:
     assert (found["evaluation_share"], found["max_bad_share"]) == (None, 0.05)
 
 
-@pytest.mark.parametrize(
-    ("changes", "status", "message"),
-    [
-        ({"uploads": ""}, 422, "at least 1 shard is needed"),
-        ({"uploads": "up-000000000000"}, 422, "there is no upload"),
-        ({"uploads": "../../etc/passwd"}, 422, "there is no upload"),
-        ({"name": "<script>alert(1)</script>"}, 422, "name"),
-        ({"name": "x" * 10_000}, 422, "name"),
-        ({"second": "image"}, 422, "pair"),
-        ({"second": "smell"}, 422, "has no modality"),
-        ({"evaluation_share": "51"}, 422, "evaluation_share"),
-        ({"max_bad_share": "-1"}, 422, "max_bad_share"),
-    ],
-    ids=lambda value: str(value)[:50],
-)
-def test_a_form_that_cannot_be_posted_is_refused(
-    person: Browser, changes: dict[str, str], status: int, message: str
-) -> None:
-    form = {**FORM, "uploads": "up-0123456789ab", **changes}
-    answer = person.post("/ui/models/scenes/post", data=form)
-    assert answer.status_code == status
-    assert message in answer.text
-    assert "<script>alert" not in answer.text
+REFUSED: list[tuple[dict[str, str], str]] = [
+    ({"uploads": ""}, "at least 1 shard is needed"),
+    ({"uploads": "up-000000000000"}, "there is no upload"),
+    ({"uploads": "../../etc/passwd"}, "there is no upload"),
+    ({"name": "<script>alert(1)</script>"}, "name"),
+    ({"name": "x" * 10_000}, "name"),
+    ({"second": "image"}, "pair"),
+    ({"second": "smell"}, "has no modality"),
+    ({"evaluation_share": "51"}, "evaluation_share"),
+    ({"max_bad_share": "-1"}, "max_bad_share"),
+]
+
+
+def test_a_form_that_cannot_be_posted_is_refused(person: Browser) -> None:
+    for changes, message in REFUSED:
+        form = {**FORM, "uploads": "up-0123456789ab", **changes}
+        answer = person.post("/ui/models/scenes/post", data=form)
+        assert (answer.status_code, message in answer.text) == (422, True), changes
+        assert "<script>alert" not in answer.text
 
 
 def test_a_file_that_is_too_large_is_refused_before_it_is_sent(tmp_path: Path) -> None:

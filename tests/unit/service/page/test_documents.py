@@ -61,9 +61,9 @@ def test_a_file_under_the_digest_of_another_release_is_not_cached(browser: Brows
     assert (answer.status_code, answer.headers["cache-control"]) == (200, "no-store")
 
 
-@pytest.mark.parametrize("name", ["other.css", "..%2fpage.js", "page.py", "%00", "style.css%2f"])
-def test_other_files_are_not_there(browser: Browser, name: str) -> None:
-    assert browser.get(f"/ui/static/0123456789abcdef/{name}").status_code in (303, 404)
+def test_other_files_are_not_there(browser: Browser) -> None:
+    for name in ("other.css", "..%2fpage.js", "page.py", "%00", "style.css%2f"):
+        assert browser.get(f"/ui/static/0123456789abcdef/{name}").status_code in (303, 404), name
 
 
 def test_every_script_imports_files_that_are_there() -> None:
@@ -117,10 +117,13 @@ def test_a_live_part_is_rendered_once_however_often_it_is_named(reader: Browser)
     assert len(reader.get("/ui/?" + "&".join(["fragment=live_tiles"] * 500)).text) == len(part)
 
 
-@pytest.mark.parametrize("body", [b"\xff", b"&".join([b"a=1"] * 101), b"key=%ff", b"x" * 20_000])
-def test_forms_that_cannot_be_read_are_refused(browser: Browser, body: bytes) -> None:
+def test_forms_that_cannot_be_read_are_refused(browser: Browser) -> None:
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
-    assert browser.post("/ui/login", content=body, headers=headers).status_code in (413, 422)
+    for body in (b"\xff", b"&".join([b"a=1"] * 101), b"key=%ff", b"x" * 20_000):
+        answer = browser.post("/ui/login", content=body, headers=headers)
+        is_large = len(body) > 10_000
+        assert answer.status_code == (413 if is_large else 422), body[:20]
+        assert is_large or "the form cannot be read" in answer.text, body[:20]
 
 
 def test_attributes_of_templates_are_quoted() -> None:
@@ -153,34 +156,27 @@ FOREIGN: list[dict[str, str | None]] = [
 ]
 
 
-@pytest.mark.parametrize("headers", FOREIGN, ids=str)
+OWN: list[dict[str, str | None]] = [
+    {},
+    {"Sec-Fetch-Site": None},
+    {"Origin": None},
+    {"Origin": "https://localhost", "Sec-Fetch-Site": None},
+]
+
+
 @pytest.mark.parametrize("auth", ["on", "off"])
-def test_no_other_site_can_change_anything(
-    tmp_path: Path, headers: dict[str, str | None], auth: str
+def test_no_other_site_can_change_anything_and_the_page_itself_can(
+    tmp_path: Path, auth: str
 ) -> None:
     plane = ControlPlane(tmp_path, auth=auth)
     browser = Browser(plane)
-    for path in ("/ui/logout", "/ui/login", "/ui/sessions/ses-0123456789ab/end"):
-        answer = browser.post(path, headers=headers, data={"key": "x"})
-        assert answer.status_code == 403, answer.text
+    for headers in FOREIGN:
+        for path in ("/ui/logout", "/ui/login", "/ui/sessions/ses-0123456789ab/end"):
+            answer = browser.post(path, headers=headers, data={"key": "x"})
+            assert answer.status_code == 403, (headers, answer.text)
+    for headers in OWN:
+        assert browser.post("/ui/logout", headers=headers).status_code == 303, headers
     plane.close()
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {},
-        {"Sec-Fetch-Site": None},
-        {"Origin": None},
-        {"Origin": "https://localhost", "Sec-Fetch-Site": None},
-    ],
-    ids=str,
-)
-def test_the_page_itself_can(
-    operator: KeyClient, browser: Browser, headers: dict[str, str]
-) -> None:
-    browser.sign_in(operator.make_key()["key"])
-    assert browser.post("/ui/logout", headers=headers).status_code == 303
 
 
 def test_behind_a_proxy_the_configured_address_counts(tmp_path: Path) -> None:
@@ -218,26 +214,23 @@ ANSWERS = {
     "unknown fragment": ("GET", "/ui/?fragment=content", 422),
     "unknown page": ("GET", "/ui/nowhere", 404),
     "sessions": ("GET", "/ui/sessions", 200),
-    "redirect": ("POST", "/ui/logout", 303),
     "wrong method": ("DELETE", "/ui/", 405),
     "no form": ("POST", "/ui/login", 415),
+    "redirect": ("POST", "/ui/logout", 303),
 }
 
 
-@pytest.mark.parametrize("name", ANSWERS)
-def test_every_response_has_the_headers(operator: KeyClient, browser: Browser, name: str) -> None:
-    browser.sign_in(operator.make_key()["key"])
-    method, path, status = ANSWERS[name]
-    answer = browser.request(method, path)
-    assert answer.status_code == status
-    _check_headers(dict(answer.headers))
-    assert answer.headers["cache-control"] == "no-store"
-
-
-def test_responses_to_strangers_have_them_too(browser: Browser) -> None:
+def test_every_response_has_the_headers(operator: KeyClient, browser: Browser) -> None:
+    answers = []
     for path, status in (("/ui/", 303), ("/ui/login", 200), ("/ui/stream", 303)):
-        answer = browser.get(path)
-        assert answer.status_code == status
+        answers.append(browser.get(path))
+        assert answers[-1].status_code == status
+    browser.sign_in(operator.make_key()["key"])
+    for name, (method, path, status) in ANSWERS.items():
+        answers.append(browser.request(method, path))
+        assert answers[-1].status_code == status, name
+        assert answers[-1].headers["cache-control"] == "no-store", name
+    for answer in answers:
         _check_headers(dict(answer.headers))
 
 
@@ -388,7 +381,7 @@ def test_every_link_and_form_is_relative(hostile: Hostile) -> None:
 
 
 @given(st.text(max_size=60))
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=1, deadline=None, suppress_health_check=list(HealthCheck))
 @example('"><script>alert(1)</script>')
 def test_filters_refuse_what_is_no_name(hostile: Hostile, text: str) -> None:
     for path in ("jobs", "datasets", "events"):

@@ -75,12 +75,12 @@ def test_a_browser_that_keeps_no_cookie_is_told(operator: KeyClient, guarded: Co
     assert "did not keep the cookie" in page.text
 
 
-@pytest.mark.parametrize("key", ["", "x", "cmcl_0123456789ab_" + "x" * 43, "a.b.c", "k" * 9000])
-def test_a_wrong_key_gets_the_form_again_and_no_session(browser: Browser, key: str) -> None:
-    answer = browser.sign_in(key)
-    assert answer.status_code in (401, 422)
-    assert "set-cookie" not in answer.headers
-    assert browser.get("/ui/").status_code == 303
+def test_a_wrong_key_gets_the_form_again_and_no_session(browser: Browser) -> None:
+    for key in ("", "x", "cmcl_0123456789ab_" + "x" * 43, "a.b.c", "k" * 9000):
+        answer = browser.sign_in(key)
+        assert answer.status_code in (401, 422), key
+        assert "set-cookie" not in answer.headers
+        assert browser.get("/ui/").status_code == 303
 
 
 def test_guessing_keys_is_limited(browser: Browser) -> None:
@@ -91,10 +91,10 @@ def test_guessing_keys_is_limited(browser: Browser) -> None:
     assert statuses == [401] * FAILURES_PER_MINUTE + [429]
 
 
-@pytest.mark.parametrize("path", ["/ui/?fragment=live_tiles", "/ui/stream", "/ui/jobs"])
-def test_a_script_gets_401_and_not_the_sign_in_page(browser: Browser, path: str) -> None:
-    headers = {"Accept": "text/event-stream" if "stream" in path else "*/*"}
-    assert browser.get(path, headers=headers).status_code == 401
+def test_a_script_gets_401_and_not_the_sign_in_page(browser: Browser) -> None:
+    for path in ("/ui/?fragment=live_tiles", "/ui/stream", "/ui/jobs"):
+        headers = {"Accept": "text/event-stream" if "stream" in path else "*/*"}
+        assert browser.get(path, headers=headers).status_code == 401, path
 
 
 @given(st.text(max_size=80) | st.from_regex(r"[/\\a-z.:@?%#]{1,20}", fullmatch=True))
@@ -434,14 +434,14 @@ def test_an_answer_that_another_browser_asked_for_signs_nobody_in(
     assert "__Host-cmcl" not in visitor.cookies
 
 
-@pytest.mark.parametrize("change", ["", "x", "e30=.0", "e30=.é", "{}"])
-def test_a_changed_cookie_is_refused(issuer: FakeIssuer, visitor: Browser, change: str) -> None:
+def test_a_changed_cookie_is_refused(issuer: FakeIssuer, visitor: Browser) -> None:
     address = issuer.authorize(_begin(visitor))
     cookie = visitor.cookies["__Host-cmcl-oidc"]
     text, _, _ = cookie.rpartition(".")
     content = jwt.decode(cookie, options={"verify_signature": False})
     unsigned, foreign = jwt.encode(content, "", "none"), jwt.encode(content, "k" * 32, "HS256")
-    for changed in (change, f"{text}.{'0' * 43}", f"{text}.", unsigned, foreign):
+    others = ("", "x", "e30=.0", "e30=.é", "{}")
+    for changed in (*others, f"{text}.{'0' * 43}", f"{text}.", unsigned, foreign):
         visitor.cookies["__Host-cmcl-oidc"] = changed.encode("ascii", "replace").decode()
         assert _come_back(visitor, address).status_code == 401
 
@@ -454,29 +454,25 @@ def test_a_code_counts_once(issuer: FakeIssuer, visitor: Browser) -> None:
     assert _come_back(visitor, address).status_code == 401
 
 
-@pytest.mark.parametrize(
-    ("token", "changes", "status"),
-    [
-        ("id_token", {"nonce": "another"}, 401),
-        ("id_token", {"nonce": None}, 401),
-        ("id_token", {"aud": "another-client"}, 401),
-        ("id_token", {"exp": 1}, 401),
-        ("access_token", {"aud": "another-service"}, 403),
-        ("access_token", {"cmcl_owner": None}, 403),
-        ("access_token", {"scope": "openid"}, 403),
-    ],
-    ids=str,
-)
-def test_tokens_that_are_not_for_us_sign_nobody_in(
-    issuer: FakeIssuer, visitor: Browser, token: str, changes: dict[str, Any], status: int
-) -> None:
-    begun = _begin(visitor)
-    nonce = parse_qs(urlsplit(begun).query)["nonce"][0]
-    is_id = token == "id_token"
-    own: dict[str, Any] = {"aud": "cmcl-page", "nonce": nonce} if is_id else {}
-    address = issuer.authorize(begun, **{token: issuer.token(**{**own, **changes})})
-    assert _come_back(visitor, address).status_code == status
-    assert "__Host-cmcl" not in visitor.cookies
+NOT_FOR_US: list[tuple[str, dict[str, Any], int]] = [
+    ("id_token", {"nonce": "another"}, 401),
+    ("id_token", {"nonce": None}, 401),
+    ("id_token", {"aud": "another-client"}, 401),
+    ("id_token", {"exp": 1}, 401),
+    ("access_token", {"aud": "another-service"}, 403),
+    ("access_token", {"cmcl_owner": None}, 403),
+    ("access_token", {"scope": "openid"}, 403),
+]
+
+
+def test_tokens_that_are_not_for_us_sign_nobody_in(issuer: FakeIssuer, visitor: Browser) -> None:
+    for token, changes, status in NOT_FOR_US:
+        begun = _begin(visitor)
+        nonce = parse_qs(urlsplit(begun).query)["nonce"][0]
+        own = {"aud": "cmcl-page", "nonce": nonce} if token == "id_token" else {}
+        address = issuer.authorize(begun, **{token: issuer.token(**{**own, **changes})})
+        assert _come_back(visitor, address).status_code == status, (token, changes)
+        assert "__Host-cmcl" not in visitor.cookies
 
 
 def test_the_id_token_counts_where_the_access_token_is_opaque(

@@ -190,6 +190,9 @@ def test_what_items_say_is_shown_as_text_and_only_their_own_pictures(
 ) -> None:
     name = "</table><script>alert(1)</script>"
     hit = {"id": name, "modality": "image", "score": 1.0, "payload": HOSTILE}
+    # What is no picture is not shown as one.
+    thumbnail = '/9j/"><script>alert(1)</script>'
+    hit["thumbnail"] = thumbnail
     answer = new_body(SearchResults, data=[hit], model="scenes@2")
     endpoint.answers["POST /v1/collections/pictures/search"] = answer
     items = new_body(ItemsResponse, data=[hit], model="scenes@2")
@@ -207,6 +210,25 @@ def test_what_items_say_is_shown_as_text_and_only_their_own_pictures(
         assert "<img src=x" not in page.text
         assert not [each for each in parsed.addresses if "evil" in each or "javascript" in each]
         assert "&lt;img src=x onerror=alert(1)&gt;" in page.text
+
+
+def test_items_are_tiles_with_their_thumbnails_or_their_words(
+    trier: Browser, endpoint: FakeEndpoint
+) -> None:
+    small = b64encode(b"\xff\xd8\xff\xe0 a JPEG").decode()
+    hits = [
+        {"id": "apple", "modality": "image", "score": 0.9, "payload": None, "thumbnail": small},
+        {"id": "t-1", "modality": "text", "score": 0.8, "payload": {"caption": "a red fruit"}},
+    ]
+    endpoint.answers["POST /v1/collections/pictures/search"] = new_body(
+        SearchResults, data=hits, model="scenes@2"
+    )
+    page = trier.get("/ui/try?text=x&where=collection:pictures").text
+    assert endpoint.bodies("/v1/collections/pictures/search")[0]["include"] == ["thumbnail"]
+    assert f'src="data:image/jpeg;base64,{small}" alt="Picture of apple"' in page
+    assert page.count("data-like") == 1, "a picture alone is searched for again"
+    quoted = page.partition("<blockquote")[2].partition("</blockquote>")[0]
+    assert "a red fruit" in quoted
 
 
 def test_collections_are_listed_and_browsed(trier: Browser, endpoint: FakeEndpoint) -> None:
