@@ -229,7 +229,11 @@ def page_paths(app: FastAPI) -> list[str]:
 def _address(path: str, size: Size, created: Mapping[str, str]) -> str:
     """Address of a page. Raises KeyError for a parameter without a value."""
     values = {**values_of(path, size), **created}
-    query = f"?version={size.versions - 1}" if path.endswith("/promote") else ""
+    queries = {
+        "promote": f"?version={size.versions - 1}",
+        "compare": f"?before={size.versions // 2}&after={size.versions}",
+    }
+    query = queries.get(path.rpartition("/")[2], "")
     return _PARAMETER.sub(lambda match: values[match[1]], path) + query
 
 

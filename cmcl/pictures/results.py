@@ -3,6 +3,7 @@
 Each is drawn as one of seven kinds. A picture of what was not measured is None.
 """
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
@@ -34,6 +35,8 @@ from cmcl.pictures.svg import brief
 
 # Curves of more datasets than this are drawn without names, but for those that lost most.
 _MOST_NAMED, _NAMED_OF_MANY = 10, 6
+# Of the others, evenly chosen: each line takes 270 bytes of a page.
+_MOST_THIN = 20
 # The forecast shows this many further datasets.
 _AHEAD = 5
 
@@ -161,7 +164,7 @@ def memory_of(lineage: Sequence[LearnedDataset], matrix: Sequence[EvaluationRow]
 def retention_curves(memory: Memory, *, width: float = WIDTH) -> Picture:
     """Draw the recall of each dataset from the version that learned it to the newest.
 
-    Of more than ten datasets, the six that lost most have names; the others are thin lines.
+    Of more than ten datasets, the six that lost most have names; the others are thin lines, of at most twenty of them.
     """
     order = list(memory.in_order)
     now = memory.rows[-1].recall if order else []
@@ -169,8 +172,10 @@ def retention_curves(memory: Memory, *, width: float = WIDTH) -> Picture:
     named = order
     if len(order) > _MOST_NAMED:
         named = sorted(sorted(order, key=lambda each: changes[each] or 0.0)[:_NAMED_OF_MANY])
+    thin = [each for each in order if each not in named]
+    shown = {*named, *thin[:: math.ceil(len(thin) / _MOST_THIN) or 1]}
     drawn = []
-    for each in order:
+    for each in (each for each in order if each in shown):
         points = [(float(row.version), row.recall[each]) for row in memory.rows]
         note = percent(now[each])
         note += "" if changes[each] is None else f" ({points_of(changes[each])})"
@@ -180,6 +185,8 @@ def retention_curves(memory: Memory, *, width: float = WIDTH) -> Picture:
     words = memory.describe()
     if len(named) < len(order):
         words += f" The {len(named)} datasets that lost most have names."
+    if len(shown) < len(order):
+        words += f" {len(shown)} of {len(order)} datasets have a line."
     texts = (f"{memory.metric} of each dataset since it was learned", words)
     return lines(texts, drawn, ("version", f"{memory.metric} in %"), times=100, width=width)
 

@@ -39,7 +39,7 @@ from service.page.rendering import PREFIX, WHOLE, figure, pages_of
 router = APIRouter(prefix=PREFIX)
 
 # Versions of one page.
-MOST = 32
+MOST = 26
 # Datasets of the pictures, of the table of datasets, and of the table of the matrix.
 _MEASURED, _ROWS, _COLUMNS = 100, 50, 16
 

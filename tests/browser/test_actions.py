@@ -192,7 +192,7 @@ def test_a_file_that_cannot_be_read_is_a_failure_after_which_the_form_works(
     page.get_by_label("Name").fill("uploaded")
     files, button = page.get_by_label("Files to train on"), page.get_by_role("button", name="post")
     for name in ("removed", "kept"):
-        write_shard(tmp_path / f"{name}.parquet", feature_table(60))
+        write_shard(tmp_path / f"{name}.parquet", feature_table(60, prefix=name))
     files.set_input_files(tmp_path / "removed.parquet")
 
     def remove(route: Route) -> None:

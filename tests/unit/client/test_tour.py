@@ -96,6 +96,6 @@ def test_every_cell_of_the_tour_runs_and_the_pictures_are_shown(
         shown = [run_cell(source, names) for source in code_cells()]
     plane.close()
     html = ["" if value is None else getattr(value, "_repr_html_", str)() for value in shown]
-    assert [page.count("<svg") for page in html if "<svg" in page] == [1, 1, 5, 1, 1]
+    assert [page.count("<svg") for page in html if "<svg" in page] == [1, 1, 4, 1, 1]
     assert "published" in html[2]
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".svg"] == []
