@@ -87,7 +87,7 @@ class WebhookEntry(Frozen):
 
     def is_same(self, webhook: Webhook, owner: str) -> bool:
         """Whether it is this webhook, perhaps with other kinds."""
-        # A webhook of one model, or of all owners, is of no owner of its own.
+        # A webhook of one model or of all owners has no owner.
         is_ours = webhook.owner == owner or bool(self.model) or self.every_owner
         identity = (webhook.url, webhook.model, webhook.every_owner)
         return is_ours and identity == (self.url, self.model, self.every_owner)

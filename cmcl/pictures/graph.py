@@ -36,7 +36,7 @@ class Pair:
     datasets: int = 0
 
     def describe(self) -> str:
-        """Return its modalities, its recall, and where that comes from, in words."""
+        """Return a sentence: its modalities, its recall, and where that comes from."""
         kind = "learned"
         if self.emergent:
             kind = "never trained together"

@@ -53,7 +53,7 @@ class Line:
 
     @property
     def has_label(self) -> bool:
-        """Whether its name stands beside it: forecasts continue a line that has one."""
+        """Whether its name is written beside it: a forecast continues a line that has one."""
         return not self.is_thin and (self.place is None or not self.is_dashed)
 
     @property

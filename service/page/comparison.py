@@ -442,7 +442,7 @@ async def _differences(
             ]
             return Asked(row, *found)
 
-        # As many at once as the endpoint takes of one owner.
+        # All rows at once, both versions of each after the other.
         asked = await asyncio.gather(*map(ask, listed.data))
     except EndpointProblem as problem:
         return Differences(problem=problem)

@@ -73,7 +73,7 @@ class Embedder:
         # loop needs it, which is several times in a request.
         sys.setswitchinterval(_SWITCH_SECONDS)
         install_protocol()
-        # Requests allocate and free the same megabytes again and again; what no request needs any more is
+        # Requests allocate and free the same megabytes again and again; what no request needs is
         # returned every few seconds.
         keep_freed_memory()
         release_memory_every(_RELEASE_SECONDS)
