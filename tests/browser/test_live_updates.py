@@ -70,16 +70,18 @@ def test_a_job_that_starts_moves_nothing(
     page.goto("/ui/" + path)
     shifts(page)
     job = plane.post_dataset("towers", BIRDS.model, pair={"first": "audio", "second": "text"})
-    plane.tick_to(job, JobState.RUNNING)
-    arrived = page.locator(f"[data-arrivals={part[1:]}]")
     if path == "jobs":
+        plane.tick_to(job, JobState.RUNNING)
+        arrived = page.locator(f"[data-arrivals={part[1:]}]")
         expect(arrived).to_have_text("1 new")
         assert shifts(page) == []
         arrived.click()
         expect(arrived).to_be_hidden()
     expect(page.locator(part)).to_contain_text("towers")
     if path != "jobs":
-        expect(page.locator(part)).to_contain_text("running")
+        for state in (JobState.PREPARING, JobState.SUBMITTING, JobState.RUNNING):
+            plane.tick_to(job, state)
+            expect(page.locator(part)).to_contain_text(state)
         assert shifts(page) == []
 
 
