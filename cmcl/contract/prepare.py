@@ -93,6 +93,13 @@ class PrepareFailure(Frozen):
     rejected_rows: int = Field(
         default=0, ge=0, description="rows that cannot be used; rejected.jsonl lists them"
     )
+    needed_share: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="the `max_bad_share` with which the dataset would be accepted; null if it is not known, or no row "
+        "is usable",
+    )
     rejected: tuple[RejectedRow, ...] = Field(
         default=(), max_length=20, description="the first of these"
     )

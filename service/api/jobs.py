@@ -100,7 +100,9 @@ def to_rejected(prepared: PreparedRows | None) -> RejectedSummary | None:
     """Return the rows that were left out; None if there are none."""
     if prepared is None or prepared.rejected_rows == 0:
         return None
-    return RejectedSummary(rows=prepared.rejected_rows, first=prepared.rejected)
+    return RejectedSummary(
+        rows=prepared.rejected_rows, first=prepared.rejected, needed_share=prepared.needed_share
+    )
 
 
 Action = Callable[[Connection, str, ActorNote], JobRow]

@@ -223,11 +223,18 @@ async def _invalid(request: Request, error: RequestValidationError) -> ProblemRe
     if found and found[0]["type"] == "json_invalid":
         reason = found[0].get("ctx", {}).get("error", "")
         return problem(MALFORMED, f"the body is not JSON: {reason}", request.url.path)
-    fields = [_field_problem(item) for item in found]
+    fields = field_problems(error)
     detail = "; ".join(f"{field.field}: {field.message}" for field in fields[:_MOST_IN_DETAIL])
     if len(fields) > _MOST_IN_DETAIL:
         detail = f"{shortened(detail, _LONGEST_MESSAGE)}; and {len(fields) - _MOST_IN_DETAIL} more"
     return problem(INVALID, detail, request.url.path, fields)
+
+
+def field_problems(error: RequestValidationError | Rejected) -> Sequence[FieldProblem]:
+    """The fields that an error names."""
+    if isinstance(error, Rejected):
+        return error.fields
+    return [_field_problem(item) for item in error.errors()]
 
 
 def _field_problem(error: Mapping[str, Any]) -> FieldProblem:

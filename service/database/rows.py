@@ -106,13 +106,14 @@ class PreparedRows(Frozen):
     """What came of the rows of a dataset, good or bad, when its preparation ended.
 
     `encoders`: by modality of the pair; None: undeclared. Empty if the dataset cannot be used. `warnings`: about rows
-    that are used.
+    that are used. `needed_share`: the `max_bad_share` with which a refused dataset would be accepted; None: not known.
     """
 
     rejected_rows: int
     rejected: tuple[RejectedRow, ...]
     encoders: dict[str, EncoderIdentity | None] = Field(default={})
     warnings: tuple[str, ...] = ()
+    needed_share: float | None = None
 
 
 @dataclass(frozen=True)

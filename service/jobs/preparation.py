@@ -273,7 +273,11 @@ class _Follower:
         if failure is None:
             return False
         if failure.reason == "invalid_dataset":
-            rejected = PreparedRows(rejected_rows=failure.rejected_rows, rejected=failure.rejected)
+            rejected = PreparedRows(
+                rejected_rows=failure.rejected_rows,
+                rejected=failure.rejected,
+                needed_share=failure.needed_share,
+            )
             quarantine(self.context, self.job, failure.message, rejected)
         else:
             reason = FailureReason(failure.reason)

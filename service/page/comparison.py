@@ -15,7 +15,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from cmcl.contract.api.endpoint import HeldOutList, HeldOutResults, HeldOutRow
+from cmcl.contract.api.endpoint import HeldOutRanks, RankedRow
 from cmcl.contract.api.jobs import CandidateDataset, JobPhase
 from cmcl.contract.api.versions import VersionSummary
 from cmcl.pictures import NOTICEABLE, RecallChange, drift_bars, job_phases, recall_changes
@@ -46,7 +46,7 @@ _ROWS = 50
 # Rows of the table; a confirmation must be read at a glance, and the comparison has more.
 _MOST_SHOWN, _MOST_COMPARED = 8, 100
 # Held-out rows that both versions are asked for, and those that are shown.
-_ASKED_ROWS, _SHOWN_ROWS = 16, 5
+_ASKED_ROWS, _SHOWN_ROWS = 200, 5
 # Versions that can be chosen.
 _OFFERED = 200
 
@@ -315,26 +315,12 @@ def _importance(compared: ComparedDataset) -> tuple[bool, float, str]:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A held-out row of a dataset, and what two versions found for it in the other modality."""
-
-    row: HeldOutRow
-    before: HeldOutResults
-    after: HeldOutResults
-
-    @property
-    def ranks(self) -> tuple[int, int]:
-        """At which place each version found the partner."""
-        before, after = self.before.partner, self.after.partner
-        return (before.rank if before else 0, after.rank if after else 0)
-
-
-@dataclass(frozen=True)
 class Differences:
-    """Of the rows that were asked for, those whose partner fell furthest first; or why none could be asked for."""
+    """Of the rows that were searched for, those whose partner fell furthest first, as each version ranks them; or why
+    none could be searched for."""
 
     modality: str = ""
-    rows: Sequence[Asked] = ()
+    rows: Sequence[tuple[RankedRow, RankedRow]] = ()
     asked: int = 0
     problem: EndpointProblem | None = None
 
@@ -423,29 +409,22 @@ def _steps(
 async def _differences(
     endpoint: Endpoint, visitor: Visitor, versions: tuple[str, str], dataset: str
 ) -> Differences:
-    """Ask both versions for the first held-out rows of a dataset."""
-
-    def path(reference: str) -> str:
-        return f"/v1/models/{reference}/held-out/{dataset}"
-
+    """Ask both versions for the ranks of the first held-out rows of a dataset."""
     try:
-        listed = await endpoint.ask(
-            visitor, HeldOutList, path(versions[1]), parameters={"limit": _ASKED_ROWS}
-        )
-
-        async def ask(row: HeldOutRow) -> Asked:
-            body = {"row": row.row, "modality": listed.pair[0], "top_k": 1}
-            body["among"] = listed.pair[1]
-            found = [
-                await endpoint.ask(visitor, HeldOutResults, f"{path(each)}/search", body)
+        before, after = await asyncio.gather(
+            *(
+                endpoint.ask(
+                    visitor,
+                    HeldOutRanks,
+                    f"/v1/models/{each}/held-out/{dataset}/ranks",
+                    {"limit": _ASKED_ROWS},
+                )
                 for each in versions
-            ]
-            return Asked(row, *found)
-
-        # All rows at once, both versions of each after the other.
-        asked = await asyncio.gather(*map(ask, listed.data))
+            )
+        )
     except EndpointProblem as problem:
         return Differences(problem=problem)
-    rows = [each for each in asked if each.ranks[0] != each.ranks[1]]
-    rows.sort(key=lambda each: each.ranks[0] - each.ranks[1])
-    return Differences(listed.pair[0], rows[:_SHOWN_ROWS], len(asked))
+    both = zip(before.data, after.data, strict=True)
+    rows = [(old, new) for old, new in both if old.rank != new.rank]
+    rows.sort(key=lambda row: row[0].rank - row[1].rank)
+    return Differences(after.modality, rows[:_SHOWN_ROWS], len(after.data))

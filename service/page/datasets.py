@@ -114,13 +114,15 @@ def rejected_rows_page(
 def repair(
     request: Request, dataset: DatasetPath, principal: ReadingWriter, context: ContextDep
 ) -> Response:
-    """Post a refused dataset again, from the same files, without the rows that cannot be used."""
+    """Post a refused dataset again, from the same files, without the rows that cannot be used.
+
+    Which rows these are depends on the files alone, so that the share which they need is known.
+    """
     found = datasets.read_dataset(dataset, principal, context)
-    if not found.quarantine_reason or not found.rejected:
-        raise Conflict(f"dataset {dataset} was not refused because of rows that cannot be used")
+    if not found.quarantine_reason or not found.rejected or found.rejected.needed_share is None:
+        raise Conflict(f"dataset {dataset} was not refused because of rows that can be left out")
     values = found.model_dump(include=_POSTED, mode="json")
-    # Which rows are left out depends on the files alone, and they are the same.
-    new = validated(NewDataset, {**values, "max_bad_share": 1.0})
+    new = validated(NewDataset, {**values, "max_bad_share": found.rejected.needed_share})
     return _posted(request, post_dataset(new, principal, context, None))
 
 

@@ -7,10 +7,10 @@ from cmcl.contract.api.events import EventKind
 from cmcl.contract.api.models import ModelSummary
 from cmcl.pictures import Mark, Picture, sparkline, strip
 from service.api.events import read_page
-from service.api.versions import list_versions
 from service.context import Context
 from service.core.principal import Principal
 from service.database.engine import Seek
+from service.database.queries import versions
 from service.database.queries.events import EventFilter
 from service.page.explanations import EVENT_LABELS
 from service.page.rendering import WHOLE, Figure, figure
@@ -33,7 +33,7 @@ def last_day(
 ) -> tuple[Figure | None, dict[str, Picture]]:
     """The strip of these models, and the sparkline of each by name."""
     names = [model.name for model in models]
-    return _day(names, principal, context), _sparklines(models, principal, context)
+    return _day(names, principal, context), _sparklines(names, context)
 
 
 def _day(names: Sequence[str], principal: Principal, context: Context) -> Figure | None:
@@ -60,19 +60,16 @@ def _day(names: Sequence[str], principal: Principal, context: Context) -> Figure
     return figure(lambda width: strip(texts, lanes, ticks, width=width), WHOLE)
 
 
-def _sparklines(
-    models: Sequence[ModelSummary], principal: Principal, context: Context
-) -> dict[str, Picture]:
+def _sparklines(names: Sequence[str], context: Context) -> dict[str, Picture]:
     """Mean R@1 of the newest versions of each model that has measured it twice, by name."""
+    with context.database.read() as connection:
+        recalls = versions.recent_recalls(connection, names, _VERSIONS)
     drawn = {}
-    for model in models:
-        seek = Seek[int](None, "desc", _VERSIONS)
-        newest = list_versions(model.name, principal, context, seek).items if model.newest else []
-        values = [version.mean_recall for version in reversed(newest)]
+    for name in names:
+        numbers, values = zip(*recalls.get(name, [(0, None)]), strict=True)
         if len([value for value in values if value is not None]) > 1:
-            first, last = newest[-1].version, newest[0].version
-            texts = (f"Mean R@1 of {model.name}", f"Versions {first} to {last}.")
-            drawn[model.name] = sparkline(texts, values)
+            texts = (f"Mean R@1 of {name}", f"Versions {numbers[0]} to {numbers[-1]}.")
+            drawn[name] = sparkline(texts, values)
     return drawn
 
 

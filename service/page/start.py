@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import Field
 
@@ -16,9 +17,10 @@ from cmcl.storage import layout
 from service.api.datasets import post_dataset
 from service.api.dependencies import ContextDep
 from service.api.models import post_model
+from service.api.problems import field_problems
 from service.api.uploads import post_upload
 from service.context import Context
-from service.core.errors import NotFound
+from service.core.errors import Conflict, NotFound, Unprocessable
 from service.core.principal import Principal
 from service.database.rows import random_id
 from service.datasets import uploads
@@ -57,16 +59,24 @@ class ModelForm(Frozen):
         values = {"name": self.name, "modalities": modalities, "policy": self.policy}
         return validated(NewModel, values)
 
+    def place(self, field: str) -> str:
+        """The field of the form for one of the request: `modalities.image.width` is `width-0` if image is in row 0."""
+        modality, _, part = field.removeprefix("modalities.").partition(".")
+        names = [name.strip() for name in self.modality]
+        # An odd name is quoted: modalities['My images'].
+        named = [name for name in names if name and (name == modality or repr(name) in field)]
+        if not named:
+            return "name" if field == "name" else "modalities"
+        return f"{part if part in ('encoder', 'width') else 'modality'}-{names.index(named[0])}"
+
 
 @router.get("/new")
 def model_form(request: Request, _: ReadingWriter, context: ContextDep) -> Response:
-    """The form of a new model."""
-    return pages_of(request).render(
-        request,
-        "new_model.html",
-        encoders=sorted(context.settings.encoders, key=_for_a_start),
-        rows=_ROWS,
-        name_pattern=BROWSER_NAME_PATTERN,
+    """The form of a new model. The first two encoders are suggested."""
+    suggested = sorted(context.settings.encoders, key=_for_a_start)[:2]
+    names = tuple(each.name for each in suggested)
+    return _form(
+        request, context, ModelForm(modality=tuple(each.takes for each in suggested), encoder=names)
     )
 
 
@@ -77,10 +87,39 @@ def create_model(
     principal: ReadingWriter,
     context: ContextDep,
 ) -> Response:
-    """Create the model, and lead to the form of its first dataset."""
-    answer = post_model(form.request(), principal, context, None)
+    """Create the model, and lead to the form of its first dataset. A form with errors is returned with these."""
+    try:
+        answer = post_model(form.request(), principal, context, None)
+    except (RequestValidationError, Conflict, Unprocessable) as error:
+        return _form(request, context, form, error)
     model = Model.model_validate_json(bytes(answer.body))
     return see_other(request, f"models/{model.name}/post", "model-created")
+
+
+def _form(
+    request: Request,
+    context: Context,
+    form: ModelForm,
+    error: RequestValidationError | Conflict | Unprocessable | None = None,
+) -> Response:
+    """The form with its values. `error`: why no model was created, which is said at the field."""
+    errors = dict[str, str]()
+    if isinstance(error, Conflict):
+        # The name is taken, or the owner has too many models.
+        errors["name"] = str(error)
+    elif error is not None:
+        for each in field_problems(error):
+            errors.setdefault(form.place(each.field), each.message)
+    return pages_of(request).render(
+        request,
+        "new_model.html",
+        200 if error is None else 409 if isinstance(error, Conflict) else 422,
+        form=form,
+        errors=errors,
+        encoders=sorted(context.settings.encoders, key=_for_a_start),
+        rows=_ROWS,
+        name_pattern=BROWSER_NAME_PATTERN,
+    )
 
 
 @router.post("/sample")

@@ -35,7 +35,7 @@ PAGES = (
     PageCase("model-with-an-older-live-version", "models/{moved_back}", is_variant=True),
     PageCase("model-without-versions", "models/{empty}"),
     PageCase("memory", "models/{model}/memory", has_picture=True),
-    PageCase("compare", "models/{model}/compare?before=2&after=7"),
+    PageCase("compare", "models/{model}/compare?before=2&after=7&dataset={dataset}"),
     PageCase("capacity", "models/{model}/capacity", has_picture=True),
     PageCase("graph", "models/{model}/graph", has_picture=True),
     PageCase("version", "models/{model}/versions/7", has_picture=True),

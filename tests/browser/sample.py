@@ -208,7 +208,9 @@ def _fail(plane: ControlPlane) -> str:
         for row, name in enumerate(("00000201", "emberiza-schoeniclus-0f3a9c2e7b41d658"))
     )
     with plane.context.database.write() as connection:
-        set_rejected(connection, job, PreparedRows(rejected_rows=len(rows), rejected=rows))
+        set_rejected(
+            connection, job, PreparedRows(rejected_rows=len(rows), rejected=rows, needed_share=0.02)
+        )
     return job
 
 

@@ -6,7 +6,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from cmcl.contract.api.endpoint import HeldOutList
+from cmcl.contract.api.endpoint import HeldOutHit, HeldOutList, HeldOutRanks
 from cmcl.contract.version import PARTS
 from service.page.endpoint import Endpoint
 from tests.browser.sample import Names
@@ -34,6 +34,7 @@ def add_endpoint(plane: ControlPlane, names: Names) -> None:
         }
         for version, order in ((6, [ids[1], *ids[:1], *ids[2:]]), (7, ids))
     }
+    firsts = [body(HeldOutHit, **row, modality="text", score=0.8) for row in rows]
     items = [
         {
             "id": name,
@@ -59,6 +60,18 @@ def add_endpoint(plane: ControlPlane, names: Names) -> None:
             **{
                 f"POST {reference}@{version}/{held_out}/search": answer
                 for version, answer in hits.items()
+            },
+            **{
+                f"POST {reference}@{version}/{held_out}/ranks": body(
+                    HeldOutRanks,
+                    data=[
+                        {**row, "rank": 1 + (version == 2) * index, "first": firsts[index]}
+                        for index, row in enumerate(rows)
+                    ],
+                    modality="image",
+                    rows=5,
+                )
+                for version in (2, 6, 7)
             },
         }
     )

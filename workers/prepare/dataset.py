@@ -279,7 +279,7 @@ class _Dataset:
         self._records[index] = record
         self._progress.unit_done(index, record)
         if self._progress.rows.bad > _MOST_LISTED:
-            self._check_bad_rows(self._rejected(), self._progress.rows)
+            self._check_bad_rows(Prepared(rejected=self._rejected()), self._progress.rows)
 
     def _pause(self, seconds: float, note: str) -> None:
         logger.warning("dataset %s: %s", self._request.dataset, note)
@@ -322,7 +322,7 @@ class _Dataset:
         ]
         return tuple(sorted(named, key=lambda row: (places.get(row.file, len(places)), row.row)))
 
-    def _check_bad_rows(self, rejected: Sequence[RejectedRow], rows: RowCounts) -> None:
+    def _check_bad_rows(self, prepared: Prepared, rows: RowCounts) -> None:
         """Raises PreparationFailed if more rows are left out than permitted."""
         request = self._request
         permitted = _MAX_BAD_SHARE if request.max_bad_share is None else request.max_bad_share
@@ -333,15 +333,16 @@ class _Dataset:
             f"{rows.bad:,} of {total:,} rows cannot be used: {100 * rows.bad / total:.3g} %, permitted: "
             f"{100 * permitted:g} %."
         )
-        usable = total - rows.bad
+        usable, needed = total - rows.bad, None
         if usable and rows.bad <= _MOST_LISTED:
             # Rounded up to a whole percent.
             needed = -(-100 * rows.bad // total) / 100
             verb = "measured" if request.evaluate_only else "learned"
             message += f" {usable:,} usable rows would be {verb} with --max-bad-share {needed:g}."
-        message += f" The first: {rejected[0].place}: {rejected[0].reason}"
-        prepared = Prepared(rejected=tuple(rejected))
-        raise PreparationFailed("invalid_dataset", message, prepared)
+        first = prepared.rejected[0]
+        message += f" The first: {first.place}: {first.reason}"
+        failed = replace(prepared, needed_share=needed)
+        raise PreparationFailed("invalid_dataset", message, failed)
 
     def _checked(self) -> Prepared:
         """Return the results of all units, checked together. Raises PreparationFailed."""
@@ -361,7 +362,7 @@ class _Dataset:
             shards, (*named, *held_out), self._rejected(), encoders, warnings=self._warnings()
         )
         try:
-            self._check_bad_rows(prepared.rejected, RowCounts.from_records(records))
+            self._check_bad_rows(prepared, RowCounts.from_records(records))
             _check_rows(prepared.held_out if request.evaluate_only else shards, request)
             if request.evaluation_share is not None:
                 _check_held_out(shards, held_out, request.evaluation_share)
@@ -407,7 +408,7 @@ def as_failure(
     reason: PreparationError = "invalid_dataset"
     match error:
         case PreparationFailed():
-            reason, prepared = error.reason, prepared or error.prepared
+            reason, prepared = error.reason, error.prepared
         case EncoderMismatch():
             reason = "encoder_mismatch"
         case EncoderUnusable():

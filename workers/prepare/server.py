@@ -194,6 +194,7 @@ class PrepareServer:
             message=str(failure),
             rejected_rows=len(rejected),
             rejected=rejected[:FIRST_ROWS],
+            needed_share=failure.prepared.needed_share,
         )
         key = layout.preparation_file(request.dataset, "failure")
         self.store.put(key, document.model_dump_json().encode())

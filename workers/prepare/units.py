@@ -197,7 +197,8 @@ class UnitRecord(Frozen):
 class Prepared:
     """The results of all units of a dataset, or the `refusals`: reasons why it cannot be prepared.
 
-    `warnings`: sentences about rows that are used.
+    `warnings`: sentences about rows that are used. `needed_share`: the `max_bad_share` with which a refused dataset would
+    be accepted; None if it is not known, or no row is usable.
 
     `held_out`: first the shards of files that the user held out, then those of a share.
     """
@@ -208,3 +209,4 @@ class Prepared:
     encoders: dict[str, EncoderIdentity] = field(default_factory=dict)
     refusals: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    needed_share: float | None = None

@@ -391,6 +391,25 @@ class Partner(ApiModel):
     score: float = Field(description="cosine")
 
 
+class RankedRow(HeldOutRow):
+    """A held-out row, the rank of its other side, and what was found first."""
+
+    rank: int = Field(
+        description="of its other side among those of all rows; 1: it is the best result"
+    )
+    first: HeldOutHit
+
+
+class HeldOutRanks(ApiModel):
+    """One version's rank for each of the first held-out rows."""
+
+    object: Literal["list"]
+    data: list[RankedRow]
+    model: str = Field(description="name@version that answered")
+    modality: str = Field(description="the side that was searched for")
+    rows: int = Field(description="rows that were compared")
+
+
 class HeldOutResults(ApiModel):
     """Held-out rows by score, of one version."""
 

@@ -98,6 +98,10 @@ class RejectedSummary(ApiModel):
     first: tuple[RejectedRow, ...] = Field(
         description="the first 20; GET /v1/datasets/{dataset}/rejected-rows has all"
     )
+    needed_share: float | None = Field(
+        description="the `max_bad_share` with which a refused dataset would be accepted; null if it was not refused, is "
+        "not known, or no row is usable"
+    )
 
 
 class Prepared(ApiModel):

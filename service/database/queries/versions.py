@@ -1,7 +1,7 @@
 """Versions and promotions."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, Self
@@ -13,7 +13,7 @@ from cmcl.storage.versions import sha256_of
 from service.database.engine import Seek, one
 from service.database.queries import backup, events
 from service.database.rows import Event, FiguresByDataset, PromotionRow, VersionOutline, VersionRow
-from service.database.tables import promotions, versions
+from service.database.tables import models, promotions, versions
 
 # Rows of measurements of one version.
 MOST_EVALUATIONS = 100
@@ -138,6 +138,22 @@ def outlines(
         query = query.where((part.newest - versions.c.number) % part.every == 0)
     rows = connection.execute(part.seek.restrict(query, versions.c.number)).mappings().all()
     return [VersionOutline(**row) for row in rows]
+
+
+def recent_recalls(
+    connection: Connection, names: Collection[str], most: int
+) -> dict[str, list[tuple[int, float | None]]]:
+    """Number and mean recall of the newest `most` versions of each of these models, oldest first."""
+    query = (
+        select(versions.c.model, versions.c.number, versions.c.mean_recall)
+        .join(models, models.c.name == versions.c.model)
+        .where(models.c.name.in_(names), versions.c.number > models.c.head - most)
+        .order_by(versions.c.model, versions.c.number)
+    )
+    found: dict[str, list[tuple[int, float | None]]] = {}
+    for model, number, recall in connection.execute(query):
+        found.setdefault(model, []).append((number, recall))
+    return found
 
 
 @dataclass(frozen=True)

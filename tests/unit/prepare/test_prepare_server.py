@@ -158,7 +158,7 @@ def test_a_failure_is_written_with_its_reason(
 
     def fail(request: PrepareRequest, progress: DatasetProgress) -> None:
         raise PreparationFailed(
-            "invalid_dataset", "too many bad rows", Prepared((), (), (row,) * 30, {})
+            "invalid_dataset", "too many bad rows", Prepared(rejected=(row,) * 30, needed_share=0.3)
         )
 
     carried.do = fail
@@ -173,6 +173,7 @@ def test_a_failure_is_written_with_its_reason(
         message="too many bad rows",
         rejected_rows=30,
         rejected=(row,) * 20,
+        needed_share=0.3,
     )
     assert read_rejected(ground.store, "ds-1", 0, 100).rows == [row] * 30
 

@@ -321,9 +321,13 @@ def test_bad_rows_above_one_in_a_hundred_quarantine_the_dataset(ground: Ground) 
         "2 of 100 rows cannot be used: 2 %, permitted: 1 %. 98 usable rows would be learned with "
         "--max-bad-share 0.02. The first: raw.jsonl line 8: its text is empty"
     )
-    assert [row.id for row in caught.value.prepared.rejected] == ["r7", "r30"]
+    prepared = caught.value.prepared
+    assert [row.id for row in prepared.rejected] == ["r7", "r30"]
+    assert prepared.needed_share == 0.02
     manifest = ground.prepare(
-        ground.request("raw.jsonl", request=1, encoders=ENCODERS, max_bad_share=0.02)
+        ground.request(
+            "raw.jsonl", request=1, encoders=ENCODERS, max_bad_share=prepared.needed_share
+        )
     )
     assert manifest.rows == 98
 
@@ -340,6 +344,7 @@ def test_a_dataset_with_too_many_bad_rows_to_list_is_not_read_to_its_end(
     assert [row.id for row in caught.value.prepared.rejected] == [
         f"r{row}" for row in range(128, 160)
     ]
+    assert caught.value.prepared.needed_share is None
 
 
 def test_a_dry_run_of_a_dataset_with_too_many_bad_rows_counts_the_usable_ones(

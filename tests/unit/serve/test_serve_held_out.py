@@ -122,6 +122,26 @@ def forget_who_learned(replica: Replica) -> None:
     replica.store.put(key, json.dumps(second).encode())
 
 
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_the_ranks_of_rows_are_those_of_a_search_for_each(holding: Replica, modality: str) -> None:
+    def post(path: str, body: dict[str, object]) -> httpx.Response:
+        return holding.run(lambda client: client.post(f"{PATH}/{path}", content=json.dumps(body)))
+
+    answer = post("ranks", {"modality": modality, "limit": 6}).json()
+    assert (answer["model"], answer["modality"], answer["rows"]) == (f"{MODEL}@1", modality, 9)
+    assert [each["row"] for each in answer["data"]] == list(range(6))
+    for each in answer["data"]:
+        alone = search(holding, {"row": each["row"], "modality": modality}).json()
+        assert each["rank"] == alone["partner"]["rank"]
+        assert each["first"] == {
+            **alone["data"][0],
+            "score": pytest.approx(alone["data"][0]["score"], abs=1e-6),
+        }
+    assert post("ranks", {}).json()["modality"] == "image"
+    assert len(post("ranks", {}).json()["data"]) == 9
+    assert "the dataset has image and text" in post("ranks", {"modality": "audio"}).text
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [

@@ -3,7 +3,7 @@
 What a version gives for an item can be seen this way without a collection, and two versions can be compared. Rows are read
 from the store when they are requested.
 
-Shapes: N rows, F width of the raw feature, E width of the embeddings, K best.
+Shapes: N rows, B rows to search for, F width of the raw feature, E width of the embeddings, K best.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cmcl.contract.api.endpoint import HeldOutList, HeldOutResults
+from cmcl.contract.api.endpoint import HeldOutList, HeldOutRanks, HeldOutResults
 from cmcl.contract.dataset import Shard
 from cmcl.contract.errors import (
     InvalidDataset,
@@ -192,6 +192,17 @@ class HeldOutSearch(BaseModel):
     top_k: int = Field(default=10, ge=1, le=MOST_LISTED)
 
 
+class HeldOutRanking(BaseModel):
+    """A search for one side of each of the first held-out rows, among the other side of all."""
+
+    model_config = STRICT
+
+    modality: str | None = Field(
+        default=None, description="the side to search for; default: the first one of the pair"
+    )
+    limit: int = Field(default=50, ge=1, le=MOST_LISTED, description="rows to search for")
+
+
 _PAGE = tuple(
     {"name": name, "in": "query", "required": False, "schema": schema}
     for name, schema in (
@@ -219,7 +230,16 @@ def router(replica: Replica) -> APIRouter:
         parameters=[TIMEOUT],
         success={"headers": ANSWERED_VERSION},
     )
+    ranked = operation(
+        "rank_held_out_rows",
+        HeldOutRanks,
+        BODY | {409, 422},
+        body=json_body(HeldOutRanking),
+        parameters=[TIMEOUT],
+        success={"headers": ANSWERED_VERSION},
+    )
     made.get("", **listed)(routes.rows)
+    made.post("/ranks", **ranked)(routes.ranks)
     made.post("/search", **searched)(routes.search)
     return made
 
@@ -277,6 +297,45 @@ class _HeldOut:
         }
         return json_answer(answer, {"x-model-version": str(version.number)})
 
+    async def ranks(self, model: str, dataset: str, request: Request) -> Response:
+        """Search for one side of each of the first `limit` (50) held-out rows, by one version.
+
+        Each row has the rank of its other side, and what was found first. The first 2048 rows are compared.
+        """
+        replica = self._replica
+        read = partial(parse, HeldOutRanking, most=replica.args.max_rows)
+        async with posted(request, replica, read) as (context, _, wanted):
+            version, found = await self._find(model, dataset, context)
+            pair = found.pair.modalities
+            asked = pair[0] if wanted.modality is None else wanted.modality
+            if asked not in pair:
+                raise _not_a_side("modality", asked, found)
+            other, features_BF = (
+                pair[1] if asked == pair[0] else pair[0],
+                found.features[asked][: wanted.limit],
+            )
+            with replica.admission.rows.held(context.owner, len(features_BF) + len(found)):
+                asked_BE, other_NE = [
+                    await replica.batcher.embed(version, side, features, ticket=context.ticket)
+                    for side, features in ((asked, features_BF), (other, found.features[other]))
+                ]
+        scores_BN = asked_BE @ other_NE.T
+        ranks_B = 1 + np.count_nonzero(scores_BN > np.diagonal(scores_BN)[:, None], axis=1)
+        # Ties by number.
+        firsts_B = scores_BN.argmax(axis=1).tolist()
+        answer = {
+            "object": "list",
+            "data": [
+                {**_row(found, row), "rank": rank}
+                | {"first": _hit(found, first, other, float(scores_BN[row, first]))}
+                for row, (rank, first) in enumerate(zip(ranks_B.tolist(), firsts_B, strict=True))
+            ],
+            "model": version.label,
+            "modality": asked,
+            "rows": len(found),
+        }
+        return json_answer(answer, {"x-model-version": str(version.number)})
+
     async def _find(
         self, model: str, dataset: str, context: RequestContext
     ) -> tuple[ServedVersion, HeldOutRows]:
@@ -322,24 +381,28 @@ class _HeldOut:
 def _sides(wanted: HeldOutSearch, found: HeldOutRows) -> tuple[str, Sequence[str]]:
     """The modality that is asked for, and those that are searched. Raises InvalidRequest."""
     pair = found.pair.modalities
-    permitted = " and ".join(pair)
     if (wanted.query is None) == (wanted.row is None):
         raise InvalidRequest("give either a row or a query", "row")
     if wanted.row is not None:
         if wanted.modality not in pair:
-            raise InvalidRequest(
-                f"modality is {shortened(wanted.modality)}; the dataset has {permitted}", "modality"
-            )
+            raise _not_a_side("modality", wanted.modality, found)
         if wanted.row >= len(found):
             raise InvalidRequest(f"row is {wanted.row}; permitted are 0 to {len(found) - 1}", "row")
     if wanted.among is not None and wanted.among not in pair:
-        raise InvalidRequest(
-            f"among is {shortened(wanted.among)}; the dataset has {permitted}", "among"
-        )
+        raise _not_a_side("among", wanted.among, found)
     asked = wanted.query.modality if wanted.query is not None else wanted.modality or ""
     if wanted.among is not None:
         return asked, [wanted.among]
     return asked, [side for side in pair if side != asked]
+
+
+def _not_a_side(field: str, value: object, found: HeldOutRows) -> InvalidRequest:
+    permitted = " and ".join(found.pair.modalities)
+    return InvalidRequest(f"{field} is {shortened(value)}; the dataset has {permitted}", field)
+
+
+def _hit(found: HeldOutRows, row: int, side: str, score: float) -> dict[str, object]:
+    return {**_row(found, row), "modality": side, "score": score}
 
 
 def _row(found: HeldOutRows, row: int) -> dict[str, object]:
@@ -355,10 +418,7 @@ def _best(
         for side, scores_N in scores.items()
         for row, score in enumerate(scores_N.tolist())
     ]
-    return [
-        {**_row(found, row), "modality": side, "score": -negative}
-        for negative, row, side in sorted(hits)[:top_k]
-    ]
+    return [_hit(found, row, side, -negative) for negative, row, side in sorted(hits)[:top_k]]
 
 
 def _partner(

@@ -37,14 +37,14 @@ def rejected(count: int) -> list[RejectedRow]:
     ]
 
 
-def refused(plane: ControlPlane, count: int) -> str:
+def refused(plane: ControlPlane, count: int, **more: object) -> str:
     """A dataset that is refused because of so many rows."""
     rows = rejected(count)
 
     def refuse(store: ObjectStore) -> None:
         for request in requests_in(store):
             write_rejected(store, request.dataset, rows)
-            known = {"rejected_rows": count, "rejected": rows[:20]}
+            known = {"rejected_rows": count, "rejected": rows[:20], **more}
             fail(store, request, "invalid_dataset", "too many bad rows", **known)
 
     plane.preparer = refuse
@@ -223,17 +223,30 @@ def test_a_script_gets_problems_as_json_and_a_person_as_a_page(person: Browser) 
 
 def test_a_refused_dataset_is_accepted_without_its_bad_rows(plane: ControlPlane) -> None:
     prepare = plane.preparer
-    job, browser = refused(plane, 20), Browser(plane)
+    job, browser = refused(plane, 20, needed_share=0.07), Browser(plane)
     dataset = plane.dataset_of(job).id
     page = browser.get(f"/ui/datasets/{dataset}").text
     assert "20 rows cannot be used, so nothing was learned." in text_of(page)
+    assert "posts the same files again with 7 % of bad rows permitted" in text_of(page)
     assert "Accept without these 20 rows" in text_of(page)
     plane.preparer = prepare
     answer = browser.post(f"/ui/datasets/{dataset}/repair")
     again = browser.target(answer).partition("?")[0].rpartition("/")[2]
     assert again != job
     repaired = plane.client.get(f"/v1/datasets/{plane.dataset_of(again).id}").json()
-    assert repaired["max_bad_share"] == 1.0
+    assert repaired["max_bad_share"] == 0.07
     plane.run_to_end(again)
     assert plane.job(again).state == JobState.PUBLISHED
     assert browser.post(f"/ui/datasets/{repaired['id']}/repair").status_code == 409
+
+
+def test_without_the_share_that_is_needed_only_corrected_files_are_offered(
+    plane: ControlPlane,
+) -> None:
+    """More rows than are listed cannot be used, or all."""
+    job, browser = refused(plane, 20), Browser(plane)
+    path = f"/ui/datasets/{plane.dataset_of(job).id}"
+    page = browser.get(path).text
+    assert "Accept without" not in page
+    assert "Send corrected files" in page
+    assert browser.post(f"{path}/repair").status_code == 409

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, update
 
+from cmcl.contract.api.endpoint import HeldOutHit, HeldOutRanks
 from cmcl.contract.api.jobs import JobState
 from cmcl.contract.version import Drift, Recall, VersionManifest
 from service.database.queries.versions import from_manifest
 from service.database.tables import models, versions
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.endpoint import FakeEndpoint, found
+from tests.fakes.endpoint import FakeEndpoint
 from tests.fakes.measured import publish_measured, recall, write_measured
+from tests.fakes.responses import body
 from tests.fakes.trainer import train
 from tests.unit.service.page.browser import Browser, rows_of, text_of
 from tests.unit.service.page.trying import MODALITIES, ROWS, open_plane
@@ -219,9 +221,11 @@ def answer_rows(endpoint: FakeEndpoint, dataset: str, ranks: dict[int, int]) -> 
     """Both rows of the dataset have their partner at the rank of the version."""
     for version, rank in ranks.items():
         path = f"/v1/models/scenes@{version}/held-out/{dataset}"
-        endpoint.answers[f"GET {path}"] = ROWS
-        more = {"rows": 2, "partner": {"rank": rank, "score": 0.5}}
-        endpoint.answers[f"POST {path}/search"] = found(f"scenes@{version}", f"x{rank}", **more)
+        first = body(HeldOutHit, id=f"x{rank}", modality="text")
+        rows = [{**row, "rank": rank, "first": first} for row in ROWS["data"]]
+        endpoint.answers[f"POST {path}/ranks"] = body(
+            HeldOutRanks, data=rows, model=f"scenes@{version}", modality="image", rows=2
+        )
 
 
 def test_two_versions_are_compared_by_what_both_measured(compared: tuple[Browser, str]) -> None:
@@ -256,7 +260,9 @@ def test_rows_whose_partner_fell_say_why(
     )
     endpoint.down = False
     answer_rows(endpoint, first, {1: 1, 3: 2})
+    endpoint.asked.clear()
     page = browser.get(address).text
+    assert len(endpoint.asked) == 2
     assert rows_of(page, "why") == [
         ["a cat", "number 1", "number 2", "x1", "x2"],
         ["b", "number 1", "number 2", "x1", "x2"],

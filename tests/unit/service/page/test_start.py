@@ -1,7 +1,9 @@
 """The beginning without a shell: an empty overview, the form of a new model, and the sample data."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +12,7 @@ from tests.fakes.control_plane import ControlPlane
 from tests.unit.service.page.browser import Browser, text_of
 from tests.unit.service.page.trying import ENCODERS
 
-FORM = {
+FORM: dict[str, Any] = {
     "name": "mine",
     "modality": ["image", "sound", "", ""],
     "encoder": ["eyes", "", "", ""],
@@ -51,20 +53,38 @@ def test_a_model_is_created_and_its_first_dataset_is_asked_for(fresh: ControlPla
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "place", "message"),
     [
-        ({"name": "My Model"}, "name"),
-        ({"modality": ["image", "", "", ""]}, "two"),
-        ({"encoder": ["", "", "", ""]}, "neither a width nor an encoder"),
-        ({"encoder": ["nobody", "", "", ""]}, "there is no encoder"),
+        ({"name": "My Model"}, "name", "permitted: lower-case letters"),
+        ({"modality": ["image", "", "", ""]}, "modalities", "two"),
+        ({"encoder": ["", "", "", ""]}, "modality-0", "neither a width nor an encoder"),
+        ({"encoder": ["nobody", "", "", ""]}, "encoder-0", "there is no encoder"),
+        ({"width": ["", "wide", "", ""]}, "width-1", "valid integer"),
+        ({"modality": ["", "", "My sounds", "image"]}, "modality-2", "a lower-case letter"),
     ],
 )
-def test_a_form_without_a_model_in_it_is_refused(
-    fresh: ControlPlane, changes: dict[str, object], message: str
+def test_a_form_with_an_error_is_returned_with_its_values_and_the_error_at_the_field(
+    fresh: ControlPlane, changes: dict[str, object], place: str, message: str
 ) -> None:
-    answer = Browser(fresh).post("/ui/new", data={**FORM, **changes})
+    form = {**FORM, **changes}
+    answer = Browser(fresh).post("/ui/new", data=form)
     assert answer.status_code == 422
-    assert message in answer.text
+    (said,) = re.findall(r'class="error" id="(.+?)-error">(.*?)</p>', answer.text)
+    assert said[0] == place
+    assert message in said[1].lower()
+    assert answer.text.count("aria-invalid") == (place != "modalities")
+    shown = [*re.findall(r'name="(?:name|modality|width)"[^>]* value="(.*?)"', answer.text)]
+    rows = zip(form["modality"], form["width"], strict=True)
+    assert shown == [form["name"], *(value for row in rows for value in row)]
+    assert re.search(r'value="preserve" checked', answer.text)
+
+
+def test_a_taken_name_is_an_error_of_the_name(fresh: ControlPlane) -> None:
+    browser = Browser(fresh)
+    browser.post("/ui/new", data=FORM)
+    answer = browser.post("/ui/new", data={**FORM, "policy": "improve"})
+    assert answer.status_code == 409
+    assert re.search(r'id="name-error">[^<]*mine', answer.text)
 
 
 def test_the_sample_becomes_one_job_however_often_it_is_asked_for(fresh: ControlPlane) -> None:
