@@ -26,6 +26,7 @@ rank-E approximation of K (Eckart and Young 1936) is best here, times a/b:
 G (I × J) is never formed. With M = W C Wᵀ (E × E), tr(C_u G C_v Gᵀ) = tr(M_u M_v).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,10 @@ from workers.nullspace.moments import PairMoments, SecondMoment
 
 # Of moments with float32 products, an eigenvalue below this share of the largest is rounding of zero.
 _NO_ENERGY = 1e-7
+# Heads whose products with moments are kept: those that learned the dataset, the parent's and a version's.
+KEPT_HEADS = 3
+# Of so many times as many features as are needed, most have a rank that is enough.
+_PART = 1.25
 # A mean score of true pairs below this share of the scores' size is rounding of zero.
 _ZERO = 1e-12
 
@@ -50,13 +55,20 @@ class PairWeights:
 class PairScores:
     """The scores of all row combinations of a dataset under any heads, from its moments.
 
-    W C (E × I, float64), the only expensive product, is formed once for each head.
+    W C (E × I, float64), the only expensive product, is formed once for each of the heads that were compared last.
     """
 
     def __init__(self, moments: PairMoments) -> None:
         self._first, self._second = _Side(moments.first), _Side(moments.second)
         self._moments = moments
         self._measured: list[tuple[PairWeights, tuple[float, float]]] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the moments."""
+        moments = self._moments
+        sums = moments.first.sum_II, moments.second.sum_II, moments.cross_IJ
+        return sum(each.nbytes for each in sums)
 
     def drift(self, then: PairWeights, now: PairWeights) -> float:
         """Root mean square change of the scores of all row combinations, relative to their size then.
@@ -138,7 +150,7 @@ class PairScores:
         # tr(Gᵀ X) = tr(W_u X W_vᵀ) = Σ (W_u X) ∘ W_v.
         agreement = ((first_EI @ self._moments.cross_IJ) * second_EJ).sum()
         found = float((first_EE * second_EE).sum()), float(agreement) / max(self._moments.count, 1)
-        self._measured.append((heads, found))
+        self._measured = [*self._measured[1 - KEPT_HEADS :], (heads, found)]
         return found
 
 
@@ -147,16 +159,18 @@ class _Side:
 
     def __init__(self, moment: SecondMoment) -> None:
         self._moment = moment
+        # The one that was asked for last at the end.
         self._images: list[tuple[Tensor, Tensor]] = []
 
     def image(self, weight_EI: Tensor) -> Tensor:
         """W C (E × I). Heads that are equal have the same one, to the bit."""
-        for known_EI, image_EI in self._images:
+        for number, (known_EI, image_EI) in enumerate(self._images):
             if known_EI is weight_EI or torch.equal(known_EI, weight_EI):
+                self._images.append(self._images.pop(number))
                 return image_EI
         sum_II = self._moment.sum_II
         found_EI: Tensor = weight_EI.to(sum_II) @ sum_II / max(self._moment.count, 1)
-        self._images.append((weight_EI, found_EI))
+        self._images = [*self._images[1 - KEPT_HEADS :], (weight_EI, found_EI)]
         return found_EI
 
     def moved(self, then_EI: Tensor, now_EI: Tensor) -> "_Moved":
@@ -208,7 +222,12 @@ def attainable(moments: PairMoments, width: int) -> float:
     mean = moments.mean
     sides = [_on_host(side.sum_II) for side in (mean.first, mean.second)]
     # N rows span N dimensions at most, so features of ranks r and q have r + q − N dimensions in common at least, and
-    # as many correlations are 1. Mostly that is all of them, and ranks take a fifth of the time of eigenvectors.
+    # as many correlations are 1. Mostly that is all of them, already for some of the features, and ranks of these take
+    # little time: a principal submatrix has no more eigenvalues above a threshold than the whole (Cauchy's interlacing).
+    enough = moments.count + width
+    share = _PART * enough / sum(map(len, sides))
+    if share < 1 and sum(_rank_of_part(side_II, share) for side_II in sides) >= enough:
+        return float(width)
     ranks = [int(_has_energy(torch.linalg.eigvalsh(side_II)).sum()) for side_II in sides]
     most = min(width, *ranks)
     if sum(ranks) - moments.count >= most:
@@ -221,6 +240,14 @@ def attainable(moments: PairMoments, width: int) -> float:
 
 def _on_host(mean_II: Tensor) -> Tensor:
     return (mean_II + mean_II.mT).to("cpu", torch.float64) / 2
+
+
+def _rank_of_part(mean_II: Tensor, share: float) -> int:
+    """The rank of this share of the features, by a threshold that is not below that of all of them."""
+    size = len(mean_II)
+    part_P = torch.linspace(0, size - 1, math.ceil(share * size)).long()
+    values_P = torch.linalg.eigvalsh(mean_II[part_P][:, part_P])
+    return int((values_P > _NO_ENERGY * mean_II.trace()).sum())
 
 
 def _has_energy(values_I: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from cmcl.contract.version import Drift, HeadCapacity, Protection, Quality, Shri
 from workers.methods.method import TrainingContext
 from workers.methods.preserve import protected_space
 from workers.model.heads import ModalityHeads
-from workers.nullspace.certificate import PairScores, PairWeights
+from workers.nullspace.certificate import KEPT_HEADS, PairScores, PairWeights
 from workers.nullspace.mask import UpdateSpace, everything_free
 from workers.nullspace.moments import PairMoments
 from workers.nullspace.shrink import Shrunk, scale_to_bound, shrink_to_bound
@@ -34,17 +34,16 @@ _CAPACITY_ENERGY = 0.95
 
 @dataclass(frozen=True)
 class PastState:
-    """What is stored of a past dataset: its moments, and the heads that learned it."""
+    """What is stored of a past dataset: its scores under any heads, and the heads that learned it."""
 
-    moments: PairMoments
+    scores: PairScores
     then: PairWeights
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory."""
-        moments, then = self.moments, self.then
-        sums = (moments.first.sum_II, moments.second.sum_II, moments.cross_IJ)
-        return sum(tensor.nbytes for tensor in (*sums, then.first_EI, then.second_EJ))
+        """Bytes of memory, with those of each of the heads whose scores are kept: float32 weights, float64 products."""
+        heads = self.then.first_EI.nbytes + self.then.second_EJ.nbytes
+        return self.scores.nbytes + heads + KEPT_HEADS * 3 * heads
 
 
 @dataclass(frozen=True)
@@ -65,13 +64,13 @@ class PastDataset:
         cls, dataset: str, pair: ModalityPair, moments: PairMoments, then: PairWeights
     ) -> "PastDataset":
         """One whose state is in memory."""
-        state = PastState(moments, then)
+        state = PastState(PairScores(moments), then)
         return cls(dataset, pair, lambda: state)
 
     def drift(self, now: ModalityHeads) -> float:
         """Drift since the version that learned it; NaN counts as infinite."""
         state = self.read()
-        drift = PairScores(state.moments).drift(state.then, weights_of(self.pair, now))
+        drift = state.scores.drift(state.then, weights_of(self.pair, now))
         return math.inf if math.isnan(drift) else drift
 
 
@@ -189,7 +188,7 @@ def certificates(
 
 def _certificate(one: PastDataset, parent: PairWeights, now: PairWeights) -> Certificate:
     state = one.read()
-    scores, then = PairScores(state.moments), state.then
+    scores, then = state.scores, state.then
     drift = Drift(since_learned=scores.drift(then, now), against_parent=scores.drift(parent, now))
     norm_changes = dict(zip(one.pair.modalities, scores.norm_changes(then, now), strict=True))
     best = None if one.attainable is None else scores.lowest_loss(then, one.attainable)

@@ -50,6 +50,7 @@ from workers.model.artifact import (
 from workers.model.heads import ModalityHeads, with_new_modalities
 from workers.model.memory import Memory, in_order
 from workers.nullspace.centred import CentredMoments
+from workers.nullspace.certificate import PairScores
 from workers.nullspace.moments import PairMoments
 from workers.train.certify import PastDataset, PastState, weights_of
 from workers.train.learn import ModelState, initial_state
@@ -178,7 +179,7 @@ class _PastCache:
     def _read(self, learned: LearnedDataset) -> PastState:
         moments = retry_unavailable(partial(read_moments, self._store, learned))
         heads = self._heads_of(learned.reference or learned.version)
-        return PastState(moments, weights_of(learned.pair, heads))
+        return PastState(PairScores(moments), weights_of(learned.pair, heads))
 
     def _heads_of(self, version: int) -> ModalityHeads:
         ref = self._parent.ref

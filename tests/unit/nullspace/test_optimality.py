@@ -109,3 +109,25 @@ def test_with_as_many_common_dimensions_as_the_width_the_matrices_are_not_decomp
     moments = moments_of(6)
     monkeypatch.setattr(torch.linalg, "eigh", None)
     assert attainable(moments, 4) == 4
+
+
+def test_features_that_are_there_several_times_add_nothing() -> None:
+    """Some of them are as many as are needed, but have too small a rank."""
+    generator = torch.Generator().manual_seed(1)
+    sides = [torch.randn(20, 10, generator=generator, dtype=DOUBLE) for _ in range(2)]
+    repeated = [side.repeat_interleave(4, dim=1) for side in sides]
+    assert attainable(pair_moments(*repeated), 8) == pytest.approx(
+        attainable(pair_moments(*sides), 8), abs=1e-5
+    )
+
+
+def test_ranks_of_some_features_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, eigenvalues = list[int](), torch.linalg.eigvalsh
+
+    def measured(side_II: Tensor) -> Tensor:
+        sizes.append(len(side_II))
+        return eigenvalues(side_II)
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", measured)
+    assert attainable(moments_of(20, (60, 40)), 8) == 8
+    assert sizes == [21, 14]

@@ -8,6 +8,7 @@ from cmcl.contract.model import ModelSpec
 from workers.methods.method import TrainingContext
 from workers.model.heads import initial_heads
 from workers.model.memory import Memory
+from workers.nullspace.certificate import PairScores
 from workers.nullspace.mask import everything_free
 from workers.nullspace.moments import pair_moments
 from workers.train import certify
@@ -43,7 +44,8 @@ def test_bound_on_drift_reads_the_touched_ones_of_the_ranks_own_share_and_no_oth
             first_BI, second_BJ = (
                 torch.randn(8, heads.weights[modality].shape[1]) for modality in pair.modalities
             )
-            return PastState(pair_moments(first_BI, second_BJ), weights_of(pair, heads))
+            moments = pair_moments(first_BI, second_BJ)
+            return PastState(PairScores(moments), weights_of(pair, heads))
 
         return PastDataset(name, pair, remembered)
 
