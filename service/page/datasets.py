@@ -17,17 +17,17 @@ from service.api.datasets import post_dataset
 from service.api.dependencies import ContextDep, DatasetPath, ModelPath, Reader, require_body_type
 from service.api.jobs import read_job
 from service.api.models import read_model
-from service.api.pagination import CursorQuery, get_number_seek, get_offset_seek
+from service.api.pagination import CursorQuery, get_offset_seek
 from service.core.errors import Conflict
 from service.datasets.intake import SCHEME, NewDataset
 from service.datasets.uploads import EXPIRY_HOURS
-from service.page.forms import ModelFilter, ReadingWriter, address, posted, see_other, validated
+from service.page.forms import ModelFilter, ReadingWriter, posted, see_other, validated
+from service.page.lists import DATASETS, WantedQuery, find
 from service.page.rendering import PREFIX, pages_of
 from service.page.start import BROWSER_NAME_PATTERN
 
 router = APIRouter(prefix=PREFIX)
 
-_LISTED = 50
 _LISTED_FILES = 100
 _MOST_REJECTED = 100
 # Of a dataset, what was posted.
@@ -54,20 +54,14 @@ def datasets_page(
     request: Request,
     principal: Reader,
     context: ContextDep,
+    wanted: WantedQuery,
     model: ModelFilter = None,
-    cursor: CursorQuery = None,
 ) -> Response:
     """Datasets, the newest first."""
-    seek = get_number_seek(cursor, "desc", _LISTED)
-    found = datasets.list_datasets(principal, context, seek, model=model)
+    found = find(context, DATASETS, {"owner": principal.owner, "model": model}, wanted)
+    listed = datasets.list_datasets(principal, context, found.seek).items
     return pages_of(request).render(
-        request,
-        "datasets.html",
-        datasets=found.items,
-        next_cursor=found.next_cursor,
-        is_first=cursor is None,
-        first=address("datasets", model=model),
-        model=model,
+        request, "datasets.html", datasets=listed, found=found, model=model
     )
 
 
@@ -106,7 +100,6 @@ def rejected_rows_page(
         dataset=found,
         rows=rows.items,
         next_cursor=rows.next_cursor,
-        is_first=cursor is None,
     )
 
 

@@ -17,7 +17,7 @@ from service.database.queries.events import EventFilter
 from service.events.feed import Item, Progress
 from service.maintenance.gc import EVENTS_KEPT_DAYS
 from service.page.explanations import MEANINGS
-from service.page.forms import KindFilter, ModelFilter, address
+from service.page.forms import KindFilter, ModelFilter
 from service.page.rendering import PREFIX, pages_of
 
 router = APIRouter(prefix=PREFIX)
@@ -46,8 +46,6 @@ def events_page(
         "events.html",
         events=found.items,
         next_cursor=found.next_cursor,
-        is_first=cursor is None,
-        first=address("events", model=model, kind=kind),
         model=model,
         kind=kind,
         kinds=list(MEANINGS),

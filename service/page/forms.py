@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, get_origin
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl
 
 from fastapi import Depends, Query, Request, Security
 from fastapi.exceptions import RequestValidationError
@@ -68,12 +68,6 @@ ModelFilter = Annotated[_Name | None, BeforeValidator(none_if_empty), Query(alia
 ModalityFilter = Annotated[_Name | None, BeforeValidator(none_if_empty), Query(alias="modality")]
 StateFilter = Annotated[JobState | None, BeforeValidator(none_if_empty), Query(alias="state")]
 KindFilter = Annotated[EventKind | None, BeforeValidator(none_if_empty), Query(alias="kind")]
-
-
-def address(path: str, **wanted: str | None) -> str:
-    """The address of a list with its filters, without a cursor."""
-    given = {name: value for name, value in wanted.items() if value is not None}
-    return f"{path}?{urlencode(given)}" if given else path
 
 
 def posted(model: type[Form]) -> Any:

@@ -22,7 +22,6 @@ from service.api.datasets import post_seal, read_dataset
 from service.api.dependencies import ContextDep, DatasetPath, JobPath, Reader, Reason
 from service.api.events import read_page
 from service.api.models import read_model, read_summary
-from service.api.pagination import CursorQuery, get_number_seek
 from service.context import Context
 from service.core.errors import Conflict, NotFound, Rejected
 from service.core.principal import Principal
@@ -39,16 +38,15 @@ from service.page.forms import (
     StateFilter,
     TrainersAction,
     WritersAction,
-    address,
     confirmed,
     posted,
     see_other,
 )
+from service.page.lists import JOBS, WantedQuery, find
 from service.page.rendering import PREFIX, TWO_THIRDS, Figure, figure, is_fragment, pages_of
 
 router = APIRouter(prefix=PREFIX)
 
-_LISTED = 50
 _MOST_EVENTS = 50
 _MOST_WAITING = 200
 # The states of a job that ends well, in their order.
@@ -91,20 +89,18 @@ def jobs_page(
     request: Request,
     principal: Reader,
     context: ContextDep,
+    wanted: WantedQuery,
     model: ModelFilter = None,
     state: StateFilter = None,
-    cursor: CursorQuery = None,
 ) -> Response:
     """Jobs, the newest first."""
-    seek = get_number_seek(cursor, "desc", _LISTED)
-    found = jobs.list_jobs(principal, context, seek, model=model, state=state)
+    where = {"owner": principal.owner, "model": model, "state": state}
+    found = find(context, JOBS, where, wanted)
     return pages_of(request).render(
         request,
         "jobs.html",
-        jobs=found.items,
-        next_cursor=found.next_cursor,
-        is_first=cursor is None,
-        first=address("jobs", model=model, state=state),
+        jobs=jobs.list_jobs(principal, context, found.seek).items,
+        found=found,
         model=model,
         state=state,
         moving=MOVING,

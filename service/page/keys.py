@@ -92,7 +92,6 @@ def _page(
         "keys.html",
         keys=found.items,
         next_cursor=found.next_cursor,
-        is_first=cursor is None,
         created=created,
         once=new_once(),
         # A key grants what its creator has.

@@ -26,19 +26,17 @@ from service.api.dependencies import ContextDep, LoopsDep, ModelPath, Reader
 from service.api.keys import read_quotas
 from service.api.models import list_models, list_summaries, read_gate, read_model, read_summary
 from service.api.operations import check_health
-from service.api.pagination import CursorQuery, get_number_seek, get_text_seek
 from service.api.versions import list_promotions, list_versions, read_version
 from service.context import Context
 from service.core.principal import Principal
 from service.database.engine import Seek
 from service.page.day import last_day
+from service.page.lists import MODELS, VERSIONS, WantedQuery, find
 from service.page.rendering import PREFIX, TWO_THIRDS, Figure, figure, pages_of
 from service.page.start import has_sample
 
 router = APIRouter(prefix=PREFIX)
 
-_LISTED = 50
-_VERSIONS = 25
 _DRAWN = 12
 _BRANCHES = 50
 _DATASETS = 8
@@ -140,17 +138,12 @@ def _changed_at(model: ModelSummary) -> datetime:
 
 @router.get("/models")
 def models_page(
-    request: Request, principal: Reader, context: ContextDep, cursor: CursorQuery = None
+    request: Request, principal: Reader, context: ContextDep, wanted: WantedQuery
 ) -> Response:
     """Models by name."""
-    found = list_summaries(principal, context, get_text_seek(cursor, "asc", _LISTED))
-    return pages_of(request).render(
-        request,
-        "models.html",
-        models=found.items,
-        next_cursor=found.next_cursor,
-        is_first=cursor is None,
-    )
+    found = find(context, MODELS, {"owner": principal.owner}, wanted)
+    listed = list_summaries(principal, context, found.seek).items
+    return pages_of(request).render(request, "models.html", models=listed, found=found)
 
 
 @router.get("/models/{model}")
@@ -159,16 +152,11 @@ def model_page(
     model: ModelPath,
     principal: Reader,
     context: ContextDep,
-    cursor: CursorQuery = None,
+    wanted: WantedQuery,
 ) -> Response:
     """One model."""
-    seek = get_number_seek(cursor, "desc", _VERSIONS)
-    versions = list_versions(model, principal, context, seek)
-    newest = versions.items
-    if cursor is not None:
-        newest = list_versions(model, principal, context, Seek(None, "desc", _DRAWN)).items
     summary = read_summary(model, principal, context)
-    gate = read_gate(model, principal, context, Response())
+    found = find(context, VERSIONS, {"model": model}, wanted)
     branches = list_models(principal, context, Seek(None, "asc", _BRANCHES), model).items
     datasets = list_datasets(principal, context, Seek(None, "desc", _DATASETS), model=model)
     promotions = list_promotions(model, principal, context, Seek(None, "desc", _PROMOTIONS))
@@ -177,13 +165,13 @@ def model_page(
         "model.html",
         model=read_model(model, principal, context),
         summary=summary,
-        gate=gate,
-        versions=versions,
-        newest=newest[:_DRAWN],
+        gate=read_gate(model, principal, context, Response()),
+        found=found,
+        versions=list_versions(model, principal, context, found.seek).items,
+        newest=list_versions(model, principal, context, Seek(None, "desc", _DRAWN)).items,
         branches=branches,
         datasets=datasets.items,
         promotions=promotions.items,
-        is_first=cursor is None,
     )
 
 

@@ -255,10 +255,10 @@ def root_of(path: str) -> str:
     return "../" * path.removeprefix(f"{PREFIX}/").count("/") or "./"
 
 
-def _query_with(query: QueryParams, name: str, value: str) -> str:
-    """The query of the address with another value, as a page has it and not one of its parts."""
-    kept = [each for each in query.multi_items() if each[0] not in (name, FRAGMENT)]
-    return urlencode([*kept, (name, value)])
+def _query_with(query: QueryParams, **values: object) -> str:
+    """The query of the address with other values, as a page has it and not one of its parts; "": without the value."""
+    kept = [each for each in query.multi_items() if each[0] not in {*values, FRAGMENT, "done"}]
+    return urlencode(kept + [(name, str(value)) for name, value in values.items() if value != ""])
 
 
 def is_fragment(request: Request) -> bool:

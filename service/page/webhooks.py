@@ -79,7 +79,6 @@ def webhook_page(
         webhook=read_webhook(webhook, principal, context),
         deliveries=found.items,
         next_cursor=found.next_cursor,
-        is_first=cursor is None,
     )
 
 
@@ -131,7 +130,6 @@ def _page(
         "webhooks.html",
         webhooks=found.items,
         next_cursor=found.next_cursor,
-        is_first=cursor is None,
         created=created,
         once=new_once(),
         kinds=[kind for kind in EventKind if kind != EventKind.WEBHOOK_TEST],

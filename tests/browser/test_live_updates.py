@@ -17,6 +17,7 @@ from playwright.sync_api import Page, Route, expect
 from cmcl.contract.api.jobs import JobState
 from cmcl.stack_host import Ports
 from service.page.formats import ago
+from tests.browser.accessibility import violations
 from tests.browser.conftest import OpenPage
 from tests.browser.sample import BIRDS, SCENES, Names, progress_of
 from tests.browser.sample_figures import UPDATES
@@ -196,3 +197,47 @@ def test_a_killed_service_is_noticed_and_followed_again(
         expect(page.locator("main")).to_contain_text("after")
         page.close()
     record.forgive("ERR_CONNECTION_REFUSED|ERR_INCOMPLETE_CHUNKED_ENCODING|ERR_CONNECTION_RESET")
+
+
+def test_a_list_is_searched_while_one_types(own_sample: Sample, open_page: OpenPage) -> None:
+    """What is found is shown at once, and not announced as new; what arrives later is."""
+    plane, _ = own_sample
+    page, _ = open_page(plane)
+    page.goto("/ui/datasets")
+    search = page.get_by_role("searchbox")
+    search.press_sequentially("sign")
+    expect(page.locator("#live_datasets tbody tr")).to_have_count(1)
+    expect(page.get_by_text("1 dataset", exact=True)).to_be_visible()
+    assert page.url.endswith("?q=sign")
+    expect(search).to_be_focused()
+    search.fill("")
+    expect(page.locator("#live_datasets tbody tr")).not_to_have_count(1)
+    assert page.get_by_role("button", name="new", exact=False).all_inner_texts() in ([], [""])
+    plane.post_dataset("meanwhile", SCENES.model)
+    expect(page.get_by_role("button", name="1 new")).to_be_visible()
+
+
+def test_ctrl_k_goes_to_whatever_has_the_name(sample: Sample, open_page: OpenPage) -> None:
+    plane, names = sample
+    page, _ = open_page(plane)
+    page.goto("/ui/events")
+    page.keyboard.press("Control+k")
+    dialog = page.get_by_role("dialog", name="Go to")
+    expect(dialog.get_by_role("searchbox")).to_be_focused()
+    expect(dialog.get_by_role("link", name="Overview")).to_be_visible()
+    page.keyboard.type(names.collection[:4])
+    expect(dialog.get_by_role("listitem")).to_contain_text([f"{names.collection}collection"])
+    dialog.get_by_role("searchbox").fill("street-s")
+    expect(dialog.get_by_role("listitem")).to_have_text(
+        [f"{each}model" for each in (names.model, f"{names.model}-oslo")]
+        + ["street-soundsdataset", "street-soundsjob"],
+        use_inner_text=False,
+    )
+    assert violations(page) == []
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"**/models/{names.model}-oslo")
+    page.keyboard.press("Control+k")
+    page.keyboard.type("nothing-has-this")
+    expect(dialog).to_contain_text("Nothing has this name.")

@@ -24,6 +24,7 @@ let losing = null;
 let isAsking = false;
 let isEnded = false;
 let prepare = () => {};
+const firstQuery = location.search;
 
 export function enliven(prepareParts) {
   prepare = prepareParts;
@@ -124,7 +125,7 @@ function askRegularly() {
 }
 
 // Events come in bursts: one request for all that they concern.
-function ask(some) {
+export function ask(some) {
   for (const part of some) wanted.add(part.id);
   if (wanted.size && !isEnded) gathering ??= setTimeout(askNow, GATHER_MILLISECONDS);
 }
@@ -147,6 +148,7 @@ async function askNow() {
 // Returns whether the server answered.
 async function refresh(some) {
   const address = new URL(location.href);
+  const query = address.search;
   address.hash = "";
   address.searchParams.delete("done");
   for (const part of some) address.searchParams.append("fragment", part.id);
@@ -160,7 +162,7 @@ async function refresh(some) {
   if (status !== 200) return false;
   for (const part of some) {
     const newer = found.getElementById(part.id);
-    if (newer) change(part, newer);
+    if (newer) change(part, newer, query);
     prepare(part);
   }
   updateTimes();
@@ -168,8 +170,11 @@ async function refresh(some) {
 }
 
 // New rows on top of a list would move what is being read: they wait behind a button whose place is reserved.
-function change(part, newer) {
-  const button = document.querySelector(`[data-arrivals="${part.id}"]`);
+function change(part, newer, query) {
+  // A list that is searched has other rows, of which none has arrived.
+  const isSame = (part.shownQuery ?? firstQuery) === query;
+  part.shownQuery = query;
+  const button = isSame && document.querySelector(`[data-arrivals="${part.id}"]`);
   const known = new Set([...part.querySelectorAll("[data-newest-first] > *")].map(({ id }) => id));
   const rows = [...newer.querySelectorAll("[data-newest-first] > *")];
   const arrived = rows.slice(0, Math.max(0, rows.findIndex(({ id }) => known.has(id))));
@@ -188,7 +193,7 @@ function change(part, newer) {
 }
 
 // XMLHttpRequest and not fetch: it parses a document itself, so that no script here turns text into markup.
-function load(address) {
+export function load(address) {
   return new Promise((resolve) => {
     const request = new XMLHttpRequest();
     request.open("GET", address);
