@@ -121,7 +121,7 @@ def agreements(rows: PairedRows, first_halves: Sequence[Tensor]) -> list[Choice]
     for first_N in first_halves:
         one, other = (read.at(half_N) for half_N in (first_N, ~first_N))
         sums = pair_moments(one.first_NI, one.second_NJ)
-        found.append(improve.choose((sums, pair_moments(other.first_NI, other.second_NJ))))
+        found.append(improve.choose(_PAIR, (sums, pair_moments(other.first_NI, other.second_NJ))))
     return found
 
 

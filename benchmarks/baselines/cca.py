@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from workers.methods.method import Method, Solved, TrainingContext
 from workers.model.memory import Memory
@@ -43,7 +44,7 @@ class CCA(Method):
     def from_spec(cls, spec: ModelSpec) -> "CCA":
         return cls(spec.training.temperature)
 
-    def choose(self, halves: tuple[PairMoments, PairMoments]) -> Choice:
+    def choose(self, pair: ModalityPair, halves: tuple[PairMoments, PairMoments]) -> Choice:
         return Choice((self.ridge, self.ridge), 0.0)
 
     def solve(self, context: TrainingContext, memory: Memory) -> Solved:

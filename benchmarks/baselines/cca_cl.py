@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.baselines.cca import CCA
+from cmcl.contract.modality import ModalityPair
 from workers.nullspace.centred import centred
 from workers.nullspace.closed_form import Directions
 from workers.nullspace.moments import PairMoments
@@ -27,7 +28,7 @@ class CCACL(CCA):
 
     energy: float = 0.999
 
-    def choose(self, halves: tuple[PairMoments, PairMoments]) -> Choice:
+    def choose(self, pair: ModalityPair, halves: tuple[PairMoments, PairMoments]) -> Choice:
         one, other = (centred(half, 1.0) for half in halves)
         found = best_choice((one, other))
         return Choice(found.ridges, found.score)

@@ -48,6 +48,7 @@ class ModalityEntry(Frozen):
 
     width: FeatureWidth | None = None
     encoder: EncoderName | None = None
+    aligned_to: Modality | None = None
 
     @model_validator(mode="after")
     def _has_a_width(self) -> Self:
@@ -318,7 +319,7 @@ def _plan_model(
         for modality, new in added.items():
             given = new.model_dump(exclude_none=True)
             details = tuple(f"{path}: {value}" for path, value in given.items())
-            make = methodcaller("add_modality", name, modality, new.width, new.encoder)
+            make = methodcaller("add_modality", name, modality, **new.model_dump())
             title = f"{modality} of model {name}"
             plan.changes.append(Change("create", "modality", title, make, details))
         plan.conflicts += _fixed_differences(model, entry)

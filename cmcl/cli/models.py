@@ -136,6 +136,14 @@ def add_modality(
             metavar="NAME=WIDTH|NAME=@ENCODER", help="name, and width of the features or encoder"
         ),
     ] = None,
+    *,
+    aligned_to: Annotated[
+        str | None,
+        typer.Option(
+            help="modality of the same items by another encoder, whose embeddings its head reproduces; no other head "
+            "changes"
+        ),
+    ] = None,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
@@ -144,7 +152,8 @@ def add_modality(
     name, value = _modality(text)
     with Client(url) as client:
         width, encoder = (None, value) if isinstance(value, str) else (value, None)
-        show(client.add_modality(model, name, width, encoder), as_json, specification_view)
+        added = client.add_modality(model, name, width, encoder, aligned_to)
+        show(added, as_json, specification_view)
 
 
 encoder_app = typer.Typer(

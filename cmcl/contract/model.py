@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from cmcl.contract.encoder import EncoderName, FeatureWidth
 from cmcl.contract.methods import BUILT_IN_METHODS, METHOD_ENTRY_POINTS, Priority
-from cmcl.contract.modality import Frozen, Modality
+from cmcl.contract.modality import Frozen, Modality, ModalityPair
 
 # Random features by default where heads are solved from moments: the most, and for each number of a feature.
 _LARGEST_LIFT, _LIFT_FOR_EACH = 1024, 8
@@ -57,6 +57,12 @@ class ModalitySpec(Frozen):
         default=None,
         description="declared encoder that computes its features, for datasets and queries of raw items; "
         "None: features alone",
+    )
+    aligned_to: Modality | None = Field(
+        default=None,
+        exclude_if=lambda name: name is None,
+        description="modality of the same items by another encoder, whose embeddings its head reproduces; it changes "
+        "no other head. Only under the policy improve",
     )
 
 
@@ -183,6 +189,13 @@ class ModelSpec(ModelOptions):
         """Whether heads are solved from moments, and not trained on rows."""
         return self.policy == "improve"
 
+    def aligned(self, pair: ModalityPair) -> Modality | None:
+        """The modality of the pair that is aligned to the other one, if one is."""
+        for name, other in (pair.modalities, pair.swapped().modalities):
+            if self.modalities[name].aligned_to == other:
+                return name
+        return None
+
     @property
     def fewest_rows(self) -> int:
         """The fewest rows of a dataset to learn: a batch, where rows are trained on."""
@@ -194,6 +207,28 @@ class ModelSpec(ModelOptions):
         if self.lift is not None:
             return self.lift
         return default_lift(width) if self.solves else 0
+
+    @model_validator(mode="after")
+    def _aligned_to_another(self) -> Self:
+        for name, modality in self.modalities.items():
+            target = modality.aligned_to
+            if target is None:
+                continue
+            known = self.modalities.get(target)
+            if target == name or known is None or known.aligned_to is not None:
+                permitted = [
+                    other
+                    for other, each in self.modalities.items()
+                    if other != name and each.aligned_to is None
+                ]
+                raise ValueError(
+                    f"{name!r} is aligned to {target!r}; permitted: {', '.join(permitted) or 'none'}"
+                )
+            if not self.solves:
+                raise ValueError(
+                    f"{name!r} is aligned to {target!r}, which needs the policy improve; the model has {self.learning!r}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _size_is_bounded(self) -> Self:

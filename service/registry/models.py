@@ -54,6 +54,10 @@ class NewModality(Frozen):
         description="declared encoder that computes its features (GET /v1/encoders), for datasets and queries "
         "of raw items; null: features alone",
     )
+    aligned_to: Modality | None = Field(
+        default=None,
+        description="modality of the same items by another encoder, whose embeddings its head reproduces; null: none",
+    )
 
 
 def problem_of(
@@ -80,7 +84,7 @@ def problem_of(
 def modality_of(modality: NewModality, encoders: Mapping[str, EncoderSpec]) -> ModalitySpec:
     """The modality with its width. It must have no problem."""
     width = modality.width or encoders[modality.encoder or ""].width
-    return ModalitySpec(width=width, encoder=modality.encoder)
+    return ModalitySpec(width=width, encoder=modality.encoder, aligned_to=modality.aligned_to)
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,8 @@ def add_modality(
     if known is not None:
         message = (
             f"model {model!r} has the modality {added.name!r} with width {known.width} and "
-            f"{f'encoder {known.encoder!r}' if known.encoder else 'no encoder'}; choose another name"
+            f"{f'encoder {known.encoder!r}' if known.encoder else 'no encoder'}, aligned to "
+            f"{known.aligned_to or 'none'}; choose another name"
         )
         raise Conflict(message, FieldProblem(field, message))
     try:

@@ -11,15 +11,19 @@ datasets changes no score, given the features (a narrow cone is centred by its f
     solve    canonical directions of all pairs together (workers/nullspace/closed_form.py)
     polish   InfoNCE on rows drawn from moments, within the directions that are kept (polish.py)
     align    one rotation of all heads that datasets connect, onto the parent's (workers/nullspace/alignment.py)
+
+A modality that is aligned to another one, and has no other dataset, takes no part in this: afterwards its head is solved
+to reproduce the embeddings of that one (workers/nullspace/joining.py).
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, TrainingSpec
 from workers.methods.method import Method, Solved, TrainingContext
 from workers.methods.polish import (
@@ -38,10 +42,12 @@ from workers.nullspace.centred import (
     CentredMoments,
     PairNames,
     centred,
+    components,
     dataset_moments,
     pooled,
 )
 from workers.nullspace.closed_form import Directions, solve
+from workers.nullspace.joining import aligned_choice, aligned_head
 from workers.nullspace.moments import PairMoments
 from workers.nullspace.threads import in_threads
 from workers.nullspace.two_folds import Choice, best_choice
@@ -68,21 +74,38 @@ class Improve(Method):
 
     training: TrainingSpec
     seed: int
+    # By modality that reproduces the embeddings of another one, that one.
+    aligned: Mapping[str, str] = field(default_factory=dict)
 
     solves = True
 
     @classmethod
     def from_spec(cls, spec: ModelSpec) -> "Improve":
-        return cls(spec.training, spec.seed)
+        aligned = {name: each.aligned_to for name, each in spec.modalities.items()}
+        return cls(
+            spec.training, spec.seed, {name: other for name, other in aligned.items() if other}
+        )
 
-    def choose(self, halves: tuple[PairMoments, PairMoments]) -> Choice:
+    def choose(self, pair: ModalityPair, halves: tuple[PairMoments, PairMoments]) -> Choice:
         one, other = (centred(half, 1.0) for half in halves)
+        if self.aligned.get(pair.first) == pair.second:
+            return aligned_choice((one, other))
+        if self.aligned.get(pair.second) == pair.first:
+            return aligned_choice((one.swapped(), other.swapped()))
         return best_choice((one, other))
 
     def solve(self, context: TrainingContext, memory: Memory) -> Solved:
-        width, pairs = context.heads.width, memory.centred
+        joining = self._joining(memory)
+        width = context.heads.width
+        pairs = {pair: each for pair, each in memory.centred.items() if pair not in joining}
         ridges = {name: each.ridge for name, each in memory.ridges.items()}
-        limits = {pair: each.total for pair, each in memory.significant.items()}
+        # Where the dataset of an aligned modality is the only one.
+        ridges |= {
+            other: ridges[name]
+            for name, other in self.aligned.items()
+            if name in ridges and other not in ridges
+        }
+        limits = {pair: each.total for pair, each in memory.significant.items() if pair in pairs}
         solution = solve(pooled(pairs), ridges, max(width, _DIRECTIONS), _PRECISION, limits)
         found, directions, updates, loss = dict[str, Tensor](), 0, 0, 0.0
         for solved in solution.groups:
@@ -96,14 +119,30 @@ class Improve(Method):
             directions = max(directions, min(group.rank, width))
             updates += polish.updates
             loss = max(loss, polish.loss)
+        for pair, (name, other) in joining.items():
+            sums = memory.centred[pair] if pair[0] == name else memory.centred[pair].swapped()
+            found[name] = aligned_head(found[other], sums, ridges[name])
         return Solved(
             weights={name: weight_EI.float() for name, weight_EI in found.items()},
             final_loss=loss,
             updates=updates,
             temperature=self.training.temperature,
             directions=directions,
-            groups=tuple(tuple(sorted(group.heads)) for group in solution.groups),
+            groups=tuple(components([*memory.centred])),
         )
+
+    def _joining(self, memory: Memory) -> dict[PairNames, tuple[str, str]]:
+        """By pair whose dataset shapes no other head: the modality that is aligned, and the one that it is aligned to.
+
+        The latter has another dataset, and the former has not. Otherwise the two are modalities like any others.
+        """
+        found = {}
+        for name, other in self.aligned.items():
+            own = [pair for pair in memory.centred if name in pair]
+            partners = [pair for pair in memory.centred if other in pair and name not in pair]
+            if own == [tuple(sorted((name, other)))] and partners:
+                found[own[0]] = (name, other)
+        return found
 
     def solve_first(
         self, context: TrainingContext, halves: tuple[PairMoments, PairMoments]
@@ -113,8 +152,9 @@ class Improve(Method):
         For heads that are trained later: outputs beyond the dataset's directions keep the weights of `context`. Where
         both heads of a pair are zero, so is the gradient of each, and no later dataset could use that output.
         """
-        choice, sums = self.choose(halves), dataset_moments(halves[0] + halves[1])
-        ridges = dict(zip(context.pair.modalities, choice.ridges, strict=True))
+        choice = self.choose(context.pair, halves)
+        sums = dataset_moments(halves[0] + halves[1])
+        ridges = choice.by_modality(context.pair.modalities, None)
         memory = Memory().with_sums(context.pair, sums, ridges, choice.significant)
         solved = self.solve(context, memory)
         weights = {}

@@ -172,7 +172,7 @@ class Method:
         """Create the method of a model. The default needs nothing of the spec."""
         return cls()
 
-    def choose(self, halves: tuple[PairMoments, PairMoments]) -> Choice:
+    def choose(self, pair: ModalityPair, halves: tuple[PairMoments, PairMoments]) -> Choice:
         """Choose ridges and count significant directions by the moments of the dataset's halves. For methods with `solves`.
 
         Called on rank 0.

@@ -29,7 +29,7 @@ from workers.methods.method import (
 )
 from workers.model.heads import ModalityHeads
 from workers.model.pair import HeadInEigenCoordinates, PairInEigenCoordinates
-from workers.nullspace.alignment import joining_head
+from workers.nullspace.joining import joining_head
 from workers.nullspace.mask import UpdateSpace, disjoint_shares, free_in, product_mask
 from workers.nullspace.moments import PairMoments, SecondMoment
 from workers.nullspace.subspace import EigenBasis, common_eigenbasis, eigenbasis
@@ -125,7 +125,7 @@ def joining(context: TrainingContext, halves: tuple[PairMoments, PairMoments]) -
     new = _new_modalities(context)
     if len(new) != 1:
         return {}
-    ridge, other = Improve(context.training, context.seed).choose(halves).ridges
+    ridge, other = Improve(context.training, context.seed).choose(context.pair, halves).ridges
     moments = halves[0] + halves[1]
     own, partner = context.pair.modalities
     if partner in new:

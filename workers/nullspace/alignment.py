@@ -16,9 +16,7 @@ is a prefix; alignment keeps this order in later versions as far as it keeps emb
 import torch
 from torch import Tensor
 
-from workers.nullspace.closed_form import typical_variance
 from workers.nullspace.eigenvectors import with_canonical_signs
-from workers.nullspace.moments import SecondMoment
 
 
 def rotation_onto(agreement_EE: Tensor) -> Tensor:
@@ -35,20 +33,3 @@ def principal_axes(spread_EE: Tensor) -> Tensor:
     """
     axes_EE = with_canonical_signs(torch.linalg.eigh(spread_EE).eigenvectors.flip(1))
     return axes_EE.mT
-
-
-def joining_head(
-    partner_EJ: Tensor, cross_IJ: Tensor, inputs: SecondMoment, ridge: float
-) -> Tensor:
-    """The head (E × I, float32) of a new modality whose embeddings are nearest to its partners', (15).
-
-    `cross_IJ`: Σ x_u x_vᵀ of the new modality u with its partner v, over `inputs.count` rows. `ridge`: e, relative
-    to the typical variance of the features.
-    """
-    # W_u = argmin Σ |W x_u − W_v x_v|² + e |W|², so W_u (C + e I) = W_v Xᵀ, with means instead of sums.
-    mean_II = inputs.mean_II
-    wanted_EI = partner_EJ.double() @ cross_IJ.mT / max(inputs.count, 1)
-    floor = ridge * typical_variance(mean_II)
-    ridged_II = mean_II + floor * torch.eye(len(mean_II), dtype=mean_II.dtype)
-    head_EI: Tensor = torch.linalg.solve(ridged_II, wanted_EI, left=False)
-    return head_EI.float()

@@ -69,6 +69,11 @@ class Choice:
     score: float
     significant: int | None = None
 
+    def by_modality(self, pair: tuple[str, str], aligned: str | None) -> dict[str, float]:
+        """The ridge of each modality; where one is `aligned` to the other, of that one alone."""
+        ridges = dict(zip(pair, self.ridges, strict=True))
+        return ridges if aligned is None else {aligned: ridges[aligned]}
+
 
 def best_choice(halves: tuple[CentredMoments, CentredMoments]) -> Choice:
     """Climb from 0.02 to the ridges with the highest mean score of both folds, and count directions there.

@@ -217,7 +217,7 @@ def _write(
         encoders={modality: identity.digest for modality, identity in dataset.encoders.items()},
         rejected_rows=dataset.rejected.rows if dataset.rejected else 0,
         recall=report.evaluation.get(dataset.dataset),
-        ridges=dict(zip(dataset.pair.modalities, learned.choice.ridges, strict=True))
+        ridges=learned.choice.by_modality(dataset.pair.modalities, spec.spec.aligned(dataset.pair))
         if learned.choice
         else {},
         significant_directions=learned.choice.significant if learned.choice else None,

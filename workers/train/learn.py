@@ -177,8 +177,8 @@ def _solve(
 
     def solve() -> tuple[Choice, Solved]:
         nonlocal memory
-        choice = method.choose(halves)
-        ridges = dict(zip(task.pair.modalities, choice.ridges, strict=True))
+        choice = method.choose(task.pair, halves)
+        ridges = choice.by_modality(task.pair.modalities, spec.aligned(task.pair))
         sums = dataset_moments(moments)
         memory = memory.with_sums(task.pair, sums, ridges, choice.significant)
         return choice, method.solve(context, memory)

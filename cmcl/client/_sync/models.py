@@ -53,14 +53,21 @@ class ModelCalls(Calls):
         return self._session.pages(ModelSummary, "/v1/overview", given(order=order))
 
     def add_modality(
-        self, model: str, modality: str, width: int | None = None, encoder: str | None = None
+        self,
+        model: str,
+        modality: str,
+        width: int | None = None,
+        encoder: str | None = None,
+        aligned_to: str | None = None,
     ) -> Model:
         """Add a modality to a model. Adding the same one again returns the model as it is.
 
-        `width`: of its features; by default that of `encoder`, the name of a declared one.
+        `width`: of its features; by default that of `encoder`, the name of a declared one. `aligned_to`: the modality of
+        the same items by another encoder, whose embeddings its head shall reproduce.
         """
         path = f"{_path(model)}/modalities/{segment(modality)}"
-        found, _ = self._session.put(Model, path, {"width": width, "encoder": encoder})
+        body = {"width": width, "encoder": encoder, "aligned_to": aligned_to}
+        found, _ = self._session.put(Model, path, body)
         return found
 
     def branch_model(self, model: str, version: int, name: str) -> Model:

@@ -148,7 +148,7 @@ def test_a_dataset_whose_rows_are_all_in_one_half_is_solved() -> None:
     rows = rows_of(IMAGE_TEXT, 1)
     same = PairedRows(rows.first_NI, rows.second_NJ, torch.full((200,), 7), torch.full((200,), 9))
     first, second = (moments_of(half) for half in same.halves())
-    assert METHOD.choose((first, second)) == Choice((0.02, 0.02), 0.0, 1)
+    assert METHOD.choose(IMAGE_TEXT, (first, second)) == Choice((0.02, 0.02), 0.0, 1)
 
 
 def test_only_significant_directions_are_kept() -> None:
@@ -219,7 +219,7 @@ def test_datasets_with_different_classes_have_the_directions_of_all_classes() ->
         texts, images = names[kinds], names[kinds] + 0.3 * torch.randn(400, 8, generator=generator)
         sides = [torch.cat([each, torch.ones(400, 1)], dim=1) for each in (images, texts)]
         halves = [pair_moments(*(side[part::2] for side in sides)) for part in (0, 1)]
-        choice = METHOD.choose((halves[0], halves[1]))
+        choice = METHOD.choose(IMAGE_TEXT, (halves[0], halves[1]))
         assert choice.significant == 3
         memory = memory.with_sums(
             IMAGE_TEXT, dataset_moments(halves[0] + halves[1]), RIDGES, choice.significant
@@ -252,3 +252,79 @@ def test_groups_without_a_common_dataset_are_named() -> None:
     context = TrainingContext(initial_heads(spec), Memory(), {}, other, spec.training, seed=0)
     found = Improve.from_spec(spec).solve(context, memory)
     assert found.groups == (("audio", "depth"), ("image", "text"))
+
+
+# A second encoder of images, whose pairs are images that both have seen.
+IMAGE2_IMAGE = ModalityPair(first="image2", second="image")
+ALIGNED = ModelSpec.model_validate(
+    {
+        **SPEC.model_dump(),
+        "modalities": {**WIDTHS, "image2": {"width": 20, "aligned_to": "image"}},
+    }
+)
+
+
+def adopted() -> tuple[ModalityPair, PairedRows]:
+    rows = rows_of(IMAGE_TEXT, 30)
+    turn_FF = torch.linalg.qr(torch.randn(20, 20, generator=torch.Generator().manual_seed(7))).Q
+    turned_NI = torch.cat([rows.first_NI[:, :-1] @ turn_FF, torch.ones(200, 1)], dim=1)
+    return IMAGE2_IMAGE, PairedRows(turned_NI, rows.first_NI, rows.first_keys_N, rows.first_keys_N)
+
+
+def with_adopted(memory: Memory) -> tuple[Memory, Improve]:
+    method, (pair, rows) = Improve.from_spec(ALIGNED), adopted()
+    choice = method.choose(pair, (moments_of(rows.halves()[0]), moments_of(rows.halves()[1])))
+    ridges = choice.by_modality(pair.modalities, ALIGNED.aligned(pair))
+    return memory.with_sums(pair, dataset_moments(moments_of(rows)), ridges), method
+
+
+def solve_aligned(memory: Memory, method: Improve, parent: ModalityHeads) -> Solved:
+    context = TrainingContext(parent, memory_of(STREAM), {}, IMAGE2_IMAGE, SPEC.training, seed=0)
+    return method.solve(context, memory)
+
+
+def test_an_aligned_modality_changes_no_other_head_and_is_found_by_text() -> None:
+    parent = initial_heads(ALIGNED).replaced(solved(STREAM).weights)
+    before = solve_aligned(memory_of(STREAM), METHOD, parent)
+    after = solve_aligned(*with_adopted(memory_of(STREAM)), parent)
+    assert all(torch.equal(weight, after.weights[name]) for name, weight in before.weights.items())
+    assert after.groups == (("audio", "image", "image2", "text"),)
+    _, rows = adopted()
+    stored_NE = rows.first_NI @ after.weights["image2"].mT
+    wanted_NE = rows.second_NJ @ after.weights["image"].mT
+    assert float(torch.nn.functional.cosine_similarity(stored_NE, wanted_NE).mean()) > 0.99
+
+
+def test_alone_with_its_partner_an_aligned_modality_is_like_any_other() -> None:
+    """So too where what the partner had learned is unlearned."""
+    memory, method = with_adopted(Memory())
+    found = solve_aligned(memory, method, initial_heads(ALIGNED))
+    assert set(found.weights) == {"image", "image2"}
+    assert found.updates > 0
+
+
+def test_a_second_partner_makes_it_a_modality_like_any_other() -> None:
+    pair = ModalityPair(first="audio", second="image2")
+    audio = rows_of(AUDIO_IMAGE, 2)
+    memory, method = with_adopted(memory_of(STREAM))
+    sums = dataset_moments(moments_of(audio))
+    memory = memory.with_sums(pair, sums, {"audio": 0.02, "image2": 0.02})
+    before = solve_aligned(memory_of(STREAM), METHOD, initial_heads(ALIGNED))
+    after = solve_aligned(memory, method, initial_heads(ALIGNED))
+    assert not torch.allclose(before.weights["audio"], after.weights["audio"], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("modality", "policy", "message"),
+    [
+        ({"width": 3, "aligned_to": "film"}, "improve", "permitted: audio, image, text"),
+        ({"width": 3, "aligned_to": "image2"}, "improve", "permitted: audio, image, text"),
+        ({"width": 3, "aligned_to": "image"}, "preserve", "needs the policy improve"),
+    ],
+)
+def test_what_a_modality_cannot_be_aligned_to(
+    modality: dict[str, object], policy: str, message: str
+) -> None:
+    document = {**SPEC.model_dump(), "policy": policy}
+    with pytest.raises(ValueError, match=message):
+        ModelSpec.model_validate({**document, "modalities": {**WIDTHS, "image2": modality}})

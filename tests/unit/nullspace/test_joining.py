@@ -4,7 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.nullspace.alignment import joining_head
+from workers.nullspace.centred import CentredMoments, centred
+from workers.nullspace.joining import aligned_choice, aligned_head, joining_head
 from workers.nullspace.moments import pair_moments
 
 
@@ -45,3 +46,50 @@ def test_a_single_row_gives_a_finite_head() -> None:
     joined_EI = joining_head(torch.ones(2, 3), moments.cross_IJ, moments.first, 0.003)
     assert joined_EI.isfinite().all()
     assert (joined_EI @ torch.ones(4) - 3).abs().max() < 0.1
+
+
+def with_constant(rows_NF: torch.Tensor) -> torch.Tensor:
+    return torch.cat([rows_NF, torch.ones(len(rows_NF), 1)], dim=1)
+
+
+def centred_rows(first_NF: torch.Tensor, second_NG: torch.Tensor) -> CentredMoments:
+    return centred(pair_moments(with_constant(first_NF), with_constant(second_NG)), 2.0)
+
+
+@given(seed=st.integers(0, 1000))
+def test_an_aligned_head_gives_the_embeddings_of_the_other_encoder(seed: int) -> None:
+    """Also where both encoders have a mean, and the other head a bias."""
+    other_NG = rows(seed, (200, 6)) + 3
+    own_NF = other_NG @ torch.linalg.qr(rows(seed + 1, (6, 6))).Q - 2
+    head_EJ = rows(seed + 2, (4, 7))
+    head_EI = aligned_head(head_EJ, centred_rows(own_NF, other_NG), 2.0**-16)
+    wanted_NE, found_NE = (
+        with_constant(other_NG) @ head_EJ.mT,
+        with_constant(own_NF) @ head_EI.mT,
+    )
+    torch.testing.assert_close(found_NE, wanted_NE, rtol=0, atol=0.01)
+
+
+def test_the_ridge_grows_with_the_noise_of_the_features() -> None:
+    def choice(noise: float) -> tuple[float, float]:
+        other_NG = rows(0, (400, 20))
+        own_NF = other_NG + noise * rows(1, (400, 20))
+        found = aligned_choice(
+            (
+                centred_rows(own_NF[:200], other_NG[:200]),
+                centred_rows(own_NF[200:], other_NG[200:]),
+            )
+        )
+        return found.ridges[0], found.score
+
+    (low, exact), (high, noisy) = choice(0.0), choice(2.0)
+    assert low < 1e-3 < high
+    assert exact > 0.999
+    # Of the variance, 1 / (1 + noise²) can be predicted.
+    assert 0.1 < noisy < 0.2
+
+
+def test_halves_without_variance_choose_the_largest_ridge() -> None:
+    constant = centred_rows(torch.ones(9, 3), rows(0, (9, 3)))
+    found = aligned_choice((constant, constant))
+    assert (found.ridges, found.score) == ((2.0**-4, 2.0**-4), 0.0)
