@@ -128,7 +128,7 @@ def test_conflicts_name_the_field_and_both_values(client: Client, file: Path) ->
         ),
         (
             "models: {a: {modalities: {image: {size: 4}, text: 3}}}",
-            "models.a.modalities.image.size: there is no such field; permitted: encoder, width",
+            "models.a.modalities.image.size: there is no such field; permitted: aligned_to, encoder, width",
         ),
         ("models: {A: {}}", "models.A: 'A'; permitted: lower-case letters, digits"),
         ("models: {a: {modalities: {image: 4}}}", "a model needs two modalities"),
