@@ -11,6 +11,7 @@ Shapes: N pairs, F and G widths of the two sides.
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
@@ -50,6 +51,8 @@ def compare_files(files: Sequence[Path], concatenated: bool = False) -> EncoderC
 
     Pairs are matched by `id`; those that a file lacks are left out. Raises InvalidDataset.
     """
+    if repeated := [str(file) for file, times in Counter(files).items() if times > 1]:
+        raise InvalidDataset(f"{repeated[0]} is given more than once; give one file per encoder")
     read = [_read(file) for file in files]
     common = reduce(np.intersect1d, [ids for ids, _ in read])
     if len(common) < _FEWEST:

@@ -47,7 +47,7 @@ from cmcl.client.raw_folder import (
     manifest_records,
     visible_files,
 )
-from cmcl.contract.api.endpoint import FloatType, VectorType
+from cmcl.contract.api.endpoint import FloatType, Span, VectorType
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -74,6 +74,13 @@ def _progress(status: SearchStatus | None) -> str | None:
     return f"{status.progress:.0%}{left}"
 
 
+def _span(at: Span | None) -> str | None:
+    """Seconds or pages; one number where a part begins and ends on the same page."""
+    if at is None:
+        return None
+    return " to ".join(dict.fromkeys(f"{each:.10g}" for each in (at.start, at.end)))
+
+
 _COLUMNS: Columns[Collection] = {
     "collection": lambda each: each.id,
     "model": lambda each: each.model,
@@ -86,8 +93,13 @@ _HITS: Columns[SearchHit] = {
     "score": lambda hit: hit.score,
     "id": lambda hit: hit.id,
     "modality": lambda hit: hit.modality,
+    "parent": lambda hit: hit.parent,
+    "at": lambda hit: _span(hit.at),
+    "source": lambda hit: hit.source,
     "payload": lambda hit: json.dumps(hit.payload, ensure_ascii=False) if hit.payload else None,
 }
+# Shown where a hit has one: most collections have none of them.
+_OPTIONAL = ("parent", "at", "source")
 
 
 @app.command("create")
@@ -278,7 +290,10 @@ def search(  # noqa: PLR0913 - the options of a search
     embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Search a collection for the items nearest to a feature, a text or a file, or by words."""
+    """Search a collection for the items nearest to a feature, a text or a file, or by words.
+
+    With --json each result has its thumbnail, if it has one.
+    """
     has_query = any(each is not None for each in (modality, feature, text, data))
     if not has_query and words is None:
         raise typer.BadParameter("give a query (MODALITY FEATURE, or --text), --words, or both")
@@ -294,6 +309,7 @@ def search(  # noqa: PLR0913 - the options of a search
             filter=wanted,
             exact=exact,
             by_parent=by_parent,
+            include=("source", "thumbnail") if as_json else ("source",),
             min_revision=min_revision,
             min_version=min_version,
         )
@@ -319,7 +335,12 @@ def _view(collection: Collection) -> RenderableType:
 def _found(found: SearchResults) -> RenderableType:
     how = "exact" if found.exact else "approximate"
     answered = f"by {found.model}, revision {found.revision}, {how}"
-    hits = table(found.data, _HITS) if found.data else Text("no results")
+    columns = {
+        name: value
+        for name, value in _HITS.items()
+        if name not in _OPTIONAL or any(map(value, found.data))
+    }
+    hits = table(found.data, columns) if found.data else Text("no results")
     return Group(hits, Text(answered, style="dim"))
 
 

@@ -114,6 +114,13 @@ def test_files_that_cannot_be_compared_are_named(files: dict[str, Path], tmp_pat
     wrong = write(tmp_path / "wrong.parquet", (first, second))
     with pytest.raises(InvalidDataset, match=r"wrong\.parquet: .*'feature_a' has NaN .* row 7"):
         compare_files([files["good"], wrong])
+    rows = np.arange(PAIRS)
+    rows[7] = 3
+    repeated = write(tmp_path / "repeated.parquet", sides(1.0), rows)
+    with pytest.raises(InvalidDataset, match=r"repeated\.parquet: row 7 repeats the id of row 3"):
+        compare_files([files["good"], repeated])
+    with pytest.raises(InvalidDataset, match=r"good\.parquet is given more than once"):
+        compare_files([files["good"], files["good"]])
 
 
 def test_the_command_prints_the_comparison_and_passes_an_error_on(

@@ -160,6 +160,41 @@ def test_the_command_line_covers_collections(cmcl: Cmcl, tmp_path: Path) -> None
     assert "no collection 'pictures'" in cmcl("collection", "show", "pictures", code=1)
 
 
+def test_results_show_where_in_its_parent_a_part_is_and_its_source(
+    cmcl: Cmcl, tmp_path: Path
+) -> None:
+    row, lines = tmp_path / "row.json", tmp_path / "items.jsonl"
+    row.write_text(json.dumps(feature("image", 1).tolist()))
+    search = ("search", "things", "image", str(row))
+    assert not {"parent", "at", "source"} & set(cmcl(*search).split())
+    thumbnail, source = "/9j/AAAA", "https://example.org/a"
+    parts = {
+        "window": {"start": 12, "end": 16.25, "parent": "talk", "source": source},
+        "page": {"start": 3, "end": 3, "parent": "paper", "thumbnail": thumbnail},
+        "whole": {},
+    }
+    items = [
+        {"id": name, "modality": "image", "feature": feature("image", n).tolist(), **part}
+        for n, (name, part) in enumerate(parts.items(), start=1)
+    ]
+    lines.write_text("\n".join(map(json.dumps, items)))
+    cmcl("collection", "add", "things", str(lines))
+    printed = cmcl(*search, "--min-revision=2").replace("┃", "│")
+    shown = [line.split("│") for line in printed.splitlines()]
+    rows = [[cell.strip() for cell in line[1:-1]] for line in shown if len(line) > 1]
+    by_id = {cells[1]: dict(zip(rows[0], cells, strict=True)) for cells in rows[1:]}
+    places = {
+        name: [by_id[name][column] for column in ("parent", "at", "source")] for name in parts
+    }
+    assert places["window"] == ["talk", "12 to 16.25", source]
+    assert places["page"] == ["paper", "3", "-"]
+    assert places["whole"] == ["-", "-", "-"]
+    assert "thumbnail" not in rows[0]
+    found = {each["id"]: each for each in cmcl.one(*search)["data"]}
+    assert (found["page"]["thumbnail"], found["window"]["thumbnail"]) == (thumbnail, None)
+    assert found["page"]["at"] == {"start": 3, "end": 3}
+
+
 def test_a_folder_of_files_becomes_items_with_their_names(tmp_path: Path) -> None:
     for name in ("b.jpg", "birds/jay.PNG", "b.txt", ".hidden.jpg", "notes.pdf"):
         path = tmp_path / name
