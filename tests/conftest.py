@@ -38,7 +38,11 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 EXAMPLE_STREAM = Path(__file__).parent.parent / "examples" / "stream"
 
 # With the names of those in docs/start.md, which are real.
-ENCODERS = ("efficientnet-lite0=synthetic:image:1280", "minilm=synthetic:text:384")
+ENCODERS = (
+    "efficientnet-lite0=synthetic:image:1280",
+    "minilm=synthetic:text:384",
+    '{"name": "recorder", "kind": "synthetic", "takes": "audio", "width": 24, "window_seconds": 4, "num_cpus": 0.1}',
+)
 
 
 # Temporary folders of tests are in memory if this has room for them: on a disk, tests that write files spend half

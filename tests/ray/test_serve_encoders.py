@@ -2,7 +2,9 @@
 
 import base64
 import io
+import wave
 from collections.abc import Sequence
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -10,6 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from cmcl.cli.endpoint import RawItems
+from cmcl.client import Client, Item, Query
+from cmcl.contract.api.endpoint import Span
 from cmcl.contract.encoder import EncoderIdentity, EncoderSpec, parse_encoder
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import PARTS, EndpointParts
@@ -121,3 +126,38 @@ def test_raw_items_are_embedded_and_an_encoder_that_differs_or_is_missing_is_nam
     # Features are always answered.
     feature = {"modality": "image", "feature": [0.5] * OTHER.width}
     assert ask(serve_url, "raw-others", [feature]).status_code == 200
+
+
+def wav(samples_N: np.ndarray, rate: int) -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as written:
+        written.setparams((1, 2, rate, 0, "NONE", ""))
+        written.writeframes(samples_N.tobytes())
+    return file.getvalue()
+
+
+def test_a_window_of_a_recording_is_found_with_its_seconds(
+    store: ObjectStore, client: Client, tmp_path: Path
+) -> None:
+    publish(store, "heard", [RUNNING["audio"], RUNNING["image"]])
+    rate = 1000
+    samples_N = np.random.default_rng(0).integers(-9999, 9999, 38 * rate, np.int16)
+    (tmp_path / "talk.wav").write_bytes(wav(samples_N, rate))
+    wait_until(lambda: "heard" in {each.id for each in client.served_models()})
+    client.create_collection("talks", "heard")
+    # As the command line sends it: in two pieces, of 30 and 8 seconds.
+    pieces = [*RawItems("audio", in_parts=True).read(tmp_path)]
+    assert len(pieces) == 2
+    still = Item("still", "image", data=picture(7), parent="film", start=3, end=3, thumbnail=True)
+    written = client.add_items("talks", [*pieces, still], batch_size=1)
+    for start in (26, 34):
+        heard = wav(samples_N[start * rate : (start + 4) * rate], rate)
+        query = Query("audio", data=heard)
+        (hit,) = client.search("talks", query, 1, min_revision=written.revision).data
+        assert (hit.parent, hit.at) == ("talk.wav", Span(start=start, end=start + 4))
+        assert hit.score == pytest.approx(1, abs=1e-5)
+    query = Query("image", data=picture(7))
+    (hit,) = client.search("talks", query, 1, modalities=["image"], include=["thumbnail"]).data
+    assert hit.at == Span(start=3, end=3)
+    small = Image.open(io.BytesIO(base64.b64decode(hit.thumbnail or "")))
+    assert (small.format, small.size) == ("JPEG", (40, 30))
