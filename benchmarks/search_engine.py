@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import psutil
@@ -54,21 +54,25 @@ from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import Float32Array, LoadedHeads, ServedVersion
 
 STREAM = Path("examples/stream/04_digits_va")
-MODEL, MODALITY, NAME = "measured", "audio", "recordings"
+MODEL, NAME = "measured", "items"
 WIDTH, QUERIES, TOP, WRITTEN_AT_ONCE = 256, 300, 10, 4096
-SPEC = ModelSpec(width=WIDTH, modalities={MODALITY: 768, "image": 768}, lift=0)
+SPEC = ModelSpec(width=WIDTH, modalities={"audio": 768, "image": 768}, lift=0)
 CREATED = datetime(2026, 12, 1, tzinfo=UTC)
 
 
 class Rows:
-    """Features of recordings, as many as are wanted, and queries."""
+    """Features of items, as many as are wanted, and queries.
 
-    def __init__(self, seed: int = 0) -> None:
-        self._random = np.random.default_rng(seed)
-        base, held = (_features(Path(f"{STREAM}.{part}.parquet")) for part in ("train", "test"))
-        self._base, self._held = base, held
-        self.mean_F = base.mean(0)
-        values, vectors = np.linalg.eigh(np.cov((base - self.mean_F).T))
+    `base_NF`: features that are tiled with noise. `held_NF`: those of queries. `spec`: of the model, whose first modality
+    the items have; all of its modalities are as wide.
+    """
+
+    def __init__(self, base_NF: Float32Array, held_NF: Float32Array, spec: ModelSpec) -> None:
+        self._random = np.random.default_rng(0)
+        self.spec, self.modality = spec, next(iter(spec.modalities))
+        self._base, self._held = base_NF, held_NF
+        self.mean_F = base_NF.mean(0)
+        values, vectors = np.linalg.eigh(np.cov((base_NF - self.mean_F).T))
         self._noise_FF = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
         top = vectors[:, ::-1][:, :WIDTH]
         self.weight_EF = (top / np.sqrt(values[::-1][:WIDTH] + 0.02 * values[-1])).T
@@ -84,19 +88,31 @@ class Rows:
         far_QE = near_QE + 1.2 * _unit(noise_QE)
         return {"near": near_QE, "far": _unit(far_QE)}
 
-    def version(self, number: int) -> ServedVersion:
-        """A version whose scores differ from those of the others by a few hundredths."""
+    @classmethod
+    def from_stream(cls) -> Self:
+        """Audio features of the example stream."""
+        base_NF, held_NF = (
+            _features(Path(f"{STREAM}.{part}.parquet")) for part in ("train", "test")
+        )
+        return cls(base_NF, held_NF, SPEC)
+
+    def heads(self, number: int) -> ModalityHeads:
+        """Return heads of a version whose scores differ from those of the others by a few hundredths."""
         random = np.random.default_rng(number)
         turned = 0.15 * self.weight_EF.std() * random.standard_normal(self.weight_EF.shape)
         weight_EF = self.weight_EF + (turned if number > 1 else 0)
         bias_E1 = -(weight_EF @ self.mean_F)[:, None]
         weight_EI = torch.from_numpy(np.hstack([weight_EF, bias_E1])).float()
-        plain = Conditioning(torch.zeros(768), torch.eye(768))
-        heads = ModalityHeads(
-            dict.fromkeys(SPEC.modalities, weight_EI), dict.fromkeys(SPEC.modalities, plain)
-        )
-        pairs = frozenset({ModalityPair(first=MODALITY, second="image")})
-        return ServedVersion(MODEL, number, SPEC, LoadedHeads(heads), CREATED, pairs, (number,))
+        width, names = len(self.mean_F), self.spec.modalities
+        # A file of tensors must not have one of them twice.
+        plain = {name: Conditioning(torch.zeros(width), torch.eye(width)) for name in names}
+        return ModalityHeads({name: weight_EI.clone() for name in names}, plain)
+
+    def version(self, number: int) -> ServedVersion:
+        """Return a version with these heads."""
+        pairs = frozenset({ModalityPair(first=self.modality, second="image")})
+        heads = LoadedHeads(self.heads(number))
+        return ServedVersion(MODEL, number, self.spec, heads, CREATED, pairs, (number,))
 
     def _tiled(self, source_NF: Float32Array, count: int) -> Float32Array:
         rows_NF = source_NF[self._random.integers(len(source_NF), size=count)]
@@ -107,7 +123,7 @@ class Rows:
 def _features(path: Path) -> Float32Array:
     lists = pq.read_table(path).column("feature_b").combine_chunks()
     rows_NF = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    return _unit(rows_NF.reshape(-1, 768))
+    return _unit(rows_NF.reshape(len(lists), -1))
 
 
 def _unit(rows_NF: np.ndarray) -> Float32Array:
@@ -116,8 +132,9 @@ def _unit(rows_NF: np.ndarray) -> Float32Array:
 
 
 def embedded(version: ServedVersion, features_BF: Float32Array) -> Float32Array:
-    """Return unit embeddings (B x E)."""
-    made: Float32Array = version.heads.embed(MODALITY, torch.from_numpy(features_BF)).numpy()
+    """Return unit embeddings (B x E), which are the same for all modalities."""
+    modality = next(iter(version.spec.modalities))
+    made: Float32Array = version.heads.embed(modality, torch.from_numpy(features_BF)).numpy()
     return made
 
 
@@ -179,7 +196,7 @@ def fill(replica: Replica, rows: Rows, count: int, options: argparse.Namespace) 
             [
                 Row(
                     f"r{at}",
-                    MODALITY,
+                    rows.modality,
                     row_F,
                     json.dumps({"hundredth": at % 100, "rare": at % 10_000}),
                 )
@@ -209,16 +226,41 @@ def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
     return {f"p{at}_ms": round(float(np.percentile(milliseconds, at)), 2) for at in (50, 95, 99)}
 
 
-def measured(
-    searched: Searched, queries: dict[str, Float32Array], *, with_graph: bool
-) -> dict[str, Any]:
-    """Return latency and recall, of all rows and under filters, beside the bare engine and a product."""
+def stored_vectors(searched: Searched) -> tuple[list[str], Float32Array]:
+    """Return the ids of all items, and their embeddings (N x E) from their features."""
     parts, ids = list[Float32Array](), list[str]()
     for batch in searched.state.dataset.to_batches(columns=["id", "feature"], filter=ITEMS):
         numbers = batch.column("feature").flatten().to_numpy().astype(np.float32)
         parts.append(embedded(searched.version, numbers.reshape(batch.num_rows, -1)))
         ids += batch.column("id").to_pylist()
-    vectors_NE = np.concatenate(parts)
+    return ids, np.concatenate(parts)
+
+
+def bare_engine(searched: Searched) -> Callable[[Float32Array], list[str]]:
+    """Return a search of the same column by Lance alone, which reads ids and nothing else."""
+    dataset, column = searched.state.dataset, searched.column
+
+    def search(query_E: Float32Array) -> list[str]:
+        nearest = {
+            "column": column,
+            "q": query_E,
+            "k": TOP,
+            "metric": "cosine",
+            "refine_factor": 4,
+            "minimum_nprobes": 60,
+        }
+        found = dataset.scanner(columns=["id", "_distance"], nearest=nearest).to_table()
+        ids: list[str] = found["id"].to_pylist()
+        return ids
+
+    return search
+
+
+def measured(
+    searched: Searched, queries: dict[str, Float32Array], *, with_graph: bool
+) -> dict[str, Any]:
+    """Return latency and recall, of all rows and under filters, beside the bare engine and a product."""
+    ids, vectors_NE = stored_vectors(searched)
     numbers_N = np.array([int(each[1:]) for each in ids])
     results: dict[str, Any] = {}
     filters = {
@@ -249,21 +291,8 @@ def measured(
             }
             log_progress(f"{kind}, {share}: {results[f'{kind}, {share}']}")
     near_QE = queries["near"]
-    dataset, column = searched.state.dataset, searched.column
-
-    def bare(query_E: Float32Array) -> object:
-        nearest = {
-            "column": column,
-            "q": query_E,
-            "k": TOP,
-            "metric": "cosine",
-            "refine_factor": 4,
-            "minimum_nprobes": 60,
-        }
-        return dataset.scanner(columns=["id", "_distance"], nearest=nearest).to_table()
-
     if not searched.are_compressed:
-        results["bare engine"] = percentiles(timed(bare, near_QE))
+        results["bare engine"] = percentiles(timed(bare_engine(searched), near_QE))
     results["product of all rows"] = percentiles(
         timed(lambda query_E: np.argpartition(-(vectors_NE @ query_E), TOP), near_QE[:50])
     )
@@ -289,7 +318,7 @@ def measured(
 def serve(folder: Path, queries_QE: Float32Array, answer: Any) -> None:
     """Search in another process; return its memory before and after, in MiB."""
     torch.set_num_threads(1)
-    rows, process = Rows(), psutil.Process()
+    rows, process = Rows.from_stream(), psutil.Process()
     before = process.memory_info().rss >> 20
     replica = Replica(folder, rows)
     replica.swap(1)
@@ -361,7 +390,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     count = options.rows
-    rows = Rows()
+    rows = Rows.from_stream()
     replica = Replica(folder, rows)
     version = replica.swap(1)
     start = time.perf_counter()

@@ -4,6 +4,7 @@ Shapes: E width of the embeddings, F of the features, I = F + 1, B rows.
 """
 
 from datetime import UTC, datetime
+from typing import Any
 
 import torch
 
@@ -41,15 +42,26 @@ def heads_of(version: int, width: int) -> ModalityHeads:
 
 def store_version(store: ObjectStore, version: int, width: int) -> ModalityHeads:
     """Store a version, manifest last, without updating the live pointer."""
-    heads, spec = heads_of(version, width), spec_of(width)
+    heads = heads_of(version, width)
+    store_heads(store, version, heads, spec_of(width))
+    return heads
+
+
+def store_heads(
+    store: ObjectStore,
+    version: int,
+    heads: ModalityHeads,
+    spec: ModelSpec,
+    **fields: Any,
+) -> None:
+    """Store a version with these heads. `fields`: of its manifest."""
     files = {
         **heads_files(heads),
         layout.SELFTEST: save_selftest(heads, spec),
         **memory_files(save_memory(Memory())),
     }
     entries = {name: write_blob(store, data) for name, data in files.items()}
-    publish_manifest(store, _manifest(version, spec, entries))
-    return heads
+    publish_manifest(store, _manifest(version, spec, entries).model_copy(update=fields))
 
 
 def _conditioning(width: int, generator: torch.Generator) -> Conditioning:
