@@ -47,7 +47,7 @@ from workers.serve.api.wire.requests import (
 from workers.serve.api.wire.vectors import width_of
 from workers.serve.auth import Caller
 from workers.serve.batcher import Ticket
-from workers.serve.collections.exports import FORMATS
+from workers.serve.collections.exports import FORMATS, exported
 from workers.serve.collections.filters import InvalidFilter
 from workers.serve.collections.follower import CollectionSnapshot
 from workers.serve.collections.searching import Searched, SearchQuery, SearchResult, StoredItem
@@ -198,9 +198,10 @@ class Search:
                     f"format is {shortened(format_)}; permitted are {', '.join(FORMATS)}", "format"
                 )
             searched = await self.searched(name, request, context)
-        export, kind = FORMATS[format_]
         hold_until_sent(request, self._replica.admission.exports, context.owner, 1)
-        return StreamingResponse(export(searched), media_type=kind, headers=headers_of(searched))
+        _, kind = FORMATS[format_]
+        content, headers = exported(searched, format_), headers_of(searched)
+        return StreamingResponse(content, media_type=kind, headers=headers)
 
     async def searched(self, name: str, request: Request, context: RequestContext) -> Searched:
         """Raises InvalidRequest, NotFound, NotReady."""

@@ -2,13 +2,14 @@
 
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from cmcl.contract.errors import InvalidVersion, WorkerError
 from cmcl.fairness import fits, share_now
 from workers.serve.collections.follower import CollectionsFollower
 from workers.serve.collections.registry import Permitted, Registry
-from workers.serve.collections.table import NOTHING, CollectionSpec, Row, State
+from workers.serve.collections.table import NOTHING, CollectionSpec, NoCollection, Row, State
 from workers.serve.settings import CollectionLimits
 
 NO_LIMITS = CollectionLimits(*[sys.maxsize] * 3)
@@ -55,11 +56,12 @@ class Collections:
 
     def all(self, permitted: Permitted) -> list[State]:
         """Read all collections from the store, by name, without those that cannot be read. Blocks."""
-        return [
-            state
-            for state in self._readable()
-            if state.head.ended_at is None and permitted(state.head.spec)
-        ]
+        found = []
+        for name in self.registry.names():
+            # The follower logs one that cannot be read; the others are listed anyway.
+            with suppress(NoCollection, InvalidVersion):
+                found.append(self.registry.existing(name, permitted))
+        return found
 
     def create(self, spec: CollectionSpec) -> State:
         """Create a collection. Blocks. Raises CollectionExists, TooManyCollections."""
@@ -114,12 +116,3 @@ class Collections:
                 f"permitted are {limit} for all{share}: remove items or collections, or ask the "
                 "operator of the endpoint for a larger max_searched_rows"
             )
-
-    def _readable(self) -> Iterator[State]:
-        for name in self.registry.names():
-            try:
-                state = self.registry.newest(name)
-            except InvalidVersion:
-                continue  # The follower logs it; the others are listed anyway.
-            if state is not None:
-                yield state

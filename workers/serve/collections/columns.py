@@ -110,10 +110,8 @@ class Versions:
             except ObjectNotFound as error:
                 raise VersionGone(column) from error
             self._known[column_of(version)] = version
-        if column not in self._known:
-            raise VersionGone(
-                column
-            )  # The model was deleted, and another one created under its name.
+        if column not in self._known:  # The model was deleted, and its name is used again.
+            raise VersionGone(column)
         return self._known[column]
 
     def embed(self, column: str, modality: str, features_BF: Float32Array) -> Float32Array | None:

@@ -329,7 +329,8 @@ class CollectionTable:
                     continue
                 changed = self._commit(state, rows_and_head)
                 if changed and head.leftovers_since is None:
-                    self.update(_with_leftovers)
+                    since = {"leftovers_since": datetime.now(UTC)}
+                    self.update(methodcaller("model_copy", update=since))
                 if changed is not None:
                     return head
             time.sleep(random.uniform(0, _LONGEST_PAUSE_SECONDS))  # noqa: S311
@@ -379,10 +380,6 @@ def _other_parts(state: State, replaced: Mapping[str, float], rows: Sequence[Row
             yield removal(each["id"])
 
 
-def _with_leftovers(head: Head) -> Head:
-    return head.model_copy(update={"leftovers_since": datetime.now(UTC)})
-
-
 def _schema(feature_type: FloatType) -> pa.Schema:
     number = pa.type_for_alias(feature_type)
     return pa.schema(
@@ -402,6 +399,9 @@ def _schema(feature_type: FloatType) -> pa.Schema:
     )
 
 
+_AS_GIVEN = ("parent", "start", "end", "source", "thumbnail")
+
+
 def _batch(schema: pa.Schema, rows: Sequence[Row], head: Head, embed: Embed) -> pa.Table:
     """Return rows as they are stored, and the head, with a vector for each column of vectors."""
     payloads = [None if row.feature_F is None else row.payload for row in rows]
@@ -414,19 +414,14 @@ def _batch(schema: pa.Schema, rows: Sequence[Row], head: Head, embed: Embed) -> 
         # Not null where there is no payload: `NOT` of a comparison with null is null, and finds nothing.
         "terms": [*(each.terms for each in terms), None],
         "text": [*(text_of(payload, head.spec.text_fields) for payload in payloads), None],
-        "parent": [*(row.parent for row in rows), None],
-        "start": [*(row.start for row in rows), None],
-        "end": [*(row.end for row in rows), None],
-        "source": [*(row.source for row in rows), None],
-        "thumbnail": [*(row.thumbnail for row in rows), None],
+        **{name: [*(getattr(row, name) for row in rows), None] for name in _AS_GIVEN},
     }
     for name in set(schema.names) - set(columns):
         if name in {*head.complete, head.making}:
             columns[name] = _vectors(name, schema.field(name).type, rows, embed)
         elif is_vectors(name):
-            columns[name] = [None] * (
-                len(rows) + 1
-            )  # Of an abandoned build, or about to be dropped.
+            # Of an abandoned build, or about to be dropped.
+            columns[name] = [None] * (len(rows) + 1)
         else:
             columns[name] = [*(each.values.get(name) for each in terms), None]
     return pa.table([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
@@ -434,15 +429,13 @@ def _batch(schema: pa.Schema, rows: Sequence[Row], head: Head, embed: Embed) -> 
 
 def _features(rows: Sequence[Row], number: pa.DataType) -> list[Any]:
     """Features of unit length in float16: only their direction matters, and lengths could exceed float16."""
-    stored: list[Any] = [row.feature_F for row in rows]
-    if number == pa.float16():
-        stored = [
-            None
-            if feature_F is None
-            else (feature_F / np.linalg.norm(feature_F)).astype(np.float16)
-            for feature_F in stored
-        ]
-    return [*stored, None]
+    stored: list[Any] = [*(row.feature_F for row in rows), None]
+    if number != pa.float16():
+        return stored
+    return [
+        None if each is None else (each / np.linalg.norm(each)).astype(np.float16)
+        for each in stored
+    ]
 
 
 def _vectors(name: str, kind: pa.DataType, rows: Sequence[Row], embed: Embed) -> pa.Array:

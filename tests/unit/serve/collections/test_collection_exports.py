@@ -11,7 +11,7 @@ from tests.unit.serve.collections.conftest import Searching
 from tests.unit.serve.collections.scene import Scene, create, embedded, entries, feature
 from tests.unit.serve.collections.test_collection_routes import image_query, item
 from tests.unit.serve.served_versions import load_version
-from workers.serve.collections.exports import arrow_stream
+from workers.serve.collections.exports import exported as export_of
 from workers.serve.collections.table import Row
 from workers.serve.versions.loading import truncated
 
@@ -100,7 +100,7 @@ def test_a_collection_of_shorter_vectors_is_exported_with_them(
     create(scene.store, vector_type=vector_type, dimensions=3)
     scene.add(entries(0, 2))
     searched = scene.settle()
-    table = pa.ipc.open_stream(b"".join(arrow_stream(searched))).read_all()
+    table = pa.ipc.open_stream(b"".join(export_of(searched, "arrow"))).read_all()
     expected = truncated(np.stack([embedded(searched.version, "image", n) for n in (0, 1)]), 3)
     by_id = dict(zip(table["id"].to_pylist(), table["vector"].to_pylist(), strict=True))
     np.testing.assert_allclose([by_id["image-0"], by_id["image-1"]], expected, atol=1e-6)
