@@ -152,6 +152,7 @@ def test_items_that_were_removed_leave_the_files_and_small_files_are_merged(
     scene.add(removals(["image-3", "image-4"]))
     before = scene.table.read()
     assert len(before.dataset.get_fragments()) > 10
+    assert before.head.leftovers_since is not None
     assert texts_in(scene.table.uri, b"number-3.") > 0
     monkeypatch.setattr(columns, "_KEPT_LEFTOVERS", timedelta(0))
     monkeypatch.setattr(registry, "_KEPT", timedelta(0))
