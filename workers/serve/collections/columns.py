@@ -14,8 +14,7 @@ Shapes: B rows, F width of the raw feature, E width of the embeddings.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from types import MappingProxyType
@@ -28,7 +27,7 @@ import torch
 from lance import LanceOperation
 
 from cmcl.contract.errors import InvalidVersion, ObjectNotFound
-from workers.serve.collections.filters import quoted
+from workers.serve.collections.filters import is_among, quoted
 from workers.serve.collections.table import (
     HEAD_ID,
     VECTORS,
@@ -131,21 +130,6 @@ class Versions:
         return truncated(made_BE, vector_width(self._spec, version))
 
 
-@dataclass(frozen=True)
-class Target:
-    """A version whose vectors are wanted. `learned`: modalities that it embeds; items of others have no vector."""
-
-    column: str
-    width: int
-    learned: frozenset[str]
-
-    @property
-    def lacking(self) -> str:
-        """The SQL of items that have no vector and should have one."""
-        learned = ", ".join(map(quoted, sorted(self.learned)))
-        return f"{self.column} IS NULL AND modality IN ({learned})"
-
-
 class ColumnBuilder:
     """Makes columns of one collection, and compacts it. One process at a time holds its lease; two would only do work
     twice.
@@ -170,23 +154,23 @@ class ColumnBuilder:
 
         return self._table.update(change).builder == self._name
 
-    def build(self, target: Target, embed: Embed) -> Iterator[float]:
-        """Make a column complete; yield the share that is filled. Can be abandoned, and begun again by any process."""
-        spec = self._table.read().head.spec
-        kind = column_type(spec.vector_type, target.width)
-        self._add(pa.field(target.column, kind))
-        yield from self._fill(target, kind, embed)
+    def build(self, version: ServedVersion, embed: Embed) -> Iterator[float]:
+        """Make the column of a version complete; yield the share that is filled. Can be abandoned, and begun again by any
+        process.
+        """
+        spec, column = self._table.read().head.spec, column_of(version)
+        field = pa.field(column, column_type(spec.vector_type, vector_width(spec, version)))
+        self._add(field)
+        yield from self._fill(field, version.learned, embed)
         state = self._table.read()
-        if target.column not in state.indexes and _can_be_indexed(state, target.column):
-            self._index(target.column)
-        self._table.update(
-            lambda head: head.model_copy(
-                update={
-                    "complete": (*head.without(target.column).complete, target.column),
-                    "making": None,
-                }
-            )
-        )
+        if column not in state.indexes and _can_be_indexed(state, column):
+            self._index(column)
+
+        def change(head: Head) -> Head:
+            complete = (*head.without(column).complete, column)
+            return head.model_copy(update={"complete": complete, "making": None})
+
+        self._table.update(change)
         self._drop_old()
 
     def is_untidy(self, state: State) -> bool:
@@ -227,21 +211,22 @@ class ColumnBuilder:
         self._again(add)
         self._table.update(lambda head: head.model_copy(update={"making": column.name}))
 
-    def _fill(self, target: Target, kind: pa.DataType, embed: Embed) -> Iterator[float]:
+    def _fill(self, column: pa.Field, learned: Collection[str], embed: Embed) -> Iterator[float]:
+        schema = pa.schema([("_rowid", pa.uint64()), column])
+        # Items of other modalities have no vector.
+        lacking = f"{column.name} IS NULL AND {is_among(learned)}"
         while True:
             state = self._table.read()
             # Not `LanceFragment.count_rows`: with a filter it holds the interpreter, and searches beside it deadlock.
-            places = state.dataset.to_table(
-                columns=[], filter=target.lacking, with_row_address=True
-            )["_rowaddr"].to_numpy()
+            found = state.dataset.to_table(columns=[], filter=lacking, with_row_address=True)
+            places = found["_rowaddr"].to_numpy()
             if not len(places):
                 return
             yield 1 - len(places) / max(state.rows, 1)
             fragment = int(places[0]) >> 32
-            schema = pa.schema([("_rowid", pa.uint64()), (target.column, kind)])
             # Two handles: one cannot be read while it is updated.
             source, updated = (lance.LanceFragment(state.dataset, fragment) for _ in range(2))
-            vectors = _vectors(source, target, schema, embed)
+            vectors = _vectors(source, schema, learned, embed)
             changed, fields = updated.update_columns(
                 pa.RecordBatchReader.from_batches(schema, vectors), "_rowid", "_rowid"
             )
@@ -343,10 +328,10 @@ def _unindexed(state: State) -> set[str]:
 
 
 def _vectors(
-    fragment: lance.LanceFragment, target: Target, schema: pa.Schema, embed: Embed
+    fragment: lance.LanceFragment, schema: pa.Schema, learned: Collection[str], embed: Embed
 ) -> Iterator[pa.RecordBatch]:
-    kind = schema.field(target.column).type
-    for modality in sorted(target.learned):
+    column = schema.field(1)
+    for modality in sorted(learned):
         batches = fragment.to_batches(
             columns=["feature"],
             filter=f"modality = {quoted(modality)}",
@@ -357,9 +342,9 @@ def _vectors(
             if batch.num_rows:
                 features = batch["feature"].flatten().to_numpy(zero_copy_only=False)
                 features_BF = np.array(features.reshape(batch.num_rows, -1), np.float32)
-                vectors_BE = embed(target.column, modality, features_BF)
+                vectors_BE = embed(column.name, modality, features_BF)
                 if vectors_BE is None:
-                    raise ValueError(f"{target.column} embeds no {modality}")
-                numbers = pa.array(encoded(vectors_BE, kind).ravel())
-                made = pa.FixedSizeListArray.from_arrays(numbers, kind.list_size)
+                    raise ValueError(f"{column.name} embeds no {modality}")
+                numbers = pa.array(encoded(vectors_BE, column.type).ravel())
+                made = pa.FixedSizeListArray.from_arrays(numbers, column.type.list_size)
                 yield pa.record_batch([batch["_rowid"], made], schema=schema)

@@ -182,6 +182,11 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def is_among(modalities: Collection[str]) -> str:
+    """Return the SQL of items of these modalities."""
+    return f"modality IN ({', '.join(map(quoted, sorted(modalities)))})" if modalities else "false"
+
+
 def term(field: str, value: Scalar) -> str:
     """Return the term of this value of this field."""
     kind = kind_of(value)

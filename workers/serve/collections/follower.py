@@ -14,14 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from cmcl.contract.errors import InvalidVersion, WorkerError
-from workers.serve.collections.columns import (
-    ColumnBuilder,
-    Target,
-    VersionOf,
-    Versions,
-    column_of,
-    vector_width,
-)
+from workers.serve.collections.columns import ColumnBuilder, VersionOf, Versions, column_of
 from workers.serve.collections.registry import Registry
 from workers.serve.collections.searching import Searched
 from workers.serve.collections.table import State, VersionGone
@@ -216,9 +209,7 @@ class CollectionsFollower:
         state = followed.snapshot.state
         builder = ColumnBuilder(state.table, self._name)
         if column_of(live) not in state.head.complete:
-            learned = frozenset(live.spec.modalities.keys() - live.not_learned)
-            target = Target(column_of(live), vector_width(state.head.spec, live), learned)
-            return builder.build(target, followed.versions.embed) if builder.claim() else None
+            return builder.build(live, followed.versions.embed) if builder.claim() else None
         if self._clock() >= followed.tidy_due and builder.is_untidy(state):
             return builder.tidy() if builder.claim() else None
         return None

@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 
 from workers.serve.collections.columns import column_of, vector_width
-from workers.serve.collections.filters import filter_sql, quoted
+from workers.serve.collections.filters import filter_sql, is_among, quoted
 from workers.serve.collections.table import State, encoded, is_bits, reading
 from workers.serve.versions.loading import Float32Array, ServedVersion, truncated
 
@@ -282,9 +282,8 @@ class Searched:
 
     def _of(self, modalities: Collection[str] | None = None) -> str:
         """Return the SQL of items with vectors: those of a modality that the version has learned."""
-        learned = self.version.spec.modalities.keys() - self.version.not_learned
-        wanted = learned if modalities is None else learned & set(modalities)
-        return f"modality IN ({', '.join(map(quoted, sorted(wanted)))})" if wanted else "false"
+        learned = self.version.learned
+        return is_among(learned if modalities is None else learned & set(modalities))
 
     @property
     def column(self) -> str:

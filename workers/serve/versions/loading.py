@@ -204,10 +204,14 @@ class ServedVersion:
         return replace(self, source=loaded)
 
     @property
+    def learned(self) -> frozenset[str]:
+        """Modalities that are in a dataset that it has learned."""
+        return frozenset(name for pair in self.pairs for name in pair.modalities)
+
+    @property
     def not_learned(self) -> frozenset[str]:
-        """Modalities of the model that are in no dataset that it has learned: their heads are the initial ones."""
-        learned = {name for pair in self.pairs for name in pair.modalities}
-        return frozenset(self.spec.modalities.keys() - learned)
+        """The others of the model: their heads are the initial ones."""
+        return frozenset(self.spec.modalities.keys() - self.learned)
 
     @property
     def label(self) -> str:

@@ -320,10 +320,10 @@ def width_of(modality: str, version: ServedVersion, field: str = "modality") -> 
             param=field,
             code="unknown_modality",
         )
-    if modality in (not_learned := version.not_learned):
+    if modality not in version.learned:
         raise ModalityNotLearned(
             f"{version.label} has not learned modality {modality!r}, so its embeddings would be noise; it has learned "
-            f"{', '.join(sorted(version.spec.modalities.keys() - not_learned))}. Post a dataset with {modality!r} to model {version.model!r}, or name a "
+            f"{', '.join(sorted(version.learned))}. Post a dataset with {modality!r} to model {version.model!r}, or name a "
             "version that has learned it",
             field,
         )
