@@ -39,7 +39,6 @@ def test_every_benchmark_lists_its_options_and_rejects_others_in_one_line() -> N
 @pytest.mark.parametrize(
     ("name", "arguments", "words"),
     [
-        ("large_dataset", ["--rows", "none"], "'none' is not an integer"),
         ("isolation", ["--attacks", "endless-heads,none"], "'none' is not one of endless-heads"),
         ("stream", ["nowhere", "--methods", "vanilla,magic"], "unknown method 'magic'"),
         ("stream", ["nowhere", "--seeds", "0"], "'0' is not an integer of at least 1"),
