@@ -41,13 +41,13 @@ from cmcl.client import (
 from cmcl.client.endpoint import Inputs
 from cmcl.client.raw_folder import (
     FILE_NAME,
-    MANIFESTS,
-    SUFFIXES,
+    MEDIA_SUFFIXES,
     check_inside,
     manifest_records,
     visible_files,
 )
 from cmcl.contract.api.endpoint import FloatType, Span, VectorType
+from cmcl.contract.dataset import MANIFESTS
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -472,9 +472,9 @@ class RawItems:
         if manifest is not None:
             yield from self._in_manifest(manifest)
             return
-        files = [file for file in visible_files(path) if file.suffix.lower() in SUFFIXES]
+        files = [file for file in visible_files(path) if file.suffix.lower() in MEDIA_SUFFIXES]
         if not files:
-            permitted = ", ".join(sorted(SUFFIXES))
+            permitted = ", ".join(sorted(MEDIA_SUFFIXES))
             raise CommandError(f"{path} has no picture, sound or video ({permitted})")
         # Before the first item is sent: a folder is added as a whole, as far as can be seen.
         if broken := [file for file in files if not file.is_file()]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from cmcl.client.errors import CmclError, FieldError, InvalidArgument, Json
-from cmcl.client.raw_folder import SUFFIXES, RawFolder, noun_of
+from cmcl.client.raw_folder import MEDIA_SUFFIXES, RawFolder, noun_of
 from cmcl.contract.api.datasets import Upload
 from cmcl.contract.dataset import ShardRef
 
@@ -85,7 +85,7 @@ def _shards(source: ShardSource) -> list[Shard]:
 def _files(path: Path) -> list[Path]:
     """Return a file, or the possible shards of a folder, by name. Raises InvalidArgument."""
     if path.is_file():
-        if path.suffix.lower() in SUFFIXES:
+        if path.suffix.lower() in MEDIA_SUFFIXES:
             raise InvalidArgument(
                 f"{path} is a {noun_of(path)}, and no file of rows: give the folder that has it with its text"
             )

@@ -21,19 +21,13 @@ from pathlib import Path
 from typing import TextIO
 
 from cmcl.client.errors import InvalidArgument
-from cmcl.contract.dataset import MOST_TEXTS_OF_ITEM, SOURCE
+from cmcl.contract.dataset import MANIFESTS, MOST_TEXTS_OF_ITEM, SOURCE, SUFFIXES, TEXT_NAMES
 from cmcl.contract.modality import ModalityPair
 
-KINDS: dict[str, frozenset[str]] = {
-    "image": frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}),
-    "audio": frozenset({".wav", ".flac", ".ogg", ".mp3", ".m4a"}),
-    "video": frozenset({".mp4", ".webm", ".mkv", ".mov"}),
-    "text": frozenset({".txt"}),
-}
 _NOUNS = {"image": "picture", "audio": "sound", "video": "video", "text": "text"}
-SUFFIXES = KINDS["image"] | KINDS["audio"] | KINDS["video"]
-MANIFESTS = ("metadata.jsonl", "metadata.csv", "manifest.jsonl", "manifest.csv")
-_TEXT_NAMES = frozenset({"text", "caption", "captions", "title", "description", "sentence"})
+MEDIA_SUFFIXES = frozenset(
+    suffix for kind, suffixes in SUFFIXES.items() if kind != "text" for suffix in suffixes
+)
 FILE_NAME = "file_name"
 # Names in a sentence about files; the others are counted.
 _NAMED = 3
@@ -74,10 +68,10 @@ class Sides:
         texts = [
             name
             for name in self.pair.modalities
-            if self.takes.get(name, "text" if name in _TEXT_NAMES else None) == "text"
+            if self.takes.get(name, "text" if name in TEXT_NAMES else None) == "text"
         ]
         if len(texts) != 1:
-            permitted = ", ".join(sorted(_TEXT_NAMES))
+            permitted = ", ".join(TEXT_NAMES)
             raise InvalidArgument(
                 f"pair {self.pair}: which side is the text? One of them must have an encoder of texts or be "
                 f"called {permitted}; or write a manifest (docs/datasets.md)"
@@ -92,26 +86,26 @@ class Sides:
     @property
     def kind(self) -> str | None:
         """What the modality of the files takes; None if that is not known."""
-        named: Takes = {kind: kind for kind in KINDS}
+        named: Takes = {kind: kind for kind in SUFFIXES}
         return self.takes.get(self.files, named.get(self.files))
 
     def chosen(self, paths: Iterable[Path]) -> list[Path]:
         """Return the pictures, sounds or videos that the modality of the files takes. Raises InvalidArgument."""
-        media = [path for path in paths if path.suffix.lower() in SUFFIXES]
+        media = [path for path in paths if path.suffix.lower() in MEDIA_SUFFIXES]
         kind = self.kind
         if kind is None and len({kind_of(path) for path in media}) > 1:
             raise InvalidArgument(
                 f"there are {counted(media)}: which of them does modality {self.files!r} take? Bind it to an "
                 "encoder, or write a manifest (docs/datasets.md)"
             )
-        suffixes = SUFFIXES if kind is None else KINDS.get(kind, frozenset())
+        suffixes = MEDIA_SUFFIXES if kind is None else frozenset(SUFFIXES.get(kind, ()))
         return [path for path in media if path.suffix.lower() in suffixes]
 
 
 def kind_of(path: Path) -> str | None:
     """Return what a file is, by its suffix."""
     suffix = path.suffix.lower()
-    return next((kind for kind, suffixes in KINDS.items() if suffix in suffixes), None)
+    return next((kind for kind, suffixes in SUFFIXES.items() if suffix in suffixes), None)
 
 
 def plural(number: int, noun: str) -> str:
@@ -229,7 +223,7 @@ def _csv_records(file: Path, opened: TextIO) -> Iterator[tuple[int, Mapping[str,
 def _captions(folder: Path, sides: Sides) -> Found | None:
     paths = list(visible_files(folder))
     texts = {path.with_suffix(""): path for path in paths if kind_of(path) == "text"}
-    media = [path for path in paths if path.suffix.lower() in SUFFIXES]
+    media = [path for path in paths if path.suffix.lower() in MEDIA_SUFFIXES]
     # The question which side is the text is asked only where there are texts.
     if not any(path.with_suffix("") in texts for path in media):
         return None
@@ -273,7 +267,7 @@ def _caption_rows(
 
 
 def _classes(folder: Path, sides: Sides) -> Found | None:
-    media = [path for path in visible_files(folder) if path.suffix.lower() in SUFFIXES]
+    media = [path for path in visible_files(folder) if path.suffix.lower() in MEDIA_SUFFIXES]
     if not any(path.parent != folder for path in media):
         return None
     files = sides.chosen(media)

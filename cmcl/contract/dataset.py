@@ -21,6 +21,16 @@ Uri = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 # the row.
 MOST_TEXTS_OF_ITEM = 1000
 SOURCE = "__source__"
+# How a folder of raw pairs is recognised: suffixes by what a file is, modalities that are texts by their name, and files that
+# list rows, the first one that is there. For the client (cmcl/client/raw_folder.py) and the page (folder.js).
+SUFFIXES: dict[str, tuple[str, ...]] = {
+    "image": (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"),
+    "audio": (".wav", ".flac", ".ogg", ".mp3", ".m4a"),
+    "video": (".mp4", ".webm", ".mkv", ".mov"),
+    "text": (".txt",),
+}
+TEXT_NAMES = ("caption", "captions", "description", "sentence", "text", "title")
+MANIFESTS = ("metadata.jsonl", "metadata.csv", "manifest.jsonl", "manifest.csv")
 FileFormat = Literal["parquet", "arrow", "npz", "safetensors", "jsonl", "csv", "tar"]
 
 

@@ -11,6 +11,7 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from cmcl.contract.api.datasets import Dataset, PostedDataset
+from cmcl.contract.dataset import MANIFESTS, SUFFIXES, TEXT_NAMES
 from cmcl.contract.modality import Frozen
 from service.api import datasets, uploads
 from service.api.datasets import post_dataset
@@ -21,6 +22,7 @@ from service.api.pagination import CursorQuery, get_offset_seek
 from service.core.errors import Conflict
 from service.datasets.intake import SCHEME, NewDataset
 from service.datasets.uploads import EXPIRY_HOURS
+from service.page.collections import takes_of
 from service.page.forms import ModelFilter, ReadingWriter, posted, see_other, validated
 from service.page.lists import DATASETS, WantedQuery, find
 from service.page.rendering import PREFIX, pages_of
@@ -203,6 +205,12 @@ def dataset_form(
         file_bytes_max=settings.upload_bytes_max,
         most_files=MOST_FILES,
         kept_hours=EXPIRY_HOURS,
+        rules={
+            "suffixes": SUFFIXES,
+            "texts": TEXT_NAMES,
+            "manifests": MANIFESTS,
+            "takes": takes_of(model, principal, context),
+        },
     )
 
 

@@ -88,7 +88,12 @@ _SEARCHED = {
 
 
 def thumbnail(number: int) -> str:
-    """A picture of some coloured stripes, as a payload holds it; another one for each number."""
+    """A picture as a payload holds it; another one for each number."""
+    return f"data:image/png;base64,{base64.b64encode(thumbnail_bytes(number)).decode('ascii')}"
+
+
+def thumbnail_bytes(number: int) -> bytes:
+    """A PNG of some coloured stripes."""
     drawn = random.Random(number)
     picture = Image.new("RGB", (48, 32))
     for left in range(0, 48, 8):
@@ -96,5 +101,4 @@ def thumbnail(number: int) -> str:
         picture.paste(colour, (left, 0, left + 8, 32))
     stored = BytesIO()
     picture.save(stored, "PNG", optimize=True)
-    encoded = base64.b64encode(stored.getvalue()).decode("ascii")
-    return f"data:image/png;base64,{encoded}"
+    return stored.getvalue()

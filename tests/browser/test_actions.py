@@ -1,14 +1,22 @@
 """Actions of a user on the page: with and without scripts, with the mouse and with the keyboard."""
 
+import base64
+import csv
+import json
+import tarfile
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, Request, Route, expect
 
+from cmcl.client.raw_folder import packed, read_raw_folder
 from cmcl.contract.api.jobs import JobState
+from cmcl.contract.modality import ModalityPair
 from tests.browser.conftest import BuiltSample, OpenPage
 from tests.browser.sample import PHOTOS, SCENES, Names
+from tests.browser.sample_endpoint import thumbnail_bytes
 from tests.browser.served_plane import ServedPlane
 from tests.fakes.feature_shards import feature_table, write_shard
 
@@ -123,6 +131,94 @@ def test_a_dataset_is_uploaded_and_posted(
     assert plane.job(job).dataset_name == "uploaded"
 
 
+def _folder(kind: str, folder: Path) -> Path:
+    """A folder of that layout, with what is left out."""
+    for name in ("b/two.png", "b/one.PNG", "a-class/three.png", ".hidden/four.png", "loose.png"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(thumbnail_bytes(len(name)))
+    (folder / "sound.wav").write_bytes(b"RIFF")
+    if kind == "captions":
+        (folder / "b/two.txt").write_text("\ufeffa tree\r\n\n  und noch ein Bäumchen 🌳 \n")
+        (folder / "loose.txt").write_text("only one")
+        (folder / "b/nothing.txt").write_text("of nothing")
+    rows: list[dict[str, object]] = [
+        {"id": "x", "file_name": "b/two.png", "text": 'says "a", and b\nand c', "label": "l"},
+        {"id": "y", "file_name": "b/two.png", "text": "another", "label": "l"},
+        {"id": "z", "file_name": "gone.png", "text": "missing", "label": ""},
+        {"id": "w", "file_name": "loose.png", "text": "[1 in brackets", "label": ""},
+    ]
+    if kind == "jsonl":
+        text = "\n".join(json.dumps(row) for row in rows)
+        (folder / "metadata.jsonl").write_text(text)
+    if kind == "csv":
+        with (folder / "manifest.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    return folder
+
+
+def _members(tar: bytes) -> dict[str, object]:
+    with tarfile.open(fileobj=BytesIO(tar)) as opened:
+        read = {each.name: opened.extractfile(each).read() for each in opened}  # type: ignore[union-attr]
+    return {
+        name: json.loads(content) if name.endswith(".json") else content
+        for name, content in read.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "pairs", "left_out"),
+    [
+        ("captions", 3, "1 text without a file for image of the same name (nothing.txt)"),
+        ("classes", 3, "1 picture in no folder of a class (loose.png)"),
+        ("jsonl", 3, "rows whose file is missing, 1 (gone.png first)"),
+        ("csv", 3, "rows whose file is missing, 1 (gone.png first)"),
+    ],
+)
+def test_a_folder_is_recognised_and_packed_as_the_command_line_does(
+    sample: Sample, open_page: OpenPage, tmp_path: Path, kind: str, pairs: int, left_out: str
+) -> None:
+    folder = _folder(kind, tmp_path / "My things")
+    page, _ = open_page(sample[0])
+    page.goto(f"/ui/models/{PHOTOS.model}/post")
+    sent: list[Request] = []
+    page.on("request", lambda request: sent.append(request) if "uploads" in request.url else None)
+    page.locator("[data-folder]").set_input_files(folder)
+    found = page.locator("[data-found]")
+    expect(found).to_contain_text(f"{pairs} pairs of")
+    expect(found).to_contain_text(f"left out: {left_out}")
+    expect(found.locator("img").first).to_have_js_property("complete", value=True)
+    assert sent == []
+    expect(page.get_by_label("Name")).to_have_value("my-things")
+    encoded = page.evaluate(_TARS)
+    pair = ModalityPair(first="image", second="text")
+    raw = read_raw_folder(folder, pair)
+    assert raw is not None
+    (expected,) = [step.tar for step in packed(raw, pair, "x", tmp_path) if step.tar]
+    assert [each["name"] for each in encoded] == ["My things-00001.tar"]
+    assert _members(base64.b64decode(encoded[0]["content"])) == _members(expected.read_bytes())
+
+
+def test_what_a_folder_lacks_is_said_before_a_byte_is_sent(
+    sample: Sample, open_page: OpenPage, tmp_path: Path
+) -> None:
+    page, _ = open_page(sample[0])
+    page.goto(f"/ui/models/{PHOTOS.model}/post")
+    (tmp_path / "one.png").write_bytes(thumbnail_bytes(1))
+    page.get_by_label("Files to train on").set_input_files(tmp_path / "one.png")
+    expect(page.locator("[data-found]")).to_contain_text("one.txt beside one.png is missing")
+    assert page.evaluate(_TARS) == []
+
+
+# The files of the field, with their contents.
+_TARS = """async () => Promise.all([...document.getElementById("files").files].map(async file => ({
+    name: file.name,
+    content: btoa(String.fromCharCode(...new Uint8Array(await file.arrayBuffer()))),
+})))"""
+
+
 def test_what_the_service_would_refuse_is_refused_before_a_byte_is_sent(
     sample: Sample, open_page: OpenPage, tmp_path: Path
 ) -> None:
@@ -153,13 +249,13 @@ def test_what_the_service_would_refuse_is_refused_before_a_byte_is_sent(
     expect(page.locator("[data-status]")).to_contain_text("every row is held out")
     measure.uncheck()
     page.get_by_label("Held-out files").set_input_files([])
-    loose = {"cat.png": b"\x89PNG\r\n\x1a\n\0", "cat.txt": b"a cat, on a mat\n", "b.ogg": b"OggS\0"}
+    loose = {"cat.pdf": b"%PDF-1.7\0", "cat.md": b"a cat, on a mat\n", "b.bin": b"OggS\0"}
     for other, content in loose.items():
         (tmp_path / other).write_bytes(content)
     page.get_by_label("Files to train on").set_input_files([file, *(tmp_path / n for n in loose)])
     button.click()
-    expect(page.locator("[data-status]")).to_contain_text("3 files hold no rows, cat.png first")
-    expect(page.locator("[data-status]")).to_contain_text("cmcl dataset add FOLDER")
+    expect(page.locator("[data-status]")).to_contain_text("3 files hold no rows, cat.pdf first")
+    expect(page.locator("[data-status]")).to_contain_text("together with their texts")
     assert sent == []
 
 

@@ -1,4 +1,6 @@
 // Sends the files of a form, with progress, and then the form with the ids of the uploads.
+import { filesOf, inOrder, packed, plural, recognise } from "./folder.js";
+
 const ATTEMPTS = 6;
 const FIRST_PAUSE_MILLISECONDS = 1000;
 const REPEATED = new Set([0, 408, 429, 500, 502, 503, 504]);
@@ -7,7 +9,11 @@ const MAGIC = ["PAR1", "ARROW1", "\xff\xff\xff\xff", "PK\x03\x04"];
 const FIRST_BYTES = 64 * 1024;
 const SIZES = ["bytes", "KiB", "MiB", "GiB", "TiB"];
 
+// Pairs of a folder that are shown before anything is sent.
+const SHOWN = 6;
+
 export function offerUploads(form) {
+  offerFolders(form);
   form.hidden = false;
   for (const note of document.querySelectorAll("[data-without-script]")) note.hidden = true;
   let sending = null;
@@ -23,6 +29,96 @@ export function offerUploads(form) {
   for (const kind of ["dragover", "drop"]) {
     form.addEventListener(kind, (event) => { if (event.target.type !== "file") event.preventDefault(); });
   }
+}
+
+// A folder, or loose pictures, sounds and texts, become tars of rows, which are the files of the field.
+function offerFolders(form) {
+  const field = form.querySelector("[data-found]").closest(".drop");
+  const [input, folder] = field.querySelectorAll("input");
+  const shown = field.querySelector("[data-found]");
+  const button = form.querySelector("[type=submit]");
+  const rules = JSON.parse(form.dataset.rules);
+  let chosen = null;
+  const take = async (files) => {
+    chosen = files;
+    shown.hidden = true;
+    button.disabled = true;
+    const pair = [form.elements.first.value, form.elements.second.value];
+    const roots = new Set(files.map(({ path }) => path.split("/")[0]));
+    const isFolder = roots.size === 1 && files[0].path.includes("/");
+    const name = isFolder ? [...roots][0] : "rows";
+    const inside = isFolder ? files.map(({ path, file }) => ({ path: path.slice(name.length + 1), file })) : files;
+    try {
+      const found = await recognise(inside, pair, rules);
+      if (!found) return isFolder ? give(input, files.map(({ file }) => file)) : undefined;
+      show(shown, found, inside.length);
+      give(input, packed(found.rows, pair, name.slice(0, 64)));
+      form.elements.name.value ||= name.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "").slice(0, 48);
+    } catch (error) {
+      give(input, []);
+      tell(shown, [["p", `${name}: ${error.message}`]]);
+    } finally {
+      button.disabled = false;
+    }
+  };
+  field.querySelector("[data-choose]").addEventListener("click", () => folder.click());
+  folder.addEventListener("change", () => take(inOrder([...folder.files].map((file) => ({ path: file.webkitRelativePath, file })))));
+  input.addEventListener("change", () => take(inOrder([...input.files].map((file) => ({ path: file.name, file })))));
+  field.addEventListener("drop", async (event) => {
+    const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry()).filter(Boolean);
+    if (!entries.some((entry) => entry.isDirectory)) return;
+    event.preventDefault();
+    take(await filesOf(entries));
+  });
+  for (const name of ["first", "second"]) form.elements[name].addEventListener("change", () => chosen && take(chosen));
+}
+
+function give(input, files) {
+  const transfer = new DataTransfer();
+  for (const file of files) transfer.items.add(file);
+  input.files = transfer.files;
+}
+
+function tell(place, elements) {
+  place.replaceChildren(...elements.map(([tag, content]) => {
+    const element = document.createElement(tag);
+    element.append(content);
+    return element;
+  }));
+  place.hidden = false;
+}
+
+// What was recognised: how many pairs, the first ones, and what is left out.
+function show(place, { layout, rows, notes }, files) {
+  const wall = document.createElement("ul");
+  wall.className = "wall";
+  for (const row of rows.slice(0, SHOWN)) {
+    const item = document.createElement("li");
+    item.className = "item";
+    const items = Object.values(row.items).sort((one, other) => !one.file - !other.file);
+    item.append(...items.map(shape));
+    wall.append(item);
+  }
+  tell(place, [["p", `${plural(rows.length, "pair")} of ${plural(files, "file")}, recognised by ${layout}. Nothing was sent yet.`], ...notes.map((note) => ["p", note])]);
+  place.append(wall);
+}
+
+function shape(item) {
+  const { file } = item;
+  const kind = file?.type.split("/")[0];
+  const tag = file ? { image: "img", audio: "audio", video: "video" }[kind] ?? "span" : "span";
+  const element = document.createElement(tag);
+  element.title = file ? item.path : String(item);
+  if (tag === "span") {
+    element.className = file ? "shape" : "name";
+    element.textContent = element.title;
+    return element;
+  }
+  element.src = URL.createObjectURL(file);
+  element.className = "shape";
+  if (tag === "img") element.alt = item.path;
+  else element.controls = true;
+  return element;
 }
 
 class Failure extends Error {}
@@ -92,7 +188,7 @@ class Sending {
     if (others.length) {
       const which = others.length === 1 ? `${others[0]} holds` : `${others.length} files hold`;
       const first = others.length === 1 ? "" : `, ${others[0]} first`;
-      throw new Failure(`${which} no rows${first}. Loose pictures, sounds and texts are packed by the command beside this, cmcl dataset add FOLDER; or send a tar of them, or one of the formats named above.`);
+      throw new Failure(`${which} no rows${first}. Choose pictures, sounds or videos together with their texts, or one of the formats named above.`);
     }
   }
 
