@@ -187,7 +187,11 @@ def add_items(  # noqa: PLR0913 - how files become items
         bool, typer.Option("--parts", help="make an item of each window of a recording")
     ] = False,
     thumbnails: Annotated[
-        bool, typer.Option("--thumbnails", help="keep a small picture of each picture or video")
+        bool,
+        typer.Option(
+            "--thumbnails",
+            help="keep a small picture of each picture or video, or three seconds of each sound",
+        ),
     ] = False,
     embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
     as_json: AsJson = False,

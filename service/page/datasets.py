@@ -4,6 +4,8 @@ The script of the page sends the files, then the form names them. The script use
 which the page has under `/ui/v1/uploads` as well: there the session counts.
 """
 
+import re
+from collections import Counter
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -19,7 +21,10 @@ from service.api.dependencies import ContextDep, DatasetPath, ModelPath, Reader,
 from service.api.jobs import read_job
 from service.api.models import read_model
 from service.api.pagination import CursorQuery, get_offset_seek
+from service.context import Context
 from service.core.errors import Conflict
+from service.core.principal import Principal
+from service.database.engine import Seek
 from service.datasets.intake import SCHEME, NewDataset
 from service.datasets.uploads import EXPIRY_HOURS
 from service.page.collections import takes_of
@@ -32,6 +37,8 @@ router = APIRouter(prefix=PREFIX)
 
 _LISTED_FILES = 100
 _MOST_REJECTED = 100
+# Rows whose reasons are counted, and reasons that are shown.
+_COUNTED, _MOST_REASONS = 1000, 8
 # Of a dataset, what was posted.
 _POSTED = {
     "model",
@@ -80,6 +87,7 @@ def dataset_page(
         dataset=found,
         job=job,
         files=_files(found),
+        reasons=_reasons(found, principal, context),
         most_files=_LISTED_FILES,
     )
 
@@ -129,6 +137,20 @@ def _posted(request: Request, answer: Response) -> Response:
     return see_other(
         request, address, "dataset-known" if answer.status_code == 200 else "dataset-posted"
     )
+
+
+# What differs from row to row in a reason: names in quotes, and words with digits.
+_OF_ONE_ROW = re.compile(r"'[^']*'|\S*\d\S*")
+
+
+def _reasons(dataset: Dataset, principal: Principal, context: Context) -> list[tuple[str, int]]:
+    """The most frequent reasons of its rows that cannot be used, and how many rows have each."""
+    if not dataset.rejected:
+        return []
+    seek = Seek[int](None, "asc", _COUNTED)
+    rows = datasets.list_rejected_rows(dataset.id, principal, context, seek).items
+    found = Counter(_OF_ONE_ROW.sub("…", row.reason) for row in rows or dataset.rejected.first)
+    return found.most_common(_MOST_REASONS)
 
 
 def _files(dataset: Dataset) -> list[dict[str, object]]:

@@ -138,6 +138,8 @@ def is_picture(value: object) -> bool:
 
 # The beginnings of the bytes of a picture, in base64.
 _MEDIA_TYPES = {"/9j/": "jpeg", "iVBOR": "png", "UklGR": "webp", "R0lGOD": "gif"}
+# An MP3 of layer III, in base64.
+_MP3 = re.compile(r"//[I-Po-v][A-Za-z0-9+/]+=*")
 # Fields of payloads that say in words what an item is, the best first.
 _WORDS = ("caption", "text", "title", "label", "name")
 
@@ -151,6 +153,12 @@ def picture_of(item: object) -> str | None:
             return address
     payload = getattr(item, "payload", None) or {}
     return next((value for value in payload.values() if is_picture(value)), None)
+
+
+def sound_of(item: object) -> str | None:
+    """The excerpt of a sound as an address that holds it: its thumbnail, if that is an MP3."""
+    thumbnail = getattr(item, "thumbnail", None) or ""
+    return f"data:audio/mpeg;base64,{thumbnail}" if _MP3.fullmatch(thumbnail) else None
 
 
 def words_of(item: object) -> str | None:
@@ -171,5 +179,6 @@ FILTERS = {
     "plural": plural,
     "done_share": done_share,
     "picture_of": picture_of,
+    "sound_of": sound_of,
     "words_of": words_of,
 }

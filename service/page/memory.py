@@ -14,12 +14,13 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
 from cmcl.contract.api.models import Model
-from cmcl.contract.api.versions import ModalityCapacity, ModelCapacity, VersionSummary
+from cmcl.contract.api.versions import ModalityCapacity, ModelCapacity, Version, VersionSummary
 from cmcl.contract.version import LearnedDataset, Recall, Solution
 from cmcl.pictures import (
     Learned,
     Memory,
     MemoryRow,
+    Picture,
     capacity_curves,
     drift_curve,
     forgetting_matrix,
@@ -34,7 +35,7 @@ from service.context import Context
 from service.core.principal import Principal
 from service.database.engine import Seek
 from service.page.comparison import read_figures
-from service.page.rendering import PREFIX, WHOLE, figure, pages_of
+from service.page.rendering import PREFIX, TWO_THIRDS, WHOLE, figure, pages_of
 
 router = APIRouter(prefix=PREFIX)
 
@@ -55,13 +56,6 @@ class Wanted:
     to: int | None = None
     at: Literal["1", "10"] = "1"
     rows: int = 0
-
-    def query(self, **changes: object) -> str:
-        """The query of the address with changes."""
-        values = {**vars(self), **changes}
-        given = {"to": values["to"], "at": values["at"] if values["at"] != "1" else None}
-        given |= {"rows": values["rows"] or None}
-        return urlencode({name: value for name, value in given.items() if value is not None})
 
 
 def get_wanted(
@@ -85,6 +79,10 @@ class Retained:
     drift: float | None
     loss: float | None
     lowest_loss: float | None
+
+    @property
+    def column(self) -> "Column":
+        return Column(self.line.dataset, self.line.name, self.line.version, self.then)
 
     @property
     def change(self) -> float | None:
@@ -143,10 +141,7 @@ def _values(
 ) -> dict[str, object]:
     retained = [_retained(line, versions, wanted.at) for line in lineage]
     worst = sorted((each for each in retained if each.now is not None), key=_by_change)
-    columns = [
-        Column(each.line.dataset, each.line.name, each.line.version, each.then)
-        for each in worst[:_MEASURED]
-    ]
+    columns = [each.column for each in worst[:_MEASURED]]
     numbers = _memory(columns[:_COLUMNS], versions, wanted.at)
     columns += _unlearned(lineage, versions, wanted.at)
     # The order of learning again.
@@ -190,6 +185,17 @@ def _values(
         "next_rows": following if following < len(retained) else None,
         "numbers": recall_table(numbers),
     }
+
+
+def read_matrix(version: Version, principal: Principal, context: Context) -> Picture | None:
+    """The forgetting matrix of the versions up to one, with the datasets that lost most; None if none was measured."""
+    number = version.version
+    versions = _versions(version.model, number, number, principal, context)
+    retained = [_retained(line, versions, "1") for line in version.lineage]
+    worst = sorted((each for each in retained if each.now is not None), key=_by_change)
+    columns = sorted((each.column for each in worst[:_COLUMNS]), key=lambda column: column.version)
+    memory = _memory(columns, versions, "1")
+    return forgetting_matrix(memory, width=TWO_THIRDS) if columns else None
 
 
 def _retained(line: LearnedDataset, versions: Sequence[VersionSummary], at: str) -> Retained:

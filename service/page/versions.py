@@ -5,6 +5,7 @@ People promote it, roll it back and retire it; each action has a confirmation pa
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Request
@@ -42,6 +43,7 @@ from service.page.forms import (
     posted,
     see_other,
 )
+from service.page.memory import read_matrix
 from service.page.rendering import PREFIX, pages_of
 
 router = APIRouter(prefix=PREFIX + "/models/{model}")
@@ -95,6 +97,8 @@ def version_page(
         held_by_file=_HELD_BY_FILE,
         lineage=found.lineage[-_LINES:],
         chain=_neighbours(found.lineage),
+        # A function: only a whole page, which can be printed, has it drawn.
+        matrix=partial(read_matrix, found, principal, context),
         **comparison_values(datasets, wanted, summary.drift_bound, report.seconds),
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, ViewportSize
+from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from benchmarks.page import page_paths
 from tests.browser import chromium
@@ -138,6 +138,18 @@ def _missing(tabs: Tabs, address: str) -> list[str]:
     assert len(read) > 5
     shown = _words(tabs.scripted.locator("main").inner_text())
     return sorted(shown - read - _words(tabs.plain.evaluate(_HIDDEN)))
+
+
+def test_a_version_is_a_report_of_one_sheet_of_paper(sample: Sample, open_page: OpenPage) -> None:
+    plane, names = sample
+    page, _ = open_page(plane)
+    page.goto(f"/ui/models/{names.model}/versions/7")
+    assert page.pdf(format="A4").count(b"/Type /Page\n") == 1
+    page.emulate_media(media="print")
+    expect(page.get_by_label("Forgetting matrix").locator("svg")).to_be_visible()
+    for part in ("Each dataset in this version", "How it was made", "Files"):
+        expect(page.get_by_role("heading", name=part, exact=True)).to_be_visible()
+    expect(page.get_by_role("heading", name="Lineage")).to_be_hidden()
 
 
 def test_an_error_can_be_read_by_everyone(sample: Sample, open_page: OpenPage) -> None:

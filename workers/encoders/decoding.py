@@ -18,7 +18,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from cmcl.contract.encoder import EncoderSpec, Media
 from workers.encoders.media import Audio, Decoded, Limits, Raw, Video
 from workers.encoders.parts import Part
-from workers.encoders.recordings import audio_parts, read_audio, read_video, video_parts
+from workers.encoders.recordings import audio_parts, read_audio, read_video, resample, video_parts
 
 _MOST_NUMBERS = 4096
 
@@ -28,6 +28,8 @@ IMAGE_DECODING = 1
 # Common formats. Others of Pillow's call programs, or are parsed by code that is little reviewed.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _THUMBNAIL = (96, 96)
+# With these, an MP3 has less than 9 KB whatever the sound is.
+_EXCERPT_SECONDS, _EXCERPT_RATE = 3, 16_000
 # Errors of Pillow for files that are cut off or damaged. Its parser of EXIF raises most of them.
 _DAMAGED = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error)
 
@@ -58,7 +60,11 @@ def decode_item(spec: EncoderSpec, raw: bytes) -> Decoded:
 
 
 def thumbnail(item: Decoded) -> bytes:
-    """Return an image, or the middle frame of a video, as a JPEG of at most 96 pixels a side."""
+    """Return an image, or the middle frame of a video, as a JPEG of at most 96 pixels a side; of a sound, three seconds
+    from its middle, as an MP3.
+    """
+    if isinstance(item, Audio):
+        return _excerpt(item)
     if isinstance(item, Video):
         frames_TYXC = item.frames_WTYXC[len(item.frames_WTYXC) // 2]
         item = Image.fromarray(frames_TYXC[len(frames_TYXC) // 2])
@@ -67,6 +73,23 @@ def thumbnail(item: Decoded) -> bytes:
     small, file = item.convert("RGB"), io.BytesIO()
     small.thumbnail(_THUMBNAIL, reducing_gap=2)
     small.save(file, "JPEG", quality=70, optimize=True)
+    return file.getvalue()
+
+
+def _excerpt(sound: Audio) -> bytes:
+    import soundfile
+
+    samples_N = sound.samples_WN[len(sound.samples_WN) // 2]
+    before = max(0, len(samples_N) - _EXCERPT_SECONDS * sound.rate) // 2
+    part_N = samples_N[before : before + _EXCERPT_SECONDS * sound.rate]
+    file = io.BytesIO()
+    soundfile.write(
+        file,
+        resample(part_N, sound.rate, _EXCERPT_RATE),
+        _EXCERPT_RATE,
+        format="MP3",
+        compression_level=0.9,
+    )
     return file.getvalue()
 
 

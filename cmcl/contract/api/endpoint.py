@@ -318,7 +318,9 @@ class StoredItem(ApiModel):
     parent: str | None = Field(default=None, description="what it is a part of")
     at: Span | None = Field(default=None, description="where in its parent")
     source: str | None = Field(default=None, description="address of the original, if included")
-    thumbnail: str | None = Field(default=None, description="base64 of a picture, if included")
+    thumbnail: str | None = Field(
+        default=None, description="base64 of a picture or an MP3, if included"
+    )
 
 
 class SearchHit(StoredItem):

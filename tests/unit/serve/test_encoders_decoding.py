@@ -17,7 +17,7 @@ from workers.encoders.media import packed
 from workers.encoders.synthetic import SyntheticEncoder
 from workers.sandbox.child_process import FrameWriter
 from workers.serve.encoders.decoding import DecodeFile, FileReader, decode_file
-from workers.serve.encoders.port import Wanted
+from workers.serve.encoders.port import MOST_THUMBNAIL_BYTES, Wanted
 
 IMAGES = EncoderSpec(
     name="pictures", kind="synthetic", takes="image", width=8, max_pixels=10_000, answer_seconds=60
@@ -135,11 +135,14 @@ def test_each_window_of_a_recording_is_an_item_that_covers_its_seconds() -> None
     encoder = SyntheticEncoder(spec)
     reader = FileReader(encoder)
     try:
-        parts = reader.parts(wav(samples), Wanted(parts=True, thumbnails=False))
+        parts = reader.parts(wav(samples), Wanted(parts=True, thumbnails=True))
         assert [(part.start, part.end) for part in parts] == [(0, 2), (1.5, 3.5), (3, 5)]
         for part in parts:
             window = samples[int(8000 * (part.start or 0)) : int(8000 * (part.end or 0))]
             assert part.of == encoder.read(wav(window))
+            heard, rate = soundfile.read(io.BytesIO(part.thumbnail))
+            assert len(heard) / rate == pytest.approx(2, abs=0.2)
+            assert len(part.thumbnail) < MOST_THUMBNAIL_BYTES
         with pytest.raises(ValueError, match="no audio that can be read"):
             reader.parts(b"a text", Wanted(parts=True, thumbnails=False))
     finally:

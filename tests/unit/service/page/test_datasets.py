@@ -1,5 +1,6 @@
 """Pages of datasets, and posting one."""
 
+import re
 from pathlib import Path
 
 import httpx
@@ -64,6 +65,11 @@ def test_all_rows_of_a_refused_dataset_are_counted_and_listed(
         page = browser.get(f"/ui/{path}").text
         assert f"{count} rows that cannot be used" in text_of(page)
         assert (f"datasets/{dataset}/rejected-rows" in page) == has_more
+    # The reasons differ by row, and are counted as one.
+    bars = re.findall(
+        r'<meter max="(\d+)" value="(\d+)"', browser.get(f"/ui/datasets/{dataset}").text
+    )
+    assert bars == [(str(count), str(count))]
     listed = browser.get(f"/ui/datasets/{dataset}/rejected-rows").text
     assert text_of(listed).count("m.csv line") == count
     assert "The dataset was refused: nothing of it is learned." in text_of(listed)

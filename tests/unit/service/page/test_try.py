@@ -216,9 +216,12 @@ def test_items_are_tiles_with_their_thumbnails_or_their_words(
     trier: Browser, endpoint: FakeEndpoint
 ) -> None:
     small = b64encode(b"\xff\xd8\xff\xe0 a JPEG").decode()
+    heard = b64encode(b"\xff\xf3\x88\xc4 an MP3").decode()
     hits = [
         {"id": "apple", "modality": "image", "score": 0.9, "payload": None, "thumbnail": small},
         {"id": "t-1", "modality": "text", "score": 0.8, "payload": {"caption": "a red fruit"}},
+        {"id": "bell", "modality": "audio", "score": 0.7, "payload": None, "thumbnail": heard},
+        {"id": "odd", "modality": "audio", "score": 0.6, "payload": None, "thumbnail": '//OI">'},
     ]
     endpoint.answers["POST /v1/collections/pictures/search"] = new_body(
         SearchResults, data=hits, model="scenes@2"
@@ -227,6 +230,8 @@ def test_items_are_tiles_with_their_thumbnails_or_their_words(
     assert endpoint.bodies("/v1/collections/pictures/search")[0]["include"] == ["thumbnail"]
     assert f'src="data:image/jpeg;base64,{small}" alt="Picture of apple"' in page
     assert page.count("data-like") == 1, "a picture alone is searched for again"
+    sounds = re.findall(r'<audio controls preload="none" src="(.+?)" aria-label="(.+?)"', page)
+    assert sounds == [(f"data:audio/mpeg;base64,{heard}", "Play bell")]
     quoted = page.partition("<blockquote")[2].partition("</blockquote>")[0]
     assert "a red fruit" in quoted
 

@@ -28,7 +28,13 @@ _LARGEST_INTEGER = 2**64 - 1
 Included = Literal["source", "thumbnail"]
 INCLUDED: tuple[Included, ...] = get_args(Included)
 # First bytes of JPEG, PNG, GIF and WebP.
-_PICTURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF")
+_SMALL = (
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF8",
+    b"RIFF",
+    *(b"\xff" + bytes([each]) for each in (0xF2, 0xF3, 0xFA, 0xFB)),
+)
 
 
 class CollectionRequest(BaseModel):
@@ -89,8 +95,8 @@ class CollectionItem(Item):
     )
     thumbnail: str | bool | None = Field(
         default=None,
-        description="base64 of a JPEG, PNG, WebP or GIF of at most 16384 bytes; true: one of at most 96 pixels a side is "
-        "made of `data`",
+        description="base64 of a JPEG, PNG, WebP, GIF or MP3 of at most 16384 bytes; true: one of at most 96 pixels a "
+        "side, or three seconds of a sound, is made of `data`",
     )
 
     @model_validator(mode="after")
@@ -238,9 +244,9 @@ def thumbnail_of(item: CollectionItem, index: int) -> bytes | None:
         data = pybase64.b64decode(item.thumbnail, validate=True)
     except (binascii.Error, ValueError):
         data = b""
-    if not data.startswith(_PICTURES) or len(data) > MOST_THUMBNAIL_BYTES:
+    if not data.startswith(_SMALL) or len(data) > MOST_THUMBNAIL_BYTES:
         raise InvalidRequest(
-            f"items[{index}].thumbnail is {shortened(item.thumbnail)}; permitted is base64 of a JPEG, PNG, WebP or GIF of "
+            f"items[{index}].thumbnail is {shortened(item.thumbnail)}; permitted is base64 of a JPEG, PNG, WebP, GIF or MP3 of "
             f"up to {MOST_THUMBNAIL_BYTES} bytes",
             "items",
         )
