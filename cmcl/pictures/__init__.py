@@ -22,7 +22,6 @@ from cmcl.pictures.results import CandidatePictures as CandidatePictures
 from cmcl.pictures.results import HistoryPictures as HistoryPictures
 from cmcl.pictures.results import VersionPictures as VersionPictures
 from cmcl.pictures.results import candidate_pictures as candidate_pictures
-from cmcl.pictures.results import capacity_curves as capacity_curves
 from cmcl.pictures.results import drift_bars as drift_bars
 from cmcl.pictures.results import drift_curve as drift_curve
 from cmcl.pictures.results import emergent_pairs as emergent_pairs

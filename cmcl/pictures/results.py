@@ -11,8 +11,6 @@ from typing import NamedTuple
 from cmcl.contract.api.jobs import Candidate, JobPhase, ProgressHistory
 from cmcl.contract.api.versions import (
     EvaluationRow,
-    ModalityCapacity,
-    ModelCapacity,
     Version,
     VersionSummary,
 )
@@ -23,7 +21,6 @@ from cmcl.pictures.matrix import Memory, MemoryRow, forgetting_matrix
 from cmcl.pictures.picture import WIDTH, Picture
 from cmcl.pictures.rows import Bar, RecallChange, bars, dumbbells
 from cmcl.pictures.scales import (
-    counted,
     duration,
     fine_percent,
     percent,
@@ -37,8 +34,6 @@ from cmcl.pictures.svg import brief
 _MOST_NAMED, _NAMED_OF_MANY = 10, 6
 # Of the others, evenly chosen: each line takes 270 bytes of a page.
 _MOST_THIN = 20
-# The forecast shows this many further datasets.
-_AHEAD = 5
 
 
 class VersionPictures(NamedTuple):
@@ -235,42 +230,6 @@ def recall_changes(
         words = f"Lowest change: {points_of(known[0].change)} points, {brief(known[0].name)}."
     texts = (f"{metric} of each dataset, {before} and {after}", words)
     return dumbbells(texts, in_order, (before, after), width=width)
-
-
-def capacity_curves(capacity: ModelCapacity, *, width: float = WIDTH) -> Picture:
-    """Draw the free share of each modality's head over versions, and its forecast dotted."""
-    drawn, notes = [], []
-    for place, (name, head) in enumerate(capacity.modalities.items()):
-        free = [(float(each.version), each.free_share) for each in head.history]
-        note = f"{percent(free[-1][1], 0)} % free" if free else ""
-        left = head.datasets_left
-        if left is not None:
-            more = f", about {counted(left, 'dataset')} left" if left else ", full"
-            notes.append(f"{brief(name)} {note}{more}")
-        drawn.append(Line(name, free, note, place))
-        if ahead := _forecast(head):
-            forecast = f"{name} (forecast)"
-            points = [*free[-1:], *((float(v), share) for v, share in ahead.items())]
-            drawn.append(Line(forecast, points, "", place, is_dashed=True))
-    level = capacity.full_below
-    xs = [x for each in drawn for x, _ in each.points] or [0.0]
-    full = f"full below {percent(level, 0)} %"
-    drawn.append(Line(full, [(min(xs), level), (max(xs), level)], place=None, is_dashed=True))
-    words = "Free share of each modality's head by version; dotted: forecast. "
-    words += f"{'; '.join(notes) or 'No forecast yet'}."
-    texts, axes = (
-        ("How much room is left for further datasets", words),
-        ("version", "free share in %"),
-    )
-    return lines(texts, drawn, axes, times=100, reaches=(0.0, 1.0), width=width)
-
-
-def _forecast(head: ModalityCapacity) -> dict[int, float]:
-    """Return the free share after each of the next datasets of the modality, by version."""
-    if head.taken_per_dataset is None or not head.history:
-        return {}
-    newest, kept = head.history[-1], 1 - head.taken_per_dataset
-    return {newest.version + n: newest.free_share * kept**n for n in range(1, _AHEAD + 1)}
 
 
 def drift_curve(

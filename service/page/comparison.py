@@ -29,7 +29,7 @@ from service.core.principal import Principal
 from service.database.engine import Seek
 from service.page.endpoint import Endpoint, EndpointProblem, release_slot
 from service.page.forms import VersionNumber
-from service.page.rendering import PREFIX, WHOLE, Figure, Visitor, figure, pages_of, visitor_of
+from service.page.rendering import PREFIX, WHOLE, Visitor, figure, pages_of, visitor_of
 
 router = APIRouter(prefix=PREFIX)
 
@@ -158,11 +158,13 @@ def comparison_values(
     seconds: Mapping[str, float],
 ) -> dict[str, object]:
     comparison = compare(datasets, wanted)
+    drift = {each.name: each.drift_after for each in comparison.earlier}
+    phases = [JobPhase(phase=name, seconds=spent) for name, spent in seconds.items()]
     return {
         "comparison": comparison,
         "changes": {"since_learned": change_since_learned, "by_version": change_by_version},
-        "drift": drift_figure(comparison, bound) if comparison.earlier else None,
-        "time": time_figure(seconds),
+        "drift": figure(lambda width: drift_bars(drift, bound, width=width)) if drift else None,
+        "time": figure(lambda width: job_phases(phases, width=width)) if phases else None,
         "orders": ORDERS,
     }
 
@@ -170,10 +172,6 @@ def comparison_values(
 def _by_change(dataset: CandidateDataset) -> float:
     change = change_since_learned(dataset)
     return float("inf") if change is None else change
-
-
-def _by_drift(dataset: CandidateDataset) -> float:
-    return -(dataset.drift_after or 0.0)
 
 
 def _by_gap(dataset: CandidateDataset) -> float:
@@ -185,20 +183,10 @@ def _by_gap(dataset: CandidateDataset) -> float:
 
 _KEYS: Mapping[str, Callable[[CandidateDataset], float]] = {
     "lost": _by_change,
-    "drift": _by_drift,
+    "drift": lambda dataset: -(dataset.drift_after or 0.0),
     "loss": _by_gap,
     "learned": lambda dataset: dataset.version,
 }
-
-
-def drift_figure(comparison: Comparison, bound: float | None) -> Figure:
-    drift = {each.name: each.drift_after for each in comparison.earlier}
-    return figure(lambda width: drift_bars(drift, bound, width=width))
-
-
-def time_figure(seconds: Mapping[str, float]) -> Figure | None:
-    phases = [JobPhase(phase=name, seconds=spent) for name, spent in seconds.items()]
-    return figure(lambda width: job_phases(phases, width=width)) if phases else None
 
 
 class ComparedDataset(BaseModel):

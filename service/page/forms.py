@@ -46,9 +46,7 @@ _MOST_FIELDS = 100
 _SEQUENCES = (list, tuple, set, frozenset)
 
 # A confirmation page shows what the action changes, so it needs both scopes.
-ReadingTrainer = Annotated[Principal, Security(get_principal, scopes=[Scope.READ, Scope.TRAIN])]
 ReadingWriter = Annotated[Principal, Security(get_principal, scopes=[Scope.READ, Scope.WRITE])]
-ReadingAdmin = Annotated[Principal, Security(get_principal, scopes=[Scope.READ, Scope.ADMIN])]
 
 _LONGEST_REASON = 500
 _NO_NUL = r"^[^\x00]*$"
@@ -141,21 +139,22 @@ class ActionRequest:
         return pages_of(self.http).render(self.http, name, status, changed=changed, **values)
 
 
-def _by_trainer(request: Request, principal: ReadingTrainer, context: ContextDep) -> ActionRequest:
-    return ActionRequest(request, principal, context)
+def _by(scope: Scope) -> Any:
+    """A dependency: an action of someone with this scope."""
+
+    def read(
+        request: Request,
+        principal: Annotated[Principal, Security(get_principal, scopes=[Scope.READ, scope])],
+        context: ContextDep,
+    ) -> ActionRequest:
+        return ActionRequest(request, principal, context)
+
+    return Depends(read)
 
 
-def _by_writer(request: Request, principal: ReadingWriter, context: ContextDep) -> ActionRequest:
-    return ActionRequest(request, principal, context)
-
-
-def _by_admin(request: Request, principal: ReadingAdmin, context: ContextDep) -> ActionRequest:
-    return ActionRequest(request, principal, context)
-
-
-TrainersAction = Annotated[ActionRequest, Depends(_by_trainer)]
-WritersAction = Annotated[ActionRequest, Depends(_by_writer)]
-AdminsAction = Annotated[ActionRequest, Depends(_by_admin)]
+TrainersAction = Annotated[ActionRequest, _by(Scope.TRAIN)]
+WritersAction = Annotated[ActionRequest, _by(Scope.WRITE)]
+AdminsAction = Annotated[ActionRequest, _by(Scope.ADMIN)]
 
 
 class SeenForm(Frozen):

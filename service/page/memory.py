@@ -1,40 +1,35 @@
-"""The memory of a model: what each version retrieves of each dataset, and how far scores moved;
-and the room that is left: free shares with a forecast or, where heads are solved from moments, their rank.
+"""The memory of a model: what each version retrieves of each dataset, and how far scores moved.
 
 A long history is shown in evenly spaced versions, or in a range of versions that follow each other.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Annotated, Literal
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
-from cmcl.contract.api.models import Model
-from cmcl.contract.api.versions import ModalityCapacity, ModelCapacity, Version, VersionSummary
-from cmcl.contract.version import LearnedDataset, Recall, Solution
+from cmcl.contract.api.versions import Version, VersionSummary
+from cmcl.contract.version import LearnedDataset, Recall
 from cmcl.pictures import (
     Learned,
     Memory,
     MemoryRow,
     Picture,
-    capacity_curves,
     drift_curve,
     forgetting_matrix,
     retention_curves,
 )
 from cmcl.pictures.matrix import recall_table
 from service.api.dependencies import ContextDep, ModelPath, Reader
-from service.api.models import read_model, read_summary
+from service.api.models import read_summary
 from service.api.pagination import LARGEST_NUMBER
-from service.api.versions import list_versions, read_capacity, read_version
+from service.api.versions import list_versions, read_version
 from service.context import Context
 from service.core.principal import Principal
 from service.database.engine import Seek
-from service.page.comparison import read_figures
 from service.page.rendering import PREFIX, TWO_THIRDS, WHOLE, figure, pages_of
 
 router = APIRouter(prefix=PREFIX)
@@ -273,88 +268,3 @@ def _memory(columns: Sequence[Column], versions: Sequence[VersionSummary], at: s
 def distance(newest: int) -> int:
     """The distance of evenly spaced versions up to `newest`."""
     return max(1, -(-newest // MOST))
-
-
-def mean_losses(version: VersionSummary) -> tuple[float, float] | None:
-    """Mean loss of the earlier datasets whose lowest loss is known, and the mean of the lowest; None: of none."""
-    found = version.by_dataset
-    if found is None or not found.best:
-        return None
-    return fmean(found.quality[name] for name in found.best), fmean(found.best.values())
-
-
-# How many more datasets the forecast is made for.
-AHEAD = (1, 2, 3, 5, 10)
-_NEWEST = 200
-# Modalities of which a sentence says whether three more datasets fit; the table has all.
-_SAID = 12
-
-
-@dataclass(frozen=True)
-class Room:
-    """The free share of a head now, and after more datasets of its modality; None: no forecast."""
-
-    modality: str
-    found: ModalityCapacity
-    after: Mapping[int, float | None]
-    full_below: float
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the next dataset is learned badly."""
-        return self.found.now.free_share < self.full_below
-
-
-@dataclass(frozen=True)
-class Solved:
-    """What limits a model whose heads are solved from moments."""
-
-    solution: Solution | None
-    gap: float | None
-
-
-@router.get("/models/{model}/capacity")
-def capacity_page(
-    request: Request, model: ModelPath, principal: Reader, context: ContextDep
-) -> Response:
-    """How many more datasets a model can learn."""
-    found = read_capacity(model, principal, context, limit=_NEWEST)
-    spec = read_model(model, principal, context)
-    rooms = [_room(modality, each, found) for modality, each in found.modalities.items()]
-    return pages_of(request).render(
-        request,
-        "capacity.html",
-        capacity=found,
-        model=read_summary(model, principal, context),
-        width=spec.width,
-        rooms=sorted(rooms, key=lambda room: room.found.now.free_share),
-        ahead=AHEAD,
-        newest=_NEWEST,
-        most_said=_SAID,
-        curves=figure(lambda width: capacity_curves(found, width=width), WHOLE) if rooms else None,
-        solved=None if rooms or not found.version else _solved(found, principal, context),
-        wider=_wider(spec),
-    )
-
-
-def _wider(model: Model) -> str:
-    """Options of the command line for a model of twice the width with the same modalities."""
-    modalities = [
-        f"--modality {name}={f'@{each.encoder}' if each.encoder else each.width}"
-        for name, each in model.modalities.items()
-    ]
-    return " ".join((f"--width {2 * model.width}", *modalities))
-
-
-def _room(modality: str, found: ModalityCapacity, capacity: ModelCapacity) -> Room:
-    taken, now = found.taken_per_dataset, found.now.free_share
-    after = {more: None if taken is None else now * (1 - taken) ** more for more in AHEAD}
-    return Room(modality, found, after, capacity.full_below)
-
-
-def _solved(capacity: ModelCapacity, principal: Principal, context: Context) -> Solved:
-    newest = capacity.version or 0
-    version = read_version(capacity.model, newest, principal, context, matrix=False)
-    losses = mean_losses(read_figures(capacity.model, newest, principal, context))
-    gap = losses[0] - losses[1] if losses else None
-    return Solved(version.manifest.report.solution, gap)

@@ -59,7 +59,6 @@ NAVIGATION = (
 MODEL_NAVIGATION = (
     ("", "Versions", "model"),
     ("/memory", "Memory", "memory"),
-    ("/capacity", "Capacity", "capacity"),
     ("/graph", "Graph", "graph"),
 )
 _THEMES = frozenset({"light", "dark"})

@@ -24,6 +24,7 @@ from service.api.versions import (
     list_promotions,
     post_rollback,
     put_live,
+    read_capacity,
     read_version,
     retire_version,
 )
@@ -83,6 +84,8 @@ def version_page(
     report, parent = found.manifest.report, _parent(found, principal, context)
     datasets = [to_candidate_dataset(line, found.manifest, parent) for line in found.lineage]
     before = parent.report.capacity if parent else {}
+    # With the policy improve and with other methods, no head becomes full.
+    room = read_capacity(model, principal, context, limit=1) if report.capacity else None
     return pages_of(request).render(
         request,
         "version.html",
@@ -94,6 +97,7 @@ def version_page(
             modality: CapacityChange(before=before.get(modality), after=after)
             for modality, after in report.capacity.items()
         },
+        room=room if room and room.version == version else None,
         held_by_file=_HELD_BY_FILE,
         lineage=found.lineage[-_LINES:],
         chain=_neighbours(found.lineage),

@@ -90,7 +90,6 @@ SCENES = (
     Scene(
         "memory", _from(5, f"models/{MODEL}/memory"), "What each version retrieves of each dataset."
     ),
-    Scene("capacity", _from(5, f"models/{MODEL}/capacity"), "Whether more datasets fit."),
     Scene(
         "raw-pairs",
         lambda demo: demo.preparing(RAW_MODEL),

@@ -99,8 +99,9 @@ class RejectedSummary(ApiModel):
         description="the first 20; GET /v1/datasets/{dataset}/rejected-rows has all"
     )
     needed_share: float | None = Field(
+        default=None,
         description="the `max_bad_share` with which a refused dataset would be accepted; null if it was not refused, is "
-        "not known, or no row is usable"
+        "not known, or no row is usable",
     )
 
 

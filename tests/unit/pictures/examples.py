@@ -1,15 +1,12 @@
 """Every picture of the library, made from names and numbers that a test chooses."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from itertools import combinations
 
 from cmcl import pictures
 from cmcl.contract.api.jobs import JobPhase, ProgressHistory, ProgressPoint
-from cmcl.contract.api.versions import FreeShare, ModalityCapacity, ModelCapacity
-from cmcl.contract.capacity import FULL_BELOW
-from cmcl.contract.version import HeadCapacity
 from cmcl.pictures import Memory, MemoryRow, Picture
 from cmcl.pictures.picture import WIDTH
 
@@ -51,41 +48,6 @@ def changes(names: Sequence[str], width: float = WIDTH) -> Picture:
         for i, name in enumerate(names)
     ]
     return pictures.recall_changes(rows, "version 7", "candidate", width=width)
-
-
-def capacity(names: Sequence[str], width: float = WIDTH, versions: int = 12) -> Picture:
-    shares = {
-        name: {v + 1: 0.99**v / (1 + i) for v in range(versions)}
-        for i, name in enumerate(names[:10])
-    }
-    return pictures.capacity_curves(capacities(shares, 0.1), width=width)
-
-
-HEAD = HeadCapacity(
-    free_share=0.5, input_directions=3, input_width=9, output_directions=2, output_width=8
-)
-
-
-def capacities(free: Mapping[str, Mapping[int, float]], taken: float) -> ModelCapacity:
-    """Free shares of heads by version, each with a forecast. Names of modalities are not checked."""
-    return ModelCapacity.model_construct(
-        model="model",
-        version=None,
-        full_below=FULL_BELOW,
-        remark=None,
-        modalities={
-            name: ModalityCapacity.model_construct(
-                now=HEAD,
-                datasets_left=3,
-                taken_per_dataset=taken,
-                history=[
-                    FreeShare(version=version, free_share=share, learned=True)
-                    for version, share in shares.items()
-                ],
-            )
-            for name, shares in free.items()
-        },
-    )
 
 
 def graph(names: Sequence[str], width: float = WIDTH) -> Picture:
@@ -130,7 +92,6 @@ WITH_NAMES: dict[str, Draw] = {
     "retention_curves": lambda names, width=WIDTH: pictures.retention_curves(
         memory(6, names), width=width
     ),
-    "capacity_curves": capacity,
     "drift_bars": drift,
     "recall_changes": changes,
     "modality_graph": graph,
@@ -173,7 +134,6 @@ LARGEST: dict[str, Callable[[], Picture]] = {
     "retention_curves": lambda: pictures.retention_curves(memory(1000, NAMES)),
     "thin retention_curves": lambda: pictures.retention_curves(memory(1000, NAMES[:30])),
     "named retention_curves": lambda: pictures.retention_curves(memory(1000, NAMES[:10])),
-    "capacity_curves": lambda: capacity(NAMES, versions=1000),
     "drift_bars": lambda: drift(NAMES),
     "recall_changes": lambda: changes(NAMES),
     "modality_graph": lambda: graph(NAMES),

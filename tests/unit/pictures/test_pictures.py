@@ -22,7 +22,6 @@ from tests.unit.pictures.examples import (
     HOSTILE,
     WITH_NAMES,
     attempt,
-    capacities,
     memory,
     progress,
 )
@@ -85,7 +84,6 @@ def test_a_name_that_is_cut_is_whole_in_its_title(name: str) -> None:
 NOTHING: dict[str, Callable[[], Picture]] = {
     "forgetting_matrix": lambda: pictures.forgetting_matrix(Memory([], [])),
     "retention_curves": lambda: pictures.retention_curves(Memory([], [])),
-    "capacity_curves": lambda: pictures.capacity_curves(capacities({}, 0.1)),
     "drift_bars": lambda: pictures.drift_bars({}),
     "recall_changes": lambda: pictures.recall_changes([]),
     "modality_graph": lambda: pictures.modality_graph([]),
@@ -196,8 +194,8 @@ TABLES: dict[str, tuple[Picture, list[list[str]]]] = {
         [["a", "1.23 %"], ["b", "not measured"]],
     ),
     "lines": (
-        pictures.capacity_curves(capacities({"image": {3: 0.5}}, 0.5)),
-        [["3", "50", "50"], ["4", "–", "25"]],
+        pictures.drift_curve({3: 0.5, 4: None}, 0.25),
+        [["3", "50"], ["4", "–"]],
     ),
     "loss": (progress(1, 2), [["0", "5"], ["7", "2.5"]]),
     "graph": (

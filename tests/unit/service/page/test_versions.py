@@ -322,3 +322,15 @@ def test_a_version_is_retired(person: Browser) -> None:
         page = person.get(f"/ui/models/scenes/{path}")
         assert reason in page.text
         assert 'name="seen"' not in page.text
+
+
+def test_the_newest_version_says_how_many_more_datasets_fit(plane: ControlPlane) -> None:
+    plane.create_model("room", policy="preserve")
+    for name, image, text in (("one", 0.8, 0.16), ("two", 0.4, 0.08), ("three", 0.4, 0.04)):
+        publish_measured(plane, name, "room", free={"image": image, "text": text})
+    page = Browser(plane).get("/ui/models/room/versions/3").text
+    left = {row[0]: row[-1] for row in rows_of(page, "method")}
+    assert left == {"image": "about 4", "text": "about 0"}
+    assert "A head with less than 10 % free is full" in text_of(page)
+    # Of an older version, what is left would be that of the newest.
+    assert "Datasets left" not in text_of(Browser(plane).get("/ui/models/room/versions/2").text)
