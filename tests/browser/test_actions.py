@@ -188,7 +188,7 @@ def test_a_folder_is_recognised_and_packed_as_the_command_line_does(
     page.locator("[data-folder]").set_input_files(folder)
     found = page.locator("[data-found]")
     expect(found).to_contain_text(f"{pairs} pairs of")
-    expect(found).to_contain_text(f"left out: {left_out}")
+    expect(found).to_contain_text(f"eft out: {left_out}")
     expect(found.locator("img").first).to_have_js_property("complete", value=True)
     assert sent == []
     expect(page.get_by_label("Name")).to_have_value("my-things")

@@ -99,7 +99,7 @@ function show(place, { layout, rows, notes }, files) {
     item.append(...items.map(shape));
     wall.append(item);
   }
-  tell(place, [["p", `${plural(rows.length, "pair")} of ${plural(files, "file")}, recognised by ${layout}. Nothing was sent yet.`], ...notes.map((note) => ["p", note])]);
+  tell(place, [["p", `${plural(rows.length, "pair")} of ${plural(files, "file")} (layout: ${layout}). Nothing was sent yet.`], ...notes.map((note) => ["p", `${note[0].toUpperCase()}${note.slice(1)}.`])]);
   place.append(wall);
 }
 
