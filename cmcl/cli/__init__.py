@@ -19,6 +19,7 @@ import typer.main
 
 from cmcl.cli import (
     access,
+    adopt,
     apply,
     datasets,
     endpoint,
@@ -53,6 +54,7 @@ for name, group in {
 for command in (versions.promote, versions.rollback, versions.history, versions.mirror):
     app.command()(command)
 models.encoder_app.command("compare")(local.compare_encoders)
+app.command("adopt")(adopt.adopt)
 app.command("apply")(apply.apply)
 app.command()(endpoint.embed)
 app.command()(endpoint.search)

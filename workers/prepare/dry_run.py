@@ -17,18 +17,21 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.prepare import DatasetReport, RowFindings
 from cmcl.contract.version import VersionManifest
+from cmcl.storage.datasets import read_dataset_manifest
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.versions import read_version
 from workers.files.columns import FEATURES
 from workers.files.shards import download, open_in_pieces, rows_of
 from workers.methods.method import TrainingContext
 from workers.methods.registry import method_for
-from workers.model.heads import PairedRows, unit_rows, with_new_modalities
+from workers.model.heads import ModalityHeads, PairedRows, unit_rows, with_new_modalities
 from workers.nullspace.closed_form import NO_VARIANCE
 from workers.nullspace.conditioning import centring, conditioning
 from workers.nullspace.moments import SecondMoment, pair_moments
 from workers.nullspace.subspace import eigenbasis
+from workers.prepare.adoption import Forecast, forecast
 from workers.train.dataset import paired_rows
+from workers.train.evaluation import held_out_rows
 from workers.train.learn import (
     ModelState,
     condition_new_modalities,
@@ -91,9 +94,12 @@ def dataset_outlook(
     sides = dict(zip(pair.modalities, (sample.rows.first_NI, sample.rows.second_NJ), strict=True))
     findings = {modality: check_rows(raw_BF) for modality, raw_BF in sides.items()}
     refusals = tuple(_refused_by_training(spec, sides, sample.of))
+    expected = None
     if not refusals and version:
         manifest = read_version(store, model, version)
-        familiar, is_open = _compared(store, manifest, spec, pair, sample.rows)
+        state = _state(store, manifest, spec, pair, sample.rows)
+        familiar, is_open = _compared(state, spec, pair, sample.rows)
+        expected = _forecast(store, manifest, spec, state.heads, pair, sample.rows)
         findings = {
             modality: found.model_copy(update={"familiarity": familiar[modality]})
             for modality, found in findings.items()
@@ -102,6 +108,7 @@ def dataset_outlook(
             refusals = ("Nothing can be learned: all entries of both heads are blocked.",)
     advice = [
         *sample.advice,
+        *([expected.advice] if expected else []),
         *(f"{name}: {words}" for name, one in findings.items() for words in advice_on_rows(one)),
     ]
     return report.model_copy(
@@ -123,23 +130,51 @@ def _refused_by_training(spec: ModelSpec, sides: Mapping[str, Tensor], rows: int
         yield too_few_rows(rows, spec)
 
 
-def _compared(
+def _state(
     store: ObjectStore,
     manifest: VersionManifest,
     spec: ModelSpec,
     pair: ModalityPair,
     raw: PairedRows,
-) -> tuple[dict[str, float | None], bool]:
-    """Return the familiarity by modality, None without earlier data; and whether an entry of a head may change."""
-    state = ModelState(
-        with_new_modalities(read_heads(store, manifest), spec),
-        read_memory(store, manifest),
-        read_method_state(store, manifest),
-    )
-    heads = state.heads
+) -> ModelState:
+    """The state of the version, with the conditioning that new modalities would get from these rows."""
+    heads = with_new_modalities(read_heads(store, manifest), spec)
     if spec.centred or not spec.solves:
         fit = centring if spec.solves else conditioning
         heads = condition_new_modalities(spec, heads, pair, RowsInMemory(raw), Run(), fit)
+    return ModelState(heads, read_memory(store, manifest), read_method_state(store, manifest))
+
+
+def _forecast(
+    store: ObjectStore,
+    manifest: VersionManifest,
+    spec: ModelSpec,
+    heads: ModalityHeads,
+    pair: ModalityPair,
+    raw: PairedRows,
+) -> Forecast | None:
+    """How well a modality that is aligned to the other one will be found, where this is such a pair."""
+    aligned = spec.aligned(pair)
+    if aligned is None:
+        return None
+    if aligned == pair.second:
+        pair = pair.swapped()
+        raw = PairedRows(raw.second_NJ, raw.first_NI, raw.second_keys_N, raw.first_keys_N)
+    measured = []
+    for line in manifest.learned:
+        if pair.second in line.pair.modalities and aligned not in line.pair.modalities:
+            stored = read_dataset_manifest(store, line.dataset)
+            held = held_out_rows(stored.evaluation_shards) if stored else None
+            if held is not None:
+                measured.append((line.pair, held))
+    return forecast(heads, pair, raw, measured)
+
+
+def _compared(
+    state: ModelState, spec: ModelSpec, pair: ModalityPair, raw: PairedRows
+) -> tuple[dict[str, float | None], bool]:
+    """Return the familiarity by modality, None without earlier data; and whether an entry of a head may change."""
+    heads = state.heads
     rows = prepare_rows(heads, pair, raw)
     moments = pair_moments(rows.first_NI, rows.second_NJ)
     familiar: dict[str, float | None] = {}

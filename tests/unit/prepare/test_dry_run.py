@@ -224,3 +224,24 @@ def test_odd_rows_that_can_be_learned_are_only_advice(store: ObjectStore, tmp_pa
     assert found.refusals == ()
     assert any(words.startswith("v: 1 of 12 columns are constant") for words in found.advice)
     assert any(words.startswith("t: 1 of 64 rows repeat") for words in found.advice)
+
+
+def test_a_modality_that_is_to_be_aligned_gets_a_forecast(tmp_path: Path) -> None:
+    """In either order of the pair; not for a pair with another modality."""
+    store = LocalStore(tmp_path / "store")
+    modalities = {**WIDTHS, "w": {"width": WIDTHS["v"], "aligned_to": "v"}}
+    spec = spec_of(WIDTH, policy="improve", lift=0, modalities=modalities)
+    grow(store, tmp_path, spec, NAMES[:1])
+    first, second = features("x_vt", 7)
+
+    def advice(pair: ModalityPair, sides: tuple[np.ndarray, np.ndarray]) -> str:
+        path = tmp_path / f"{pair.first}{pair.second}.parquet"
+        write_part(path, sides, labels())
+        return " ".join(outlook(store, path, version=1, pair=pair).advice)
+
+    turned = first[:, ::-1].copy()
+    for pair, sides in (("w", "v"), (turned, first)), (("v", "w"), (first, turned)):
+        found = advice(ModalityPair(first=pair[0], second=pair[1]), sides)
+        assert "Predicted from 64 pairs: R@10 is" in found
+    text = ModalityPair(first="w", second="t")
+    assert "Predicted" not in advice(text, (turned, second))

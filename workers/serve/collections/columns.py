@@ -118,13 +118,13 @@ class Versions:
         has not learned. Raises VersionGone, InvalidVersion.
         """
         version = self.of(column)
-        if modality in version.not_learned:
-            return None
         width = version.spec.widths.get(modality)
+        # A version from before the model had the modality is still searched, while vectors of the next one are made.
+        if width is None or modality in version.not_learned:
+            return None
         if width != features_BF.shape[1]:
             raise InvalidVersion(
-                f"features of modality {modality!r} have width {features_BF.shape[1]}, "
-                f"{version.label} expects {width or 'no such modality'}"
+                f"features of modality {modality!r} have width {features_BF.shape[1]}, {version.label} expects {width}"
             )
         made_BE: Float32Array = version.heads.embed(modality, torch.from_numpy(features_BF)).numpy()
         return truncated(made_BE, vector_width(self._spec, version))

@@ -5,6 +5,7 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from cmcl.contract.modality import ModalityPair
@@ -23,7 +24,7 @@ from tests.unit.serve.collections.scene import (
 from tests.unit.serve.served_versions import version
 from workers.serve.collections import columns
 from workers.serve.collections.searching import Searched
-from workers.serve.collections.table import NoCollection
+from workers.serve.collections.table import NoCollection, Row
 from workers.serve.versions.loading import ServedVersion
 
 BOTH = [("image", n) for n in range(30)] + [("text", n) for n in range(10)]
@@ -216,6 +217,20 @@ def test_items_of_a_modality_that_was_unlearned_have_no_vectors_until_it_is_lear
     again = filled.settle()
     assert (again.version.number, again.rows("text")) == (3, 12)
     assert search(again, "text", 90, modalities=["text"]).hits[0].id == "text-90"
+
+
+def test_items_of_a_modality_that_is_newer_than_what_is_searched_are_found_after_the_swap(
+    filled: Scene,
+) -> None:
+    pairs = frozenset({ModalityPair(first="audio", second="image"), *version(1).pairs})
+    filled.swap(2, replace(version(2, spec=WITH_AUDIO), pairs=pairs))
+    filled.follower.poll()
+    sound = Row("audio-1", "audio", np.ones(3, np.float32), None)
+    filled.add([sound])
+    filled.follower.poll()
+    assert filled.searched().version.number == 1
+    after = filled.settle()
+    assert (after.version.number, after.rows("audio"), after.rows()) == (2, 1, 41)
 
 
 def test_a_version_that_embeds_none_of_many_items_is_complete_without_an_index(
