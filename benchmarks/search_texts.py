@@ -212,6 +212,8 @@ def _measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "rows": options.rows,
         "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}",
+        # More than the cores and the clients: other work has delayed threads that wait for each other.
+        "load": [round(each, 1) for each in os.getloadavg()],
         "clients": clients,
         "peers": peers,
     }
@@ -244,14 +246,14 @@ def _in_rounds(
 
 
 def _page(document: dict[str, Any]) -> str:
-    named = {f"{each} clients": value for each, value in document["clients"].items()}
+    named = {f"clients: {each}": value for each, value in document["clients"].items()}
     head = ["", "texts/s", "of the loop", "p50, ms", "p95, ms", "p99, ms"]
     fields = ("texts_per_second", "ratio", "p50_ms", "p95_ms", "p99_ms")
     lines = [
         [name, *(each.get(field, "") for field in fields)]
         for name, each in {**named, **document["peers"]}.items()
     ]
-    facts = {name: document[name] for name in ("rows", "machine")}
+    facts = {name: document[name] for name in ("rows", "machine", "load")}
     return f"# From a text to its hits\n\n{table(head, lines)}\n\n{listed(facts)}\n"
 
 
