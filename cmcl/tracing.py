@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from cmcl.contract.errors import StorageUnavailable
 from cmcl.contract.job import MOST_STAGES, Stage, StageReport
+from cmcl.storage.documents import write_document
 from cmcl.storage.object_store import ObjectStore
 
 if TYPE_CHECKING:
@@ -111,6 +112,6 @@ class StageLog:
         self.enter(None)
         report = StageReport(traceparent=self._traceparent, stages=tuple(self._ended))
         try:
-            store.put(key, report.model_dump_json().encode())
+            write_document(store, key, report)
         except StorageUnavailable as error:
             logger.warning("%s was not written: %s", key, error)

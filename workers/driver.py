@@ -23,6 +23,7 @@ from cmcl.contract.errors import StorageUnavailable
 from cmcl.contract.job import AttemptRequest, DriverReady
 from cmcl.contract.prepare import PrepareRequest
 from cmcl.storage import layout
+from cmcl.storage.documents import write_document
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.uris import open_store
 from workers.prepare.cluster import EncoderPools, PrepareSettings, RayCluster
@@ -92,7 +93,7 @@ class Readiness:
             return
         ready = DriverReady(at=datetime.now(UTC), ranks=self.ranks)
         with suppress(StorageUnavailable):
-            self.store.put(layout.driver_ready(), ready.model_dump_json().encode())
+            write_document(self.store, layout.driver_ready(), ready)
             self._is_shown = True
             logger.info("ready, with %d resident ranks", self.ranks)
 

@@ -21,6 +21,7 @@ from cmcl.contract.errors import CannotCombine, WorkerError
 from cmcl.contract.job import JobSpec, VersionRef
 from cmcl.contract.version import VersionManifest
 from cmcl.storage import layout
+from cmcl.storage.documents import write_document
 from cmcl.storage.local import LocalStore
 from cmcl.storage.versions import entry_for, publish_manifest, read_candidate, write_blob
 from workers.model.artifact import (
@@ -101,7 +102,7 @@ def _merged(store: LocalStore, parent: VersionManifest, other: VersionManifest) 
         merges=VersionRef(model=other.model, version=other.version),
         measures_all=True,
     )
-    store.put(layout.run_spec(job.job, job.attempt), job.model_dump_json().encode())
+    write_document(store, layout.run_spec(job.job, job.attempt), job)
     train_dataset(store.uri, job.job, job.attempt, torch.device("cpu"))
     candidate = read_candidate(store, job.job, job.attempt)
     publish_manifest(store, candidate)

@@ -15,6 +15,7 @@ from cmcl.contract.job import JobSpec, Progress, submission_id
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, TrainingSpec
 from cmcl.storage import layout
+from cmcl.storage.documents import read_document
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.running import Shown, read_running
 from cmcl.storage.versions import check_complete, read_candidate, read_version_file
@@ -71,7 +72,7 @@ class Job:
     def next_attempt(self, attempt: int) -> None:
         """Write the spec of the next attempt, from the newest checkpoint, as the control plane
         does."""
-        spec = JobSpec.model_validate_json(self.store.read(layout.run_spec(self.name, attempt - 1)))
+        spec = read_document(self.store, layout.run_spec(self.name, attempt - 1), JobSpec)
         found = self.checkpoints(attempt - 1)
         newest = found[-1] if found else spec.resume_from
         self._write_spec(spec.model_copy(update={"attempt": attempt, "resume_from": newest}))

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from cmcl.contract.dataset import DatasetManifest, RejectedRow
 from cmcl.contract.errors import InvalidVersion, ObjectNotFound
 from cmcl.storage import layout
+from cmcl.storage.documents import read_document
 from cmcl.storage.object_store import ObjectStore
 
 _READ_BYTES = 256 << 10
@@ -18,11 +19,9 @@ def read_dataset_manifest(store: ObjectStore, dataset: str) -> DatasetManifest |
     """The manifest of a verified dataset; None before that. Raises InvalidVersion if it is damaged."""
     key = layout.dataset_manifest(dataset)
     try:
-        return DatasetManifest.model_validate_json(store.read(key))
+        return read_document(store, key, DatasetManifest)
     except ObjectNotFound:
         return None
-    except ValidationError as error:
-        raise InvalidVersion(f"{key} cannot be read: {error}") from error
 
 
 @dataclass(frozen=True)

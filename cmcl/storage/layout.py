@@ -141,6 +141,11 @@ def encoded_at(key: str) -> int:
     return int(match[1]) if match else 0
 
 
+def encoded_digest(key: str) -> str:
+    """The digest in the key of encoded items: of their index, shortened."""
+    return PurePosixPath(key).stem.split("-")[1]
+
+
 def encoded_count(key: str) -> int:
     """Number of items of an object."""
     return int(PurePosixPath(key).stem.rpartition("-")[2])
@@ -214,7 +219,7 @@ def run_checkpoints(job: str, attempt: int) -> str:
 
 
 def run_checkpoint(job: str, attempt: int, updates: int, sha256: str) -> str:
-    """Contains the digest, so that readers can verify that it is complete."""
+    """Contains a digest of its bytes and of the rest of the key, so that readers can verify that it is whole."""
     return f"{run_checkpoints(job, attempt)}{updates:012d}-{sha256}.safetensors"
 
 

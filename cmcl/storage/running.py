@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import get_args
 
-from pydantic import ValidationError
-
+from cmcl.contract.errors import InvalidVersion
 from cmcl.contract.job import Phase, Progress, submission_id
 from cmcl.storage import layout
+from cmcl.storage.documents import read_document, write_document
 from cmcl.storage.object_store import ObjectStore
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -70,8 +70,8 @@ def read_running(store: ObjectStore) -> dict[str, Shown]:
 def read_progress(store: ObjectStore, attempt: str, shown: Shown) -> Progress | None:
     """All of a progress, with its note; None if it cannot be read. Raises ObjectNotFound if it was replaced."""
     try:
-        return Progress.model_validate_json(store.read(layout.running_file(attempt, shown.name)))
-    except ValidationError:
+        return read_document(store, layout.running_file(attempt, shown.name), Progress)
+    except InvalidVersion:
         return None
 
 
@@ -104,7 +104,7 @@ class ProgressWriter:
         self._sequence += 1
         name = encode_progress(self._sequence, progress)
         key = layout.running_file(self._attempt, name)
-        self._store.put(key, progress.model_dump_json().encode())
+        write_document(self._store, key, progress)
         earlier, self._earlier = self._earlier, [*self._earlier, name]
         for each in earlier:
             self._store.delete(layout.running_file(self._attempt, each))

@@ -10,9 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
-
-from pydantic import ValidationError
+from typing import Protocol
 
 from cmcl.contract.errors import (
     DigestMismatch,
@@ -23,11 +21,13 @@ from cmcl.contract.errors import (
 from cmcl.contract.modality import FileEntry
 from cmcl.contract.version import LivePointer, VersionManifest
 from cmcl.storage import layout
+from cmcl.storage.documents import document, parse_document, read_document, write_document
 from cmcl.storage.object_store import ObjectStore, retry_unavailable
 
-T = TypeVar("T")
 Hash = Callable[[bytes], str]
 _CHUNK = 1 << 20
+# Of the seals of manifests: that of a version has the same bytes as that of its candidate.
+_SUBJECT = layout.MANIFEST
 
 
 class Hasher(Protocol):
@@ -119,12 +119,14 @@ def considerate_sha256_of(data: bytes) -> str:
 
 def read_candidate(store: ObjectStore, job: str, attempt: int) -> VersionManifest:
     """Read the manifest of an attempt's candidate. Raises ObjectNotFound, InvalidVersion."""
-    return _parse(store, layout.run_candidate(job, attempt))
+    key = layout.run_candidate(job, attempt)
+    return parse_manifest(store.read(key), key)
 
 
 def read_version(store: ObjectStore, model: str, version: int) -> VersionManifest:
     """Read the manifest of a published version. Raises ObjectNotFound, InvalidVersion."""
-    return _parse(store, layout.version_manifest(model, version))
+    key = layout.version_manifest(model, version)
+    return parse_manifest(store.read(key), key)
 
 
 def read_version_file(
@@ -172,7 +174,7 @@ def write_candidate(store: ObjectStore, manifest: VersionManifest) -> None:
     Raises ObjectExists; StorageUnavailable after retries.
     """
     key = layout.run_candidate(manifest.job, manifest.attempt)
-    retry_unavailable(partial(store.create, key, manifest.model_dump_json().encode()))
+    retry_unavailable(partial(store.create, key, document(manifest, _SUBJECT)))
 
 
 def check_complete(store: ObjectStore, manifest: VersionManifest) -> None:
@@ -216,21 +218,20 @@ def publish_manifest(store: ObjectStore, manifest: VersionManifest) -> None:
     """Write the manifest of a version, whose blobs are stored. Idempotent. Raises VersionTaken."""
     check_number_is_free(store, manifest)
     key = layout.version_manifest(manifest.model, manifest.version)
-    store.put(key, manifest.model_dump_json().encode())
+    store.put(key, document(manifest, _SUBJECT))
 
 
 def read_live(store: ObjectStore, model: str) -> LivePointer | None:
     """Read the live pointer; None before the first version. Raises InvalidVersion."""
     try:
-        data = store.read(layout.live_pointer(model))
+        return read_document(store, layout.live_pointer(model), LivePointer)
     except ObjectNotFound:
         return None
-    return _parsed(LivePointer.model_validate_json, data, layout.live_pointer(model))
 
 
 def write_live(store: ObjectStore, model: str, pointer: LivePointer) -> None:
     """Write the live pointer, which replicas follow."""
-    store.put(layout.live_pointer(model), pointer.model_dump_json().encode())
+    write_document(store, layout.live_pointer(model), pointer)
 
 
 def remove_live(store: ObjectStore, model: str) -> None:
@@ -238,15 +239,19 @@ def remove_live(store: ObjectStore, model: str) -> None:
     store.delete(layout.live_pointer(model))
 
 
-def _parse(store: ObjectStore, key: str) -> VersionManifest:
-    return _parsed(VersionManifest.model_validate_json, store.read(key), key)
+def digest_of_manifest(manifest: VersionManifest) -> str:
+    """The digest under which the database records a manifest, which it has without a seal."""
+    return sha256_of(manifest.model_dump_json().encode())
 
 
-def _parsed(parse: Callable[[bytes], T], data: bytes, key: str) -> T:
-    try:
-        return parse(data)
-    except ValidationError as error:
-        raise InvalidVersion(f"{key} cannot be read: {error}") from error
+def parse_manifest(data: bytes, key: str) -> VersionManifest:
+    """Parse the manifest of a candidate or version. Raises InvalidVersion, also for that of another one."""
+    found = parse_document(data, key, VersionManifest, _SUBJECT)
+    theirs = layout.version_manifest(found.model, found.version)
+    if key not in (theirs, layout.run_candidate(found.job, found.attempt)):
+        label = f"version {found.version} of {found.model!r}"
+        raise InvalidVersion(f"{key} is that of {label} (job {found.job}, attempt {found.attempt})")
+    return found
 
 
 def check_object(store: ObjectStore, key: str, entry: FileEntry) -> None:

@@ -12,14 +12,13 @@ import logging
 from dataclasses import replace
 from datetime import datetime
 
-from pydantic import ValidationError
-
 from cmcl.contract.api.jobs import FailureReason, JobState
 from cmcl.contract.dataset import EvaluationDataset
-from cmcl.contract.errors import ObjectNotFound, StorageUnavailable
+from cmcl.contract.errors import InvalidVersion, ObjectNotFound, StorageUnavailable
 from cmcl.contract.job import AttemptRequest, Failure, JobSpec, StageReport, submission_id
 from cmcl.contract.version import EvaluationResult
 from cmcl.storage import layout
+from cmcl.storage.documents import read_document, write_document
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.running import forget_running
 from service.auth.ownership import heads_problem
@@ -92,7 +91,7 @@ def submit(context: Context, job: JobRow, model: ModelRow) -> None:
     """submitting -> running. Idempotent: the attempt's id is in the database already."""
     spec = attempt_spec(context.store, job_spec(context, job, model))
     key = layout.run_spec(job.id, job.attempt)
-    context.store.put(key, spec.model_dump_json().encode())
+    write_document(context.store, key, spec)
     try:
         context.launcher.submit(attempt_submission(context, job, model))
     except LauncherRejected as error:
@@ -239,13 +238,12 @@ def _take_result(context: Context, job: JobRow) -> bool:
 
 def _end_evaluation(context: Context, job: JobRow) -> bool:
     """Raises ObjectNotFound before there is a result."""
-    text = context.store.read(layout.run_evaluation(job.id, job.attempt))
+    key = layout.run_evaluation(job.id, job.attempt)
     try:
-        result = EvaluationResult.model_validate_json(text)
-    except ValidationError as error:
-        # Written by another release. Another attempt would write the same.
-        message = f"the result cannot be read: {error.errors(include_url=False)[0]['msg']}"
-        fail(context, job, FailureReason.INVALID_CANDIDATE, message)
+        result = read_document(context.store, key, EvaluationResult)
+    except InvalidVersion as error:
+        # Damaged, or written by another release: then another attempt would write the same.
+        fail(context, job, FailureReason.INVALID_CANDIDATE, str(error))
         return True
     return move(context, job, JobState.EVALUATED, evaluation=result, message=result.note)
 
@@ -280,10 +278,10 @@ def _read_failure(context: Context, job: JobRow) -> Failure | None:
     """The permanent failure that the attempt reported, if any."""
     key = layout.run_failure(job.id, job.attempt)
     try:
-        return Failure.model_validate_json(context.store.read(key))
+        return read_document(context.store, key, Failure)
     except ObjectNotFound:
         return None
-    except ValidationError as error:
+    except InvalidVersion as error:
         # Without a readable reason it counts as a lost attempt.
         logger.warning("%s cannot be read: %s", key, error, extra={"job": job.id})
         return None
@@ -389,10 +387,10 @@ def trace_stages(context: Context, span: str | None, key: str, kind: str) -> Non
     if span is None:
         return
     try:
-        report = StageReport.model_validate_json(context.store.read(key))
+        report = read_document(context.store, key, StageReport)
     except ObjectNotFound:
         return
-    except (StorageUnavailable, ValidationError) as error:
+    except (StorageUnavailable, InvalidVersion) as error:
         logger.warning("the stages of a trace were not read: %s: %s", key, error)
         return
     if report.traceparent != span:
@@ -476,10 +474,10 @@ def newest_checkpoint(store: ObjectStore, asked: JobSpec) -> str | None:
 def _written_spec(store: ObjectStore, job: str, attempt: int) -> JobSpec | None:
     key = layout.run_spec(job, attempt)
     try:
-        return JobSpec.model_validate_json(store.read(key))
+        return read_document(store, key, JobSpec)
     except ObjectNotFound:
         return None
-    except ValidationError as error:
+    except InvalidVersion as error:
         # Perhaps written by another release; then its checkpoints cannot be trusted.
         logger.warning("%s cannot be read: %s", key, error, extra={"job": job})
         return None

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar, get_args
 
-from pydantic import ValidationError
-
 from cmcl.contract.api.jobs import FailureReason, JobState
 from cmcl.contract.dataset import DatasetManifest
 from cmcl.contract.errors import InvalidDataset, InvalidVersion, ObjectNotFound
@@ -25,6 +23,7 @@ from cmcl.contract.prepare import (
 )
 from cmcl.storage import layout
 from cmcl.storage.datasets import read_dataset_manifest
+from cmcl.storage.documents import read_document, write_document
 from service.context import Context
 from service.core.clock import Seconds
 from service.database.queries import datasets, job_queue, jobs, models
@@ -311,7 +310,7 @@ class _Follower:
             return
         request = _prepare_request(self.context, self.job, dataset, self.model)
         key = layout.preparation_request(dataset.id)
-        self.context.store.put(key, request.model_dump_json().encode())
+        write_document(self.context.store, key, request)
         self.poll.asked_at = now
 
     def _check_deadline(self) -> None:
@@ -331,12 +330,12 @@ class _Follower:
         key = f"{layout.preparation_files(dataset.id)}{name}.json"
         try:
             # Through JSON again: a rate that is NaN becomes null, as databases require.
-            written = kind.model_validate_json(self.context.store.read(key))
+            written = read_document(self.context.store, key, kind)
             found = kind.model_validate_json(written.model_dump_json())
         except ObjectNotFound:
             return None
-        except ValidationError as error:
-            # Written by another release. Without a readable result, the deadline ends the job.
+        except InvalidVersion as error:
+            # Damaged, or written by another release. Without a readable result, the deadline ends the job.
             logger.warning("%s cannot be read: %s", key, error)
             return None
         return found if found.request == self.job.preparation else None

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import httpx
-from pydantic import AliasPath, BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import AliasPath, BaseModel, Field, TypeAdapter
 
-from cmcl.contract.errors import ObjectExists, ObjectNotFound, StorageUnavailable
+from cmcl.contract.errors import InvalidVersion, ObjectExists, ObjectNotFound, StorageUnavailable
 from cmcl.contract.job import AttemptOutcome
 from cmcl.storage import layout
+from cmcl.storage.documents import document, read_document, write_document
 from cmcl.storage.object_store import ObjectStore
 from service.launchers.port import (
     LOG_LINES,
@@ -241,8 +242,9 @@ class DriverLauncher:
             raise ValueError(f"{submission.id} is no attempt: the driver trains nothing else")
         with _translated():
             if self._outcome(submission.id) is None:
-                text = submission.attempt.model_dump_json().encode()
-                self._store.put(layout.attempt_request(submission.id), text)
+                write_document(
+                    self._store, layout.attempt_request(submission.id), submission.attempt
+                )
 
     def statuses(self, submission_ids: Iterable[str]) -> dict[str, LaunchStatus]:
         with _translated():
@@ -259,8 +261,8 @@ class DriverLauncher:
             if not self._is_requested(submission_id):
                 return
             try:
-                text = AttemptOutcome(state="stopped").model_dump_json().encode()
-                self._store.create(layout.attempt_outcome(submission_id), text)
+                key = layout.attempt_outcome(submission_id)
+                self._store.create(key, document(AttemptOutcome(state="stopped"), key))
             except ObjectExists:
                 pass  # It has ended by itself.
             self._store.delete(layout.attempt_request(submission_id))
@@ -298,14 +300,12 @@ class DriverLauncher:
 
     def _outcome(self, submission_id: str) -> AttemptOutcome | None:
         try:
-            text = self._store.read(layout.attempt_outcome(submission_id))
+            key = layout.attempt_outcome(submission_id)
+            return read_document(self._store, key, AttemptOutcome)
         except ObjectNotFound:
             return None
-        try:
-            return AttemptOutcome.model_validate_json(text)
-        except ValidationError as error:
-            message = f"the outcome cannot be read, perhaps it is of another release: {error}"
-            return AttemptOutcome(state="failed", message=message)
+        except InvalidVersion as error:
+            return AttemptOutcome(state="failed", message=str(error))
 
 
 def _status(outcome: AttemptOutcome | None) -> LaunchStatus:

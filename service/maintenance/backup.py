@@ -1,11 +1,10 @@
-"""Backup: rows that exist in the database alone, written to object storage as records with a digest.
+"""Backup: rows that exist in the database alone, written to object storage as records, sealed documents (`cmcl.storage.documents`).
 
 A record has the rows of one model or dataset. A migration that adds a column enqueues everything, so that all records are
 written again; until then a rebuild takes the column's default. An older release refuses records with a column that it
 does not have: it would lose values without a sign.
 """
 
-import hashlib
 import json
 import logging
 import threading
@@ -15,8 +14,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from cmcl.contract.errors import StorageError
+from cmcl.contract.errors import InvalidVersion, StorageError
 from cmcl.storage import layout
+from cmcl.storage.documents import seal, unseal
 from service.context import Context
 from service.core.errors import Conflict, DatabaseError
 from service.core.loops import OutageLog, PeriodicLoop
@@ -57,30 +57,20 @@ def key_of(kind: Kind, name: str) -> str:
 def encode(record: Record, kind: Kind, name: str) -> bytes:
     """Serialize a record."""
     content = {"format": _FORMAT, "kind": kind, "name": name, **vars(record)}
-    sealed = {"sha256": _digest(content), "record": content}
-    return json.dumps(sealed, default=datetime.isoformat).encode()
+    return seal(json.dumps(content, default=datetime.isoformat).encode(), key_of(kind, name))
 
 
 def decode(data: bytes, kind: Kind, name: str) -> Record:
     """Parse the record of that kind and name. Raises DamagedRecord, and Conflict for one of a newer release."""
     try:
-        sealed = json.loads(data)
-        found = sealed["record"]
-        if _digest(found) != sealed["sha256"]:
-            raise DamagedRecord("it is not what was written (SHA-256)")
-    except (ValueError, KeyError, TypeError) as error:
+        found = json.loads(unseal(data, key_of(kind, name)))
+        format_ = found["format"]
+    except (InvalidVersion, ValueError, KeyError, TypeError) as error:
         raise DamagedRecord(f"it cannot be read: {error}") from error
-    if found["format"] != _FORMAT:
-        raise Conflict(f"records have the format {found['format']}: rebuild with a newer release")
-    if (found["kind"], found["name"]) != (kind, name):
-        raise DamagedRecord(f"it is of {found['kind']} {found['name']}")
+    if format_ != _FORMAT:
+        raise Conflict(f"records have the format {format_}: rebuild with a newer release")
     tables = {table: [_row(table, row) for row in rows] for table, rows in found["tables"].items()}
     return Record(tables, found["position"])
-
-
-def _digest(content: object) -> str:
-    text = json.dumps(content, sort_keys=True, default=datetime.isoformat)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _row(name: str, values: Mapping[str, Any]) -> Row:

@@ -17,7 +17,6 @@ from datetime import datetime
 from typing import Any, Literal, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from pydantic import ValidationError
 from sqlalchemy import Connection
 
 from cmcl.contract.api.access import OPERATOR_KEY, Scope
@@ -28,14 +27,16 @@ from cmcl.contract.job import READS_ROWS, submission_id
 from cmcl.contract.modality import FileEntry
 from cmcl.contract.version import LivePointer, VersionManifest
 from cmcl.storage import layout
+from cmcl.storage.documents import parse_document
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.uris import open_store
 from cmcl.storage.versions import (
     check_object,
+    digest_of_manifest,
+    parse_manifest,
     read_candidate,
     read_live,
     read_version,
-    sha256_of,
 )
 from service.auth.key_snapshot import read_signed
 from service.core.clock import utc_now
@@ -177,16 +178,16 @@ class Rebuild:
         self._position = max(self._position or 0, found.position)
         return found.tables
 
-    def _parsed(self, key: str, kind: type[ManifestT]) -> tuple[ManifestT | None, bytes, str]:
-        """A manifest, its bytes and an empty text; or None and why there is none."""
+    def _parsed(
+        self, key: str, parse: Callable[[bytes], ManifestT]
+    ) -> tuple[ManifestT | None, str]:
+        """A manifest and an empty text; or None and why there is none."""
         try:
-            data = self.store.read(key)
-            return kind.model_validate_json(data), data, ""
+            return parse(self.store.read(key)), ""
         except ObjectNotFound:
-            return None, b"", f"{key} is missing"
-        except ValidationError as error:
-            why = error.errors(include_url=False)[0]["msg"]
-            return None, b"", f"{key} cannot be read: {why}"
+            return None, f"{key} is missing"
+        except InvalidVersion as error:
+            return None, str(error)
 
     def _problem(self, key: str, entry: FileEntry) -> str | None:
         """Why an object does not match its entry, or None. Each object is checked once."""
@@ -275,12 +276,9 @@ class Rebuild:
     ) -> tuple[VersionManifest | None, str]:
         """The manifest, or the reason why there is none."""
         key = layout.version_manifest(model, number)
-        manifest, data, problem = self._parsed(key, VersionManifest)
-        if manifest is not None:
-            if sha256 not in (None, sha256_of(data)):
-                problem = f"{key} is not what was recorded (SHA-256)"
-            elif (manifest.model, manifest.version) != (model, number):
-                problem = f"{key} is of version {manifest.version} of {manifest.model!r}"
+        manifest, problem = self._parsed(key, lambda data: parse_manifest(data, key))
+        if manifest is not None and sha256 not in (None, digest_of_manifest(manifest)):
+            problem = f"{key} is not what was recorded (SHA-256)"
         return None if problem else manifest, problem
 
     def _unstored(self, model: Row, known: Row) -> VersionManifest | None:
@@ -373,7 +371,10 @@ class Rebuild:
 
     def _add_dataset(self, name: str, record: Tables) -> None:
         """Add a dataset with its jobs."""
-        manifest, _, problem = self._parsed(layout.dataset_manifest(name), DatasetManifest)
+        key = layout.dataset_manifest(name)
+        manifest, problem = self._parsed(
+            key, lambda data: parse_document(data, key, DatasetManifest)
+        )
         (row,) = record["datasets"]
         if row["model"] not in self._models:
             so = "it is left out; garbage collection removes its folder after a day"

@@ -21,6 +21,7 @@ from cmcl.demo.queries import QueryLoad
 from cmcl.demo.run import Stream, StreamDataset, read_stream
 from cmcl.stack import LocalStack
 from cmcl.storage import layout
+from cmcl.storage.documents import read_document
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.uris import open_store
 from cmcl.storage.versions import read_candidate, read_version
@@ -150,7 +151,7 @@ def test_two_ranks_on_ray_make_the_version_of_one_process(
     shutil.copytree(url2pathname(urlsplit(stack.store_uri).path), tmp_path / "store")
     copy = open_store((tmp_path / "store").as_uri())
     job = read_version(store, MODEL, 2).job
-    spec = JobSpec.model_validate_json(copy.read(layout.run_spec(job, 1)))
+    spec = read_document(copy, layout.run_spec(job, 1), JobSpec)
     copy.put(
         layout.run_spec("alone", 1),
         spec.model_copy(update={"job": "alone"}).model_dump_json().encode(),

@@ -26,6 +26,7 @@ from cmcl.contract.prepare import (
     PrepareRequest,
 )
 from cmcl.storage import layout
+from cmcl.storage.documents import read_document
 from cmcl.storage.object_store import ObjectStore
 from cmcl.tracing import StageLog
 from workers.files.shards import describe_shard
@@ -41,7 +42,7 @@ def prepare_all(store: ObjectStore) -> None:
 def requests_in(store: ObjectStore) -> list[PrepareRequest]:
     """The requests that are in the store."""
     keys = list(store.keys(layout.preparations()))
-    return [PrepareRequest.model_validate_json(store.read(key)) for key in keys]
+    return [read_document(store, key, PrepareRequest) for key in keys]
 
 
 def prepare(store: ObjectStore, request: PrepareRequest) -> None:

@@ -19,6 +19,7 @@ from cmcl.contract.version import (
     datasets_to_merge,
 )
 from cmcl.storage import layout
+from cmcl.storage.documents import read_document
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.running import ProgressWriter, mark_ended
 from cmcl.storage.versions import entry_for, read_version, write_blob, write_candidate
@@ -35,7 +36,7 @@ def train(
     write: bool = True,
 ) -> VersionManifest:
     """Write a complete candidate; `changes` replace fields of its manifest."""
-    spec = JobSpec.model_validate_json(store.read(layout.run_spec(job, attempt)))
+    spec = read_document(store, layout.run_spec(job, attempt), JobSpec)
     stages = StageLog(spec.traceparent)
     stages.enter("training")
     contents = [f"{job} {attempt} {name}".encode() for name in layout.VERSION_FILES]
@@ -85,7 +86,7 @@ def evaluate(
     store: ObjectStore, job: str, attempt: int, recall: float | None = 0.5, note: str | None = None
 ) -> EvaluationResult:
     """Write the result of an evaluation."""
-    spec = JobSpec.model_validate_json(store.read(layout.run_spec(job, attempt)))
+    spec = read_document(store, layout.run_spec(job, attempt), JobSpec)
     assert spec.kind == "evaluate"
     found = None if recall is None else recall_of(spec.learns.evaluation_rows, recall)
     result = EvaluationResult(version=spec.version, recall=found, note=note)

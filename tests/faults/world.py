@@ -18,6 +18,7 @@ from cmcl.contract.errors import ObjectExists
 from cmcl.contract.job import Failure, JobSpec, VersionRef
 from cmcl.contract.model import Gate
 from cmcl.storage import layout
+from cmcl.storage.documents import read_document
 from cmcl.storage.local import LocalStore
 from cmcl.storage.running import mark_ended
 from cmcl.storage.versions import write_blob
@@ -243,12 +244,12 @@ class World:
 
     def spec_of(self, job: JobRow) -> JobSpec:
         """The spec of the job's present attempt."""
-        return JobSpec.model_validate_json(self.store.read(layout.run_spec(job.id, job.attempt)))
+        return read_document(self.store, layout.run_spec(job.id, job.attempt), JobSpec)
 
     def complete(self, attempt: str, says: LaunchState, drift: float = 0.1) -> None:
         """Write the candidate, or the result of an evaluation, and end; `says` is the state that the head reports."""
         job, number = _parts(attempt)
-        spec = JobSpec.model_validate_json(self.store.read(layout.run_spec(job, number)))
+        spec = read_document(self.store, layout.run_spec(job, number), JobSpec)
         try:
             if spec.kind == "evaluate":
                 evaluate(self.store, job, number)

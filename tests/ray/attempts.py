@@ -22,6 +22,7 @@ from cmcl.contract.version import VersionManifest
 from cmcl.demo.run import read_stream
 from cmcl.stack import LocalStack
 from cmcl.storage import layout
+from cmcl.storage.documents import read_document
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.versions import check_complete, read_candidate
 from tests.conftest import EXAMPLE_STREAM
@@ -64,7 +65,7 @@ class Attempts:
         """How its attempt has ended, which is waited for."""
         key = layout.attempt_outcome(submission_id(job, 1))
         wait_until(lambda: list(self._store.keys(key)))
-        return AttemptOutcome.model_validate_json(self._store.read(key))
+        return read_document(self._store, key, AttemptOutcome)
 
     def start_cold(self, job: str, dataset: int, training: TrainingSpec) -> subprocess.Popen[bytes]:
         """Begin an attempt with two ranks of its own, as a RayJob does."""

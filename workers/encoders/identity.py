@@ -26,8 +26,9 @@ from cmcl.contract.encoder import (
     EncoderSpec,
     ModelFiles,
 )
-from cmcl.contract.errors import ObjectExists, ObjectNotFound
+from cmcl.contract.errors import InvalidVersion, ObjectExists, ObjectNotFound
 from cmcl.storage import layout
+from cmcl.storage.documents import document, parse_document
 from cmcl.storage.object_store import ObjectStore
 from workers.encoders.decoding import IMAGE_DECODING
 from workers.encoders.port import EncoderMismatch, EncoderUnusable, Float32Array, FrozenEncoder
@@ -151,7 +152,7 @@ def check_or_record(
     except ObjectNotFound:
         record: EncoderRecord = compute(partial(record_of, encoder))
         try:
-            store.create(key, record.model_dump_json().encode())
+            store.create(key, document(record, key))
             return
         except ObjectExists:
             data = store.read(key)
@@ -167,13 +168,13 @@ def record_of(encoder: FrozenEncoder[Any]) -> EncoderRecord:
 
 def parse_record(encoder: FrozenEncoder[Any], data: bytes) -> EncoderRecord:
     """Return the stored record of an encoder. Raises EncoderMismatch if it is damaged."""
+    key = layout.encoder_record(encoder.identity().digest)
     try:
-        record = EncoderRecord.model_validate_json(data)
+        record = parse_document(data, key, EncoderRecord)
         np.frombuffer(record.probe_bytes, "<f4")
-    except ValueError as error:
-        digest = encoder.identity().digest
+    except (InvalidVersion, ValueError) as error:
         raise EncoderMismatch(
-            f"encoder {encoder.spec.name!r}: its record encoders/{digest}.json is damaged; restore it, or "
+            f"encoder {encoder.spec.name!r}: its record {key} is damaged; restore it, or "
             "delete it if the encoder is known to be the right one"
         ) from error
     return record

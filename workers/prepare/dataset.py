@@ -17,6 +17,7 @@ from cmcl.contract.errors import InvalidDataset, InvalidUri, ObjectExists, Stora
 from cmcl.contract.prepare import DatasetReport, PreparationError, PrepareReport, PrepareRequest
 from cmcl.storage import layout
 from cmcl.storage.datasets import read_dataset_manifest
+from cmcl.storage.documents import document, write_document
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.versions import entry_for
 from workers.encoders.identity import check_identity
@@ -475,7 +476,7 @@ def _write_manifest(store: ObjectStore, request: PrepareRequest, prepared: Prepa
     )
     try:
         key = layout.dataset_manifest(request.dataset)
-        store.create(key, manifest.model_dump_json().encode())
+        store.create(key, document(manifest, key))
     except ObjectExists:
         logger.info("dataset %s: another process wrote its manifest", request.dataset)
 
@@ -498,8 +499,8 @@ def _write_report(
 ) -> None:
     """Write the report of a dry run and the list of rows that would be left out, and delete the prepared shards."""
     write_rejected(store, request.dataset, prepared.rejected)
-    data = PrepareReport(request=request.request, report=report).model_dump_json().encode()
-    store.put(layout.preparation_file(request.dataset, "report"), data)
+    written = PrepareReport(request=request.request, report=report)
+    write_document(store, layout.preparation_file(request.dataset, "report"), written)
     kept = (layout.preparation_files(request.dataset), layout.rejected_rows(request.dataset))
     for key in list(store.keys(layout.dataset_prefix(request.dataset))):
         if not key.startswith(kept):

@@ -260,7 +260,8 @@ def size_of(item: Decoded) -> int:
 # Half of a digest of 32 bytes, as ids are compared.
 _DIGEST_BYTES = 16
 # By the first half, little endian, the entries are sorted.
-_ENTRY = np.dtype([("first", "<u8"), ("second", "<u8"), ("is_flat", "?")])
+# `seal`: of the features, and of the encoder that they are of.
+_ENTRY = np.dtype([("first", "<u8"), ("second", "<u8"), ("is_flat", "?"), ("seal", "<u8")])
 # Older objects are not searched: these have four million items, and indexes of 70 MB.
 _MOST_OBJECTS = 4096
 _THREADS = 16
@@ -310,21 +311,30 @@ class EncodedItems:
         index_N = np.empty(len(keys), _ENTRY)
         index_N["first"], index_N["second"] = _halves(keys)
         index_N["is_flat"] = [items[key].is_flat for key in keys]
-        index = index_N.tobytes()
         features_NF = np.stack([items[key].feature_F for key in keys]).astype("<f4")
+        index_N["seal"] = [self._seal(feature_F) for feature_F in features_NF]
+        index = index_N.tobytes()
         digest = hashlib.sha256(index).hexdigest()
         key = layout.encoded_object(self._folder, int(time.time()), digest, len(keys))
         retry_unavailable(partial(self._store.put, key, index + features_NF.tobytes()))
 
+    def _seal(self, feature_F: np.ndarray) -> int:
+        data = self._folder.encode() + feature_F.tobytes()
+        return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
     def _index(self, key: str) -> np.ndarray:
+        """Return the index of an object; an empty one if the object was deleted or is damaged: items are encoded again."""
         known = (self._store.uri, key)
         if known not in _indexes:
             size = layout.encoded_count(key) * _ENTRY.itemsize
             try:
                 read = partial(self._store.read_range, key, 0, size)
-                index_N = np.frombuffer(retry_unavailable(read), _ENTRY)
+                index = retry_unavailable(read)
             except ObjectNotFound:
                 return np.empty(0, _ENTRY)
+            if hashlib.sha256(index).hexdigest()[:16] != layout.encoded_digest(key):
+                return np.empty(0, _ENTRY)
+            index_N = np.frombuffer(index, _ENTRY)
             while len(_indexes) >= _MOST_OBJECTS:
                 del _indexes[next(iter(_indexes))]
             _indexes[known] = index_N
@@ -333,7 +343,7 @@ class EncodedItems:
     def _read(
         self, key: str, index_N: np.ndarray, places: Mapping[int, bytes], threads: Executor
     ) -> dict[bytes, EncodedItem]:
-        """Return the items at these places of an object; none if it was deleted."""
+        """Return the items at these places of an object, without damaged ones; none if it was deleted."""
         row_bytes = 4 * self._width
         place_K = np.array(sorted(places))
         is_far_K = np.diff(place_K) * row_bytes > _GAP_BYTES
@@ -348,11 +358,13 @@ class EncodedItems:
         found = {}
         try:
             for run, data in zip(runs, threads.map(read, runs), strict=True):
-                features_NF = np.frombuffer(data, "<f4").reshape(-1, self._width)
                 for place in run.tolist():
-                    found[places[place]] = EncodedItem(
-                        features_NF[place - run[0]], bool(index_N["is_flat"][place])
-                    )
+                    start = (place - int(run[0])) * row_bytes
+                    row = data[start : start + row_bytes]
+                    feature_F = np.frombuffer(row[: len(row) // 4 * 4], "<f4")
+                    if self._seal(feature_F) == index_N["seal"][place]:
+                        is_flat = bool(index_N["is_flat"][place])
+                        found[places[place]] = EncodedItem(feature_F, is_flat)
         except ObjectNotFound:
             return {}
         return found

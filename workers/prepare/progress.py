@@ -12,11 +12,10 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
-from pydantic import ValidationError
-
-from cmcl.contract.errors import ObjectNotFound, StorageUnavailable
+from cmcl.contract.errors import InvalidVersion, ObjectNotFound, StorageUnavailable
 from cmcl.contract.prepare import PreparationPhase, PrepareProgress, PrepareRequest
 from cmcl.storage import layout
+from cmcl.storage.documents import read_document, write_document
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.uris import open_store
 from cmcl.tracing import StageLog
@@ -182,7 +181,7 @@ class ProgressWriter:
             before, at = self._written.get(progress.dataset, (None, 0.0))
             if before is None or _differs(before, latest) or now - at >= _HEARTBEAT_SECONDS:
                 key = layout.preparation_file(progress.dataset, "progress")
-                self._store.put(key, latest.model_dump_json().encode())
+                write_document(self._store, key, latest)
                 self._written[progress.dataset] = (latest, now)
 
     def _run(self) -> None:
@@ -246,9 +245,9 @@ class Watch:
 def is_current(store: ObjectStore, context: DatasetContext) -> bool:
     """Return whether the request of this context is still there; True if the store does not answer."""
     try:
-        text = store.read(layout.preparation_request(context.dataset))
-        return PrepareRequest.model_validate_json(text).request == context.request
+        key = layout.preparation_request(context.dataset)
+        return read_document(store, key, PrepareRequest).request == context.request
     except StorageUnavailable:
         return True
-    except (ObjectNotFound, ValidationError):
+    except (ObjectNotFound, InvalidVersion):
         return False

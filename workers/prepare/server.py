@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 
-from pydantic import ValidationError
-
-from cmcl.contract.errors import ObjectNotFound, StorageUnavailable
+from cmcl.contract.errors import InvalidVersion, ObjectNotFound, StorageUnavailable
 from cmcl.contract.prepare import PrepareFailure, PrepareReport, PrepareRequest
 from cmcl.storage import layout
+from cmcl.storage.documents import read_document, write_document
 from cmcl.storage.object_store import ObjectStore
 from workers.prepare.dataset import FIRST_ROWS, PreparationFailed, forget_units, write_rejected
 from workers.prepare.progress import Cancelled, DatasetProgress, ProgressWriter
@@ -113,11 +112,10 @@ class PrepareServer:
 
     def _read(self, dataset: str) -> PrepareRequest | None:
         try:
-            text = self.store.read(layout.preparation_request(dataset))
-            request = PrepareRequest.model_validate_json(text)
+            request = read_document(self.store, layout.preparation_request(dataset), PrepareRequest)
         except ObjectNotFound:
             return None  # The next listing will not have it either.
-        except ValidationError as error:
+        except InvalidVersion as error:
             logger.error("the request for %s cannot be read: %s", dataset, error)  # noqa: TRY400
             self._unreadable[dataset] = self.clock()
             return None
@@ -136,12 +134,14 @@ class PrepareServer:
 
     def _has_result(self, request: PrepareRequest) -> bool:
         """Return whether an earlier driver wrote a failure or a report for this request."""
-        for name, kind in (("failure", PrepareFailure), ("report", PrepareReport)):
+        kinds: dict[str, type[PrepareFailure | PrepareReport]]
+        kinds = {"failure": PrepareFailure, "report": PrepareReport}
+        for name, kind in kinds.items():
             try:
-                text = self.store.read(layout.preparation_file(request.dataset, name))  # type: ignore[arg-type]
-                if kind.model_validate_json(text).request == request.request:
+                key = layout.preparation_file(request.dataset, name)  # type: ignore[arg-type]
+                if read_document(self.store, key, kind).request == request.request:
                     return True
-            except (ObjectNotFound, ValidationError):
+            except (ObjectNotFound, InvalidVersion):
                 continue
         return False
 
@@ -188,7 +188,7 @@ class PrepareServer:
     def _write_failure(self, request: PrepareRequest, failure: PreparationFailed) -> None:
         rejected = failure.prepared.rejected
         write_rejected(self.store, request.dataset, rejected)
-        document = PrepareFailure(
+        failed = PrepareFailure(
             request=request.request,
             reason=failure.reason,
             message=str(failure),
@@ -197,7 +197,7 @@ class PrepareServer:
             needed_share=failure.prepared.needed_share,
         )
         key = layout.preparation_file(request.dataset, "failure")
-        self.store.put(key, document.model_dump_json().encode())
+        write_document(self.store, key, failed)
         forget_units(self.store, request.dataset)
 
     def _take_results(self) -> None:

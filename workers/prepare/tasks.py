@@ -15,12 +15,13 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
+from blake3 import blake3
 
 from cmcl.contract.dataset import Shard
-from cmcl.contract.errors import ObjectNotFound
+from cmcl.contract.errors import InvalidVersion, ObjectNotFound
 from cmcl.contract.prepare import DatasetReport, PrepareRequest
 from cmcl.storage import layout
+from cmcl.storage.documents import read_document, write_document
 from cmcl.storage.object_store import retry_unavailable
 from cmcl.storage.uris import open_store
 from cmcl.storage.versions import digests_of_file
@@ -127,16 +128,16 @@ def unit_record(
     store, digest = open_store(context.store), task.digest(context)
     key = layout.preparation_unit(context.dataset, context.request, digest)
     try:
-        done = UnitRecord.model_validate_json(retry_unavailable(partial(store.read, key)))
+        done = retry_unavailable(partial(read_document, store, key, UnitRecord))
         return done.model_copy(update={"encoded": 0})
-    except (ObjectNotFound, ValidationError):
-        pass  # It is not done, or another release has done it.
+    except (ObjectNotFound, InvalidVersion):
+        pass  # It is not done, or another release has done it; a damaged record counts as none.
     if task.raw is None:
         record = read_features(child, _feature_file(context, task, digest))
     else:
         record = yield from encode_unit(context, task, task.raw, child, check)
     check()
-    retry_unavailable(partial(store.put, key, record.model_dump_json().encode()))
+    retry_unavailable(partial(write_document, store, key, record))
     return record
 
 
@@ -169,7 +170,10 @@ def find_repeated(context: DatasetContext, tasks: list[UnitTask]) -> list[Repeat
     for task in tasks:
         starts.append(len(digests) // DIGEST_BYTES)
         key = layout.preparation_ids(context.dataset, context.request, task.digest(context))
-        digests += store.read(key)
+        data = store.read(key)
+        if blake3(data[32:]).digest() != data[:32]:
+            raise InvalidVersion(f"{store.uri}/{key} is not what was written; retry the job")
+        digests += data[32:]
 
     def place(row: int) -> tuple[int, int]:
         """Return the index of the task of a row, and the number of the row in its file."""

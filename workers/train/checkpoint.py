@@ -9,6 +9,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Self
 
 from safetensors import SafetensorError
@@ -100,8 +101,8 @@ class StoredCheckpoints(Checkpoints):
         """Runs in a thread. If the store fails, this checkpoint is lost and training continues."""
         try:
             data = save(dict(tensors))
-            digest = hashlib.sha256(data).hexdigest()
-            key = layout.run_checkpoint(self._job.job, self._job.attempt, updates, digest)
+            name = partial(layout.run_checkpoint, self._job.job, self._job.attempt, updates)
+            key = name(_digest(name(""), data))
             self._store.put(key, data)
             for old in sorted(self._store.keys(self._prefix))[:-_KEPT]:
                 self._store.delete(old)
@@ -118,11 +119,15 @@ def _copied(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
+def _digest(key: str, data: bytes) -> str:
+    """Digest of the bytes and of the key before it: a checkpoint of another job is none of this one."""
+    return hashlib.sha256(f"{key.rpartition('-')[0]}\n".encode() + data).hexdigest()
+
+
 def _read(store: ObjectStore, key: str) -> Tensors:
     """Raises ObjectNotFound, and InvalidVersion if its digest is not the one in its name."""
     data = retry_unavailable(lambda: store.read(key))
-    digest = key.rpartition("-")[2].removesuffix(".safetensors")
-    if hashlib.sha256(data).hexdigest() != digest:
+    if _digest(key, data) != key.rpartition("-")[2].removesuffix(".safetensors"):
         raise InvalidVersion(f"{store.uri}/{key} does not have the SHA-256 of its name")
     try:
         tensors: Tensors = load(data)

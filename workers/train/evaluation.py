@@ -13,16 +13,17 @@ from statistics import fmean
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from torch import Tensor
 
 from cmcl.contract.dataset import EvaluationDataset, Shard
 from cmcl.contract.encoder import EncoderIdentity
-from cmcl.contract.errors import InvalidDataset, ObjectNotFound, StorageUnavailable
+from cmcl.contract.errors import InvalidDataset, InvalidVersion, ObjectNotFound, StorageUnavailable
 from cmcl.contract.job import JobSpec
 from cmcl.contract.modality import Modality, ModalityPair
 from cmcl.contract.version import EvaluationResult, LearnedDataset, MeasuredDataset, Recall
 from cmcl.storage import layout
+from cmcl.storage.documents import read_document, write_document
 from cmcl.storage.object_store import ObjectStore, retry_unavailable
 from workers.files.shards import Rows, Scratch, check_room, open_in_pieces, open_verified, rows_of
 from workers.model.heads import ModalityHeads, PairedRows
@@ -33,7 +34,7 @@ from workers.train.dataset import paired_rows
 from workers.train.versions import Parent, check_encoders, read_version_heads
 
 # What a missing or damaged object of one dataset raises. Others are measured nevertheless.
-_UNREADABLE = (InvalidDataset, ObjectNotFound, ValidationError)
+_UNREADABLE = (InvalidDataset, ObjectNotFound, InvalidVersion)
 # Every query is scored against all rows: more would take minutes without changing recall noticeably.
 MOST_HELD_OUT = 16_384
 # Scores of this many queries against all rows are held at once.
@@ -109,8 +110,8 @@ class _HeldOutPart(BaseModel):
 
 
 def _stored(store: ObjectStore, dataset: str) -> _HeldOutPart:
-    text = retry_unavailable(partial(store.read, layout.dataset_manifest(dataset)))
-    return _HeldOutPart.model_validate_json(text)
+    key = layout.dataset_manifest(dataset)
+    return retry_unavailable(partial(read_document, store, key, _HeldOutPart))
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def evaluate_version(store: ObjectStore, job: JobSpec, scratch: Scratch) -> None
     (found,) = measure_only(store, [dataset], version, scratch)
     result = EvaluationResult(version=job.version, recall=found.recall, note=found.note)
     key = layout.run_evaluation(job.job, job.attempt)
-    retry_unavailable(partial(store.put, key, result.model_dump_json().encode()))
+    retry_unavailable(partial(write_document, store, key, result))
 
 
 def measure_only(

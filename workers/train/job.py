@@ -22,6 +22,7 @@ from cmcl.contract.version import (
     datasets_to_measure,
 )
 from cmcl.storage import layout
+from cmcl.storage.documents import read_document
 from cmcl.storage.object_store import ObjectStore, retry_unavailable
 from cmcl.storage.uris import open_store
 from cmcl.storage.versions import read_candidate, write_blob
@@ -66,7 +67,7 @@ def train_dataset(store_uri: str, job: str, attempt: int, device: torch.device) 
     """
     store = open_store(store_uri)
     key = layout.run_spec(job, attempt)
-    spec = JobSpec.model_validate_json(retry_unavailable(lambda: store.read(key)))
+    spec = retry_unavailable(partial(read_document, store, key, JobSpec))
     here = world()
     # If Ray restarted the ranks, the group before may have finished.
     if broadcast_object(lambda: _is_complete(store, spec), here):

@@ -10,6 +10,7 @@ from typing import Self
 from cmcl.contract.errors import CannotCombine, InvalidDataset, StoreDamaged, WorkerError
 from cmcl.contract.job import AttemptFailureReason, Failure, JobSpec, Phase, Progress
 from cmcl.storage import layout
+from cmcl.storage.documents import write_document
 from cmcl.storage.object_store import ObjectStore, retry_unavailable
 from cmcl.storage.running import ProgressWriter, mark_ended
 from cmcl.tracing import StageLog
@@ -91,7 +92,7 @@ class Reporter(Watcher):
         """Write failure.json: another attempt would not help, and why."""
         failure = Failure(reason=_reason(error), message=str(error))
         key = layout.run_failure(self._spec.job, self._spec.attempt)
-        self._store.put(key, failure.model_dump_json().encode())
+        write_document(self._store, key, failure)
         self._show_end()
 
     def _show_end(self) -> None:

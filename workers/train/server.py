@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
 
-from pydantic import ValidationError
-
-from cmcl.contract.errors import ObjectExists, ObjectNotFound
+from cmcl.contract.errors import InvalidVersion, ObjectExists, ObjectNotFound
 from cmcl.contract.job import AttemptOutcome, AttemptRequest, Phase, Progress
 from cmcl.storage import layout
+from cmcl.storage.documents import document, read_document
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.running import ProgressWriter
 from workers.train.queue import RESTARTS, Attempt, AttemptStatus
@@ -145,11 +144,10 @@ class AttemptServer:
 
     def _add(self, name: str) -> None:
         try:
-            text = self.store.read(layout.attempt_request(name))
-            request = AttemptRequest.model_validate_json(text)
+            request = read_document(self.store, layout.attempt_request(name), AttemptRequest)
         except ObjectNotFound:
             return
-        except ValidationError as error:
+        except InvalidVersion as error:
             # Perhaps of another release: the control plane starts another attempt, and reports the message.
             self._end(name, AttemptOutcome(state="failed", message=f"{_UNREADABLE}: {error}"))
             return
@@ -256,8 +254,8 @@ class AttemptServer:
 
     def _end(self, name: str, outcome: AttemptOutcome) -> None:
         try:
-            text = outcome.model_dump_json().encode()
-            self.store.create(layout.attempt_outcome(name), text)
+            key = layout.attempt_outcome(name)
+            self.store.create(key, document(outcome, key))
         except ObjectExists:
             pass  # It was stopped, or another driver has ended it.
         self.store.delete(layout.attempt_request(name))

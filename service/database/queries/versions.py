@@ -9,7 +9,7 @@ from typing import Any, Self
 from sqlalchemy import Connection, Row, RowMapping, bindparam, insert, select, update
 
 from cmcl.contract.version import Recall, VersionManifest, VersionReport
-from cmcl.storage.versions import sha256_of
+from cmcl.storage.versions import digest_of_manifest
 from service.database.engine import Seek, one
 from service.database.queries import backup, events
 from service.database.rows import Event, FiguresByDataset, PromotionRow, VersionOutline, VersionRow
@@ -68,7 +68,7 @@ def from_manifest(manifest: VersionManifest) -> dict[str, object]:
     drifts = [drift.since_learned for drift in report.drift.values()]
     return {
         "manifest": document,
-        "manifest_sha256": sha256_of(manifest.model_dump_json().encode()),
+        "manifest_sha256": digest_of_manifest(manifest),
         "kind": manifest.kind,
         "copied_from": manifest.copied_from,
         "dataset": manifest.dataset,

@@ -12,6 +12,7 @@ from benchmarks.faults.trial import ProgressLog
 from benchmarks.training_faults import Outcome, markdown
 from cmcl.contract.job import JobSpec, Phase, Progress
 from cmcl.storage import layout
+from cmcl.storage.documents import read_document
 from cmcl.storage.running import ProgressWriter
 from cmcl.storage.uris import open_store
 
@@ -67,8 +68,8 @@ def test_next_attempt_continues_from_the_newest_checkpoint(job: Job, tmp_path: P
         job.store.put(layout.run_checkpoint(job.name, 1, updates, "0" * 64), b"heads")
     job.next_attempt(2)
     job.next_attempt(3)
-    texts = [job.store.read(layout.run_spec(job.name, attempt)) for attempt in (1, 2, 3)]
-    resumed_from = [JobSpec.model_validate_json(text).resume_from for text in texts]
+    keys = [layout.run_spec(job.name, attempt) for attempt in (1, 2, 3)]
+    resumed_from = [read_document(job.store, key, JobSpec).resume_from for key in keys]
     newest = layout.run_checkpoint(job.name, 1, 100, "0" * 64)
     assert resumed_from == [None, newest, newest], (
         "an attempt without checkpoints passes on the one that it got"

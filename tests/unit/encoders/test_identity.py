@@ -11,6 +11,7 @@ from PIL import Image
 
 from cmcl.contract.encoder import EncoderIdentity, EncoderRecord, EncoderSpec, Media, ModelFiles
 from cmcl.storage import layout
+from cmcl.storage.documents import parse_document
 from cmcl.storage.local import LocalStore
 from workers.encoders.identity import (
     check_identity,
@@ -297,7 +298,7 @@ def test_the_first_process_records_an_encoder_and_the_others_compare(tmp_path: P
     key = layout.encoder_record(encoder.identity().digest)
     check_or_record(encoder, store)
     recorded = store.read(key)
-    assert EncoderRecord.model_validate_json(recorded) == record_of(encoder)
+    assert parse_document(recorded, key, EncoderRecord) == record_of(encoder)
     check_or_record(encoder, store)
     with pytest.raises(EncoderMismatch, match="computes other features"):
         check_or_record(Bent(spec_of("text"), noise=0.1), store)

@@ -16,6 +16,7 @@ from cmcl.contract.job import StageReport
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.prepare import PrepareReport
 from cmcl.storage import layout
+from cmcl.storage.documents import read_document
 from cmcl.storage.local import LocalStore
 from tests.fakes.feature_shards import feature_table, write_shard
 from tests.fakes.preparation import Ground
@@ -75,8 +76,8 @@ def write_lists(path: Path, rows: list[tuple[str, list[float | None] | None]]) -
 def test_a_traced_preparation_reports_its_stages(ground: Ground) -> None:
     write_shard(ground.folder / "a.parquet", feature_table(16))
     ground.prepare(ground.request("a.parquet", traceparent="00-trace"))
-    report = StageReport.model_validate_json(
-        ground.store.read(layout.preparation_file("ds-0123456789ab", "stages"))
+    report = read_document(
+        ground.store, layout.preparation_file("ds-0123456789ab", "stages"), StageReport
     )
     assert report.traceparent == "00-trace"
     names = [stage.name for stage in report.stages]
@@ -305,4 +306,4 @@ def dry_run(ground: Ground, *names: str, report_version: int) -> PrepareReport:
     with pytest.raises(AssertionError):  # there is no manifest
         ground.prepare(request)
     key = layout.preparation_file(request.dataset, "report")
-    return PrepareReport.model_validate_json(ground.store.read(key))
+    return read_document(ground.store, key, PrepareReport)

@@ -15,6 +15,7 @@ from cmcl.contract.model import ModelSpec
 from cmcl.contract.prepare import PrepareFailure, PrepareProgress, PrepareRequest
 from cmcl.storage import layout
 from cmcl.storage.datasets import read_rejected
+from cmcl.storage.documents import read_document
 from cmcl.storage.local import LocalStore
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.preparation import Ground
@@ -164,10 +165,10 @@ def test_a_failure_is_written_with_its_reason(
     carried.do = fail
     ask(ground, "ds-1", request=2, traceparent="00-trace")
     steps_until(server, lambda: server.is_idle)
-    stages = ground.store.read(layout.preparation_file("ds-1", "stages"))
-    assert StageReport.model_validate_json(stages).traceparent == "00-trace"
-    text = ground.store.read(layout.preparation_file("ds-1", "failure"))
-    assert PrepareFailure.model_validate_json(text) == PrepareFailure(
+    key = layout.preparation_file("ds-1", "stages")
+    assert read_document(ground.store, key, StageReport).traceparent == "00-trace"
+    key = layout.preparation_file("ds-1", "failure")
+    assert read_document(ground.store, key, PrepareFailure) == PrepareFailure(
         request=2,
         reason="invalid_dataset",
         message="too many bad rows",

@@ -16,6 +16,7 @@ from cmcl.contract.encoder import EncoderSpec
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.prepare import PrepareReport
 from cmcl.storage import layout
+from cmcl.storage.documents import read_document
 from cmcl.storage.local import LocalStore
 from tests.fakes.encoder_cases import features
 from tests.fakes.preparation import Ground
@@ -354,7 +355,7 @@ def test_a_dry_run_of_a_dataset_with_too_many_bad_rows_counts_the_usable_ones(
     with pytest.raises(AssertionError):  # there is no manifest
         ground.prepare(ground.request("raw.jsonl", encoders=ENCODERS, report_version=0))
     key = layout.preparation_file("ds-0123456789ab", "report")
-    report = PrepareReport.model_validate_json(ground.store.read(key)).report
+    report = read_document(ground.store, key, PrepareReport).report
     assert (report.rows, report.rejected_rows) == (98, 2)
     assert "98 usable rows would be learned with --max-bad-share 0.02" in report.refusals[0]
     listed = ground.store.read(layout.rejected_rows("ds-0123456789ab")).splitlines()

@@ -14,6 +14,7 @@ import pytest
 
 from cmcl.contract.encoder import EncoderIdentity, EncoderRecord, EncoderSpec
 from cmcl.storage import layout
+from cmcl.storage.documents import parse_document
 from cmcl.storage.local import LocalStore
 from tests.fakes.encoders import LENGTHS, LengthEncoder
 from tests.fakes.flaky_store import FlakyStore
@@ -301,7 +302,7 @@ def test_a_process_that_starts_without_its_store_compares_at_the_first_request(
 def test_the_first_process_writes_the_record_and_the_others_compare(store: FlakyStore) -> None:
     assert Process(store, LengthEncoder()).ask(IDENTITY) == [None]
     written = store.read(KEY)
-    assert EncoderRecord.model_validate_json(written).identity == IDENTITY
+    assert parse_document(written, KEY, EncoderRecord).identity == IDENTITY
     assert Process(store, LengthEncoder()).ask(IDENTITY) == [None]
     assert store.read(KEY) == written
 

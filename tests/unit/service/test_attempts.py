@@ -9,6 +9,7 @@ import pytest
 from cmcl.contract.api.jobs import FailureReason, JobState
 from cmcl.contract.job import Failure, JobSpec
 from cmcl.storage import layout
+from cmcl.storage.documents import read_document
 from cmcl.storage.running import mark_ended
 from service.jobs import attempts
 from service.jobs.attempts import STARTING
@@ -240,7 +241,7 @@ def test_an_attempt_that_is_not_there_is_named(
 def current_spec(plane: ControlPlane, job: str) -> JobSpec:
     """The spec of the present attempt."""
     key = layout.run_spec(job, plane.job(job).attempt)
-    return JobSpec.model_validate_json(plane.store.read(key))
+    return read_document(plane.store, key, JobSpec)
 
 
 def start(plane: ControlPlane) -> str:

@@ -15,6 +15,7 @@ from cmcl.contract.api.jobs import FailureReason, JobState
 from cmcl.contract.job import JobSpec
 from cmcl.contract.version import LivePointer
 from cmcl.storage import layout
+from cmcl.storage.documents import read_document
 from cmcl.storage.versions import read_live, read_version, read_version_file, write_live
 from service.database.queries import versions
 from service.maintenance.gc import GarbageCollector
@@ -397,7 +398,7 @@ def test_an_attempt_that_runs_keeps_its_work(plane: ControlPlane) -> None:
     second = plane.tick_to(job, JobState.RUNNING)
     assert second.attempt == 2
     key = layout.run_spec(job, second.attempt)
-    spec = JobSpec.model_validate_json(plane.store.read(key))
+    spec = read_document(plane.store, key, JobSpec)
     assert spec.resume_from == checkpoint
     assert "depth" in spec.spec.modalities
     add(plane, "touch", width=2)

@@ -8,6 +8,7 @@ from cmcl.contract.api.jobs import FailureReason, JobState
 from cmcl.contract.job import JobSpec
 from cmcl.contract.version import EvaluationResult
 from cmcl.storage import layout
+from cmcl.storage.documents import read_document
 from cmcl.storage.running import mark_ended
 from service.database.rows import JobRow
 from service.launchers.port import LaunchState
@@ -25,7 +26,7 @@ def measure(plane: ControlPlane, name: str = "views", **changes: Any) -> str:
 
 
 def spec_of(plane: ControlPlane, job: JobRow) -> JobSpec:
-    return JobSpec.model_validate_json(plane.store.read(layout.run_spec(job.id, job.attempt)))
+    return read_document(plane.store, layout.run_spec(job.id, job.attempt), JobSpec)
 
 
 def listed(plane: ControlPlane, job: JobRow) -> list[str]:

@@ -18,6 +18,7 @@ from cmcl.contract.version import (
     datasets_to_measure,
 )
 from cmcl.storage import layout
+from cmcl.storage.documents import read_document
 from service.jobs.gate import check_answers, judge
 from tests.fakes.control_plane import ControlPlane, reopened
 from tests.fakes.measured import head
@@ -114,7 +115,7 @@ def test_a_bound_that_is_newer_than_a_candidate_needs_what_it_did_not_measure(
         plane.run_to_end(plane.post_dataset(name))
     job = plane.post_dataset("three")
     plane.tick_to(job, JobState.RUNNING)
-    spec = JobSpec.model_validate_json(plane.store.read(layout.run_spec(job, 1)))
+    spec = read_document(plane.store, layout.run_spec(job, 1), JobSpec)
     assert not spec.measures_all
     candidate = train(plane.store, job, 1, write=False)
     (due,) = datasets_to_measure(spec, candidate.earlier)
@@ -124,7 +125,7 @@ def test_a_bound_that_is_newer_than_a_candidate_needs_what_it_did_not_measure(
     assert plane.run_to_end(job).reason == FailureReason.NOT_MEASURED
     assert plane.client.post(f"/v1/jobs/{job}/retry").status_code == 202
     plane.tick_to(job, JobState.RUNNING)
-    spec = JobSpec.model_validate_json(plane.store.read(layout.run_spec(job, 2)))
+    spec = read_document(plane.store, layout.run_spec(job, 2), JobSpec)
     assert spec.measures_all
     plane.close()
 
@@ -249,7 +250,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
     job = plane.post_dataset("two")
     plane.tick_to(job, JobState.RUNNING)
     candidate = train(plane.store, job, 1)
-    spec = JobSpec.model_validate_json(plane.store.read(layout.run_spec(job, 1)))
+    spec = read_document(plane.store, layout.run_spec(job, 1), JobSpec)
     parent = plane.versions()[0].manifest
     plane.close()
     return spec, parent, candidate

@@ -9,6 +9,7 @@ from sqlalchemy import update
 from cmcl.contract.api.jobs import FINAL_STATES, FailureReason, JobState
 from cmcl.contract.job import Failure, JobSpec, submission_id
 from cmcl.storage import layout
+from cmcl.storage.documents import read_document
 from cmcl.storage.running import forget_running, mark_ended
 from cmcl.storage.versions import read_version
 from service.core.states import CANCELLABLE, LEGAL_MOVES, IllegalMove, check_move
@@ -62,7 +63,7 @@ def test_no_job_begins_before_its_parent_is_stored(plane: ControlPlane) -> None:
 def test_the_spec_has_everything_that_the_worker_needs(plane: ControlPlane) -> None:
     job = plane.post_dataset(evaluation_shards=[plane.shard("held-out")])
     plane.tick_to(job, JobState.RUNNING)
-    spec = JobSpec.model_validate_json(plane.store.read(layout.run_spec(job, 1)))
+    spec = read_document(plane.store, layout.run_spec(job, 1), JobSpec)
     assert (spec.version, spec.parent, spec.learns.rows) == (1, None, 16)
     (held_out,) = spec.learns.evaluation_shards
     key = layout.evaluation_shard(spec.learns.dataset, 0, held_out.sha256)

@@ -10,6 +10,7 @@ import pytest
 from cmcl.contract.errors import InvalidDataset, StoreDamaged
 from cmcl.contract.job import Failure, VersionRef
 from cmcl.storage import layout
+from cmcl.storage.documents import read_document
 from cmcl.storage.local import LocalStore
 from cmcl.storage.versions import publish_manifest, read_candidate, read_version
 from tests.fakes.flaky_store import FlakyStore
@@ -55,7 +56,7 @@ def test_damage_to_earlier_datasets_is_not_the_new_ones_fault(
     job = prepare_job(store, tmp_path, STREAM.datasets[1], version=2)
     with pytest.raises(StoreDamaged):
         run(store, job)
-    failure = Failure.model_validate_json(store.read(layout.run_failure("job-2", 1)))
+    failure = read_document(store, layout.run_failure("job-2", 1), Failure)
     assert failure.reason == "store_damaged"
     assert key in failure.message
     assert "restore that object from a backup" in failure.message

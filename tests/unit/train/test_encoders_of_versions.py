@@ -12,6 +12,7 @@ from cmcl.contract.job import Failure, JobSpec
 from cmcl.contract.modality import FileEntry
 from cmcl.contract.version import VersionManifest
 from cmcl.storage import layout
+from cmcl.storage.documents import read_document
 from cmcl.storage.local import LocalStore
 from cmcl.storage.versions import publish_manifest, read_candidate
 from tests.unit.train.test_job import STREAM, prepare_job, run
@@ -77,7 +78,7 @@ def test_features_of_another_encoder_than_the_parent_s_are_not_learned(tmp_path:
     other = with_dataset(store, second, encoders={"text": identity("others")})
     with pytest.raises(InvalidDataset, match="model is 'others', expected 'words'"):
         run(store, other)
-    failure = Failure.model_validate_json(store.read(layout.run_failure(other.job, 1)))
+    failure = read_document(store, layout.run_failure(other.job, 1), Failure)
     assert failure.reason == "invalid_dataset"
 
 

@@ -14,6 +14,7 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import EvaluationResult, MeasuredDataset, VersionManifest
 from cmcl.storage import layout
+from cmcl.storage.documents import read_document
 from cmcl.storage.local import LocalStore
 from cmcl.storage.versions import publish_manifest, read_candidate
 from tests.fakes.latent_pairs import WIDTHS, write_latent_pairs
@@ -175,8 +176,7 @@ def test_a_job_of_its_own_measures_a_version_and_makes_none(bench: Bench) -> Non
     for _ in range(2):
         # The second time it finds its result.
         train_dataset(bench.store.uri, "job-more", 1, torch.device("cpu"))
-    written = bench.store.read(layout.run_evaluation("job-more", 1))
-    result = EvaluationResult.model_validate_json(written)
+    result = read_document(bench.store, layout.run_evaluation("job-more", 1), EvaluationResult)
     assert (result.version, result.note) == (1, None)
     assert result.recall is not None
     assert result.recall.rows == 100

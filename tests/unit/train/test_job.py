@@ -29,6 +29,7 @@ from cmcl.contract.model import ModelSpec, TrainingSpec
 from cmcl.contract.version import VersionManifest, datasets_to_measure
 from cmcl.demo.run import Stream, StreamDataset, read_stream
 from cmcl.storage import layout
+from cmcl.storage.documents import read_document
 from cmcl.storage.local import LocalStore
 from cmcl.storage.versions import check_complete, publish_manifest, read_candidate
 from tests.conftest import EXAMPLE_STREAM
@@ -177,7 +178,7 @@ def test_two_datasets_become_a_chain_with_certificate_and_recall(chain: Chain) -
 
 
 def test_a_traced_attempt_reports_its_stages(chain: Chain) -> None:
-    report = StageReport.model_validate_json(chain.store.read(layout.run_stages("job-2", 1)))
+    report = read_document(chain.store, layout.run_stages("job-2", 1), StageReport)
     assert report.traceparent == "00-trace"
     names = [stage.name for stage in report.stages]
     assert (names[:2], names[-2:]) == (["starting", "reading"], ["certifying", "writing"])
@@ -249,7 +250,7 @@ def test_held_out_rows_that_were_deleted_on_purpose_are_not_measured(
 ) -> None:
     run(store, prepare_job(store, tmp_path, STREAM.datasets[0]))
     publish_manifest(store, read_candidate(store, "job-1", 1))
-    manifest = DatasetManifest.model_validate_json(store.read(layout.dataset_manifest("ds-1")))
+    manifest = read_document(store, layout.dataset_manifest("ds-1"), DatasetManifest)
     swept = manifest.model_copy(update={"evaluation_shards": ()})
     store.put(layout.dataset_manifest("ds-1"), swept.model_dump_json().encode())
     run(store, prepare_job(store, tmp_path, STREAM.datasets[1], version=2))
@@ -324,7 +325,7 @@ def test_training_that_diverges_says_what_to_change(store: LocalStore, tmp_path:
     progress = newest_progress(store, job.job, 1)
     assert progress is not None
     assert progress.phase == "training"
-    failure = Failure.model_validate_json(store.read(layout.run_failure(job.job, 1)))
+    failure = read_document(store, layout.run_failure(job.job, 1), Failure)
     assert failure.reason == "training_failed"
     with pytest.raises(ObjectNotFound):
         read_candidate(store, job.job, 1)
@@ -337,7 +338,7 @@ def test_a_worker_without_the_method_fails_the_job_before_it_reads(
     job = prepare_job(store, tmp_path, STREAM.datasets[0], spec=other)
     with pytest.raises(UnknownMethod):
         run(store, job)
-    failure = Failure.model_validate_json(store.read(layout.run_failure(job.job, 1)))
+    failure = read_document(store, layout.run_failure(job.job, 1), Failure)
     assert failure.reason == "training_failed"
     assert "'not-installed-here' is not installed where" in failure.message
     progress = newest_progress(store, job.job, 1)
@@ -360,9 +361,9 @@ def test_shard_that_changed_after_it_was_verified_is_not_trained(
     pq.write_table(pq.read_table(path).slice(1), path)
     with pytest.raises(InvalidDataset, match="BLAKE3"):
         run(store, job)
-    failure = Failure.model_validate_json(store.read(layout.run_failure(job.job, 1)))
+    failure = read_document(store, layout.run_failure(job.job, 1), Failure)
     assert failure.reason == "invalid_dataset"
-    stages = StageReport.model_validate_json(store.read(layout.run_stages(job.job, 1))).stages
+    stages = read_document(store, layout.run_stages(job.job, 1), StageReport).stages
     assert [stage.name for stage in stages] == ["starting", "reading"]
     assert "train.parquet" in failure.message
 

@@ -8,6 +8,7 @@ import pytest
 from cmcl.contract.errors import ObjectNotFound, StorageUnavailable
 from cmcl.contract.job import AttemptOutcome, AttemptRequest, submission_id
 from cmcl.storage import layout
+from cmcl.storage.documents import read_document
 from cmcl.storage.local import LocalStore
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.running import newest_progress
@@ -109,10 +110,9 @@ class Scene:
 
     def outcome(self, name: str) -> AttemptOutcome | None:
         try:
-            text = self.store.read(layout.attempt_outcome(name))
+            return read_document(self.store, layout.attempt_outcome(name), AttemptOutcome)
         except ObjectNotFound:
             return None
-        return AttemptOutcome.model_validate_json(text)
 
     def requested(self) -> list[str]:
         return list(self.store.keys(layout.attempts()))

@@ -19,6 +19,7 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, TrainingSpec
 from cmcl.contract.version import VersionManifest
 from cmcl.storage import layout
+from cmcl.storage.documents import read_document
 from cmcl.storage.local import LocalStore
 from cmcl.storage.versions import check_complete, publish_manifest, read_candidate, read_version
 from tests.fakes.feature_shards import write_pair_shard
@@ -238,8 +239,8 @@ def test_a_dataset_that_centred_a_narrow_cone_leaves_only_that_constant(tmp_path
 def test_what_was_never_learned_is_refused(bench: Bench) -> None:
     with pytest.raises(CannotCombine, match="has not learned"):
         bench.run("m", 6, unlearns="ds-x")
-    failure = bench.store.read(layout.run_failure("job-m-6", 1))
-    assert "has not learned" in Failure.model_validate_json(failure).message
+    failure = read_document(bench.store, layout.run_failure("job-m-6", 1), Failure)
+    assert "has not learned" in failure.message
 
 
 def test_the_only_dataset_is_not_unlearned(bench: Bench) -> None:

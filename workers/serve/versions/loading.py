@@ -252,8 +252,6 @@ class StoredVersions:
         """
         try:
             files = [self._file(entry, reservation) for entry in _heads_of(manifest)]
-        except SafetensorError as error:
-            raise InvalidVersion(f"the heads cannot be read: {error}") from error
         except ObjectNotFound as error:
             # The manifest is written last, so a missing file is damage.
             raise InvalidVersion(f"{manifest.model}@{manifest.version}: {error}") from error
@@ -265,10 +263,14 @@ class StoredVersions:
             reservation.left -= min(reservation.left, entry.bytes)
             return shared
         chunks = stream_blob(self._store, entry)
-        tensors = {
-            name: self.pool.share(tensor, reservation)
-            for name, tensor in stream(chunks, entry.bytes)
-        }
+        try:
+            tensors = {
+                name: self.pool.share(tensor, reservation)
+                for name, tensor in stream(chunks, entry.bytes)
+            }
+        except SafetensorError as error:
+            # A damaged header is met before the digest of the whole can be compared.
+            raise InvalidVersion(f"{layout.blob(entry.sha256)} cannot be read: {error}") from error
         for _ in chunks:
             pass  # The digest is checked at the end.
         return self._files.setdefault(entry.sha256, SharedFile(tensors))

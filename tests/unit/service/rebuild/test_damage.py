@@ -6,6 +6,7 @@ import pytest
 
 from cmcl.contract.api.jobs import JobState
 from cmcl.storage import layout
+from cmcl.storage.documents import seal, unseal
 from cmcl.storage.versions import read_live
 from service.core.errors import Conflict
 from service.maintenance.backup import decode, encode
@@ -96,8 +97,10 @@ def test_an_earlier_version_answers_where_the_live_one_is_lost(
 
 def test_a_manifest_that_was_exchanged_is_noticed(plane: ControlPlane) -> None:
     _forget_attempts(plane)
-    data = plane.store.read(MANIFEST_OF_3)
-    plane.store.put(MANIFEST_OF_3, data.replace(b'"final_loss":1.0', b'"final_loss":0.5'))
+    data = unseal(plane.store.read(MANIFEST_OF_3), layout.MANIFEST)
+    # Whole, with a seal of its own: only the record shows that it is another one.
+    other = seal(data.replace(b'"final_loss":1.0', b'"final_loss":0.5'), layout.MANIFEST)
+    plane.store.put(MANIFEST_OF_3, other)
     (damage,) = _rebuilt(plane).damaged
     assert "not what was recorded (SHA-256)" in damage.why
 
