@@ -143,8 +143,10 @@ class _Errors:
         # What is left of the rows that A was fitted to is too little by its degrees of freedom.
         return cls(mean_E, map_EE, rest_NE * (rows / (rows - kept)) ** 0.5)
 
-    def applied(self, outputs_ME: Tensor, random: torch.Generator) -> Tensor:
-        drawn_M = torch.randint(len(self.rest_NE), (len(outputs_ME),), generator=random)
+    def applied(self, outputs_ME: Tensor, keys_M: Tensor, random: torch.Generator) -> Tensor:
+        """Equal items (of equal keys) have equal vectors, so they get the same errors."""
+        _, item_M = torch.unique(keys_M, return_inverse=True)
+        drawn_M = torch.randint(len(self.rest_NE), (len(keys_M),), generator=random)[item_M]
         return unit((outputs_ME - self.mean_E) @ self.map_EE + self.mean_E + self.rest_NE[drawn_M])
 
 
@@ -155,6 +157,7 @@ class _Embedded:
     held: HeldOut
     queries_ME: Tensor
     outputs_ME: Tensor
+    keys_M: Tensor
 
     @classmethod
     def of(cls, heads: ModalityHeads, pair: ModalityPair, held: HeldOut, place: int) -> "_Embedded":
@@ -163,6 +166,7 @@ class _Embedded:
             held,
             heads.embed(names[1 - place], sides[1 - place]),
             heads.outputs(names[place], sides[place]),
+            (held.rows.first_keys_N, held.rows.second_keys_N)[place],
         )
 
     def half(self, seed: int) -> "_Embedded":
@@ -170,7 +174,9 @@ class _Embedded:
         random = torch.Generator().manual_seed(seed)
         chosen_M = torch.randperm(rows, generator=random)[: max(1, rows // 2)]
         held = HeldOut(self.held.rows.at(chosen_M), None)
-        return _Embedded(held, self.queries_ME[chosen_M], self.outputs_ME[chosen_M])
+        return _Embedded(
+            held, self.queries_ME[chosen_M], self.outputs_ME[chosen_M], self.keys_M[chosen_M]
+        )
 
     def hits(self, vectors_ME: Tensor) -> float:
         return len(self.held) * recall(self.queries_ME, vectors_ME, self.held).at_10
@@ -178,5 +184,7 @@ class _Embedded:
 
 def _share(embedded: Sequence[_Embedded], errors: _Errors, seed: int) -> float:
     random = torch.Generator().manual_seed(seed)
-    found = sum(each.hits(errors.applied(each.outputs_ME, random)) for each in embedded)
+    found = sum(
+        each.hits(errors.applied(each.outputs_ME, each.keys_M, random)) for each in embedded
+    )
     return found / max(sum(each.hits(unit(each.outputs_ME)) for each in embedded), 1e-9)
