@@ -11,7 +11,7 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from workers.files.shards import Rows
 from workers.model.heads import ModalityHeads, PairedRows
-from workers.prepare.adoption import Forecast, forecast
+from workers.prepare.adoption import Forecast, _Errors, forecast
 from workers.train.dataset import paired_rows
 from workers.train.evaluation import HeldOut, held_out, recall
 from workers.train.learn import ModelState, initial_state
@@ -106,3 +106,15 @@ def test_nothing_is_predicted_without_held_out_rows_or_from_few_pairs() -> None:
     heads = learned()[0].heads
     assert forecast(heads, OLD_IMAGE, sample(0.0), []) is None
     assert predicted(0.0, 49) is None
+
+
+def test_rests_of_few_rows_are_as_large_as_those_of_other_rows() -> None:
+    """A fourth of the 32 rows' freedom goes into the map."""
+    generator = torch.Generator().manual_seed(5)
+    sizes = []
+    for _ in range(100):
+        wanted_NE = torch.randn(32, 8, generator=generator)
+        errors = _Errors.measured(wanted_NE, wanted_NE + torch.randn(32, 8, generator=generator))
+        sizes.append(float(errors.rest_NE.square().mean()))
+    # The mean takes another degree of freedom, which is not counted.
+    assert sum(sizes) / len(sizes) == pytest.approx(31 / 32, abs=0.06)
