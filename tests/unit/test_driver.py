@@ -9,6 +9,7 @@ import pytest
 from cmcl.contract.errors import StorageUnavailable
 from cmcl.contract.job import DriverReady
 from cmcl.storage import layout
+from cmcl.storage.documents import read_document
 from cmcl.storage.local import LocalStore
 from tests.fakes.flaky_store import FlakyStore
 from workers.driver import Readiness, parse, serve
@@ -155,8 +156,7 @@ def test_the_driver_shows_that_it_is_warm_once_all_parts_have_started(tmp_path: 
     assert list(store.keys("")) == []
     store.broken = None
     readiness.look()
-    written = store.read(layout.driver_ready())
-    assert DriverReady.model_validate_json(written).ranks == 2
+    assert read_document(store, layout.driver_ready(), DriverReady).ranks == 2
     store.calls.clear()
     readiness.look()
     assert store.calls == [], "it is shown once"

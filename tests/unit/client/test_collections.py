@@ -161,8 +161,10 @@ def test_the_command_line_covers_collections(cmcl: Cmcl, tmp_path: Path) -> None
 
 
 def test_results_show_where_in_its_parent_a_part_is_and_its_source(
-    cmcl: Cmcl, tmp_path: Path
+    cmcl: Cmcl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # No cell is folded.
+    monkeypatch.setenv("COLUMNS", "120")
     row, lines = tmp_path / "row.json", tmp_path / "items.jsonl"
     row.write_text(json.dumps(feature("image", 1).tolist()))
     search = ("search", "things", "image", str(row))
