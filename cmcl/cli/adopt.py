@@ -34,7 +34,7 @@ from cmcl.contract.encoder import EncoderIdentity, Media
 
 _KIND = "adopted"
 _ROWS_AT_ONCE = 4096
-# Of one replica on one busy core (docs/benchmarks/adopt.md): a write of so many items, and each byte of a vector.
+# Seconds of one core for each row and for each byte of its vector, as measured (docs/benchmarks/adopt.md).
 _SECONDS_PER_ROW, _SECONDS_PER_BYTE = 0.0002, 1e-7
 _VECTOR_COLUMNS = ("vector", "embedding", "feature")
 
@@ -59,8 +59,7 @@ class Vectors:
             raise InvalidArgument(f"no such file or folder: {str(path)!r}")
         try:
             data = _opened(path)
-            schema = data.schema
-            columns = {field.name: str(field.type) for field in schema}
+            columns = {field.name: field.type for field in data.schema}
             named = [name for name, kind in columns.items() if _is_vector(kind)]
             vector = next((name for name in _VECTOR_COLUMNS if name in named), None)
             if vector is None and len(named) == 1:
@@ -120,15 +119,17 @@ def _opened(path: Path) -> Any:
     return dataset.dataset(pa.table({"id": [str(each) for each in ids], "vector": lists}))
 
 
-def _is_vector(kind: str) -> bool:
-    return "list<" in kind and any(each in kind for each in ("float", "double"))
+def _is_vector(kind: Any) -> bool:
+    types = import_module("pyarrow").types
+    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return bool(is_list and types.is_floating(kind.value_type))
 
 
-def _is_plain(kind: str) -> bool:
-    return (
-        kind in ("string", "large_string", "bool", "float", "double")
-        or "int" in kind.partition("<")[0]
-    )
+def _is_plain(kind: Any) -> bool:
+    types = import_module("pyarrow").types
+    is_text = types.is_string(kind) or types.is_large_string(kind)
+    is_number = types.is_integer(kind) or types.is_floating(kind)
+    return bool(is_text or is_number or types.is_boolean(kind))
 
 
 def adopt(  # noqa: PLR0913 - where from, as what, where to
@@ -189,18 +190,22 @@ def adopt(  # noqa: PLR0913 - where from, as what, where to
     bytes_ = 4 * vectors.rows * vectors.width
     expected = vectors.rows * _SECONDS_PER_ROW + bytes_ * _SECONDS_PER_BYTE
     _tell(
-        f"{vectors.rows:,} vectors of width {vectors.width}, {bytes_ / 1e6:,.0f} MB as float32, about {duration(expected)}"
+        f"{vectors.rows:,} vectors of width {vectors.width}, {bytes_ / 1e6:,.0f} MB as float32, "
+        f"about {duration(expected)} with one core for the endpoint"
     )
     with Client(url, embeddings_url=embeddings_url) as client:
-        if target.is_learned(client):
-            if sample is not None:
-                raise InvalidArgument(
-                    f"{modality!r} is learned: leave out --sample, or post a dataset"
-                )
+        is_learned = target.is_learned(client)
+        if is_learned and sample is not None:
+            raise InvalidArgument(f"{modality!r} is learned: leave out --sample, or post a dataset")
+        if not is_learned and (sample is None or aligned_to is None):
+            raise InvalidArgument(f"{modality!r} is not learned: give --sample and --aligned-to")
+        # Before anything is learned. Raises NotFound if it does not exist.
+        searched = client.collection(collection).model
+        if searched.partition("@")[0] != model:
+            raise CommandError(f"the collection {collection!r} is of {searched}, not of {model}")
+        if sample is None or aligned_to is None:
             if not yes:
                 typer.confirm("Add them?", abort=True, err=True)
-        elif sample is None or aligned_to is None:
-            raise InvalidArgument(f"{modality!r} is not learned: give --sample and --aligned-to")
         else:
             with tempfile.TemporaryDirectory(prefix="cmcl-adopt-") as folder:
                 pairs = _write_pairs(Path(folder) / "pairs.parquet", vectors, sample)
@@ -307,7 +312,7 @@ def _add(client: Client, collection: str, modality: str, vectors: Vectors, as_js
         written = client.add_items(collection, items, _ROWS_AT_ONCE)
         added += len(items)
     if written is None:
-        raise CommandError("the source has no vectors any more")
+        raise CommandError("the source no longer has vectors")
     took = duration(time.monotonic() - began)
     say(
         f"{added:,} vectors added in {took}; {collection} is at revision {written.revision}",

@@ -146,3 +146,18 @@ def test_vectors_that_are_not_of_the_modality(
     source = str(written(tmp_path, "parquet"))
     code = 2 if "--sample" in message else 1
     assert message in cmcl("adopt", source, *options, *target, code=code)
+
+
+def test_a_collection_that_does_not_exist_is_noticed_before_anything_is_learned(
+    cmcl: Cmcl, plane: ControlPlane, tmp_path: Path
+) -> None:
+    source = str(written(tmp_path, "parquet"))
+    options = ("--as=image_old", "--encoder=acme/new", "--takes=image", "--aligned-to=image")
+    with (
+        opened(FlakyStore(LocalStore(tmp_path / "endpoint"))) as replica,
+        served(replica.app) as url,
+    ):
+        target = ("--model=scenes", "--collection=none", f"--embeddings-url={url}")
+        sample = ("--sample", source, "--yes")
+        assert "none" in cmcl("adopt", source, *options, *target, *sample, code=1)
+    assert "image_old" not in plane.model("scenes").spec.modalities
