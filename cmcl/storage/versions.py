@@ -26,7 +26,7 @@ from cmcl.storage.object_store import ObjectStore, retry_unavailable
 
 Hash = Callable[[bytes], str]
 _CHUNK = 1 << 20
-# Of the seals of manifests: that of a version has the same bytes as that of its candidate.
+# Of the checksums of manifests: that of a version has the same bytes as that of its candidate.
 _SUBJECT = layout.MANIFEST
 
 
@@ -240,7 +240,7 @@ def remove_live(store: ObjectStore, model: str) -> None:
 
 
 def digest_of_manifest(manifest: VersionManifest) -> str:
-    """The digest under which the database records a manifest, which it has without a seal."""
+    """The digest under which the database records a manifest, which it has without a checksum."""
     return sha256_of(manifest.model_dump_json().encode())
 
 

@@ -1,4 +1,4 @@
-"""Backup: rows that exist in the database alone, written to object storage as records, sealed documents (`cmcl.storage.documents`).
+"""Backup: rows that exist in the database alone, written to object storage as records, documents with a checksum (`cmcl.storage.documents`).
 
 A record has the rows of one model or dataset. A migration that adds a column enqueues everything, so that all records are
 written again; until then a rebuild takes the column's default. An older release refuses records with a column that it
@@ -16,7 +16,7 @@ from typing import Any
 
 from cmcl.contract.errors import InvalidVersion, StorageError
 from cmcl.storage import layout
-from cmcl.storage.documents import seal, unseal
+from cmcl.storage.documents import with_checksum, without_checksum
 from service.context import Context
 from service.core.errors import Conflict, DatabaseError
 from service.core.loops import OutageLog, PeriodicLoop
@@ -57,13 +57,13 @@ def key_of(kind: Kind, name: str) -> str:
 def encode(record: Record, kind: Kind, name: str) -> bytes:
     """Serialize a record."""
     content = {"format": _FORMAT, "kind": kind, "name": name, **vars(record)}
-    return seal(json.dumps(content, default=datetime.isoformat).encode(), key_of(kind, name))
+    return with_checksum(json.dumps(content, default=datetime.isoformat).encode(), key_of(kind, name))
 
 
 def decode(data: bytes, kind: Kind, name: str) -> Record:
     """Parse the record of that kind and name. Raises DamagedRecord, and Conflict for one of a newer release."""
     try:
-        found = json.loads(unseal(data, key_of(kind, name)))
+        found = json.loads(without_checksum(data, key_of(kind, name)))
         format_ = found["format"]
     except (InvalidVersion, ValueError, KeyError, TypeError) as error:
         raise DamagedRecord(f"it cannot be read: {error}") from error

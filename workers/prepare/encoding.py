@@ -260,8 +260,8 @@ def size_of(item: Decoded) -> int:
 # Half of a digest of 32 bytes, as ids are compared.
 _DIGEST_BYTES = 16
 # By the first half, little endian, the entries are sorted.
-# `seal`: of the features, and of the encoder that they are of.
-_ENTRY = np.dtype([("first", "<u8"), ("second", "<u8"), ("is_flat", "?"), ("seal", "<u8")])
+# `checksum`: of the features, and of the encoder that they are of.
+_ENTRY = np.dtype([("first", "<u8"), ("second", "<u8"), ("is_flat", "?"), ("checksum", "<u8")])
 # Older objects are not searched: these have four million items, and indexes of 70 MB.
 _MOST_OBJECTS = 4096
 _THREADS = 16
@@ -312,13 +312,13 @@ class EncodedItems:
         index_N["first"], index_N["second"] = _halves(keys)
         index_N["is_flat"] = [items[key].is_flat for key in keys]
         features_NF = np.stack([items[key].feature_F for key in keys]).astype("<f4")
-        index_N["seal"] = [self._seal(feature_F) for feature_F in features_NF]
+        index_N["checksum"] = [self._checksum(feature_F) for feature_F in features_NF]
         index = index_N.tobytes()
         digest = hashlib.sha256(index).hexdigest()
         key = layout.encoded_object(self._folder, int(time.time()), digest, len(keys))
         retry_unavailable(partial(self._store.put, key, index + features_NF.tobytes()))
 
-    def _seal(self, feature_F: np.ndarray) -> int:
+    def _checksum(self, feature_F: np.ndarray) -> int:
         data = self._folder.encode() + feature_F.tobytes()
         return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
@@ -362,7 +362,7 @@ class EncodedItems:
                     start = (place - int(run[0])) * row_bytes
                     row = data[start : start + row_bytes]
                     feature_F = np.frombuffer(row[: len(row) // 4 * 4], "<f4")
-                    if self._seal(feature_F) == index_N["seal"][place]:
+                    if self._checksum(feature_F) == index_N["checksum"][place]:
                         is_flat = bool(index_N["is_flat"][place])
                         found[places[place]] = EncodedItem(feature_F, is_flat)
         except ObjectNotFound:

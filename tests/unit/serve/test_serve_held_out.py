@@ -119,7 +119,7 @@ def forget_who_learned(replica: Replica) -> None:
     first = json.loads(replica.store.read(layout.version_manifest(MODEL, 1)))
     second = json.loads(replica.store.read(key))
     second["learned"] = [*first["learned"], *second["learned"]]
-    # Without its seal, as one that was written by hand.
+    # Without its checksum, as one that was written by hand.
     del second["sha256"]
     replica.store.put(key, json.dumps(second).encode())
 

@@ -6,7 +6,7 @@ import pytest
 
 from cmcl.contract.api.jobs import JobState
 from cmcl.storage import layout
-from cmcl.storage.documents import seal, unseal
+from cmcl.storage.documents import with_checksum, without_checksum
 from cmcl.storage.versions import read_live
 from service.core.errors import Conflict
 from service.maintenance.backup import decode, encode
@@ -97,9 +97,9 @@ def test_an_earlier_version_answers_where_the_live_one_is_lost(
 
 def test_a_manifest_that_was_exchanged_is_noticed(plane: ControlPlane) -> None:
     _forget_attempts(plane)
-    data = unseal(plane.store.read(MANIFEST_OF_3), layout.MANIFEST)
-    # Whole, with a seal of its own: only the record shows that it is another one.
-    other = seal(data.replace(b'"final_loss":1.0', b'"final_loss":0.5'), layout.MANIFEST)
+    data = without_checksum(plane.store.read(MANIFEST_OF_3), layout.MANIFEST)
+    # Whole, with a checksum of its own: only the record shows that it is another one.
+    other = with_checksum(data.replace(b'"final_loss":1.0', b'"final_loss":0.5'), layout.MANIFEST)
     plane.store.put(MANIFEST_OF_3, other)
     (damage,) = _rebuilt(plane).damaged
     assert "not what was recorded (SHA-256)" in damage.why
