@@ -223,7 +223,7 @@ def attainable(moments: PairMoments, width: int) -> float:
     sides = [_on_host(side.sum_II) for side in (mean.first, mean.second)]
     # N rows span N dimensions at most, so features of ranks r and q have r + q − N dimensions in common at least, and
     # as many correlations are 1. Mostly that is all of them, already for some of the features, and ranks of these take
-    # little time: a principal submatrix has no more eigenvalues above a threshold than the whole (Cauchy's interlacing).
+    # little time: of a principal submatrix at most as many eigenvalues are above a threshold as of the whole (Cauchy's interlacing).
     enough = moments.count + width
     share = _PART * enough / sum(map(len, sides))
     if share < 1 and sum(_rank_of_part(side_II, share) for side_II in sides) >= enough:
