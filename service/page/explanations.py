@@ -1,4 +1,4 @@
-"""What the page says about states, reasons, numbers and errors: sayings.toml, read once."""
+"""What the page says about states, reasons, numbers and errors: texts.toml, read once."""
 
 import tomllib
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Remedy:
 
 
 _READ: dict[str, dict[str, Any]] = tomllib.loads(
-    (resources.files(__package__) / "sayings.toml").read_text("utf-8")
+    (resources.files(__package__) / "texts.toml").read_text("utf-8")
 )
 STATES = {name: Saying(**each) for name, each in _READ["states"].items()}
 KINDS = {name: Saying(**each) for name, each in _READ["kinds"].items()}
