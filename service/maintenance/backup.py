@@ -57,7 +57,9 @@ def key_of(kind: Kind, name: str) -> str:
 def encode(record: Record, kind: Kind, name: str) -> bytes:
     """Serialize a record."""
     content = {"format": _FORMAT, "kind": kind, "name": name, **vars(record)}
-    return with_checksum(json.dumps(content, default=datetime.isoformat).encode(), key_of(kind, name))
+    return with_checksum(
+        json.dumps(content, default=datetime.isoformat).encode(), key_of(kind, name)
+    )
 
 
 def decode(data: bytes, kind: Kind, name: str) -> Record:
