@@ -101,6 +101,12 @@ def test_a_job_is_cancelled_and_another_one_retried(changing: Sample, open_page:
     assert plane.job(names.rejected).state != JobState.REJECTED
 
 
+def open_form(page: Page) -> None:
+    """Open the form for a dataset. It is hidden until its script, which follows the page, takes files."""
+    page.goto(f"/ui/models/{PHOTOS.model}/post")
+    expect(page.locator("form[data-upload]")).to_be_visible()
+
+
 def test_a_dataset_is_uploaded_and_posted(
     changing: Sample, open_page: OpenPage, tmp_path: Path
 ) -> None:
@@ -109,7 +115,7 @@ def test_a_dataset_is_uploaded_and_posted(
     write_shard(file, feature_table(60))
     page, record = open_page(plane)
     page.on("dialog", lambda dialog: record.problems.append(f"dialog: {dialog.message}"))
-    page.goto(f"/ui/models/{PHOTOS.model}/post")
+    open_form(page)
     page.get_by_label("Name").fill("uploaded")
     page.get_by_label("Files to train on").set_input_files(file)
     requests: list[Route] = []
@@ -182,7 +188,7 @@ def test_a_folder_is_recognised_and_packed_as_the_command_line_does(
 ) -> None:
     folder = _folder(kind, tmp_path / "My things")
     page, _ = open_page(sample[0])
-    page.goto(f"/ui/models/{PHOTOS.model}/post")
+    open_form(page)
     sent: list[Request] = []
     page.on("request", lambda request: sent.append(request) if "uploads" in request.url else None)
     page.locator("[data-folder]").set_input_files(folder)
@@ -205,7 +211,7 @@ def test_what_a_folder_lacks_is_said_before_a_byte_is_sent(
     sample: Sample, open_page: OpenPage, tmp_path: Path
 ) -> None:
     page, _ = open_page(sample[0])
-    page.goto(f"/ui/models/{PHOTOS.model}/post")
+    open_form(page)
     (tmp_path / "one.png").write_bytes(thumbnail_bytes(1))
     page.get_by_label("Files to train on").set_input_files(tmp_path / "one.png")
     expect(page.locator("[data-found]")).to_contain_text("one.txt beside one.png is missing")
@@ -225,7 +231,7 @@ def test_what_the_service_would_refuse_is_refused_before_a_byte_is_sent(
     file = tmp_path / "pairs.parquet"
     write_shard(file, feature_table(60))
     page, _ = open_page(sample[0])
-    page.goto(f"/ui/models/{PHOTOS.model}/post")
+    open_form(page)
     sent: list[Request] = []
     page.on("request", lambda request: sent.append(request) if "uploads" in request.url else None)
     name, button = page.get_by_label("Name"), page.get_by_role("button", name="Upload and post")
@@ -273,7 +279,7 @@ def test_files_of_rows_are_sent(changing: Sample, open_page: OpenPage, tmp_path:
     page, _ = open_page(changing[0])
     for name, content in FILES_OF_ROWS.items():
         (tmp_path / name).write_bytes(content)
-        page.goto(f"/ui/models/{PHOTOS.model}/post")
+        open_form(page)
         page.get_by_label("Name").fill(name)
         page.get_by_label("Files to train on").set_input_files(tmp_path / name)
         page.get_by_role("button", name="Upload and post").click()
@@ -284,7 +290,7 @@ def test_a_file_that_cannot_be_read_is_a_failure_after_which_the_form_works(
     changing: Sample, open_page: OpenPage, tmp_path: Path
 ) -> None:
     page, _ = open_page(changing[0])
-    page.goto(f"/ui/models/{PHOTOS.model}/post")
+    open_form(page)
     page.get_by_label("Name").fill("uploaded")
     files, button = page.get_by_label("Files to train on"), page.get_by_role("button", name="post")
     for name in ("removed", "kept"):

@@ -27,6 +27,8 @@ pytestmark = pytest.mark.ray
 
 _SERVICE, _EMBEDDINGS, _DASHBOARD = (f"http://{HOST}:{port}" for port in (8000, 8001, 8265))
 _SECONDS = 900
+# Characters of the trace of a page that failed: its last commands, and what they said.
+_SHOWN = 4000
 _END = "END_OF_BLOCK"
 
 
@@ -58,7 +60,7 @@ def run_page(page: str, folder: Path, addresses: Mapping[str, str], **environmen
         # A page that fails may leave processes in the background.
         with suppress(ProcessLookupError):
             os.killpg(shell.pid, signal.SIGKILL)
-    assert shell.returncode == 0, printed + said
+    assert shell.returncode == 0, f"...{said[-_SHOWN:]}\nprinted: {printed}"
     return printed
 
 

@@ -17,6 +17,7 @@ from cmcl.storage.local import LocalStore
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.served_app import served
+from tests.fakes.waiting import until
 from tests.unit.client.command_line import Cmcl
 from tests.unit.serve.collections.conftest import opened
 from tests.unit.serve.collections.scene import feature
@@ -112,8 +113,9 @@ def test_vectors_become_items_of_a_collection(tmp_path: Path) -> None:
         Client(embeddings_url=url) as client,
     ):
         _add(client, "things", "image", Vectors.open(tmp_path / "old.parquet"), as_json=True)
+        # A replica follows the collection.
+        until(lambda: len(list(client.collection_items("things"))) == 15)
         items = {item.id: item.payload for item in client.collection_items("things")}
-    assert len(items) == 15
     assert items["doc-14"] == {"n": 14}
 
 
