@@ -97,6 +97,18 @@ class Vectors:
                     )
             yield names, vectors, batch.select(list(self.payload)).to_pylist()
 
+    def by_id(self, where: str, ids: Any = None) -> dict[str, list[float]]:
+        """Return the vectors by id; of these ids, if given. Raises CommandError if an id is repeated."""
+        found: dict[str, list[float]] = {}
+        for names, vectors, _ in self.batches(ids):
+            for name, vector in zip(names, vectors, strict=True):
+                if name in found:
+                    raise CommandError(
+                        f"{where} has the id {name!r} more than once; keep one of its vectors"
+                    )
+                found[name] = vector
+        return found
+
 
 def _opened(path: Path) -> Any:
     if path.suffix == ".lance":
@@ -270,15 +282,11 @@ def _title(identity: EncoderIdentity) -> str:
 
 
 def _write_pairs(path: Path, vectors: Vectors, sample: Path) -> Path:
-    """Write pairs of equal ids as Parquet. Raises CommandError without any."""
+    """Write pairs of equal ids as Parquet. Raises CommandError without any, or if an id is repeated."""
     pa, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     own = Vectors.open(sample)
-    new = dict(pair for ids, rows, _ in own.batches() for pair in zip(ids, rows, strict=True))
-    stored = dict(
-        pair
-        for ids, rows, _ in vectors.batches(pa.array(list(new), pa.string()))
-        for pair in zip(ids, rows, strict=True)
-    )
+    new = own.by_id("the sample")
+    stored = vectors.by_id("the source", pa.array(list(new), pa.string()))
     if not stored:
         raise CommandError(f"{sample} and the vectors have no id in common")
     _tell(f"{len(stored):,} of {own.rows:,} ids of {sample} are among the vectors")

@@ -104,6 +104,20 @@ def test_a_sample_of_other_ids_is_refused(tmp_path: Path) -> None:
         _write_pairs(tmp_path / "pairs.parquet", Vectors.open(old), new)
 
 
+@pytest.mark.parametrize("repeated", ["old", "new"])
+def test_an_id_with_two_vectors_is_refused(tmp_path: Path, repeated: str) -> None:
+    for name in ("old", "new"):
+        rows = table().take([2, 0, 2] if name == repeated else [2, 0])
+        pq.write_table(rows, tmp_path / f"{name}.parquet")
+    where = {"old": "the source", "new": "the sample"}[repeated]
+    with pytest.raises(CommandError, match=f"{where} has the id 'doc-2' more than once"):
+        _write_pairs(
+            tmp_path / "pairs.parquet",
+            Vectors.open(tmp_path / "old.parquet"),
+            tmp_path / "new.parquet",
+        )
+
+
 def test_vectors_become_items_of_a_collection(tmp_path: Path) -> None:
     rows_NF = np.stack([feature("image", n) for n in range(15)])
     pq.write_table(table(rows_NF, n=list(range(15))), tmp_path / "old.parquet")
