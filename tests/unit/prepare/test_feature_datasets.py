@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cmcl.contract.dataset import RejectedRow, Shard
-from cmcl.contract.errors import StorageUnavailable
+from cmcl.contract.errors import InvalidVersion, StorageUnavailable
 from cmcl.contract.job import StageReport
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.prepare import PrepareReport
@@ -237,6 +237,25 @@ def test_rows_with_repeated_ids_are_left_out_although_an_outage_interrupts_it(
     manifest = ground.prepare(ground.request("a.parquet", "b.parquet", max_bad_share=0.5))
     assert not outages
     assert ids_of(ground, manifest.shards[1:]) == [f"same-{n}" for n in range(16, 20)]
+
+
+@pytest.mark.parametrize("at", [0, -1], ids=["checksum", "digest"])
+def test_damaged_digests_of_ids_hide_no_repeated_id(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    read = LocalStore.read
+
+    def flipped(store: LocalStore, key: str) -> bytes:
+        data = bytearray(read(store, key))
+        if key.endswith(".ids"):
+            data[at] ^= 1
+        return bytes(data)
+
+    monkeypatch.setattr(LocalStore, "read", flipped)
+    for name in "ab":
+        write_shard(ground.folder / f"{name}.parquet", feature_table(16, prefix="same"))
+    with pytest.raises(InvalidVersion, match="is not what was written; retry the job"):
+        ground.prepare(ground.request("a.parquet", "b.parquet"))
 
 
 def test_a_dataset_that_is_prepared_is_not_read_again(ground: Ground) -> None:
