@@ -124,6 +124,8 @@ class Loops:
 
 
 LOOP = "bare encoder and a product"
+# The share of answers without the nearest item: the index is approximate, and the goal of its recall is 0.98.
+MISSED = 0.02
 # Loops by their name, and how many texts they get at a time.
 COMPARED: dict[str, tuple[Callable[[Loops, Sequence[str]], object], int]] = {
     LOOP: (Loops.product, 1),
@@ -166,7 +168,7 @@ def figures(seconds: Sequence[float], at_once: int) -> dict[str, float]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, and write page and document. Return 1 if an answer was wrong."""
+    """Measure, and write page and document. Return 1 if a request failed, or too many missed the nearest item."""
     parser = OneLineParser(prog="python -m benchmarks.search_texts", description=__doc__)
     parser.add_argument("--rows", type=count, default=100_000)
     parser.add_argument("--clients", type=counts, default=(1, 16))
@@ -178,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
         document = _measure(Path(folder), options)
     publish(options, "search-texts", _page(document), document)
     clients = document["clients"].values()
-    return 1 if any(each["failed"] or each["wrong"] for each in clients) else 0
+    return 1 if any(each["failed"] or each["missed"] > MISSED for each in clients) else 0
 
 
 def _measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -207,7 +209,7 @@ def _measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         clients[str(each)] = ours | {
             "ratio": round(ours["texts_per_second"] / rate, 2),
             "failed": len(found) - len(good),
-            "wrong": int((found["checked"] == WRONG).sum()),
+            "missed": round(float((found["checked"] == WRONG).mean()), 4),
         }
     return {
         "rows": options.rows,
