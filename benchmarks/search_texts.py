@@ -124,7 +124,7 @@ class Loops:
 
 
 LOOP = "bare encoder and a product"
-# The share of answers without the nearest item: the index is approximate, and the goal of its recall is 0.98.
+# Largest share of answers without the nearest item: the index is approximate, and the goal of its recall is 0.98.
 MISSED = 0.02
 # Loops by their name, and how many texts they get at a time.
 COMPARED: dict[str, tuple[Callable[[Loops, Sequence[str]], object], int]] = {
@@ -168,7 +168,7 @@ def figures(seconds: Sequence[float], at_once: int) -> dict[str, float]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, and write page and document. Return 1 if a request failed, or too many missed the nearest item."""
+    """Measure, and write page and document. Return 1 if a request failed, or more than MISSED lacked the nearest item."""
     parser = OneLineParser(prog="python -m benchmarks.search_texts", description=__doc__)
     parser.add_argument("--rows", type=count, default=100_000)
     parser.add_argument("--clients", type=counts, default=(1, 16))
