@@ -61,8 +61,6 @@ NO_PAGES = frozenset(
     for path in (
         "stream",
         "static/{digest}/{name}",
-        "oidc/start",
-        "oidc/callback",
         # A file to save, and one for scripts.
         "models/{model}/versions/{version}/manifest",
         "v1/uploads/{upload}",

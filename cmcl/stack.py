@@ -57,7 +57,7 @@ _PROGRESS = "starting: "
 _PRIVATE = 0o700
 # Not for Ray, which passes its environment to every replica and attempt.
 _OF_SERVICE = {
-    *("CMCL_ADMIN_KEY", "CMCL_ENCRYPTION_KEY", "CMCL_METRICS_KEY", "CMCL_OIDC_CLIENT_SECRET"),
+    *("CMCL_ADMIN_KEY", "CMCL_ENCRYPTION_KEY", "CMCL_METRICS_KEY"),
     "CMCL_SNAPSHOT_SIGNING_KEY",
 }
 _SECRETS = {*_OF_SERVICE, "CMCL_KEY"}

@@ -67,7 +67,7 @@ from service.telemetry.metrics import BacklogCollector, InstrumentedStore, Metri
 from service.telemetry.spans import Spans
 
 if TYPE_CHECKING:
-    from service.auth.oidc import OidcLogin, OidcTokens
+    from service.auth.oidc import OidcTokens
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +171,6 @@ def _context(
             settings, database, parts.clock, tokens, parts.tuning.requests_per_minute_per_owner
         ),
         sessions=Sessions(settings, database, parts.clock),
-        oidc_login=_oidc_login(settings, tokens),
         store=store,
         launcher=launcher,
         driver_launcher=driver_launcher,
@@ -179,14 +178,6 @@ def _context(
         metrics=metrics,
         clock=parts.clock,
     )
-
-
-def _oidc_login(settings: Settings, tokens: "OidcTokens | None") -> "OidcLogin | None":
-    if tokens is None or settings.oidc_client_id is None:
-        return None
-    from service.auth.oidc import OidcLogin
-
-    return OidcLogin(tokens, settings)
 
 
 def _tokens(settings: Settings) -> "OidcTokens | None":

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
 from cmcl.storage.object_store import ObjectStore
 from service.auth.authenticator import Authenticator
@@ -15,11 +14,6 @@ from service.core.settings import Settings
 from service.database.engine import Database
 from service.launchers.port import Launcher
 from service.telemetry.metrics import Metrics
-
-if TYPE_CHECKING:
-    # Slow to import, and most installations have no issuer.
-    from service.auth.oidc import OidcLogin
-
 
 Announce = Callable[[], None]
 
@@ -73,8 +67,6 @@ class Context:
     database: Database
     authenticator: Authenticator
     sessions: Sessions
-    # None unless browsers can sign in with an OpenID issuer.
-    oidc_login: OidcLogin | None
     store: ObjectStore
     launcher: Launcher
     # What runs the driver on the cluster; the same one where each attempt is a submission of its own.

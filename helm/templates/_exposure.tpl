@@ -6,11 +6,19 @@
 {{- $paths := list "/v1" "/healthz" "/readyz" -}}
 {{- if eq .component "service" -}}
 {{- $paths = concat $paths (list "/docs" "/openapi.json") -}}
-{{- if .root.Values.access.page.enabled -}}
+{{- if and .root.Values.access.page.enabled (not .root.Values.access.page.proxyService) -}}
 {{- $paths = append $paths "/ui" -}}
 {{- end -}}
 {{- end -}}
 {{- toYaml $paths -}}
+{{- end -}}
+
+{{/* What goes to the proxy that signs browsers in, and nothing else: it adds a token to requests that any site makes a
+     browser send, and only the page checks where they come from. */}}
+{{- define "cmcl.proxiedPaths" -}}
+{{- $page := .root.Values.access.page -}}
+{{- $isProxied := and (eq .component "service") $page.enabled $page.proxyService -}}
+{{- toYaml (ternary (list "/ui" "/oauth2") list (not (empty $isProxied))) -}}
 {{- end -}}
 
 {{/* The control plane always requires keys (CMCL_AUTH), the endpoint if it has a public key. */}}
@@ -67,6 +75,15 @@ spec:
                 port:
                   number: 8000
           {{- end }}
+          {{- range include "cmcl.proxiedPaths" $ | fromYamlArray }}
+          - path: {{ . }}
+            pathType: Prefix
+            backend:
+              service:
+                name: {{ $.root.Values.access.page.proxyService | quote }}
+                port:
+                  number: 80
+          {{- end }}
     {{- end }}
 {{- else if or .values.className .values.annotations .values.tlsSecret -}}
 {{- fail (printf "%s.ingress has no hosts: list the names of an Ingress, or remove its other values" .component) -}}
@@ -94,6 +111,15 @@ spec:
       backendRefs:
         - name: {{ .service | quote }}
           port: 8000
+    {{- with include "cmcl.proxiedPaths" . | fromYamlArray }}
+    - matches:
+        {{- range . }}
+        - path: {type: PathPrefix, value: {{ . }}}
+        {{- end }}
+      backendRefs:
+        - name: {{ $.root.Values.access.page.proxyService | quote }}
+          port: 80
+    {{- end }}
 {{- else if .values.hostnames -}}
 {{- fail (printf "%s.httpRoute.parentRefs is empty: list the gateways that the HTTPRoute attaches to" .component) -}}
 {{- end -}}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from anyio import CapacityLimiter, sleep, to_thread
+from anyio import sleep, to_thread
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.dependencies import METRICS, OPEN_PATHS, PROBES
@@ -69,8 +69,6 @@ def is_loopback(host: str) -> bool:
 
 
 _SCHEME = "bearer"
-# Threads that a hanging token issuer may occupy; other requests use other threads.
-_THREADS_FOR_ISSUER = 4
 _REFUSALS_PER_SECOND = 200
 # Each keeps a connection open.
 _MOST_DELAYED = 256
@@ -112,7 +110,6 @@ class Authentication:
         self._authenticator = authenticator
         self._hosts = hosts
         self._rejections = Rejections(authenticator.rate_limiter)
-        self._issuer_threads = CapacityLimiter(_THREADS_FOR_ISSUER)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in PROBES:
@@ -141,24 +138,15 @@ class Authentication:
 
     async def _admit(self, scope: Scope) -> Caller | None:
         """Authenticate the request; None for a path that needs no key."""
-        shown = _bearer(scope)
+        shown = bearer(scope)
         if scope["path"] in OPEN_PATHS:
             self._authenticator.rate_limiter.count_open(address_of(scope))
             if scope["path"] == METRICS:
                 self._authenticator.check_scraper(shown)
             return None
-        caller = self._authenticator.recognize(shown)
-        if caller is None:
-            caller = await self._look_up(shown or "", scope)
+        caller = await self._authenticator.identify(shown, address_of(scope))
         self._authenticator.count(caller)
         return caller
-
-    async def _look_up(self, shown: str, scope: Scope) -> Caller:
-        """Look the credentials up in a thread: in the database or with the issuer."""
-        limiter = self._issuer_threads if self._authenticator.asks_issuer(shown) else None
-        return await to_thread.run_sync(
-            self._authenticator.look_up, shown, address_of(scope), limiter=limiter
-        )
 
 
 def address_of(scope: Scope) -> str:
@@ -166,7 +154,7 @@ def address_of(scope: Scope) -> str:
     return scope["client"][0] if scope.get("client") else "unknown"
 
 
-def _bearer(scope: Scope) -> str | None:
+def bearer(scope: Scope) -> str | None:
     """The credentials of `Authorization: Bearer`; None if the header is missing or repeated."""
     given = headers(scope, b"authorization")
     if len(given) != 1:

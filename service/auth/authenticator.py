@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from anyio import CapacityLimiter, to_thread
 from sqlalchemy import Connection
 
 from service.auth.keys import OPERATOR, KeyText, parse, sha256
@@ -30,6 +31,8 @@ TRUST = timedelta(seconds=5)
 # Last use is written at most once a minute.
 USE_STEP = timedelta(minutes=1)
 _MOST_CACHED = 10_000
+# Threads that a hanging token issuer may occupy; other requests use other threads.
+_THREADS_FOR_ISSUER = 4
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +155,16 @@ class Authenticator:
         self._clock = clock
         self._tokens = tokens
         self._known: KeyCache[KeyRow] = KeyCache(clock)
+        self._issuer_threads = CapacityLimiter(_THREADS_FOR_ISSUER)
         self.rate_limiter = RateLimiter(requests_per_minute)
+
+    async def identify(self, shown: str | None, address: str) -> Caller:
+        """The caller who shows these credentials; what may block runs in a thread. Raises as `look_up`."""
+        caller = self.recognize(shown)
+        if caller is not None or shown is None:
+            return caller or _LOCAL
+        limiter = self._issuer_threads if self.asks_issuer(shown) else None
+        return await to_thread.run_sync(self.look_up, shown, address, limiter=limiter)
 
     def recognize(self, shown: str | None) -> Caller | None:
         """The caller, without blocking; None if `look_up` is needed. Raises Unauthorized."""

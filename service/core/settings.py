@@ -7,10 +7,10 @@ generated from here, and the Helm chart's environment is checked against it.
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from cmcl.contract.api.access import QuotaName, Scope
+from cmcl.contract.api.access import QuotaName
 from cmcl.contract.encoder import EncoderSpec
 from cmcl.contract.methods import Priority
 from cmcl.contract.modality import Frozen
@@ -183,19 +183,6 @@ class Settings(BaseSettings):
     oidc_owner_claim: str = Field(
         default="cmcl_owner", description="token claim that names the owner"
     )
-    oidc_client_id: str | None = Field(
-        default=None,
-        description="client id at the issuer, with which browsers sign in to the page (authorization code "
-        "flow with PKCE); without it, only keys can sign in",
-    )
-    oidc_client_secret: SecretStr | None = Field(
-        default=None,
-        description="secret of that client; without it, it is a public client, and encryption_key is required",
-    )
-    oidc_scopes: CommaSeparated = Field(
-        default=("openid", *(f"cmcl:{scope}" for scope in Scope)),
-        description="comma-separated scopes that the page asks the issuer for; must include openid",
-    )
     embeddings_url: ServerAddress = Field(
         default="",
         description="address of the embeddings endpoint, which is notified when the live version changes; "
@@ -360,28 +347,6 @@ class Settings(BaseSettings):
             raise ValueError(
                 "CMCL_OIDC_AUDIENCE is missing: tokens for other services would be accepted"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _browsers_can_sign_in(self) -> Self:
-        if not self.oidc_client_id:
-            return self
-        missing = [
-            variable
-            for variable, is_set in (
-                ("CMCL_OIDC_ISSUER", self.oidc_issuer),
-                ("CMCL_PAGE_URL", self.page_url),
-                (
-                    "CMCL_OIDC_CLIENT_SECRET or CMCL_ENCRYPTION_KEY",
-                    self.oidc_client_secret or self.encryption_key,
-                ),
-            )
-            if not is_set
-        ]
-        if missing:
-            raise ValueError(f"CMCL_OIDC_CLIENT_ID is set, but not {', '.join(missing)}")
-        if "openid" not in self.oidc_scopes:
-            raise ValueError("CMCL_OIDC_SCOPES must include openid")
         return self
 
     def grant(self, owner: str) -> OwnerGrant:

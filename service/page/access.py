@@ -1,9 +1,11 @@
-"""Access to the page: the session of a request, and defence against requests that other sites make a browser send.
+"""Access to the page: who sends a request, and defence against requests that other sites make a browser send.
 
-The cookie is valid only here: `/v1` has its own authentication, which reads only the header.
+A browser shows the cookie of a session, or a proxy that has signed it in sends its token as `Authorization: Bearer`, as
+to `/v1`. The cookie is valid only here: `/v1` reads only the header.
 
 A request that changes something must come from the page itself. Browsers say so in `Sec-Fetch-Site` and `Origin`, which
-scripts cannot set; a request with neither is refused. So there are no tokens in forms.
+scripts cannot set; a request with neither is refused, also with a token, because a proxy adds it to what any site makes
+a browser send. So there are no nonces in forms.
 
 The cookie is `SameSite=Strict`: a browser that follows a link from elsewhere does not send it at first. It gets a document
 that opens the same address again, this time from here.
@@ -17,9 +19,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.authentication import Hosts, Rejections, address_of, headers, is_loopback
+from service.api.authentication import Hosts, Rejections, address_of, bearer, headers, is_loopback
 from service.api.problems import error_response
-from service.auth.authenticator import Authenticator
+from service.auth.authenticator import Authenticator, Caller
 from service.auth.rate_limiter import client_network
 from service.auth.sessions import Sessions, principal_of
 from service.core.errors import Forbidden, Rejected, ServiceError, TooManyRequests, Unauthorized
@@ -30,7 +32,7 @@ from service.telemetry.logs import name_principal
 
 LOGIN = f"{PREFIX}/login"
 STATIC = f"{PREFIX}/static/"
-_OPEN = frozenset({LOGIN, f"{PREFIX}/logout", f"{PREFIX}/oidc/start", f"{PREFIX}/oidc/callback"})
+_OPEN = frozenset({LOGIN, f"{PREFIX}/logout"})
 _SAFE = frozenset({"GET", "HEAD"})
 _SAME = "same-origin"
 _COOKIE = "__Host-cmcl"
@@ -40,7 +42,7 @@ _STARTED = "the page was signed out or the session has ended; sign in"
 # In the query of an address that is opened a second time.
 _AGAIN = "again"
 # A document that opens an address, in place of a redirect.
-NEXT_DOCUMENT = """<!DOCTYPE html>
+_NEXT_DOCUMENT = """<!DOCTYPE html>
 <html lang="en"><meta charset="utf-8"><title>cmcl</title>
 <meta http-equiv="refresh" content="0; url={address}">
 <p><a href="{address}">Continue</a></p>
@@ -48,7 +50,7 @@ NEXT_DOCUMENT = """<!DOCTYPE html>
 
 
 class PageAccess:
-    """ASGI middleware that sets the principal of a request from its session."""
+    """ASGI middleware that sets the principal of a request from its session or token."""
 
     def __init__(
         self,
@@ -90,18 +92,20 @@ class PageAccess:
         if self._authenticator.is_open:
             self._hosts.check(scope)
             return Visitor(LOCAL)
-        is_static = scope["path"].startswith(STATIC)
+        is_static, is_open = scope["path"].startswith(STATIC), scope["path"] in _OPEN
         session = None if is_static else await self._session(scope)
-        if session is None:
+        if session is not None:
+            caller = Caller(principal_of(session))
+        elif is_static or is_open or bearer(scope) is None:
             limiter.count_open(address_of(scope))
-            if is_static or scope["path"] in _OPEN:
+            if is_static or is_open:
                 return _anonymous(scope)
             raise Unauthorized(_STARTED)
-        principal = principal_of(session)
-        name_principal(principal.name)
-        if principal.owner is not None:
-            limiter.count(principal.owner)
-        return Visitor(principal, session)
+        else:
+            caller = await self._authenticator.identify(bearer(scope), address_of(scope))
+        name_principal(caller.principal.name)
+        self._authenticator.count(caller)
+        return Visitor(caller.principal, session)
 
     async def _session(self, scope: Scope) -> SessionRow | None:
         shown = shown_session(Request(scope))
@@ -126,7 +130,8 @@ class PageAccess:
         self, error: ServiceError, scope: Scope, receive: Receive, send: Send
     ) -> None:
         response: Response
-        if isinstance(error, Unauthorized) and _is_navigation(scope):
+        # The form would not help a person whose proxy sends a token that is not valid.
+        if isinstance(error, Unauthorized) and bearer(scope) is None and _is_navigation(scope):
             response = _to_login(scope)
         else:
             response = error_response(error, scope["path"])
@@ -202,7 +207,7 @@ def _to_login(scope: Scope) -> Response:
     kept = [(name, value) for name, value in query.multi_items() if name != _AGAIN]
     if "cross-site" in headers(scope, b"sec-fetch-site") and _AGAIN not in query:
         address = escape(f"{root_of(request.url.path)}{path}?{urlencode([*kept, (_AGAIN, 1)])}")
-        return HTMLResponse(NEXT_DOCUMENT.format(address=address))
+        return HTMLResponse(_NEXT_DOCUMENT.format(address=address))
     wanted = f"{path}?{urlencode(kept)}" if kept else path
     following = f"?{urlencode({'next': wanted})}" if wanted else ""
     return RedirectResponse(f"{root_of(request.url.path)}login{following}", 303)

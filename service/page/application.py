@@ -100,12 +100,7 @@ def create_page(api: FastAPI, context: Context, budgets: Budgets) -> FastAPI:
         telemetry=context.metrics.spans.of_requests(),
     )
     page.state = api.state
-    pages = Pages(
-        files,
-        context.clock,
-        is_open=settings.auth == "off",
-        has_issuer=settings.oidc_client_id is not None,
-    )
+    pages = Pages(files, context.clock, is_open=settings.auth == "off")
     page.state.pages = pages
     page.state.page = page
     page.state.endpoint = open_endpoint(settings, context.clock)

@@ -154,7 +154,7 @@ class Endpoint:
         # Less than the deadline here, so that the endpoint says which of its parts was slow.
         headers = {"x-request-timeout-ms": str(int(900 * seconds))}
         if self._tokens is not None:
-            session = visitor.session.id if visitor.session else "local"
+            session = visitor.session.id if visitor.session else visitor.principal.name
             headers["authorization"] = self._tokens.authorization(visitor.principal, session)
         return headers
 

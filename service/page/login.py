@@ -1,15 +1,14 @@
-"""Signing in with a key or with an OpenID issuer, signing out, and the list of sessions."""
+"""Signing in with a key, signing out, and the list of sessions."""
 
 import re
 from contextlib import suppress
 from datetime import datetime
-from html import escape
 from typing import Annotated, Self
 from urllib.parse import quote
 
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from fastapi.responses import Response
 from pydantic import BaseModel, Field, SecretStr
 
 from cmcl.contract.api.access import Scope
@@ -17,14 +16,11 @@ from cmcl.contract.modality import Frozen
 from service.api.authentication import address_of
 from service.api.dependencies import ContextDep
 from service.auth.authenticator import Authenticator, Caller
-from service.auth.oidc import SIGN_IN_SECONDS, OidcLogin
-from service.auth.sessions import StartedSession
-from service.context import Context
-from service.core.errors import Forbidden, NotFound, Unauthorized
+from service.core.errors import NotFound, Unauthorized
 from service.database.queries.sessions import SessionRow
-from service.page.access import NEXT_DOCUMENT, cookie_name, set_session
+from service.page.access import set_session
 from service.page.forms import posted, see_other
-from service.page.rendering import PREFIX, pages_of, root_of, visitor_of
+from service.page.rendering import PREFIX, pages_of, visitor_of
 
 router = APIRouter(prefix=PREFIX)
 
@@ -38,8 +34,6 @@ _ADDRESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9/_.~@:-]*(\?[!$%&'()*+,./0-9:;=?@A-
 _LONGEST_ADDRESS = 500
 
 SessionPath = Annotated[str, Path(alias="session", pattern=r"^(ses|ops)-[0-9a-f]{12}$")]
-
-_LONGEST_PARAMETER = 4096
 
 
 class LoginForm(Frozen):
@@ -100,7 +94,12 @@ def log_in(
     scopes = caller.principal.scopes
     wanted = scopes & {Scope.READ} if form.read_only else scopes
     started = context.sessions.start(caller, wanted, request.headers.get("user-agent", ""))
-    return signed_in_response(request, context, started, form.next)
+    # The sign-in page sees whether the browser kept the cookie, and redirects to the requested one.
+    address = f"login?signed-in=1&next={quote(safe_address(form.next), safe='')}"
+    response = see_other(request, address)
+    seconds = int((started.row.expires_at - context.clock()).total_seconds())
+    set_session(request, response, started.text.text, max(seconds, 1))
+    return response
 
 
 @router.post("/logout")
@@ -136,19 +135,6 @@ def end_session(request: Request, session: SessionPath, context: ContextDep) -> 
     return see_other(request, "sessions", "session-ended")
 
 
-def signed_in_response(
-    request: Request, context: Context, started: StartedSession, following: str
-) -> Response:
-    """Give the browser its session, and have it show that it kept the cookie."""
-    row = started.row
-    # The sign-in page redirects to the requested one.
-    address = f"login?signed-in=1&next={quote(safe_address(following), safe='')}"
-    response = see_other(request, address)
-    seconds = int((row.expires_at - context.clock()).total_seconds())
-    set_session(request, response, started.text.text, max(seconds, 1))
-    return response
-
-
 def safe_address(text: str) -> str:
     """An address below `/ui/` from outside, or that of the overview."""
     is_safe = len(text) <= _LONGEST_ADDRESS and _ADDRESS.fullmatch(text)
@@ -166,68 +152,3 @@ def _form(request: Request, following: str, error: str | None, status: int) -> R
     return pages_of(request).render(
         request, "login.html", status, following=safe_address(following), error=error
     )
-
-
-@router.get("/oidc/start")
-def start_oidc(
-    request: Request,
-    context: ContextDep,
-    following: Annotated[str, Query(alias="next", max_length=2000)] = "",
-) -> Response:
-    """Send the browser to the issuer."""
-    begun = _oidc_login(context).begin(safe_address(following))
-    response = RedirectResponse(begun.address, 303)
-    # `Lax`: the browser comes back from another site.
-    response.set_cookie(
-        _memory_name(request),
-        begun.cookie,
-        max_age=SIGN_IN_SECONDS,
-        path="/",
-        secure=_is_secure(request),
-        httponly=True,
-        samesite="lax",
-    )
-    return response
-
-
-@router.get("/oidc/callback")
-def end_oidc(
-    request: Request,
-    context: ContextDep,
-    code: Annotated[str, Query(max_length=_LONGEST_PARAMETER)] = "",
-    state: Annotated[str, Query(max_length=_LONGEST_PARAMETER)] = "",
-    error: Annotated[str, Query(max_length=_LONGEST_PARAMETER)] = "",
-) -> Response:
-    """Start a session with the issuer's answer."""
-    if error:
-        raise Forbidden(f"the issuer did not sign you in: {error[:100]}")
-    cookie = request.cookies.get(_memory_name(request))
-    if not code or not cookie:
-        raise Unauthorized("the sign-in was not begun in this browser; begin again")
-    principal, following = _oidc_login(context).finish(code, state, cookie)
-    agent = request.headers.get("user-agent", "")
-    started = context.sessions.start(Caller(principal), principal.scopes, agent)
-    # A redirect would still count as one from the issuer's site, and the browser would not send the new cookie.
-    wanted = quote(safe_address(following), safe="")
-    address = f"{root_of(request.url.path)}login?signed-in=1&next={wanted}"
-    response = HTMLResponse(NEXT_DOCUMENT.format(address=escape(address)))
-    seconds = int((started.row.expires_at - context.clock()).total_seconds())
-    set_session(request, response, started.text.text, max(seconds, 1))
-    response.delete_cookie(
-        _memory_name(request), path="/", secure=_is_secure(request), httponly=True, samesite="lax"
-    )
-    return response
-
-
-def _oidc_login(context: Context) -> OidcLogin:
-    if context.oidc_login is None:
-        raise NotFound("no OpenID issuer is configured for the page (CMCL_OIDC_CLIENT_ID)")
-    return context.oidc_login
-
-
-def _memory_name(request: Request) -> str:
-    return f"{cookie_name(request)}-oidc"
-
-
-def _is_secure(request: Request) -> bool:
-    return cookie_name(request).startswith("__Host-")

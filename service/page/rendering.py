@@ -147,7 +147,7 @@ def static_files() -> StaticFiles:
 
 @dataclass(frozen=True)
 class Visitor:
-    """Who looks at the page. `session` is None while keys are off, and before signing in."""
+    """Who looks at the page. `session` is None while keys are off, with a bearer token, and before signing in."""
 
     principal: Principal
     session: SessionRow | None = None
@@ -157,13 +157,10 @@ class Visitor:
 class Pages:
     """The templates, and what all of them get. It is created once."""
 
-    def __init__(
-        self, files: StaticFiles, clock: Clock, *, is_open: bool, has_issuer: bool
-    ) -> None:
+    def __init__(self, files: StaticFiles, clock: Clock, *, is_open: bool) -> None:
         self._files = files
         self._clock = clock
         self._is_open = is_open
-        self._has_issuer = has_issuer
         self._templates = _environment()
         self._macros = self._templates.get_template("macros.html")
         self._actions = self._templates.get_template("actions.html")
@@ -232,7 +229,6 @@ class Pages:
             "session": visitor.session,
             "is_signed_in": visitor.is_signed_in,
             "is_open": self._is_open,
-            "has_issuer": self._has_issuer,
         }
         # Blocks do not see what their template imports, when they are rendered alone.
         values["ui"] = self._macros.make_module(values)

@@ -89,6 +89,33 @@ def test_the_world_is_led_to_nothing_that_is_internal(
         assert not any("/-/routes".startswith(prefix) for prefix in prefixes), "Ray Serve's own"
 
 
+def test_the_page_alone_goes_through_the_proxy_that_signs_browsers_in(kind: str) -> None:
+    """It adds a token to what any site makes a browser send, and only the page checks where a request comes from."""
+    oidc = {"issuer": "https://login.example.org", "audience": "cmcl"}
+    values = {"oidc": oidc, "page": {"proxyService": "oauth2-proxy"}}
+    release = render({"service": {kind: ADDRESSES[kind]}, "access": values})
+    (item,) = release.of_kind("Ingress", "HTTPRoute")
+    if kind == "ingress":
+        paths = [path for rule in item["spec"]["rules"] for path in rule["http"]["paths"]]
+        services = [path["backend"]["service"] for path in paths]
+        routed = {
+            (path["path"], service["name"], service["port"]["number"])
+            for path, service in zip(paths, services, strict=True)
+        }
+    else:
+        routed = {
+            (match["path"]["value"], backend["name"], backend["port"])
+            for rule in item["spec"]["rules"]
+            for match in rule["matches"]
+            for backend in rule["backendRefs"]
+        }
+    direct = {"/v1", "/healthz", "/readyz", "/docs", "/openapi.json"}
+    assert routed == {
+        *((path, "demo-cmcl", 8000) for path in direct),
+        *((path, "oauth2-proxy", 80) for path in ("/ui", "/oauth2")),
+    }
+
+
 def test_an_endpoint_without_keys_is_exposed_only_on_purpose(kind: str) -> None:
     values: Object = {"serving": {kind: ADDRESSES[kind]}}
     render(values | {"access": {"endpoint": KEYS}})

@@ -1,15 +1,11 @@
 """An issuer of tokens on loopback, with real keys: discovery and JWKS over HTTP."""
 
-import base64
-import hashlib
 import json
-import secrets
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -30,9 +26,6 @@ class FakeIssuer:
         self.keys: dict[str, PrivateKey] = {"first": rsa_key()}
         self.documents: dict[str, bytes] = {}
         self.asked: list[str] = []
-        # Secret of the client that signs browsers in; None: a public client.
-        self.secret: str | None = None
-        self._codes: dict[str, tuple[dict[str, str], dict[str, Any]]] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
@@ -52,12 +45,7 @@ class FakeIssuer:
 
     def publish(self) -> None:
         """Publish the current keys."""
-        discovery = {
-            "issuer": self.url,
-            "jwks_uri": f"{self.url}/keys",
-            "authorization_endpoint": f"{self.url}/authorize",
-            "token_endpoint": f"{self.url}/token",
-        }
+        discovery = {"issuer": self.url, "jwks_uri": f"{self.url}/keys"}
         keys = [
             {**_public(key), "kid": name, "use": "sig", "alg": _algorithm(key)}
             for name, key in self.keys.items()
@@ -89,35 +77,6 @@ class FakeIssuer:
             self.claims(**changes), private, _algorithm(private), headers={"kid": key}
         )
 
-    def authorize(self, address: str, **changes: object) -> str:
-        """Sign in at that address, and return the address to which the browser is redirected, with a code.
-
-        `changes` are claims of the tokens that the code is redeemed for; `id_token` and `access_token` replace one.
-        """
-        query = dict(parse_qsl(urlsplit(address).query))
-        assert query["response_type"] == "code"
-        assert query["code_challenge_method"] == "S256"
-        assert "openid" in query["scope"].split()
-        code = secrets.token_urlsafe(8)
-        self._codes[code] = (query, changes)
-        return f"{query['redirect_uri']}?{urlencode({'code': code, 'state': query['state']})}"
-
-    def redeem(self, form: dict[str, str], basic: str | None) -> tuple[int, dict[str, Any]]:
-        """The response of the token endpoint: a code is valid once, with its verifier and the client's secret."""
-        query, changes = self._codes.pop(form["code"], ({}, {}))
-        challenge = hashlib.sha256(form["code_verifier"].encode()).digest()
-        expected = base64.urlsafe_b64encode(challenge).decode().rstrip("=")
-        if query.get("code_challenge") != expected or form["redirect_uri"] != query["redirect_uri"]:
-            return 400, {"error": "invalid_grant"}
-        shown = base64.b64decode(basic.partition(" ")[2]).decode() if basic else ""
-        if self.secret is not None and shown != f"{query['client_id']}:{self.secret}":
-            return 401, {"error": "invalid_client"}
-        id_token = self.token(aud=query["client_id"], nonce=query["nonce"], scope=None)
-        tokens = {"id_token": id_token, "access_token": self.token()}
-        for name in tokens.keys() & changes.keys():
-            tokens[name] = changes[name]
-        return 200, {"token_type": "Bearer", **tokens}
-
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         issuer = self
 
@@ -129,16 +88,6 @@ class FakeIssuer:
                 self.send_header("Content-Length", str(len(body or b"")))
                 self.end_headers()
                 self.wfile.write(body or b"")
-
-            def do_POST(self) -> None:
-                length = int(self.headers["Content-Length"])
-                form = dict(parse_qsl(self.rfile.read(length).decode()))
-                status, document = issuer.redeem(form, self.headers.get("Authorization"))
-                body = json.dumps(document).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
 
             def log_message(self, *args: object) -> None:
                 """Log nothing."""

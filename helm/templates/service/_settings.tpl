@@ -55,24 +55,14 @@ CMCL_OIDC_OWNER_CLAIM: {{ .ownerClaim | quote }}
 CMCL_OIDC_ISSUER: {{ .issuer | quote }}
 CMCL_OIDC_AUDIENCE: {{ required "access.oidc.audience is missing: tokens for other services would be accepted" .audience | quote }}
 {{- end }}
-{{- if .clientId }}
-{{- if not .issuer }}
-{{- fail "access.oidc.clientId is set, but access.oidc.issuer is empty: who is to sign browsers in?" }}
-{{- end }}
-{{- if not $.Values.access.page.url }}
-{{- fail "access.oidc.clientId is set, but access.page.url is empty: the issuer sends browsers back to that address" }}
-{{- end }}
-{{- if not (or .existingSecret $.Values.access.encryptionSecret) }}
-{{- fail "access.oidc.clientId is set, but neither access.oidc.existingSecret nor access.encryptionSecret: one of them signs the cookie of a sign-in" }}
-{{- end }}
-CMCL_OIDC_CLIENT_ID: {{ .clientId | quote }}
-CMCL_OIDC_SCOPES: {{ join "," .scopes | quote }}
-{{- end }}
 {{- end }}
 {{- with .Values.access.page }}
 CMCL_PAGE: {{ ternary "on" "off" .enabled | quote }}
 {{- if .url }}
 CMCL_PAGE_URL: {{ .url | quote }}
+{{- end }}
+{{- if and .proxyService (not $.Values.access.oidc.issuer) }}
+{{- fail "access.page.proxyService is set, but access.oidc.issuer is empty: the tokens that it sends would not be accepted" }}
 {{- end }}
 {{- end }}
 CMCL_EMBEDDINGS_URL: {{ printf "http://%s:8000" (include "cmcl.servingService" .) | quote }}
@@ -182,13 +172,6 @@ sqlite:////var/lib/cmcl/database/cmcl.db
     secretKeyRef:
       name: {{ . | quote }}
       key: encryption-key
-{{- end }}
-{{- with .Values.access.oidc.existingSecret }}
-- name: CMCL_OIDC_CLIENT_SECRET
-  valueFrom:
-    secretKeyRef:
-      name: {{ . | quote }}
-      key: client-secret
 {{- end }}
 {{- include "cmcl.signingEnv" . }}
 {{- if not (include "cmcl.makesRayJobs" .) }}

@@ -41,16 +41,12 @@ def test_chart_sets_every_setting_and_no_other(
     # Each launcher has its own settings.
     of_rayjobs = {name for name in known if name.startswith("CMCL_KUBERAY_")}
     assert known - set(production.settings()) == {*of_rayjobs, "CMCL_MIN_RANKS"}
-    of_secrets = {
-        *("CMCL_SNAPSHOT_SIGNING_KEY", "CMCL_METRICS_KEY", "CMCL_ENCRYPTION_KEY"),
-        "CMCL_OIDC_CLIENT_SECRET",
-    }
-    of_browsers = {"CMCL_OIDC_CLIENT_ID", "CMCL_OIDC_SCOPES", "CMCL_PAGE_URL"}
+    of_secrets = {"CMCL_SNAPSHOT_SIGNING_KEY", "CMCL_METRICS_KEY", "CMCL_ENCRYPTION_KEY"}
     of_ray = {"CMCL_RAY_ADDRESS", "CMCL_ATTEMPTS_AT_ONCE"}
-    assert known - set(queued.settings()) == {*of_ray, *of_secrets, *of_browsers}
+    assert known - set(queued.settings()) == {*of_ray, *of_secrets, "CMCL_PAGE_URL"}
     # Empty, they would be an issuer without a name.
     unset = {"CMCL_OIDC_ISSUER", "CMCL_OIDC_AUDIENCE", "CMCL_MIN_RANKS"}
-    assert known - set(trial.settings()) == {*of_rayjobs, *unset, *of_secrets, *of_browsers}
+    assert known - set(trial.settings()) == {*of_rayjobs, *unset, *of_secrets, "CMCL_PAGE_URL"}
 
 
 def _migration(release: Release) -> Any:
@@ -65,7 +61,6 @@ def _set_environment(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
         "CMCL_METRICS_KEY": "m" * 32,
         "CMCL_SNAPSHOT_SIGNING_KEY": make_pair().private,
         "CMCL_ENCRYPTION_KEY": new_key(),
-        "CMCL_OIDC_CLIENT_SECRET": "c" * 32,
     }
     for name, value in release.settings().items():
         if isinstance(value, str):
@@ -85,7 +80,6 @@ def test_settings_arrive_as_the_values_say(
     assert settings.store_uri == "s3://cmcl-production/store"
     assert settings.ray_address == "http://demo-cmcl-training-head-svc:8265"
     assert (settings.auth, settings.oidc_issuer) == ("on", "https://login.example.org")
-    assert settings.oidc_client_secret is not None
     assert (settings.page, settings.page_url) == ("on", "https://cmcl.example.org/ui")
     assert settings.admin_key is not None
     assert settings.snapshot_signing_key is not None

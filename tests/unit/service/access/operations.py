@@ -26,7 +26,7 @@ READ, WRITE, TRAIN, ADMIN, EMBED = (
 
 # Without a key: probes, the API's description, and what leads to a session.
 OPEN = re.compile(
-    r"GET /docs/\{file\}|GET /ui/(static/\{digest\}/\{name\}|login|oidc/(start|callback))|POST /ui/log(in|out)"
+    r"GET /docs/\{file\}|GET /ui/(static/\{digest\}/\{name\}|login)|POST /ui/log(in|out)"
 )
 # What any key or session may do.
 _ANY = re.compile(r"GET /v1/whoami|(GET|POST) /ui/sessions.*")

@@ -13,6 +13,7 @@ from service.auth.rate_limiter import FAILURES_PER_MINUTE
 from service.telemetry.logs import JsonLines
 from tests.fakes.control_plane import ControlPlane
 from tests.unit.service.auth.key_client import ADMIN_KEY, KeyClient, secret_of
+from tests.unit.service.page.browser import Browser
 
 UNKNOWN = f"cmcl_{'0' * 12}_{'A' * 43}"
 
@@ -144,6 +145,11 @@ def test_all_keys_of_an_owner_share_its_requests(tmp_path: Path) -> None:
     assert refused.json()["type"] == "urn:cmcl:problem:too-many-requests"
     assert other.get("/v1/models").status_code == 200
     assert plane.client.get("/healthz").status_code == 200
+    page, signed_in = Browser(plane), Browser(plane)
+    shown = {"Authorization": f"Bearer {reds[0].key}"}
+    assert page.get("/ui/jobs", headers=shown).status_code == 429
+    signed_in.sign_in(reds[0].key or "")
+    assert signed_in.get("/ui/jobs").status_code == 429
     plane.close()
 
 

@@ -1,23 +1,18 @@
-"""Sessions of the page: signing in with a key or an issuer, what a session may do, and its end."""
+"""Sessions of the page: signing in with a key, what a session may do, its end; and tokens in place of one."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 
-import httpx
-import jwt
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
-from service.auth.oidc import SIGN_IN_SECONDS
 from service.auth.rate_limiter import FAILURES_PER_MINUTE
 from service.auth.sessions import MOST_OF_HOLDER
-from service.core.settings import Settings
 from service.database.queries import keys, sessions
 from service.maintenance.gc import sweep_sessions
 from service.page.login import safe_address
@@ -337,204 +332,83 @@ def test_signing_out_of_a_session_that_was_ended_elsewhere_removes_the_cookie(
     assert not any(browser.cookies.values())
 
 
-SECRET = "the-secret-of-the-client"
-ORIGIN = "https://cmcl.example.org"
-
-
 @pytest.fixture(scope="module")
 def issuer() -> Iterator[FakeIssuer]:
     with FakeIssuer() as issuer:
-        issuer.secret = SECRET
         yield issuer
 
 
 @pytest.fixture
 def plane(tmp_path: Path, issuer: FakeIssuer) -> Iterator[ControlPlane]:
-    """A control plane that browsers sign in to with the issuer."""
-    plane = ControlPlane(tmp_path, **_settings(issuer))
+    """A control plane behind a proxy that signs browsers in and adds their tokens to requests."""
+    plane = ControlPlane(
+        tmp_path,
+        auth="on",
+        admin_key=ADMIN_KEY,
+        oidc_issuer=issuer.url,
+        oidc_audience=AUDIENCE,
+    )
     yield plane
     plane.close()
 
 
-@pytest.fixture
-def visitor(plane: ControlPlane) -> Browser:
-    """A browser that is not signed in."""
-    return Browser(plane, ORIGIN)
+def _bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
 
 
-def _settings(issuer: FakeIssuer, **changes: object) -> dict[str, Any]:
-    return {
-        "auth": "on",
-        "oidc_issuer": issuer.url,
-        "oidc_audience": AUDIENCE,
-        "oidc_client_id": "cmcl-page",
-        "oidc_client_secret": SECRET,
-        "page_url": f"{ORIGIN}/ui",
-        **changes,
-    }
-
-
-def _begin(visitor: Browser, following: str = "") -> str:
-    """The address of the issuer that a browser is sent to."""
-    answer = visitor.get(
-        f"/ui/oidc/start?next={following}", headers={"Sec-Fetch-Site": "same-origin"}
-    )
-    assert answer.status_code == 303
-    return str(answer.headers["location"])
-
-
-def _come_back(visitor: Browser, address: str) -> httpx.Response:
-    parts = urlsplit(address)
-    assert f"{parts.scheme}://{parts.netloc}" == ORIGIN
-    headers = {"Sec-Fetch-Site": "cross-site"}
-    return visitor.get(f"{parts.path}?{parts.query}", headers=headers)
-
-
-def test_a_person_signs_in_and_has_the_rights_of_the_token(
-    issuer: FakeIssuer, visitor: Browser
+def test_a_token_that_a_proxy_sends_has_the_rights_that_it_has_at_the_api(
+    issuer: FakeIssuer, plane: ControlPlane
 ) -> None:
-    assert "Sign in with your organisation" in visitor.get("/ui/login").text
-    answer = _come_back(visitor, issuer.authorize(_begin(visitor, "sessions")))
-    assert answer.status_code == 200
-    assert 'content="0; url=../login?signed-in=1&amp;next=sessions"' in answer.text
-    assert set(visitor.cookies) == {"__Host-cmcl"}
-    page = visitor.follow(visitor.get("/ui/login?signed-in=1&next=sessions"))
+    for owner in ("lab", "elsewhere"):
+        plane.client = KeyClient(plane, issuer.token(cmcl_owner=owner))
+        plane.create_model(f"model-of-{owner}")
+    browser, token = Browser(plane), _bearer(issuer.token())
+    page = browser.get("/ui/", headers=token)
     assert page.status_code == 200
-    assert "oidc:somebody" in page.text
-    assert "<dd>read, write</dd>" in page.text
-    assert "<dd><bdi>lab</bdi></dd>" in page.text
+    for shown in ("oidc:somebody", "<dd>read, write</dd>", "<dd><bdi>lab</bdi></dd>"):
+        assert shown in page.text
+    assert "model-of-lab" in page.text
+    assert "model-of-elsewhere" not in page.text
+    assert "Sign out" not in page.text, "the proxy has the session"
+    assert browser.cookies == {}
+    assert browser.get("/ui/keys", headers=token).status_code == 403, "the token lacks admin"
+    assert browser.get("/ui/").status_code == 303, "without the token"
 
 
-def test_the_request_to_the_issuer_is_bound_to_this_browser(
-    issuer: FakeIssuer, visitor: Browser
+def test_another_site_changes_nothing_with_a_token_that_a_proxy_adds(
+    issuer: FakeIssuer, plane: ControlPlane
 ) -> None:
-    first, second = (parse_qs(urlsplit(_begin(visitor)).query) for _ in range(2))
-    assert first["redirect_uri"] == [f"{ORIGIN}/ui/oidc/callback"]
-    assert first["scope"][0].split()[0] == "openid"
-    for name in ("state", "nonce", "code_challenge"):
-        assert len(first[name][0]) >= 43
-        assert first[name] != second[name]
-    (cookie,) = visitor.get("/ui/oidc/start").headers.get_list("set-cookie")
-    attributes = cookie.lower()
-    assert cookie.startswith("__Host-cmcl-oidc=")
-    for attribute in ("httponly", "secure", "samesite=lax", f"max-age={SIGN_IN_SECONDS}", "path=/"):
-        assert attribute in attributes
-    assert SECRET not in cookie
-
-
-def test_an_answer_that_another_browser_asked_for_signs_nobody_in(
-    issuer: FakeIssuer, plane: ControlPlane, visitor: Browser
-) -> None:
-    """Otherwise a foreign page could sign a person in as another user."""
-    attacker = Browser(plane, ORIGIN)
-    address = issuer.authorize(_begin(attacker))
-    assert _come_back(visitor, address).status_code == 401
-    _begin(visitor)
-    assert _come_back(visitor, address).status_code == 401
-    assert "__Host-cmcl" not in visitor.cookies
-
-
-def test_a_changed_cookie_is_refused(issuer: FakeIssuer, visitor: Browser) -> None:
-    address = issuer.authorize(_begin(visitor))
-    cookie = visitor.cookies["__Host-cmcl-oidc"]
-    text, _, _ = cookie.rpartition(".")
-    content = jwt.decode(cookie, options={"verify_signature": False})
-    unsigned, foreign = jwt.encode(content, "", "none"), jwt.encode(content, "k" * 32, "HS256")
-    others = ("", "x", "e30=.0", "e30=.é", "{}")
-    for changed in (*others, f"{text}.{'0' * 43}", f"{text}.", unsigned, foreign):
-        visitor.cookies["__Host-cmcl-oidc"] = changed.encode("ascii", "replace").decode()
-        assert _come_back(visitor, address).status_code == 401
-
-
-def test_a_code_counts_once(issuer: FakeIssuer, visitor: Browser) -> None:
-    address = issuer.authorize(_begin(visitor))
-    cookies = dict(visitor.cookies)
-    assert _come_back(visitor, address).status_code == 200
-    visitor.cookies = cookies
-    assert _come_back(visitor, address).status_code == 401
-
-
-NOT_FOR_US: list[tuple[str, dict[str, Any], int]] = [
-    ("id_token", {"nonce": "another"}, 401),
-    ("id_token", {"nonce": None}, 401),
-    ("id_token", {"aud": "another-client"}, 401),
-    ("id_token", {"exp": 1}, 401),
-    ("access_token", {"aud": "another-service"}, 403),
-    ("access_token", {"cmcl_owner": None}, 403),
-    ("access_token", {"scope": "openid"}, 403),
-]
-
-
-def test_tokens_that_are_not_for_us_sign_nobody_in(issuer: FakeIssuer, visitor: Browser) -> None:
-    for token, changes, status in NOT_FOR_US:
-        begun = _begin(visitor)
-        nonce = parse_qs(urlsplit(begun).query)["nonce"][0]
-        own = {"aud": "cmcl-page", "nonce": nonce} if token == "id_token" else {}
-        address = issuer.authorize(begun, **{token: issuer.token(**{**own, **changes})})
-        assert _come_back(visitor, address).status_code == status, (token, changes)
-        assert "__Host-cmcl" not in visitor.cookies
-
-
-def test_the_id_token_counts_where_the_access_token_is_opaque(
-    tmp_path: Path, issuer: FakeIssuer
-) -> None:
-    plane = ControlPlane(tmp_path, **_settings(issuer, oidc_audience="cmcl-page"))
-    visitor = Browser(plane, ORIGIN)
-    begun = _begin(visitor)
-    nonce = parse_qs(urlsplit(begun).query)["nonce"][0]
-    token = issuer.token(aud="cmcl-page", nonce=nonce)
-    address = issuer.authorize(begun, id_token=token, access_token="opaque")
-    assert _come_back(visitor, address).status_code == 200
-    assert visitor.get("/ui/").status_code == 200
-    plane.close()
-
-
-def test_a_public_client_proves_itself_by_the_verifier_alone(tmp_path: Path) -> None:
-    with FakeIssuer() as public:
-        key = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
-        settings = _settings(public, oidc_client_secret=None, encryption_key=key)
-        plane = ControlPlane(tmp_path, **settings)
-        visitor = Browser(plane, ORIGIN)
-        assert _come_back(visitor, public.authorize(_begin(visitor))).status_code == 200
-        plane.close()
-
-
-def test_what_the_issuer_refuses_is_said(visitor: Browser) -> None:
-    _begin(visitor)
-    answer = visitor.get("/ui/oidc/callback?error=%3Cb%3Eaccess_denied&state=x")
-    assert answer.status_code == 403
-    assert "&lt;b&gt;access_denied" in answer.text
-
-
-def test_an_issuer_that_does_not_respond_is_503(tmp_path: Path) -> None:
-    with FakeIssuer() as gone:
-        settings = _settings(gone)
-    plane = ControlPlane(tmp_path, **settings)
-    answer = Browser(plane, ORIGIN).get("/ui/oidc/start")
-    assert answer.status_code == 503
-    assert "or sign in with a key" in answer.text
-    plane.close()
-
-
-def test_without_a_client_there_is_no_such_sign_in(tmp_path: Path) -> None:
-    plane = ControlPlane(tmp_path, auth="on")
+    """A proxy adds the token to every request that its cookie comes with, whatever page made the browser send it."""
+    token = _bearer(issuer.token(scope="cmcl:read cmcl:write cmcl:admin"))
     browser = Browser(plane)
-    assert "organisation" not in browser.get("/ui/login").text
-    assert browser.get("/ui/oidc/start").status_code == 404
-    plane.close()
+    form = {"once": "0123456789abcdefABCD-_", "name": "stolen", "scopes": "read"}
+    attacks: list[dict[str, str | None]] = [
+        {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"},
+        {"Origin": "https://evil.example", "Sec-Fetch-Site": None},
+        {"Origin": "null", "Sec-Fetch-Site": None},
+        {"Origin": None, "Sec-Fetch-Site": "same-site"},
+        {"Origin": None, "Sec-Fetch-Site": None},
+    ]
+    for attack in attacks:
+        answer = browser.post("/ui/keys", data=form, headers={**token, **attack})
+        assert answer.status_code == 403, attack
+    keys_page = browser.get("/ui/keys", headers=token)
+    assert "stolen" not in keys_page.text
+    assert browser.post("/ui/keys", data=form, headers=token).status_code == 200
+    assert "stolen" in browser.get("/ui/keys", headers=token).text
 
 
 @pytest.mark.parametrize(
-    ("missing", "named"),
-    [
-        ("oidc_issuer", "CMCL_OIDC_ISSUER"),
-        ("page_url", "CMCL_PAGE_URL"),
-        ("oidc_client_secret", "CMCL_OIDC_CLIENT_SECRET or CMCL_ENCRYPTION_KEY"),
-    ],
+    ("claims", "status"),
+    [({"exp": 1}, 401), ({"aud": "another-service"}, 401), ({"cmcl_owner": None}, 403)],
 )
-def test_settings_that_lack_something_are_refused(
-    issuer: FakeIssuer, missing: str, named: str
+def test_a_token_that_is_not_valid_is_said_and_not_answered_by_the_form_for_keys(
+    issuer: FakeIssuer, plane: ControlPlane, claims: dict[str, Any], status: int
 ) -> None:
-    values = {name: value for name, value in _settings(issuer).items() if name != missing}
-    with pytest.raises(ValidationError, match=named):
-        Settings.model_validate(values)
+    browser, token = Browser(plane), _bearer(issuer.token(**claims))
+    assert browser.get("/ui/", headers=token).status_code == status
+    assert browser.get("/ui/login", headers=token).status_code == 200
+    assert browser.sign_in(ADMIN_KEY).status_code == 303
+    assert "all owners" in browser.get("/ui/", headers=token).text, (
+        "a session counts before a token"
+    )
