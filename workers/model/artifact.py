@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from cmcl.contract.errors import InvalidVersion
+from cmcl.contract.modality import Modality
 from cmcl.contract.model import ModelSpec
 from workers.model.heads import ModalityHeads, head_width
 from workers.model.memory import Chosen, Memory
@@ -64,13 +65,24 @@ def load_heads(files: Iterable[bytes], spec: ModelSpec) -> ModalityHeads:
     return heads_from(tensors, spec)
 
 
+def load_weights(data: bytes, spec: ModelSpec) -> dict[Modality, Tensor]:
+    """The weights alone (E × I), from the first of the two files. Raises InvalidVersion."""
+    return _weights_from(_load(data, "heads"), spec)
+
+
+def _weights_from(tensors: Mapping[str, Tensor], spec: ModelSpec) -> dict[Modality, Tensor]:
+    shapes = {
+        modality: (spec.width, head_width(width + spec.lift_for(width)))
+        for modality, width in spec.widths.items()
+    }
+    return {name: _tensor(tensors, f"{name}/weight", shape) for name, shape in shapes.items()}
+
+
 def heads_from(tensors: Mapping[str, Tensor], spec: ModelSpec) -> ModalityHeads:
     """Heads from tensors by name; float32 tensors are not copied. Raises InvalidVersion."""
-    weights, conditioning, lifts = {}, {}, {}
+    conditioning, lifts = {}, {}
     for modality, width in spec.widths.items():
         lift = spec.lift_for(width)
-        shape = (spec.width, head_width(width + lift))
-        weights[modality] = _tensor(tensors, f"{modality}/weight", shape)
         if f"{modality}/map" in tensors or f"{modality}/mean" in tensors:
             is_number = f"{modality}/map" in tensors and tensors[f"{modality}/map"].ndim == 1
             conditioning[modality] = Conditioning(
@@ -79,7 +91,7 @@ def heads_from(tensors: Mapping[str, Tensor], spec: ModelSpec) -> ModalityHeads:
             )
         if lift:
             lifts[modality] = Lift(_tensor(tensors, f"{modality}/lift", (width, lift)))
-    return ModalityHeads(weights, conditioning, lifts)
+    return ModalityHeads(_weights_from(tensors, spec), conditioning, lifts)
 
 
 def save_method_state(state: Mapping[str, Tensor]) -> bytes:

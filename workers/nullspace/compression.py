@@ -28,22 +28,23 @@ def score_errors(first_NE: Tensor, second_NE: Tensor) -> dict[str, float]:
     """
     sides = (first_NE.double(), second_NE.double())
     width = first_NE.shape[1]
-    stored: dict[str, Callable[[Tensor], Tensor]] = {"float16": _float16, "int8": _int8}
-    found = {name: _error(sides, (form(sides[0]), form(sides[1]))) for name, form in stored.items()}
-    found["bit"] = math.sqrt((math.pi**2 / 4 - 1) * (1 - _mean_product(sides, sides)) / width)
+    forms: dict[str, Callable[[Tensor], Tensor]] = {"float16": _float16, "int8": _int8}
+    size = _mean_product(sides, sides)
+
+    def error(first_ND: Tensor, second_ND: Tensor) -> float:
+        """The root of (17). Rounding can leave a negative sum where nothing differs."""
+        stored = first_ND, second_ND
+        square = _mean_product(stored, stored) - 2 * _mean_product(stored, sides) + size
+        return math.sqrt(max(square, 0.0))
+
+    found = {name: error(*map(form, sides)) for name, form in forms.items()}
+    found["bit"] = math.sqrt((math.pi**2 / 4 - 1) * (1 - size) / width)
     for length in _LENGTHS:
         if length < width:
-            first_ND, second_ND = (
-                torch.nn.functional.normalize(each[:, :length]) for each in sides
+            found[str(length)] = error(
+                *(torch.nn.functional.normalize(each[:, :length]) for each in sides)
             )
-            found[str(length)] = _error(sides, (first_ND, second_ND))
     return found
-
-
-def _error(exact: tuple[Tensor, Tensor], stored: tuple[Tensor, Tensor]) -> float:
-    """The root of (17). Rounding can leave a negative sum where nothing differs."""
-    square = _mean_product(stored, stored) - 2 * _mean_product(stored, exact)
-    return math.sqrt(max(square + _mean_product(exact, exact), 0.0))
 
 
 def _mean_product(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:

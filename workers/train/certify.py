@@ -21,7 +21,7 @@ from workers.nullspace.certificate import KEPT_HEADS, PairScores, PairWeights
 from workers.nullspace.mask import UpdateSpace, everything_free
 from workers.nullspace.moments import PairMoments
 from workers.nullspace.shrink import Shrunk, scale_to_bound, shrink_to_bound
-from workers.train.distributed import SINGLE_PROCESS, World, all_reduce_max
+from workers.train.distributed import SINGLE_PROCESS, World, all_reduce_max, rank_share
 from workers.train.loop import mean_loss, new_heads, rotation_of
 from workers.train.rows import RotatedRows, TrainingRows
 from workers.train.run import Run
@@ -79,11 +79,6 @@ def weights_of(pair: ModalityPair, heads: ModalityHeads) -> PairWeights:
     return PairWeights(heads.weights[pair.first], heads.weights[pair.second])
 
 
-def rank_past_datasets(past: Sequence[PastDataset], here: World) -> Sequence[PastDataset]:
-    """This rank's part of the past datasets, always the same one, so that its cache is effective."""
-    return past[here.rank :: here.size]
-
-
 def limit_drift(
     spec: ModelSpec,
     context: TrainingContext,
@@ -99,7 +94,7 @@ def limit_drift(
     bound = spec.drift_bound
     if bound is None or not _affected(past, context):
         return changes, None
-    own = _affected(rank_past_datasets(past, here), context)
+    own = _affected(rank_share(past, here), context)
 
     def largest_drift(candidate: tuple[Tensor, Tensor]) -> float:
         heads = new_heads(context, spaces, candidate)
@@ -124,7 +119,7 @@ def limit_step(
     bound, parent = spec.drift_bound, context.heads
     if bound is None or not past:
         return parent.replaced(solved), None
-    own = rank_past_datasets(past, here)
+    own = rank_share(past, here)
     known = {name for name in solved if context.memory.has_learned(name)}
 
     def heads_at(scale: float) -> ModalityHeads:

@@ -263,6 +263,14 @@ def all_gather_dict(mine: Mapping[str, T], here: World) -> dict[str, T]:
     return dict(sorted(item for part in parts for item in part.items()))
 
 
+def rank_share(items: Sequence[T], here: World) -> Sequence[T]:
+    """This rank's part of the items, always the same one, so that its cache is effective.
+
+    No part is larger than that of the last rank: rank 0 has other things to do as well.
+    """
+    return items[here.size - 1 - here.rank :: here.size]
+
+
 def barrier(here: World) -> None:
     """Barrier with a timeout of 12 hours, since ranks may read their rows for that long.
 

@@ -21,7 +21,13 @@ from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.errors import InvalidDataset, InvalidVersion, ObjectNotFound, StorageUnavailable
 from cmcl.contract.job import JobSpec
 from cmcl.contract.modality import Modality, ModalityPair
-from cmcl.contract.version import EvaluationResult, LearnedDataset, MeasuredDataset, Recall
+from cmcl.contract.version import (
+    EvaluationResult,
+    LearnedDataset,
+    MeasuredDataset,
+    Recall,
+    datasets_to_measure,
+)
 from cmcl.storage import layout
 from cmcl.storage.documents import read_document, write_document
 from cmcl.storage.object_store import ObjectStore, retry_unavailable
@@ -31,6 +37,7 @@ from workers.model.loss import unit
 from workers.nullspace.centred import components
 from workers.nullspace.compression import score_errors
 from workers.train.dataset import paired_rows
+from workers.train.distributed import World, all_gather_dict, barrier, rank_share
 from workers.train.versions import Parent, check_encoders, read_version_heads
 
 # What a missing or damaged object of one dataset raises. Others are measured nevertheless.
@@ -55,6 +62,16 @@ class Evaluation:
     score_errors: dict[str, dict[str, float]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
+    def gathered(self, here: World) -> "Evaluation":
+        """With what the other ranks have found; `before` is this rank's."""
+        barrier(here)
+        return Evaluation(
+            self.before,
+            all_gather_dict(self.now, here),
+            all_gather_dict(self.score_errors, here),
+            all_gather_dict(self.missing, here),
+        )
+
     def add(self, dataset: str, heads: ModalityHeads, pair: ModalityPair, rows: "HeldOut") -> None:
         """Measure one more dataset."""
         first_NE, second_NE = embeddings(heads, pair, rows)
@@ -66,29 +83,39 @@ def evaluate(
     store: ObjectStore,
     job: JobSpec,
     parent: Parent,
-    earlier: Iterable[LearnedDataset],
     now: ModalityHeads,
+    here: World,
     scratch: Scratch,
 ) -> Evaluation:
-    """Recall on the held-out rows of the new dataset and of `earlier` ones, as far as they have some.
+    """Recall on the held-out rows of the new dataset and of earlier ones, as far as they have some.
 
-    For a new modality the parent's head is the initial one, with today's conditioning: that is not
-    part of what is trained. Raises InvalidDataset for rows of the new dataset only.
+    Rank 0 measures the new one, and all ranks the others. For a new modality the parent's head is the initial one,
+    with today's conditioning: that is not part of what is trained. Raises InvalidDataset for rows of the new dataset only.
     """
-    found = evaluate_learned(store, earlier, now, scratch)
+    earlier = rank_share(datasets_to_measure(job, parent.learned), here)
+    found = _evaluate(store, earlier, now, scratch)
     new = job.learns
-    rows = held_out_rows(new.evaluation_shards, scratch)
-    if rows is None:
-        return found
-    before = parent.model_state.heads.conditioned(now.conditioning)
-    found.add(new.dataset, now, new.pair, rows)
-    return replace(found, before=measure(before, new.pair, rows))
+    if here.is_leader and (rows := held_out_rows(new.evaluation_shards, scratch)) is not None:
+        before = parent.model_state.heads.conditioned(now.conditioning)
+        found.add(new.dataset, now, new.pair, rows)
+        found = replace(found, before=measure(before, new.pair, rows))
+    return found.gathered(here)
 
 
 def evaluate_learned(
+    store: ObjectStore,
+    learned: Sequence[LearnedDataset],
+    now: ModalityHeads,
+    here: World,
+    scratch: Scratch,
+) -> Evaluation:
+    """Measure datasets that were learned on all ranks, as far as their held-out rows can be read."""
+    return _evaluate(store, rank_share(learned, here), now, scratch).gathered(here)
+
+
+def _evaluate(
     store: ObjectStore, learned: Iterable[LearnedDataset], now: ModalityHeads, scratch: Scratch
 ) -> Evaluation:
-    """Measure datasets that were learned, as far as their held-out rows can be read."""
     found = Evaluation()
     for line in learned:
         try:

@@ -37,11 +37,16 @@ from workers.train.certify import (
     capacities,
     certificates,
     protections,
-    rank_past_datasets,
 )
 from workers.train.checkpoint import StoredCheckpoints, preemption_noticed
 from workers.train.dataset import training_rows
-from workers.train.distributed import all_gather_dict, barrier, broadcast_object, world
+from workers.train.distributed import (
+    all_gather_dict,
+    barrier,
+    broadcast_object,
+    rank_share,
+    world,
+)
 from workers.train.evaluation import MeasuredVersion, evaluate, evaluate_version, measure_only
 from workers.train.learn import Task, TrainingResult, learn
 from workers.train.progress import Reporter
@@ -106,9 +111,8 @@ def _train(
     parent = read_parent(store, spec, with_moments=here.is_leader or not method.solves)
     dataset = spec.learns
     encoders = joined_encoders(parent, dataset)
-    measured = datasets_to_measure(spec, parent.learned)
-    past = read_past_datasets(store, parent, measured)
-    own_past = rank_past_datasets(past, here)
+    past = read_past_datasets(store, parent, datasets_to_measure(spec, parent.learned))
+    own_past = rank_share(past, here)
     if not method.solves:
         # Find damage before training, which may take hours. What does not fit the cache is read again afterwards.
         for earlier in own_past:
@@ -124,12 +128,11 @@ def _train(
     reporter.enter("certifying")
     heads = learned.model_state.heads
     own = certificates(own_past, parent.model_state.heads, heads)
-    barrier(here)
+    evaluation = evaluate(store, spec, parent, heads, here, scratch)
     certified = all_gather_dict(own, here)
     if not here.is_leader:
         return
 
-    evaluation = evaluate(store, spec, parent, measured, heads, scratch)
     pairs = (*(line.pair for line in parent.learned), dataset.pair)
     measures = MeasuredVersion(spec.version, heads, pairs, encoders)
     report = VersionReport(

@@ -189,6 +189,7 @@ def train_attempts(actor: Any, device: "torch.device") -> None:
     the same attempt must never meet in a collective.
     """
     from workers.train.distributed import barrier, world
+    from workers.train.versions import release_kept_memory
 
     here = world()
     # The group is reported once all its ranks are there, and before any of them asks for an attempt.
@@ -207,6 +208,7 @@ def train_attempts(actor: Any, device: "torch.device") -> None:
             done, has_freed = found.number, False
         elif not has_freed:
             # The next attempt may come in an hour. One that comes at once needs the same memory, which the kernel clears.
+            release_kept_memory()
             release_device_memory(device)
             has_freed = True
 

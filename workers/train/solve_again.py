@@ -23,8 +23,8 @@ from workers.methods.method import Solved, TrainingContext
 from workers.methods.registry import method_for
 from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.memory import Memory
-from workers.train.certify import Certificate, certificates, rank_past_datasets
-from workers.train.distributed import all_gather_dict, barrier, when_leader_is_done
+from workers.train.certify import Certificate, certificates
+from workers.train.distributed import all_gather_dict, barrier, rank_share, when_leader_is_done
 from workers.train.evaluation import MeasuredVersion, evaluate_learned, measure_only
 from workers.train.learn import ModelState, check_finite
 from workers.train.progress import Reporter
@@ -83,14 +83,13 @@ def solve_again(
     names = {line.dataset for line in measured}
     for version in sources.past:
         lines = [line for line in version.learned if line.dataset in names]
-        past = rank_past_datasets(read_past_datasets(store, version, lines), here)
+        past = rank_share(read_past_datasets(store, version, lines), here)
         own |= certificates(past, version.model_state.heads, state.heads)
-    barrier(here)
+    evaluation = evaluate_learned(store, measured, state.heads, here, scratch)
     certified = all_gather_dict(own, here)
     if not here.is_leader:
         return
 
-    evaluation = evaluate_learned(store, measured, state.heads, scratch)
     pairs = tuple(line.pair for line in sources.learned)
     measures = MeasuredVersion(spec.version, state.heads, pairs, sources.encoders)
     report = VersionReport(

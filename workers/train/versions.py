@@ -21,7 +21,7 @@ from cmcl.contract.errors import (
     StoreDamaged,
 )
 from cmcl.contract.job import JobSpec, VersionRef
-from cmcl.contract.modality import FileEntry
+from cmcl.contract.modality import FileEntry, Modality
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import LearnedDataset, Solution, VersionManifest, VersionReport
 from cmcl.storage import layout
@@ -42,6 +42,7 @@ from workers.model.artifact import (
     load_memory,
     load_method_state,
     load_moments,
+    load_weights,
     save_heads,
     save_memory,
     save_method_state,
@@ -50,9 +51,9 @@ from workers.model.artifact import (
 from workers.model.heads import ModalityHeads, with_new_modalities
 from workers.model.memory import Memory, in_order
 from workers.nullspace.centred import CentredMoments
-from workers.nullspace.certificate import PairScores
+from workers.nullspace.certificate import PairScores, PairWeights
 from workers.nullspace.moments import PairMoments
-from workers.train.certify import PastDataset, PastState, weights_of
+from workers.train.certify import PastDataset, PastState
 from workers.train.learn import ModelState, initial_state
 
 # Memory for states of past datasets: enough for all of a small model, and for some of a large one.
@@ -69,6 +70,11 @@ class _Kept:
 
 
 _kept = _Kept()
+
+
+def release_kept_memory() -> None:
+    """Free what is kept of the version that was written last; the next one that starts from it reads it from the store."""
+    _kept.files, _kept.memory = {}, Memory()
 
 
 @dataclass(frozen=True)
@@ -178,17 +184,20 @@ class _PastCache:
 
     def _read(self, learned: LearnedDataset) -> PastState:
         moments = retry_unavailable(partial(read_moments, self._store, learned))
-        heads = self._heads_of(learned.reference or learned.version)
-        return PastState(PairScores(moments), weights_of(learned.pair, heads))
+        weights = self._weights_of(learned.reference or learned.version)
+        first, second = (weights[modality] for modality in learned.pair.modalities)
+        return PastState(PairScores(moments), PairWeights(first, second))
 
-    def _heads_of(self, version: int) -> ModalityHeads:
+    def _weights_of(self, version: int) -> Mapping[Modality, Tensor]:
         ref = self._parent.ref
         if ref is None:
             raise RuntimeError("there is a past dataset, and no version that learned it")
         if version == ref.version:
-            return self._parent.model_state.heads
+            return self._parent.model_state.heads.weights
         manifest = retry_unavailable(partial(read_version, self._store, ref.model, version))
-        return retry_unavailable(partial(read_heads, self._store, manifest))
+        # Not what the heads read: moments are of conditioned and lifted features.
+        data = retry_unavailable(partial(read_version_file, self._store, manifest, layout.HEADS))
+        return load_weights(data, manifest.spec)
 
 
 @contextmanager

@@ -16,10 +16,9 @@ from workers.train.certify import (
     PastDataset,
     PastState,
     limit_drift,
-    rank_past_datasets,
     weights_of,
 )
-from workers.train.distributed import World
+from workers.train.distributed import World, rank_share
 
 NEW = ModalityPair(first="image", second="text")
 OTHER = ModalityPair(first="audio", second="depth")
@@ -56,4 +55,4 @@ def test_bound_on_drift_reads_the_touched_ones_of_the_ranks_own_share_and_no_oth
     here = World(rank, 2)
     monkeypatch.setattr(certify, "all_reduce_max", lambda value, _: value)
     limit_drift(SPEC, context, spaces, (first, second), every, here)
-    assert read == {one.dataset for one in rank_past_datasets(every, here) if one.pair == NEW}
+    assert read == {one.dataset for one in rank_share(every, here) if one.pair == NEW}
