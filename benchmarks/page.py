@@ -28,7 +28,6 @@ from benchmarks.control.databases import NAMES, fresh_database, spread
 from benchmarks.control.large_model import (
     MODEL,
     NOW,
-    OWNER,
     Size,
     candidate,
     dataset_id,
@@ -224,9 +223,9 @@ def page_paths(app: FastAPI) -> list[str]:
     return sorted(paths - NO_PAGES)
 
 
-def _address(path: str, size: Size, created: Mapping[str, str]) -> str:
+def _address(path: str, size: Size) -> str:
     """Address of a page. Raises KeyError for a parameter without a value."""
-    values = {**values_of(path, size), **created}
+    values = values_of(path, size)
     queries = {
         "promote": f"?version={size.versions - 1}",
         "compare": f"?before={size.versions // 2}&after={size.versions}",
@@ -247,10 +246,8 @@ async def _measured(app: FastAPI, size: Size, repeats: int) -> list[Page]:
     )
     async with client:
         await _sign_in(client)
-        created = await _create(client)
         pages = [
-            await _page(client, path, _address(path, size, created), repeats)
-            for path in page_paths(app)
+            await _page(client, path, _address(path, size), repeats) for path in page_paths(app)
         ]
         return [page for page in pages if page is not None]
 
@@ -260,19 +257,6 @@ async def _sign_in(client: httpx.AsyncClient) -> None:
     response = await client.post(f"{PREFIX}/login", data={"key": _KEY}, headers=headers)
     if not response.is_redirect or not client.cookies:
         raise RuntimeError(f"signing in failed: {response.status_code} {response.text[:500]}")
-
-
-async def _create(client: httpx.AsyncClient) -> dict[str, str]:
-    """Create a key and a webhook for the pages about them; by parameter, their ids."""
-    headers = {"authorization": f"Bearer {_KEY}"}
-    created = {}
-    for name, body in (
-        ("key", {"name": "reader", "owner": OWNER, "scopes": ["read"]}),
-        ("webhook", {"url": "https://example.com/hooks"}),
-    ):
-        response = await client.post(f"/v1/{name}s", json=body, headers=headers)
-        created[name] = str(response.raise_for_status().json()["id"])
-    return created
 
 
 async def _page(client: httpx.AsyncClient, path: str, address: str, repeats: int) -> Page | None:

@@ -36,14 +36,12 @@ from service.page import (
     datasets,
     events,
     jobs,
-    keys,
     login,
     memory,
     models,
     start,
     try_it,
     versions,
-    webhooks,
 )
 from service.page.access import PageAccess
 from service.page.endpoint import open_endpoint
@@ -63,8 +61,6 @@ _ROUTES = (
     try_it,
     collections,
     events,
-    keys,
-    webhooks,
     login,
     start,
 )

@@ -10,13 +10,13 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from sse_starlette import ServerSentEvent
 
+from cmcl.contract.api.events import EventKind
 from service.api.dependencies import ContextDep, JobQuery, ModelQuery, Reader
 from service.api.events import FeedDep, SeenEvent, is_over, read_page, stream
 from service.api.pagination import CursorQuery, get_number_seek
 from service.database.queries.events import EventFilter
 from service.events.feed import Item, Progress
 from service.maintenance.gc import EVENTS_KEPT_DAYS
-from service.page.explanations import MEANINGS
 from service.page.forms import KindFilter, ModelFilter
 from service.page.rendering import PREFIX, pages_of
 
@@ -48,7 +48,7 @@ def events_page(
         next_cursor=found.next_cursor,
         model=model,
         kind=kind,
-        kinds=list(MEANINGS),
+        kinds=list(EventKind),
         kept_days=EVENTS_KEPT_DAYS,
     )
 

@@ -38,7 +38,6 @@ PHASES: dict[str, str] = _READ["phases"]
 NEXT_STEPS: dict[str, str] = _READ["next_steps"]
 EXPLANATIONS: dict[str, tuple[str, str]] = _READ["explanations"]
 DONE: dict[str, str] = _READ["done"]
-MEANINGS: dict[str, str] = _READ["events"]
 EVENT_TONES: dict[str, Tone] = {
     **{f"job.{state}": saying.tone for state, saying in STATES.items()},
     EventKind.JOB_CANCEL_REQUESTED: "hold",

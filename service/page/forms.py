@@ -7,8 +7,6 @@ showed, and calls the handler of `/v1`. If the state has changed since, nothing 
 the new state.
 """
 
-import hashlib
-import secrets
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, get_origin
@@ -23,7 +21,7 @@ from cmcl.contract.api.access import Scope
 from cmcl.contract.api.events import EventKind
 from cmcl.contract.api.jobs import JobState
 from cmcl.contract.modality import NAME_PATTERN, Frozen
-from service.api.dependencies import ContextDep, IdempotencyKey, get_principal
+from service.api.dependencies import ContextDep, get_principal
 from service.api.jobs import get_note
 from service.api.pagination import LARGEST_NUMBER
 from service.context import Context
@@ -35,7 +33,7 @@ from service.core.errors import (
     Unprocessable,
     UnsupportedMediaType,
 )
-from service.core.principal import EVERY_OWNER, Principal
+from service.core.principal import Principal
 from service.jobs.transitions import ActorNote
 from service.page.rendering import pages_of, root_of
 
@@ -51,7 +49,6 @@ ReadingWriter = Annotated[Principal, Security(get_principal, scopes=[Scope.READ,
 _LONGEST_REASON = 500
 _NO_NUL = r"^[^\x00]*$"
 
-Once = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{22}$")]
 VersionNumber = Annotated[int, Field(ge=1, le=LARGEST_NUMBER)]
 Again = Callable[[Rejected], Response]
 
@@ -153,8 +150,6 @@ def _by(scope: Scope) -> Any:
 
 
 TrainersAction = Annotated[ActionRequest, _by(Scope.TRAIN)]
-WritersAction = Annotated[ActionRequest, _by(Scope.WRITE)]
-AdminsAction = Annotated[ActionRequest, _by(Scope.ADMIN)]
 
 
 class SeenForm(Frozen):
@@ -178,18 +173,6 @@ class DecisionForm(SeenForm):
             strip_whitespace=True, min_length=1, max_length=_LONGEST_REASON, pattern=_NO_NUL
         ),
     ]
-
-
-def new_once() -> str:
-    """A new value of the field `once`."""
-    return secrets.token_urlsafe(16)
-
-
-def once(request: Request, principal: Principal, key: str, form: BaseModel) -> IdempotencyKey:
-    """The idempotency key of a form: one that the browser sends again (Reload) gets the first response."""
-    fingerprint = hashlib.sha256(form.model_dump_json().encode()).hexdigest()
-    owner = principal.owner or EVERY_OWNER
-    return IdempotencyKey(owner, key, f"POST {request.url.path}", fingerprint)
 
 
 def confirmed(act: Callable[[], object], done: Callable[[], Response], again: Again) -> Response:

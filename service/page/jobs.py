@@ -1,8 +1,8 @@
 """Jobs: the list, and one job with what it does, waits for, or failed of.
 
 Its attempts have their outcomes, the curve of the loss, where the time went, and the end of a log. A candidate that
-waits for a decision is shown beside its parent, with what approving it changes. Cancelling, retrying, approving, rejecting, and
-sealing a dataset have a confirmation page each.
+waits for a decision is shown beside its parent, with what approving it changes. Cancelling, retrying, approving and rejecting
+have a confirmation page each.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,7 @@ from cmcl.contract.api.jobs import Attempt, Candidate, Job, JobPhase, JobState
 from cmcl.contract.api.models import ModelSummary
 from cmcl.pictures import job_phases, loss_curve
 from service.api import jobs
-from service.api.datasets import post_seal, read_dataset
-from service.api.dependencies import ContextDep, DatasetPath, JobPath, Reader, Reason
+from service.api.dependencies import ContextDep, JobPath, Reader, Reason
 from service.api.events import read_page
 from service.api.models import read_model, read_summary
 from service.context import Context
@@ -37,7 +36,6 @@ from service.page.forms import (
     SeenForm,
     StateFilter,
     TrainersAction,
-    WritersAction,
     confirmed,
     posted,
     see_other,
@@ -326,24 +324,6 @@ def decide(
     )
 
 
-@router.get("/datasets/{dataset}/seal")
-def confirm_seal(dataset: DatasetPath, asked: WritersAction) -> Response:
-    """Say what sealing will do."""
-    return _seal_page(asked, dataset)
-
-
-@router.post("/datasets/{dataset}/seal")
-def seal(
-    dataset: DatasetPath, form: Annotated[SeenForm, posted(SeenForm)], asked: WritersAction
-) -> Response:
-    """Seal the dataset; its job is queued."""
-    return confirmed(
-        lambda: post_seal(dataset, asked.principal, asked.context, None, form.seen),
-        lambda: see_other(asked.http, f"datasets/{dataset}", "sealed"),
-        lambda error: _seal_page(asked, dataset, error),
-    )
-
-
 def _action(request: Request) -> str:
     return request.url.path.rpartition("/")[2]
 
@@ -378,14 +358,3 @@ def _candidate(job: Job, principal: Principal, context: Context) -> Candidate | 
         return jobs.read_candidate(job.id, principal, context)
     except (NotFound, Conflict):
         return None
-
-
-def _seal_page(asked: ActionRequest, dataset: str, changed: Rejected | None = None) -> Response:
-    found = read_dataset(dataset, asked.principal, asked.context)
-    return asked.page(
-        "confirm_seal.html",
-        changed,
-        dataset=found,
-        model=read_model(found.model, asked.principal, asked.context),
-        is_possible=found.sealed_at is None and bool(found.shards),
-    )

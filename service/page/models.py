@@ -16,14 +16,12 @@ from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
-from cmcl.contract.api.access import Quota
 from cmcl.contract.api.jobs import JobState
 from cmcl.contract.api.models import ModelSummary
 from cmcl.contract.version import LearnedDataset, MeasuredDataset, Recall
 from cmcl.pictures import Pair, emergent_pairs, modality_graph
 from service.api.datasets import list_datasets
 from service.api.dependencies import ContextDep, LoopsDep, ModelPath, Reader
-from service.api.keys import read_quotas
 from service.api.models import list_models, list_summaries, read_gate, read_model, read_summary
 from service.api.operations import check_health
 from service.api.versions import list_promotions, list_versions, read_version
@@ -78,22 +76,8 @@ def _render_overview(
         problems={name: result for name, result in checks.items() if result != "ok"},
         learning_is_affected=any(result != "ok" for result in control_plane.values()),
         queries_are_affected=any(result != "ok" for result in endpoint.values()),
-        # A function: only the part of the page that shows them has them counted.
-        quotas=partial(_quotas, principal, context),
         **_read_overview(principal, context),
     )
-
-
-def _quotas(principal: Principal, context: Context) -> dict[str, Quota]:
-    """The quotas of the owner that are used by half or more; none of the operator, who is not limited."""
-    if principal.owner is None:
-        return {}
-    found = read_quotas(principal, context, None).quotas
-    return {
-        name: quota
-        for name, quota in found.items()
-        if quota.limit and 2 * quota.used >= quota.limit
-    }
 
 
 def _read_overview(principal: Principal, context: Context) -> dict[str, object]:

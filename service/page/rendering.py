@@ -34,7 +34,6 @@ from service.page.explanations import (
     EVENT_TONES,
     EXPLANATIONS,
     KINDS,
-    MEANINGS,
     REASONS,
     STATES,
 )
@@ -285,7 +284,6 @@ def _environment() -> Environment:
         REASONS=REASONS,
         EVENT_LABELS=EVENT_LABELS,
         EVENT_TONES=EVENT_TONES,
-        MEANINGS=MEANINGS,
         DONE=DONE,
     )
     return templates

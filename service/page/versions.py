@@ -1,6 +1,6 @@
 """A version: what it learned, what that changed of earlier datasets, and how it was made.
 
-People promote it, roll it back and retire it; each action has a confirmation page.
+People promote it and roll it back; each action has a confirmation page.
 """
 
 from collections.abc import Sequence
@@ -26,18 +26,15 @@ from service.api.versions import (
     put_live,
     read_capacity,
     read_version,
-    retire_version,
 )
 from service.context import Context
 from service.core.errors import Rejected
 from service.core.principal import Principal
 from service.database.engine import Seek
-from service.page.comparison import WantedDep, compare_versions, comparison_values, read_figures
+from service.page.comparison import WantedDep, compare_versions, comparison_values
 from service.page.forms import (
     ActionRequest,
-    AdminsAction,
     ReasonForm,
-    SeenForm,
     TrainersAction,
     VersionNumber,
     confirmed,
@@ -184,27 +181,6 @@ def roll_back(
     )
 
 
-@router.get(_ADDRESS + "/retire")
-def confirm_retirement(model: ModelPath, version: VersionPath, asked: AdminsAction) -> Response:
-    """Say what retiring the version means."""
-    return _retirement_page(asked, model, version)
-
-
-@router.post(_ADDRESS + "/retire")
-def retire(
-    model: ModelPath,
-    version: VersionPath,
-    form: Annotated[SeenForm, posted(SeenForm)],
-    asked: AdminsAction,
-) -> Response:
-    """Retire the version."""
-    return confirmed(
-        lambda: retire_version(model, version, asked.principal, asked.context, form.seen),
-        lambda: see_other(asked.http, f"models/{model}", "retired"),
-        lambda error: _retirement_page(asked, model, version, error),
-    )
-
-
 def _promotion_page(
     asked: ActionRequest, model: str, version: int, changed: Rejected | None = None
 ) -> Response:
@@ -256,27 +232,3 @@ def _previous(
 
     now = promotion(generation) if generation else None
     return None if now is None or now.returns_to is None else promotion(now.returns_to)
-
-
-def _retirement_page(
-    asked: ActionRequest, model: str, version: int, changed: Rejected | None = None
-) -> Response:
-    found = read_model(model, asked.principal, asked.context)
-    figures = read_figures(model, version, asked.principal, asked.context)
-    previous = _previous(model, found.live_generation, asked.principal, asked.context)
-    obstacle = ""
-    if version == found.head_version:
-        obstacle = "It is the newest version: the next dataset is learned from it."
-    elif version == found.live_version:
-        obstacle = "It is the live version. Promote another one first."
-    elif figures.retired_at is not None:
-        obstacle = "It is retired already."
-    return asked.page(
-        "confirm_retirement.html",
-        changed,
-        model=found,
-        version=figures,
-        obstacle=obstacle,
-        is_rollback_target=previous is not None and previous.version == version,
-        is_possible=not obstacle,
-    )

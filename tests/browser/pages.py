@@ -44,7 +44,6 @@ PAGES = (
     PageCase("promote", "models/{model}/promote?version=6", has_picture=True),
     PageCase("rollback", "models/{model}/rollback", is_variant=True),
     PageCase("promote-live", "models/{model}/promote?version=7", is_variant=True),
-    PageCase("retire", "models/{model}/versions/2/retire"),
     PageCase("jobs", "jobs", has_picture=True),
     PageCase("jobs-failed", "jobs?state=failed", is_variant=True),
     PageCase("job-running", "jobs/{running}", has_picture=True),
@@ -62,7 +61,6 @@ PAGES = (
     PageCase("datasets", "datasets", has_picture=True),
     PageCase("dataset", "datasets/{dataset}", has_picture=True),
     PageCase("dataset-rejected-rows", "datasets/{dataset}/rejected-rows"),
-    PageCase("seal", "datasets/{open_dataset}/seal"),
     PageCase("post-dataset", "models/{model}/post", has_picture=True),
     PageCase("try", "try?model={model}", is_variant=True),
     PageCase(
@@ -73,11 +71,5 @@ PAGES = (
     PageCase("collections", "collections"),
     PageCase("collection", "collections/{collection}", has_picture=True),
     PageCase("dataset-open", "datasets/{open_dataset}", is_variant=True),
-    PageCase("seal-sealed", "datasets/{dataset}/seal", is_variant=True),
     PageCase("events", "events", has_picture=True),
-    PageCase("keys", "keys"),
-    PageCase("revoke", "keys/{key}/revoke"),
-    PageCase("webhooks", "webhooks", has_picture=True),
-    PageCase("webhook", "webhooks/{webhook}"),
-    PageCase("delete-webhook", "webhooks/{webhook}/delete"),
 )

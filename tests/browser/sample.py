@@ -67,8 +67,6 @@ class Names:
     rejected: str
     dataset: str
     open_dataset: str
-    webhook: str
-    key: str
     collection: str = "streets"
     model: str = SCENES.model
     reviewed: str = PHOTOS.model
@@ -94,8 +92,6 @@ def build(plane: ControlPlane) -> Names:
         rejected=_reject(plane),
         dataset=str(plane.job(learned[0]).dataset),
         open_dataset=_open_dataset(plane),
-        webhook=_webhook(plane),
-        key=_key(plane),
     )
     plane.store.put(layout.run_log(names.running, 1), _LOG)
     _move_back(plane)
@@ -230,24 +226,6 @@ def _open_dataset(plane: ControlPlane) -> str:
     assert response.status_code == 201, response.text
     dataset: str = response.json()["dataset"]["id"]
     return dataset
-
-
-def _webhook(plane: ControlPlane) -> str:
-    """A webhook with a message that waits to be delivered."""
-    response = plane.client.post("/v1/webhooks", json={"url": "https://example.com/hooks/cmcl"})
-    assert response.status_code == 201, response.text
-    webhook: str = response.json()["id"]
-    assert plane.client.post(f"/v1/webhooks/{webhook}/test").status_code == 202
-    return webhook
-
-
-def _key(plane: ControlPlane) -> str:
-    """A key that a dashboard could have."""
-    body = {"name": "dashboard", "scopes": ["read"], "expires_in_days": 90}
-    response = plane.client.post("/v1/keys", json=body)
-    assert response.status_code == 201, response.text
-    key: str = response.json()["id"]
-    return key
 
 
 def _set_policy(plane: ControlPlane, model: str, **rules: object) -> None:

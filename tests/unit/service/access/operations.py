@@ -32,9 +32,8 @@ OPEN = re.compile(
 _ANY = re.compile(r"GET /v1/whoami|(GET|POST) /ui/sessions.*")
 # Scopes of an operation: those of the first rule that matches.
 _RULES: list[tuple[str, set[Scope]]] = [
-    (r"\w+ /(v1|ui)/(keys|webhooks).*", {ADMIN}),
+    (r"\w+ /v1/(keys|webhooks).*", {ADMIN}),
     (r"DELETE /v1/models/.*", {ADMIN}),
-    (r"\w+ /ui/models/.*/retire", {READ, ADMIN}),
     (
         r"\w+ /ui/(jobs/\{job\}/(cancel|retry|approve|reject)|models/\{model\}/(promote|rollback))",
         {READ, TRAIN},
@@ -44,7 +43,7 @@ _RULES: list[tuple[str, set[Scope]]] = [
         {TRAIN},
     ),
     (
-        r"\w+ /ui/(datasets/\{dataset\}/(seal|repair)|models/\{model\}/post|new|sample)",
+        r"\w+ /ui/(datasets/\{dataset\}/repair|models/\{model\}/post|new|sample)",
         {READ, WRITE},
     ),
     (r"POST /ui/try/file", {READ, EMBED}),
@@ -56,8 +55,6 @@ _SHARDS = {"shards": [{"uri": "file:///nowhere/x.parquet"}]}
 _MODEL = {"name": "x", "width": 8, "modalities": {"a": 4, "b": 3}}
 _PAIR = {"first": "image", "second": "text"}
 _REASON = {"reason": "x"}
-# In a form that creates something: of one page.
-ONCE = "0123456789abcdefABCD-_"
 _DECISION = {"seen": "0", **_REASON}
 BODIES: Mapping[str, Mapping[str, object]] = {
     "POST /v1/models": _MODEL,
@@ -86,10 +83,8 @@ FORMS: Mapping[str, Mapping[str, object]] = {
     "POST /ui/jobs/{job}/retry": {"seen": "0"},
     "POST /ui/jobs/{job}/approve": _DECISION,
     "POST /ui/jobs/{job}/reject": _DECISION,
-    "POST /ui/datasets/{dataset}/seal": {"seen": "0"},
     "POST /ui/models/{model}/promote": {"seen": "0", "version": "1"},
     "POST /ui/models/{model}/rollback": {"seen": "0"},
-    "POST /ui/models/{model}/versions/{version}/retire": {"seen": "0"},
     "POST /ui/models/{model}/post": {
         "name": "x",
         "first": "image",
@@ -97,8 +92,6 @@ FORMS: Mapping[str, Mapping[str, object]] = {
         "uploads": "up-0123456789ab",
     },
     "POST /ui/try/file": {"x": "y"},
-    "POST /ui/keys": {"once": ONCE, "name": "x", "scopes": "embed"},
-    "POST /ui/webhooks": {"once": ONCE, "url": "https://example.com"},
 }
 _QUERIES = {
     "GET /ui/models/{model}/promote": "?version=1",

@@ -16,15 +16,12 @@ from sqlalchemy import Table, select, update
 
 from cmcl.contract.version import PARTS
 from service.database.tables import (
-    api_keys,
     datasets,
-    deliveries,
     events,
     jobs,
     promotions,
     sessions,
     versions,
-    webhooks,
 )
 from service.page.endpoint import Endpoint
 from service.page.rendering import StaticFiles
@@ -333,9 +330,6 @@ def poison(plane: ControlPlane, text: str) -> None:
         events: {"data": said},
         promotions: {"reason": text, "actor": text[:128]},
         sessions: {"agent": text},
-        api_keys: {"created_by": text[:128]},
-        webhooks: {"disabled_reason": text},
-        deliveries: {"error": text},
     }
     with plane.context.database.write() as connection:
         for table, changes in values.items():

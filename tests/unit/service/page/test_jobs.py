@@ -201,21 +201,3 @@ def test_a_decision_that_comes_too_late_shows_the_other_one(
     assert "worse on rain" in answer.text
     assert "Only a held candidate can be approved." in answer.text
     assert plane.job(job).state == JobState.REJECTED
-
-
-def test_an_open_dataset_is_sealed(plane: ControlPlane, person: Browser) -> None:
-    body = plane.dataset_body("one", sealed=False)
-    dataset = plane.client.post("/v1/datasets", json=body).json()["dataset"]["id"]
-    assert f"datasets/{dataset}/seal" in person.get(f"/ui/datasets/{dataset}").text
-    page = person.get(f"/ui/datasets/{dataset}/seal")
-    assert "prepares the 1 file and learns them" in page.text
-    assert "It has no held-out rows" in page.text
-    shards = {"shards": [plane.shard("late")]}
-    plane.client.post(f"/v1/datasets/{dataset}/shards", json=shards)
-    late = person.post(f"/ui/datasets/{dataset}/seal", data={"seen": seen_in(page)})
-    assert late.status_code == 412
-    assert "has 2 files, not 1" in late.text
-    answer = person.post(f"/ui/datasets/{dataset}/seal", data={"seen": seen_in(late)})
-    after = person.follow(answer)
-    assert "The dataset was sealed" in after.text
-    assert f"datasets/{dataset}/seal" not in after.text

@@ -295,7 +295,6 @@ def test_a_promotion_of_somebody_else_is_shown(person: Browser) -> None:
     for path, form in (
         ("promote", {"seen": seen, "version": "2"}),
         ("rollback", {"seen": seen}),
-        ("versions/2/retire", {"seen": seen}),
     ):
         answer = person.post(f"/ui/models/scenes/{path}", data=form)
         assert answer.status_code == 412, path
@@ -304,24 +303,6 @@ def test_a_promotion_of_somebody_else_is_shown(person: Browser) -> None:
         )
         assert seen_in(answer) == "4"
     assert _live(person) == (1, 4)
-
-
-def test_a_version_is_retired(person: Browser) -> None:
-    page = person.get("/ui/models/scenes/versions/2/retire")
-    assert "This cannot be undone" in page.text
-    assert "A rollback would return to it now" in page.text
-    answer = person.post("/ui/models/scenes/versions/2/retire", data={"seen": seen_in(page)})
-    assert person.target(answer) == "/ui/models/scenes?done=retired"
-    assert person.get("/v1/models/scenes/versions/2").json()["retired_at"] is not None
-    for path, reason in (
-        ("versions/2/retire", "It is retired already."),
-        ("versions/3/retire", "It is the newest version"),
-        ("promote?version=2", "v2 was retired"),
-        ("rollback", "v2 was retired"),
-    ):
-        page = person.get(f"/ui/models/scenes/{path}")
-        assert reason in page.text
-        assert 'name="seen"' not in page.text
 
 
 def test_the_newest_version_says_how_many_more_datasets_fit(plane: ControlPlane) -> None:
