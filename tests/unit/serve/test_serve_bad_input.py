@@ -38,16 +38,19 @@ def problem(response: httpx.Response, status: int) -> dict[str, str]:
         ([{"feature": ROW}], "the field 'input[0].modality' is missing"),
         (
             [{"modality": "image"}],
-            "input[0] is an object with 'modality'; permitted is exactly one of feature, text,",
+            "input[0] has none; permitted is exactly one of feature, text, data, numbers",
         ),
-        ({"a": 1}, "input is an object with 'a'; permitted is a valid array"),
-        (7, "input is 7; permitted is a valid array"),
-        ([1, 2, "3", 4, 5], 'input[2] is "3"; permitted is a valid number'),
-        ([1, 2, True, 4, 5], "input[2] is true; permitted is a valid number"),
-        ([ROW, [1, 2, None, 4, 5]], "input[1][2] is null; permitted is a valid number"),
-        ([ROW, 3], "input[1] is 3; permitted is a valid array"),
-        ([3, ROW], "input[1] is a list of 5; permitted is a valid number"),
-        ([[ROW]], "input[0][0] is a list of 5; permitted is a valid number"),
+        ({"a": 1}, "input is an object with 'a'; permitted is a string or a list"),
+        (7, "input is 7; permitted is a string or a list"),
+        ([1, 2, "3", 4, 5], 'input[2] is "3"; permitted is a number, as input[0] is'),
+        (
+            [1, 2, True, 4, 5],
+            "input[2] is true; permitted is a number or a string or an object or a list",
+        ),
+        ([ROW, [1, 2, None, 4, 5]], "input[1][2] is null; permitted is a number"),
+        ([ROW, 3], "input[1] is 3.0; permitted is a list, as input[0] is"),
+        ([3, ROW], "input[1] is a list of 5; permitted is a number, as input[0] is"),
+        ([[ROW]], "input[0][0] is a list of 5; permitted is a number"),
     ],
 )
 def test_a_wrong_input_is_named_with_its_row(shared: Replica, value: object, message: str) -> None:
@@ -56,13 +59,20 @@ def test_a_wrong_input_is_named_with_its_row(shared: Replica, value: object, mes
     assert error["param"] == "input"
 
 
-@pytest.mark.parametrize("token", ["NaN", "Infinity", "-Infinity", "1e400", "1" + "0" * 400])
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        *((token, "NaN, Infinity and comments") for token in ("NaN", "Infinity", "-Infinity")),
+        *((token, "[2] is") for token in ("1e400", "1" + "0" * 400)),
+    ],
+)
 @pytest.mark.parametrize("shape", ["[1, 2, {}, 4, 5]", "[[1, 2, {}, 4, 5]]"])
-def test_numbers_that_are_not_finite_are_refused(shared: Replica, token: str, shape: str) -> None:
+def test_numbers_that_are_not_finite_are_refused(
+    shared: Replica, token: str, message: str, shape: str
+) -> None:
     body = '{"model": "scenes", "modality": "image", "input": ' + shape.format(token) + "}"
     error = problem(shared.send(body.encode()), 400)
-    assert "[2] is" in error["message"]
-    assert "finite number" in error["message"]
+    assert message in error["message"]
 
 
 @pytest.mark.parametrize("tokens", [[9906, 1917], [[9906, 1917]], [[9906, 1917], [3]]])
@@ -80,7 +90,7 @@ def test_token_ids_in_place_of_texts_are_recognized(shared: Replica, tokens: obj
 def test_token_ids_as_wide_as_a_feature_are_never_embedded(
     with_encoder: Replica, tokens: object
 ) -> None:
-    """`text` is four numbers wide and bound to an encoder. The fast parser takes no integers beyond 64 bits."""
+    """`text` is four numbers wide and bound to an encoder."""
     error = problem(with_encoder.embed(modality="text", input=tokens), 400)
     assert error["code"] == "token_ids"
     assert "check_embedding_ctx_length=False" in error["message"]
@@ -104,7 +114,7 @@ def test_features_of_whole_numbers_are_embedded_where_they_cannot_be_token_ids(
         (b"", "the body is not JSON"),
         (b"{", "the body is not JSON"),
         (b'{"model": "\xff"}', "the body is not JSON"),
-        (b"[" * 5000, "the body is not JSON"),
+        (b"[" * 5000, "the body must be a JSON object"),
         (b"[1]", "the body must be a JSON object with the fields model, modality, "),
         (b"null", "the body must be a JSON object"),
     ],
@@ -120,12 +130,12 @@ def test_a_body_that_is_no_json_object_is_refused(
     [
         ({"model": None}, "model", "the field 'model' is missing"),
         ({"modality": None}, "modality", "the field 'modality' is missing"),
-        ({"model": 3}, "model", "model is 3; permitted is a valid string"),
+        ({"model": 3}, "model", "model is 3; permitted is a string"),
         ({"dimensions": 7}, "dimensions", "dimensions is 7; scenes@1 has 6"),
         ({"truncate": 3}, "truncate", 'there is no field "truncate"'),
         ({"encoding_format": "hex"}, "encoding_format", "'float' or 'base64'"),
-        ({"normalize": "yes"}, "normalize", 'normalize is "yes"; permitted is a valid boolean'),
-        ({"normalize": 1}, "normalize", "normalize is 1; permitted is a valid boolean"),
+        ({"normalize": "yes"}, "normalize", 'normalize is "yes"; permitted is a boolean'),
+        ({"normalize": 1}, "normalize", "normalize is 1; permitted is a boolean"),
         ({"modality": "audio"}, "modality", '"audio"; this model has image, text'),
         ({"model": "Scenes"}, "model", 'model is "Scenes"; permitted is a name of lower-case'),
         ({"model": "../scenes"}, "model", "permitted is a name"),

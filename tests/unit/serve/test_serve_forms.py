@@ -100,7 +100,7 @@ def truncated(data: bytes) -> bytes:
     [
         (b"", RAW, {}, "the body has 0 bytes of float32; a feature of modality 'image' has 5"),
         (b"x" * 21, RAW, {}, "the body has 21 bytes"),
-        (ROWS.tobytes(), RAW, {"dtype": "int8"}, "dtype is 'int8'; permitted are float32"),
+        (ROWS.tobytes(), RAW, {"dtype": "int8"}, "dtype is \"int8\"; permitted is 'float32'"),
         (ROWS.tobytes(), RAW, {"modality": "smell"}, 'modality is "smell"'),
         (ROWS.tobytes(), RAW, {"normalize": "yes"}, "permitted are true and false"),
         (ROWS.tobytes(), RAW, {"normalize": "1"}, "permitted are true and false"),
@@ -109,7 +109,7 @@ def truncated(data: bytes) -> bytes:
         (ROWS.tobytes(), RAW, {"dimensions": "7"}, "dimensions is 7; scenes@1 has 6"),
         (ROWS.tobytes(), RAW, {"dimensions": "x"}, 'dimensions is "x"; permitted is'),
         (ROWS.tobytes(), RAW, {"dimensions": "9" * 5000}, 'dimensions is "99999'),
-        (ROWS.tobytes(), RAW, {"user": "u" * 257}, "at most 256 characters"),
+        (ROWS.tobytes(), RAW, {"user": "u" * 257}, "permitted is a string of length <= 256"),
         (ROWS.tobytes(), RAW, {"encoding_format": "hex"}, "'float' or 'base64'"),
         (arrow_rows(ROWS), ARROW, {"bogus": "1"}, 'there is no field "bogus"'),
         (np.zeros((1, 5), np.float32).tobytes(), RAW, {}, "row 0 is all zeros"),
@@ -167,7 +167,10 @@ def test_a_binary_request_without_model_or_modality_names_the_field(shared: Repl
         ({"modality": "image", "feature": "AAAA"}, "input[0] has 3 bytes, no whole float32"),
         ({"modality": "smell", "feature": [1]}, 'modality is "smell"'),
         ({"modality": "image", "data": "AAAA"}, "bound to no encoder"),
-        ({"modality": "image", "text": "a", "data": "b"}, "it has text and data"),
+        (
+            {"modality": "image", "text": "a", "data": "b"},
+            "input[0] has text and data; permitted is exactly one",
+        ),
         ({"modality": "image", "file": "a"}, 'there is no field "input[0].file"'),
     ],
 )

@@ -132,9 +132,12 @@ def test_every_medium_has_a_form(
     ("content", "message"),
     [
         ({"data": "?"}, "input[0] is not base64"),
-        ({"numbers": [1, "2"]}, 'input[0].numbers[1] is "2"; permitted is a valid number'),
-        ({"numbers": [1], "text": "a"}, "it has text and numbers"),
-        ({"numbers": [0.5] * 16385}, "input[0] has 16385 numbers; permitted are up to 16384"),
+        ({"numbers": [1, "2"]}, 'input[0].numbers[1] is "2"; permitted is a number'),
+        ({"numbers": [1], "text": "a"}, "input[0] has text and numbers; permitted"),
+        (
+            {"numbers": [0.5] * 16385},
+            "input[0].numbers is a list of 16385; permitted is a list of length <= 16384",
+        ),
     ],
 )
 def test_a_wrong_raw_item_is_named(

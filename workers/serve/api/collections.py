@@ -123,7 +123,7 @@ class _Collections:
     async def create(self, name: str, request: Request) -> Response:
         """Create a collection; an existing one with the same properties is returned as it is."""
         replica = self._replica
-        read = partial(parse, CollectionRequest, most=replica.args.max_rows)
+        read = partial(parse, CollectionRequest)
         async with posted(request, replica, read) as (context, _, wanted):
             checked_name(name)
             model = _name_alone(wanted.model)
@@ -183,8 +183,7 @@ class _Items:
     async def add(self, name: str, request: Request) -> Response:
         """Add items; existing ones with the same id are replaced."""
         replica = self._replica
-        most, payload_bytes = replica.args.max_rows, replica.args.max_payload_bytes
-        read = partial(parse_items, most=most, payload_bytes=payload_bytes)
+        read = partial(parse_items, most=replica.args.max_rows)
         async with posted(request, replica, read) as (context, body, parsed):
             items, owner = parsed.items, context.owner
             target = await find(replica, name, context.caller)
@@ -223,7 +222,7 @@ class _Items:
         """Return payloads and thumbnails, as they are stored. Raises InvalidRequest."""
         most = self._replica.args.max_payload_bytes
         return [
-            (payload_text(item.payload, index, most), thumbnail_of(item, index))
+            (payload_text(item, index, most), thumbnail_of(item, index))
             for index, item in enumerate(items)
         ]
 

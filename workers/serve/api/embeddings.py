@@ -3,7 +3,7 @@
 Shapes: B rows, E width of the embeddings, D numbers of them that are wanted.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -29,8 +29,8 @@ from workers.serve.api.context import (
     within_deadline,
 )
 from workers.serve.api.inputs import (
+    ModalityRows,
     checked_dimensions,
-    checked_items,
     embed_parts,
     encoded,
     features_of,
@@ -39,27 +39,21 @@ from workers.serve.api.openapi import BODY, BYTES, json_body, operation, query_p
 from workers.serve.api.wire.requests import (
     EmbeddingOptions,
     EmbeddingRequest,
-    ModalityRows,
-    PlainRequest,
-    check_bounds,
+    Item,
+    entries_of,
+    parse,
     parse_parameters,
-    read_plain,
-    scan,
-    validated,
 )
 from workers.serve.api.wire.vectors import (
     ARROW,
-    DTYPE,
     JSON,
     RAW,
-    Rows,
+    Dtype,
     answer_bytes,
     binary_rows,
     check_count,
     content_type_of,
-    dtype_of,
     feature_label,
-    from_array,
     from_lists,
     json_embeddings,
     look_like_tokens,
@@ -107,18 +101,18 @@ def handler(replica: Replica) -> Callable[[Request], Awaitable[Response]]:
 class _Query:
     """A body that was read, but for its rows, whose width depends on the version.
 
-    `given`: makes rows of a body that is features alone; or the body, where it may be anything.
+    `given`: makes rows of a body that is features alone; or its texts, or its items.
     """
 
     options: EmbeddingOptions
     bytes: int
-    given: Callable[[ServedVersion], list[ModalityRows]] | EmbeddingRequest
+    given: Callable[[ServedVersion], Float32Array] | list[str] | list[Item]
 
 
-class _BinaryOptions(EmbeddingOptions):
+class _BinaryOptions(EmbeddingOptions, kw_only=True):
     """The options of JSON as query parameters, and the type of the numbers."""
 
-    dtype: str | None = DTYPE
+    dtype: Dtype = "float32"
 
 
 class _Embeddings:
@@ -167,21 +161,19 @@ class _Embeddings:
     ) -> Float32Array:
         """Return the embeddings. Rows count from before they are encoded."""
         dimensions = checked_dimensions(query.options.dimensions, version)
-        given = query.given
-        if isinstance(given, EmbeddingRequest):
-            read: EmbeddingRequest | list[ModalityRows] = given
-            rows = given.count
+        given: Float32Array | list[str] | list[Item]
+        if isinstance(query.given, list):
+            given = query.given
         else:
-            read = await run_if_large(self._replica, context.owner, query.bytes, given, version)
-            rows = sum(len(part.rows_BF) for part in read)
-        check_count(rows, self._replica.args.max_rows)
+            given = await run_if_large(
+                self._replica, context.owner, query.bytes, query.given, version
+            )
+        rows = len(given)
         admission = self._replica.admission
         hold_until_sent(request, admission.rows, context.owner, rows)
         size = answer_bytes(request, rows * dimensions, query.options.encoding_format)
         hold_answer(request, admission.bytes, context.owner, size)
-        parts = (
-            read if isinstance(read, list) else await self._from_json(read, version, context.owner)
-        )
+        parts = await self._parts(query.options.modality, given, version, context.owner)
         timer.stage("encode")
         embeddings_BE = await embed_parts(
             self._replica,
@@ -193,29 +185,29 @@ class _Embeddings:
         timer.stage("embed")
         return truncated(embeddings_BE, dimensions, normalize=query.options.normalize)
 
-    async def _from_json(
-        self, body: EmbeddingRequest, version: ServedVersion, owner: str
+    async def _parts(
+        self,
+        modality: str | None,
+        given: Float32Array | list[str] | list[Item],
+        version: ServedVersion,
+        owner: str,
     ) -> list[ModalityRows]:
-        if body.items is not None:
-            if (named := body.modality) is not None:
-                reason = "but each item has its own; leave one out"
-                raise InvalidRequest(f"modality is {shortened(named)}, {reason}", "modality")
-            return await features_of(self._replica, version, body.items, owner=owner)
-        if body.texts is not None:
-            modality = body.modality or _TEXT
-            rows_BF = await encoded(self._replica, version, modality, body.texts, owner=owner)
-            return [_whole(modality, rows_BF)]
-        modality = _stated(body.modality, body.rows)
-        width = width_of(modality, version)
-        _check_no_tokens(modality, version, body.rows)
-        return [_whole(modality, from_lists(body.rows, feature_label(modality), width))]
+        if not isinstance(given, np.ndarray):
+            if isinstance(given[0], Item):
+                if modality is not None:
+                    reason = "but each item has its own; leave one out"
+                    raise InvalidRequest(f"modality is {shortened(modality)}, {reason}", "modality")
+                return await features_of(self._replica, version, given, owner=owner)
+            modality = modality or _TEXT
+            given = await encoded(self._replica, version, modality, given, owner=owner)
+        return [ModalityRows(modality or "", given, np.arange(len(given)))]
 
 
-def _stated(modality: str | None, rows: Rows | None = None) -> str:
+def _stated(modality: str | None, rows: Sequence[Sequence[float]] = ()) -> str:
     """Return the modality of features. `rows`: checked for token ids, where none is stated."""
     if modality is not None:
         return modality
-    if rows is not None and look_like_tokens(rows):
+    if rows and look_like_tokens(rows):
         raise InvalidRequest(
             f"the field 'modality' is missing, and {_TOKENS}; or, if these are features, name their modality",
             "modality",
@@ -224,7 +216,9 @@ def _stated(modality: str | None, rows: Rows | None = None) -> str:
     raise InvalidRequest("the field 'modality' is missing; features need one", "modality")
 
 
-def _check_no_tokens(modality: str, version: ServedVersion, rows: Rows) -> None:
+def _check_no_tokens(
+    modality: str, version: ServedVersion, rows: Sequence[Sequence[float]]
+) -> None:
     """Raises InvalidRequest for whole numbers alone, where the modality has an encoder.
 
     Clients that tokenize texts themselves would get embeddings of their token ids wherever these are as many as a feature
@@ -239,43 +233,33 @@ def _check_no_tokens(modality: str, version: ServedVersion, rows: Rows) -> None:
         )
 
 
-def _whole(modality: str, rows_BF: Float32Array) -> ModalityRows:
-    return ModalityRows(modality, rows_BF, np.arange(len(rows_BF)))
-
-
 def _read(request: Request, body: bytes, most: int) -> _Query:
     """Read the body by its Content-Type. Raises InvalidRequest, UnsupportedMedia."""
     form = content_type_of(request)
     if form != JSON:
         return _read_binary(request, body, form, most)
-    scanned = scan(body)
-    plain = read_plain(scanned)
-    if plain is not None:
-        return _Query(plain.options, len(body), lambda version: _plain_parts(plain, version))
-    check_bounds(EmbeddingRequest, body, most, scanned=scanned)
-    del scanned  # Its document may take more memory than the body.
-    read = validated(EmbeddingRequest, body)
-    return _Query(read, len(body), read)
+    read = parse(EmbeddingRequest, body)
+    entries = entries_of(read.input)
+    check_count(len(entries), most)
+    if not isinstance(entries[0], list):
+        return _Query(read, len(body), entries)
 
+    def rows_for(version: ServedVersion) -> Float32Array:
+        modality = _stated(read.modality, entries)
+        width = width_of(modality, version)
+        _check_no_tokens(modality, version, entries)
+        return from_lists(entries, feature_label(modality), width)
 
-def _plain_parts(plain: PlainRequest, version: ServedVersion) -> list[ModalityRows]:
-    if isinstance(plain.features, list):
-        return checked_items(plain.features, version)
-    modality = _stated(plain.options.modality, plain.features)
-    width = width_of(modality, version)
-    _check_no_tokens(modality, version, plain.features)
-    return [_whole(modality, from_array(plain.features, feature_label(modality), width))]
+    return _Query(read, len(body), rows_for)
 
 
 def _read_binary(request: Request, body: bytes, form: str, most: int) -> _Query:
     options = _binary_options(request)
     modality = _stated(options.modality)
-    dtype = dtype_of(options.dtype)
 
-    def rows_for(version: ServedVersion) -> list[ModalityRows]:
+    def rows_for(version: ServedVersion) -> Float32Array:
         width = width_of(modality, version)
-        rows_BF = binary_rows(form, body, dtype, feature_label(modality), width, most)
-        return [_whole(modality, rows_BF)]
+        return binary_rows(form, body, options.dtype, feature_label(modality), width, most)
 
     return _Query(options, len(body), rows_for)
 

@@ -10,11 +10,12 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -45,7 +46,7 @@ from workers.serve.api.openapi import BODY, WAIT, json_body, operation
 from workers.serve.api.wire.requests import (
     LARGEST_OFFSET,
     MOST_LISTED,
-    STRICT,
+    Body,
     Item,
     parse,
     parse_number,
@@ -174,33 +175,35 @@ def _texts(tables: list[pa.Table], column: str) -> tuple[str, ...]:
     return tuple(str(text) for table in tables for text in table.column(column).to_pylist())
 
 
-class HeldOutSearch(BaseModel):
+class HeldOutSearch(Body, kw_only=True):
     """A search among held-out rows: for one of them (`row` and its `modality`), or for any item (`query`)."""
 
-    model_config = STRICT
+    INSIDE = Item
 
-    row: int | None = Field(
-        default=None, ge=0, lt=MOST_ROWS, description="number of a held-out row"
-    )
-    modality: str | None = Field(default=None, description="the side of that row")
+    row: Annotated[
+        Annotated[int, Meta(ge=0, lt=MOST_ROWS)] | None,
+        Meta(description="number of a held-out row"),
+    ] = None
+    modality: Annotated[str | None, Meta(description="the side of that row")] = None
     query: Item | None = None
-    among: str | None = Field(
-        default=None,
-        description="modality of what is found, one of the dataset's pair; default: the other one than that of "
-        "the row, or both for a query of neither",
-    )
-    top_k: int = Field(default=10, ge=1, le=MOST_LISTED)
+    among: Annotated[
+        str | None,
+        Meta(
+            description="modality of what is found, one of the dataset's pair; default: the other one than that of "
+            "the row, or both for a query of neither"
+        ),
+    ] = None
+    top_k: Annotated[int, Meta(ge=1, le=MOST_LISTED)] = 10
 
 
-class HeldOutRanking(BaseModel):
+class HeldOutRanking(Body, kw_only=True):
     """A search for one side of each of the first held-out rows, among the other side of all."""
 
-    model_config = STRICT
-
-    modality: str | None = Field(
-        default=None, description="the side to search for; default: the first one of the pair"
-    )
-    limit: int = Field(default=50, ge=1, le=MOST_LISTED, description="rows to search for")
+    modality: Annotated[
+        str | None,
+        Meta(description="the side to search for; default: the first one of the pair"),
+    ] = None
+    limit: Annotated[int, Meta(ge=1, le=MOST_LISTED, description="rows to search for")] = 50
 
 
 _PAGE = tuple(
@@ -276,7 +279,7 @@ class _HeldOut:
         The first 2048 rows are compared.
         """
         replica = self._replica
-        read = partial(parse, HeldOutSearch, most=replica.args.max_rows)
+        read = partial(parse, HeldOutSearch)
         async with posted(request, replica, read) as (context, _, wanted):
             version, found = await self._find(model, dataset, context)
             asked, sides = _sides(wanted, found)
@@ -303,7 +306,7 @@ class _HeldOut:
         Each row has the rank of its other side, and what was found first. The first 2048 rows are compared.
         """
         replica = self._replica
-        read = partial(parse, HeldOutRanking, most=replica.args.max_rows)
+        read = partial(parse, HeldOutRanking)
         async with posted(request, replica, read) as (context, _, wanted):
             version, found = await self._find(model, dataset, context)
             pair = found.pair.modalities

@@ -9,21 +9,22 @@ import asyncio
 import binascii
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pybase64
+from numpy.typing import NDArray
 
 from cmcl.contract.encoder import EncoderIdentity
 from workers.encoders.parts import Part
 from workers.encoders.port import EncoderMismatch
 from workers.serve.api.context import Replica
 from workers.serve.api.wire.collection_bodies import CollectionItem
-from workers.serve.api.wire.requests import Item, ModalityRows
+from workers.serve.api.wire.requests import Item
 from workers.serve.api.wire.vectors import (
     checked,
     feature_label,
-    from_array,
     from_base64,
     from_lists,
     has_direction,
@@ -45,6 +46,15 @@ from workers.serve.versions.loading import Float32Array, ServedVersion
 _ITEMS_AT_ONCE = 128
 # Characters of an item's id in a message.
 _LONGEST_NAME = 60
+
+
+@dataclass(frozen=True)
+class ModalityRows:
+    """Features of one modality (B × F), and their positions among all rows of the request."""
+
+    modality: str
+    rows_BF: Float32Array
+    positions_B: NDArray[np.int64]
 
 
 def checked_dimensions(wanted: int | None, version: ServedVersion) -> int:
@@ -203,20 +213,6 @@ async def features_of(
         await _features(replica, version, modality, items, field, owner)
         for modality in dict.fromkeys(item.modality for item in items)
     ]
-
-
-def checked_items(parts: Sequence[ModalityRows], version: ServedVersion) -> list[ModalityRows]:
-    """Return the features of items that are features alone, every row checked. Raises InvalidRequest, Conflict."""
-    found = []
-    for part in parts:
-        width, label = width_of(part.modality, version), feature_label(part.modality)
-        try:
-            rows_BF = from_array(part.rows_BF, label, width)
-        except WrongRow as error:
-            index = int(part.positions_B[error.row])
-            raise error.at(index, "input", f"input[{index}]") from error
-        found.append(ModalityRows(part.modality, rows_BF, part.positions_B))
-    return found
 
 
 async def embed_parts(

@@ -12,12 +12,12 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -59,18 +59,24 @@ from workers.serve.api.context import (
     within_deadline,
 )
 from workers.serve.api.openapi import BODY, BYTES, json_body, operation, query_parameters
-from workers.serve.api.wire.requests import STRICT, Encoding, Feature, parse, parse_parameters
+from workers.serve.api.wire.requests import (
+    Body,
+    Encoding,
+    Feature,
+    entries_of,
+    parse,
+    parse_parameters,
+)
 from workers.serve.api.wire.vectors import (
     ARROW,
-    DTYPE,
     JSON,
     RAW,
+    Dtype,
     answer_bytes,
     binary_rows,
     check_count,
     checked,
     content_type_of,
-    dtype_of,
     from_base64,
     from_lists,
     json_embeddings,
@@ -106,40 +112,36 @@ _CODES = {
 }
 
 
-class MigrateParameters(BaseModel):
+_Number = Annotated[int, Meta(ge=1, lt=10**9)]
+
+
+class MigrateParameters(Body, kw_only=True):
     """Which vectors these are, and which to make. Query parameters, where the body is rows."""
 
-    model_config = STRICT
-
-    model: str = Field(description="name without a version", examples=["street-scenes"])
-    from_version: int = Field(ge=1, lt=10**9, description="of the stored vectors")
-    to_version: int | None = Field(
-        default=None,
-        ge=1,
-        lt=10**9,
-        description="of the vectors to make; by default the version that answers",
-    )
-    modality: str = Field(examples=["image"], description="of all rows")
-    most_error: float = Field(
-        default=0.5, ge=0, le=1, description="relative error above which nothing is migrated"
-    )
+    model: Annotated[str, Meta(description="name without a version", examples=["street-scenes"])]
+    from_version: Annotated[_Number, Meta(description="of the stored vectors")]
+    to_version: Annotated[
+        _Number | None,
+        Meta(description="of the vectors to make; by default the version that answers"),
+    ] = None
+    modality: Annotated[str, Meta(examples=["image"], description="of all rows")]
+    most_error: Annotated[
+        float,
+        Meta(ge=0, le=1, description="relative error above which nothing is migrated"),
+    ] = 0.5
 
 
-class MigrateRequest(MigrateParameters):
+class MigrateRequest(MigrateParameters, kw_only=True):
     """Stored vectors: as lists of numbers, or base64 of float32, little endian."""
 
-    input: Annotated[
-        Feature
-        | Annotated[list[Feature], Field(fail_fast=True)]
-        | str
-        | Annotated[list[str], Field(fail_fast=True)],
-        Field(union_mode="left_to_right"),
-    ]
-    encoding_format: Encoding = Field(default="float", description="base64: float32, little endian")
+    input: str | list[float | Feature | str]
+    encoding_format: Annotated[Encoding, Meta(description="base64: float32, little endian")] = (
+        "float"
+    )
 
 
-class _BinaryParameters(MigrateParameters):
-    dtype: str | None = DTYPE
+class _BinaryParameters(MigrateParameters, kw_only=True):
+    dtype: Dtype = "float32"
 
 
 def router(replica: Replica) -> APIRouter:
@@ -197,7 +199,6 @@ class _Migrate:
                 replica, context.owner, len(body), query.rows, what, width
             )
             rows = len(vectors_BE)
-            check_count(rows, replica.args.max_rows)
             hold_until_sent(request, replica.admission.rows, context.owner, rows)
             size = answer_bytes(request, rows * new.spec.width, query.encoding)
             hold_answer(request, replica.admission.bytes, context.owner, size)
@@ -247,22 +248,22 @@ def _read(request: Request, body: bytes, most: int) -> _Query:
     form = content_type_of(request)
     if form != JSON:
         asked = parse_parameters(_BinaryParameters, dict(request.query_params))
-        dtype = dtype_of(asked.dtype)
         return _Query(
-            asked, "float", lambda what, width: binary_rows(form, body, dtype, what, width, most)
+            asked,
+            "float",
+            lambda what, width: binary_rows(form, body, asked.dtype, what, width, most),
         )
-    read = parse(MigrateRequest, body, most)
-    return _Query(read, read.encoding_format, lambda what, width: _rows(read.input, what, width))
+    read = parse(MigrateRequest, body)
+    vectors = entries_of(read.input)
+    check_count(len(vectors), most)
 
+    def rows(what: str, width: int) -> Float32Array:
+        if not isinstance(vectors[0], str):
+            return from_lists(vectors, what, width)
+        read = [from_base64(text, index, what, width) for index, text in enumerate(vectors)]
+        return checked(np.stack(read))
 
-def _rows(given: Any, what: str, width: int) -> Float32Array:
-    """Return one vector or several, of numbers or in base64; the parser has checked the types."""
-    is_one = not given or isinstance(given, str) or not isinstance(given[0], list | str)
-    several = [given] if is_one else given
-    if isinstance(several[0], str):
-        rows = [from_base64(text, index, what, width) for index, text in enumerate(several)]
-        return checked(np.stack(rows))
-    return from_lists(several, what, width)
+    return _Query(read, read.encoding_format, rows)
 
 
 @torch.inference_mode()

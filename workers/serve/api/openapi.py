@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-import orjson
+import msgspec
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
@@ -56,7 +56,8 @@ class DescribedApp(FastAPI):
             components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
             errors: Schema = {}
             schemas = components["schemas"]
-            schemas.update(_definitions(ErrorResponse))
+            of_errors = ErrorResponse.model_json_schema(ref_template=_REFERENCE)
+            schemas.update(of_errors.pop("$defs", {}), **{ErrorResponse.__name__: of_errors})
             for item in document["paths"].values():
                 for each in item.values():
                     _hoist_body(each, schemas)
@@ -106,26 +107,17 @@ def _failure(status: int) -> Schema:
     return {"description": _WORDS[status], "content": {JSON: {"schema": schema}}}
 
 
-def _schema(model: type[BaseModel]) -> Schema:
-    """The schema of a model, with references into the components. Callers may change it."""
-    found: Schema = orjson.loads(_schema_json(model))
+@cache
+def _schemas(model: type[msgspec.Struct]) -> Schema:
+    """The schemas of a body and of the structs in it, by name. Not to be changed."""
+    _, found = msgspec.json.schema_components((model,), ref_template="#/components/schemas/{name}")
     return found
 
 
-@cache
-def _schema_json(model: type[BaseModel]) -> bytes:
-    return orjson.dumps(model.model_json_schema(ref_template=_REFERENCE))
-
-
-def _definitions(model: type[BaseModel]) -> Schema:
-    """The schemas of a model and of those that it contains, by name."""
-    schema = _schema(model)
-    return {**schema.pop("$defs", {}), model.__name__: schema}
-
-
-def json_body(model: type[BaseModel]) -> Schema:
-    """A body in JSON."""
-    return {JSON: {"schema": _schema(model)}}
+def json_body(model: type[msgspec.Struct]) -> Schema:
+    """A body in JSON. Its definitions move to the components."""
+    reference = _REFERENCE.format(model=model.__name__)
+    return {JSON: {"schema": {"$ref": reference, "$defs": _schemas(model)}}}
 
 
 def header_parameter(name: str, schema: Schema, description: str) -> Schema:
@@ -133,14 +125,15 @@ def header_parameter(name: str, schema: Schema, description: str) -> Schema:
     return {"name": name, "in": "header", "schema": schema, "description": description}
 
 
-def query_parameters(model: type[BaseModel], when: str = "") -> list[Schema]:
-    """The fields of a model as parameters, none of them required. `when` they count."""
+def query_parameters(model: type[msgspec.Struct], when: str = "") -> list[Schema]:
+    """The fields of a struct as parameters, none of them required. `when` they count."""
     found = []
-    for name, schema in _schema(model)["properties"].items():
-        kinds = [each for each in schema.pop("anyOf", []) if each.get("type") != "null"]
-        schema.update(kinds[0] if kinds else {})
-        words = f"{when}: {schema.pop('description', '')}".strip(": ")
-        schema.pop("default", None)
+    for name, field in _schemas(model)[model.__name__]["properties"].items():
+        kinds = [each for each in field.get("anyOf", []) if each.get("type") != "null"]
+        left_out = ("anyOf", "description", "default")
+        schema = {key: value for key, value in field.items() if key not in left_out}
+        words = f"{when}: {field.get('description', '')}".strip(": ")
+        schema |= kinds[0] if kinds else {}
         found.append({"name": name, "in": "query", "schema": schema, "description": words})
     return found
 
@@ -153,13 +146,7 @@ def answered_header(schema: Schema, description: str) -> Schema:
 def _hoist_body(operation: Schema, schemas: Schema) -> None:
     """Generators resolve references into the components and nowhere else."""
     for media in operation.get("requestBody", {}).get("content", {}).values():
-        schema = media["schema"]
-        schemas.update(schema.pop("$defs", {}))
-        if "properties" in schema:
-            for each in schema["properties"].values():
-                _merge_arrays(each)
-            schemas[schema["title"]] = schema
-            media["schema"] = {"$ref": _REFERENCE.format(model=schema["title"])}
+        schemas.update(media["schema"].pop("$defs", {}))
 
 
 def _share_errors(responses: Schema, errors: Schema) -> None:
@@ -168,18 +155,6 @@ def _share_errors(responses: Schema, errors: Schema) -> None:
         if int(status) >= 400:
             errors[f"Error{status}"] = responses[status]
             responses[status] = {"$ref": f"#/components/responses/Error{status}"}
-
-
-def _merge_arrays(schema: Schema) -> None:
-    """One array of several kinds of entries, in place of several arrays.
-
-    Generated clients tell the kinds of a union apart by their JSON type, which arrays have in common.
-    """
-    kinds = schema.get("anyOf", [])
-    entries = [kind["items"] for kind in kinds if kind.get("type") == "array"]
-    if len(entries) > 1:
-        others = [kind for kind in kinds if kind.get("type") != "array"]
-        schema["anyOf"] = [*others, {"type": "array", "items": {"anyOf": entries}}]
 
 
 def _remove_assumed(responses: Schema) -> None:

@@ -36,13 +36,18 @@ from workers.serve.api.context import (
 )
 from workers.serve.api.inputs import embed_parts, features_of
 from workers.serve.api.openapi import BODY, BYTES, WAIT, json_body, operation
-from workers.serve.api.wire.collection_bodies import INCLUDED, SearchRequest
+from workers.serve.api.wire.collection_bodies import (
+    INCLUDED,
+    MOST_FILTER_BYTES,
+    SearchRequest,
+)
 from workers.serve.api.wire.requests import (
     LARGEST_OFFSET,
     MOST_LISTED,
     Item,
     parse,
     parse_number,
+    parse_object,
 )
 from workers.serve.api.wire.vectors import width_of
 from workers.serve.auth import Caller
@@ -126,7 +131,7 @@ class Search:
         `x-min-collection-revision` and `x-min-model-version` wait for a revision and a version, for a while, before
         503.
         """
-        read = partial(parse, SearchRequest, most=self._replica.args.max_rows)
+        read = partial(parse, SearchRequest)
         async with posted(request, self._replica, read) as (context, _, query):
             searched = await self.searched(name, request, context)
             found = await self.found(searched, context, query)
@@ -225,8 +230,9 @@ class Search:
             )
         for modality in query.modalities or ():
             width_of(modality, searched.version, "modalities")
+        filter_ = parse_object(query.filter, "filter", MOST_FILTER_BYTES)
         try:
-            wanted = searched.filter_sql(query.filter) if query.filter is not None else None
+            wanted = None if filter_ is None else searched.filter_sql(filter_)
         except InvalidFilter as error:
             raise InvalidRequest(str(error), "filter") from error
         modalities = frozenset(query.modalities) if query.modalities else None

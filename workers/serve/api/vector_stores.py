@@ -8,11 +8,12 @@ Collections are created and filled by `/v1/collections`.
 import asyncio
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any
 
+import msgspec
 import orjson
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -34,8 +35,8 @@ from workers.serve.api.context import (
 )
 from workers.serve.api.openapi import BODY, WAIT, json_body, operation, query_parameters
 from workers.serve.api.search import Search, headers_of
-from workers.serve.api.wire.collection_bodies import SearchRequest
-from workers.serve.api.wire.requests import STRICT, Item, parse, parse_number
+from workers.serve.api.wire.collection_bodies import MOST_FILTER_BYTES, SearchRequest
+from workers.serve.api.wire.requests import Body, Item, parse, parse_number, parse_object
 from workers.serve.collections.filters import text_of
 from workers.serve.collections.searching import Hit, Searched, StoredItem
 from workers.serve.collections.table import State
@@ -45,34 +46,43 @@ _MOST_LISTED, _MOST_FOUND, _MOST_QUERIES = 100, 50, 16
 _RANGES = ("gt", "gte", "lt", "lte")
 
 
-class RankingOptions(BaseModel):
+class RankingOptions(Body, kw_only=True):
     """Of OpenAI's API. There is one ranker, the cosine of embeddings."""
 
-    model_config = STRICT
+    ranker: Annotated[str | None, Meta(description="without effect")] = None
+    score_threshold: Annotated[float | None, Meta(description="the lowest score of a result")] = (
+        None
+    )
 
-    ranker: str | None = Field(default=None, description="without effect")
-    score_threshold: float | None = Field(default=None, description="the lowest score of a result")
 
-
-class VectorStoreSearch(BaseModel):
+class VectorStoreSearch(Body, kw_only=True):
     """The body of a search in OpenAI's API."""
 
-    model_config = STRICT
+    INSIDE = RankingOptions
 
-    query: str | list[str] = Field(description="a text, or several; an item has its best score")
-    filters: dict[str, Any] | None = Field(
-        default=None, description="comparisons of attributes, and `and` and `or` of them"
-    )
-    max_num_results: int = Field(default=10, ge=1, le=_MOST_FOUND)
+    query: Annotated[
+        str | Annotated[list[str], Meta(min_length=1, max_length=_MOST_QUERIES)],
+        Meta(description="a text, or several; an item has its best score"),
+    ]
+    filters: Annotated[
+        msgspec.Raw,
+        Meta(
+            description="comparisons of attributes, and `and` and `or` of them",
+            extra_json_schema={"type": ["object", "null"]},
+        ),
+    ] = msgspec.field(default_factory=msgspec.Raw)
+    max_num_results: Annotated[int, Meta(ge=1, le=_MOST_FOUND)] = 10
     ranking_options: RankingOptions | None = None
-    rewrite_query: Literal[False] = Field(default=False, description="queries are not rewritten")
+    rewrite_query: Annotated[
+        bool, Meta(description="queries are not rewritten", extra_json_schema={"enum": [False]})
+    ] = False
 
 
-class _Listing(BaseModel):
+class _Listing(Body, kw_only=True):
     """Parameters of lists."""
 
-    limit: int = Field(default=20, ge=1, le=_MOST_LISTED)
-    after: str = Field(default="", description="the last id of the page before")
+    limit: Annotated[int, Meta(ge=1, le=_MOST_LISTED)] = 20
+    after: Annotated[str, Meta(description="the last id of the page before")] = ""
 
 
 def router(replica: Replica) -> APIRouter:
@@ -122,18 +132,20 @@ class _VectorStores:
 
     async def search(self, store: str, request: Request) -> Response:
         """Search with one or several texts; an item found by several has its best score."""
-        read = partial(parse, VectorStoreSearch, most=self._replica.args.max_rows)
+        read = partial(parse, VectorStoreSearch)
         async with posted(request, self._replica, read) as (context, _, asked):
             queries = [asked.query] if isinstance(asked.query, str) else asked.query
-            if not 1 <= len(queries) <= _MOST_QUERIES:
-                raise InvalidRequest(
-                    f"query has {len(queries)} texts; permitted are 1 to {_MOST_QUERIES}", "query"
-                )
+            if asked.rewrite_query:
+                raise InvalidRequest("rewrite_query is true; permitted is false", "rewrite_query")
+            filters = parse_object(asked.filters, "filters", MOST_FILTER_BYTES)
+            filter_ = msgspec.Raw()
+            if filters is not None:
+                filter_ = msgspec.Raw(orjson.dumps(_filter(filters, "filters")))
             wanted = [
                 SearchRequest(
                     query=Item(modality="text", text=text),
                     top_k=asked.max_num_results,
-                    filter=None if asked.filters is None else _filter(asked.filters, "filters"),
+                    filter=filter_,
                 )
                 for text in queries
             ]

@@ -3,8 +3,6 @@
 Numbers that other systems would change are rejected, others are kept.
 """
 
-import re
-
 import pytest
 
 from tests.unit.serve.collections.conftest import Searching
@@ -70,11 +68,8 @@ def test_integers_beyond_64_bits_are_refused_at_any_depth(
     assert response.status_code == 400
     error = response.json()["error"]
     assert error["param"] == "items"
-    assert re.fullmatch(
-        r'items\[0\].payload has -?[0-9]+ in "n"; permitted are integers from '
-        r"-9223372036854775808 to 18446744073709551615",
-        error["message"],
-    )
+    assert error["message"].startswith("items[0].payload cannot be stored: Integer exceeds 64-bit")
+    assert "permitted are whole numbers of up to 64 bits" in error["message"]
 
 
 def test_all_64_bit_integers_survive_a_round_trip(searching: Searching) -> None:

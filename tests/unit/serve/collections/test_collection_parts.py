@@ -66,8 +66,8 @@ def test_items_are_listed_with_their_places(parts: Searching) -> None:
     ("fields", "words"),
     [
         ({"start": -1}, "start"),
-        ({"end": None}, "start and end are 4.0 and None"),
-        ({"start": 9}, "start and end are 9.0 and 8.0"),
+        ({"end": None}, "has start 4.0 and end None; permitted are both"),
+        ({"start": 9}, "has start 9.0 and end 8.0"),
         ({"parent": ""}, "parent"),
     ],
 )
@@ -169,9 +169,9 @@ def test_a_recording_without_a_usable_window_is_an_error_and_one_window_of_silen
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"parent": "a"}, "parts are of an item with data, without parent"),
-        ({"start": 1, "end": 2}, "parts are of an item with data, without parent and end"),
-        ({"data": None, "text": "a"}, "parts are of an item with data"),
+        ({"parent": "a"}, "has parts, for which it needs data, no parent"),
+        ({"start": 1, "end": 2}, "has parts, for which it needs data, no parent, no end"),
+        ({"data": None, "text": "a"}, "has parts, for which it needs data"),
         ({"id": "x" * 225}, "id of up to 224"),
         ({"data": ""}, "it is empty"),
     ],
@@ -246,7 +246,10 @@ def test_source_and_thumbnail_are_returned_where_they_are_asked_for(
         ({"thumbnail": "AAAA"}, "permitted is base64 of a JPEG"),
         ({"thumbnail": "/9j/?"}, "permitted is base64 of a JPEG"),
         ({"thumbnail": "/9j/" + "A" * 24_000}, "up to 16384 bytes"),
-        ({"thumbnail": True, "data": None, "text": "a"}, "a thumbnail is made of data"),
+        (
+            {"thumbnail": True, "data": None, "text": "a"},
+            "has a thumbnail that is made of data, and no data",
+        ),
         ({"source": "x" * 2049}, "source"),
     ],
 )

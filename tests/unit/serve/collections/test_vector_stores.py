@@ -108,7 +108,7 @@ def test_stores_and_files_are_listed_page_by_page(client: openai.OpenAI) -> None
     [
         ({"query": "aaa", "filters": {"type": "like", "key": "a", "value": "b"}}, "filters is"),
         ({"query": "aaa", "filters": {"type": "eq", "key": "a", "value": {}}}, "permitted are"),
-        ({"query": []}, "query has 0 texts"),
+        ({"query": []}, "query is a list of 0"),
         ({"query": "aaa", "max_num_results": 51}, "max_num_results"),
     ],
 )

@@ -6,13 +6,14 @@ Shapes: B rows, F width of the raw feature, E width of the embeddings.
 import binascii
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Literal
 
 import numpy as np
 import orjson
 import pyarrow
 import pybase64
+from msgspec import Meta
 from numpy.typing import NDArray
-from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -44,13 +45,11 @@ _LONGEST_REASON = 200
 # What pyarrow raises for damaged bodies. Its own errors are ValueError, OSError and KeyError too; names
 # that are no UTF-8 raise UnicodeDecodeError, which is a ValueError.
 _DAMAGED = (pyarrow.ArrowException, ValueError, OSError, struct.error)
-DTYPES = {name: np.dtype(name) for name in ("float32", "float16", "float64")}
 # The query parameter `dtype`.
-DTYPE = Field(
-    default=None,
-    description="of a body of raw numbers; by default float32",
-    json_schema_extra={"enum": [*DTYPES]},
-)
+Dtype = Annotated[
+    Literal["float32", "float16", "float64"],
+    Meta(description="of a body of raw numbers; by default float32"),
+]
 # Schemas of a thousand columns have less.
 _MOST_METADATA_BYTES = 1 << 20
 # Positions of fields in their tables: `Message.header`, `RecordBatch.compression`, `DictionaryBatch.data`.
@@ -63,10 +62,6 @@ _DATA = 1
 _SHORTEST = 1e-12
 _LONGEST = 1e18
 _WRONG_WIDTH = "wrong_width"
-# Numbers of the first row that are looked at before all are.
-_LOOKED_AT = 64
-
-Rows = Sequence[Sequence[float]] | NDArray[np.float64]
 
 
 def content_type_of(request: Request) -> str:
@@ -81,12 +76,12 @@ def content_type_of(request: Request) -> str:
 
 
 def binary_rows(
-    form: str, body: bytes, dtype: np.dtype, what: str, width: int, most: int
+    form: str, body: bytes, dtype: Dtype, what: str, width: int, most: int
 ) -> Float32Array:
     """Return the rows of a RAW or ARROW body, at most `most`. Raises InvalidRequest."""
     if form == ARROW:
         return from_arrow(body, what, width, most)
-    return from_bytes(body, dtype, what, width, most)
+    return from_bytes(body, np.dtype(dtype), what, width, most)
 
 
 def answer_bytes(request: Request, numbers: int, encoding: Encoding) -> int:
@@ -166,14 +161,6 @@ def arrow_embeddings(embeddings_BE: Float32Array) -> bytes:
         writer.write_batch(batch)
     data: bytes = sink.getvalue().to_pybytes()
     return data
-
-
-def dtype_of(name: str | None) -> np.dtype:
-    """The parameter `dtype` of a raw body. Raises InvalidRequest."""
-    found = DTYPES.get(name or "float32")
-    if found is None:
-        raise InvalidRequest(f"dtype is {name!r}; permitted are {', '.join(DTYPES)}", param="dtype")
-    return found
 
 
 def from_arrow(data: bytes, what: str, width: int, most: int) -> Float32Array:
@@ -341,14 +328,13 @@ def from_lists(rows: Sequence[Sequence[float]], what: str, width: int) -> Float3
         if len(row) != width:
             reason = f"has {len(row)} numbers; {what} has {width}"
             raise WrongRow(index, reason, _WRONG_WIDTH)
-    return checked(np.array(rows, dtype=np.float64))
+    return checked(_array(rows, width))
 
 
-def from_array(rows_BF: NDArray[np.floating], what: str, width: int) -> Float32Array:
-    """The same for rows that are an array already."""
-    if rows_BF.shape[1] != width:
-        raise WrongRow(0, f"has {rows_BF.shape[1]} numbers; {what} has {width}", _WRONG_WIDTH)
-    return checked(rows_BF)
+def _array(rows: Sequence[Sequence[float]], width: int) -> NDArray[np.float64]:
+    # In less than half of the time of `np.array`.
+    pack = struct.Struct(f"={width}d").pack
+    return np.frombuffer(b"".join([pack(*row) for row in rows])).reshape(len(rows), width)
 
 
 def from_bytes(data: bytes, dtype: np.dtype, what: str, width: int, most: int) -> Float32Array:
@@ -376,17 +362,9 @@ def from_base64(text: str, index: int, what: str, width: int) -> Float32Array:
     return row_F
 
 
-def look_like_tokens(rows: Rows) -> bool:
+def look_like_tokens(rows: Sequence[Sequence[float]]) -> bool:
     """Whether all rows look like tokens, which OpenAI's API takes and some clients send by default."""
-    if not len(rows) or not _are_whole(rows[0][:_LOOKED_AT]):
-        return False
-    return all(map(_are_whole, rows))
-
-
-def _are_whole(numbers: Sequence[float] | NDArray[np.float64]) -> bool:
-    """Whether these are non-negative whole numbers; False where there are none."""
-    row_F = np.asarray(numbers, dtype=np.float64)
-    return row_F.size > 0 and bool(np.all((row_F >= 0) & (row_F == np.floor(row_F))))
+    return all(row and all(each >= 0 and each.is_integer() for each in row) for row in rows)
 
 
 def checked(rows_BF: NDArray[np.floating]) -> Float32Array:
