@@ -157,6 +157,10 @@ def test_two_ranks_on_ray_make_the_version_of_one_process(
         spec.model_copy(update={"job": "alone"}).model_dump_json().encode(),
     )
     train_dataset(copy.uri, "alone", 1, torch.device("cpu"))
-    alone = read_heads(copy, read_candidate(copy, "alone", 1))
+    candidate, version = read_candidate(copy, "alone", 1), read_version(store, MODEL, 2)
+    for measured in ("drift", "evaluation", "score_errors"):
+        datasets = getattr(candidate.report, measured).keys()
+        assert getattr(version.report, measured).keys() == datasets, "each rank measures its part"
+    alone = read_heads(copy, candidate)
     for name, weight in heads_of(store, 2).weights.items():
         torch.testing.assert_close(weight, alone.weights[name], rtol=0, atol=1e-5)
