@@ -8,7 +8,7 @@ SOURCES := benchmarks cmcl service workers tests examples deploy
 # It prints the seconds of each folder and of the slowest tests.
 PYTEST ?= $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder --durations=40 --durations-min=2
 
-.PHONY: help setup demo test test-fast check format bench bench-training bench-serving images docs docs-site pictures storyboard up lock clean
+.PHONY: help setup demo test test-fast check format bench bench-serving images docs docs-site pictures storyboard up lock clean
 
 help:  ## show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST)
@@ -62,10 +62,6 @@ format: setup  ## format the code and apply automatic fixes
 bench: setup  ## run the benchmarks on the example stream, results in .cmcl/benchmarks
 	$(BIN)/python -m benchmarks.stream examples/stream --name example --seeds 3
 
-bench-training: setup  ## measure training: rate compared with bare loops and the published one
-	$(BIN)/uv pip install --python $(BIN)/python --quiet --require-hashes -r benchmarks/requirements.lock
-	$(BIN)/python -m benchmarks.training_rate
-
 INFINITY := .cmcl/bench-infinity
 bench-serving: setup  ## measure serving: compared with bare FastAPI and Infinity, during swaps
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(INFINITY)
@@ -102,8 +98,7 @@ CLIENT := anyio httpx httpx-sse pydantic pyyaml rich typer
 MIRROR := alembic aiohttp flask flask-cors 'mlflow-skinny>=3' openlineage-python pandas sqlalchemy tensorboardX wandb mcp $(CLIENT)
 lock: setup  ## regenerate all locks (hashes, no URLs)
 	rm -rf .cmcl/lock && mkdir -p .cmcl/lock && cp pyproject.toml README.md LICENSE .cmcl/lock
-	$(LOCK) --all-extras --all-groups --no-group bench --output-file $(CURDIR)/requirements.lock >/dev/null
-	$(LOCK) --only-group bench --output-file $(CURDIR)/benchmarks/requirements.lock >/dev/null
+	$(LOCK) --all-extras --all-groups --output-file $(CURDIR)/requirements.lock >/dev/null
 	$(LOCK) --no-dev --extra service --extra tracing --output-file $(CURDIR)/deploy/requirements/service.lock >/dev/null
 	$(LOCK) $(WORKER) --output-file $(CURDIR)/deploy/requirements/worker.lock >/dev/null
 	$(LOCK) $(WORKER) $(GPU_ONLY:%=--no-emit-package %) --output-file $(CURDIR)/deploy/requirements/worker-cpu.lock >/dev/null

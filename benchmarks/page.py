@@ -12,7 +12,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from fastapi.routing import iter_route_contexts
 from pydantic import SecretStr
 
 from benchmarks.command_line import OneLineParser, add_out, count, log_progress, publish, table
-from benchmarks.control.backlog import BusyCluster
 from benchmarks.control.databases import NAMES, fresh_database, spread
 from benchmarks.control.large_model import (
     MODEL,
@@ -48,6 +47,7 @@ from cmcl.contract.responses import ApiModel
 from cmcl.storage import layout
 from service.app import Parts, create_app
 from service.core.settings import Settings
+from service.launchers.port import LaunchStatus, Submission
 from service.page.endpoint import Endpoint
 from service.page.rendering import PREFIX, pages_of
 
@@ -144,6 +144,30 @@ class Page:
     live: Mapping[str, float] | None
 
 
+class _NoCluster:
+    """A launcher for pages, which read logs of attempts and nothing else from it."""
+
+    def submit(self, submission: Submission) -> None:
+        """See the port."""
+
+    def statuses(self, submission_ids: Iterable[str]) -> dict[str, LaunchStatus]:
+        """See the port."""
+        return {}
+
+    def stop(self, submission_id: str) -> None:
+        """See the port."""
+
+    def log(self, submission_id: str) -> str:
+        """See the port."""
+        return ""
+
+    def forget(self, submission_id: str) -> None:
+        """See the port."""
+
+    def resources(self) -> None:
+        """See the port."""
+
+
 def create_large_app(url: str, folder: Path, size: Size) -> FastAPI:
     """The service on a filled database, with one route more: an empty page. Its loops do not run."""
     settings = Settings(
@@ -152,7 +176,7 @@ def create_large_app(url: str, folder: Path, size: Size) -> FastAPI:
         auth="on",
         admin_key=SecretStr(_KEY),
     )
-    parts = Parts(launcher=BusyCluster(), clock=lambda: NOW)
+    parts = Parts(launcher=_NoCluster(), clock=lambda: NOW)
     app = create_app(settings, parts)
     app.state.endpoint = Endpoint(_ENDPOINT, None, httpx.MockTransport(_of_endpoint))
     fill(app.state.context.database, size)

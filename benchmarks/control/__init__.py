@@ -1,1 +1,1 @@
-"""Parts of `benchmarks.control_plane`, `benchmarks.restart` and `benchmarks.page`."""
+"""Parts of `benchmarks.page`."""

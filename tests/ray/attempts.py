@@ -8,7 +8,6 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.first_version import publish_first
 from cmcl.contract.dataset import DatasetManifest, ShardRef
 from cmcl.contract.job import (
     AttemptOutcome,
@@ -27,6 +26,7 @@ from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.versions import check_complete, read_candidate
 from tests.conftest import EXAMPLE_STREAM
 from tests.fakes.feature_shards import fetch
+from tests.fakes.first_version import publish_first
 from tests.fakes.running import newest_progress
 
 STREAM = read_stream(EXAMPLE_STREAM)

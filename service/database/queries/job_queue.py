@@ -222,7 +222,8 @@ def _to_prepare() -> Select[Any]:
         jobs.c.state.in_((JobState.QUEUED, JobState.PREPARING)),
         or_(jobs.c.state == JobState.PREPARING, jobs.c.id.in_(first)),
     )
-    return query.order_by(jobs.c.sequence)
+    # An expression: by the column, SQLite would read all jobs of the model in order, and not those in these states.
+    return query.order_by(jobs.c.sequence + 0)
 
 
 _TO_PREPARE = _to_prepare()

@@ -64,10 +64,12 @@ def read_backlog(connection: Connection) -> Backlog:
 
 
 def _open_jobs(connection: Connection) -> dict[JobState, Standing]:
+    # An expression: by the column, SQLite would read the index of all jobs by state, and not that of open ones.
+    state = jobs.c.state.concat("")
     query = (
-        select(jobs.c.state, func.count(), func.min(jobs.c.state_changed_at))
+        select(state, func.count(), func.min(jobs.c.state_changed_at))
         .where(jobs.c.finished_at.is_(None))
-        .group_by(jobs.c.state)
+        .group_by(state)
     )
     found = {
         JobState(state): Standing(count, since)

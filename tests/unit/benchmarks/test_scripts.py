@@ -42,7 +42,7 @@ def test_every_benchmark_lists_its_options_and_rejects_others_in_one_line() -> N
         ("isolation", ["--attacks", "endless-heads,none"], "'none' is not one of endless-heads"),
         ("stream", ["nowhere", "--methods", "vanilla,magic"], "unknown method 'magic'"),
         ("stream", ["nowhere", "--seeds", "0"], "'0' is not an integer of at least 1"),
-        ("restart", ["--models", "0"], "'0' is not an integer of at least 1"),
+        ("page", ["--versions", "0"], "'0' is not an integer of at least 1"),
     ],
 )
 def test_an_error_is_answered_in_one_line(name: str, arguments: list[str], words: str) -> None:

@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from benchmarks.compression import scores
 from workers.nullspace.compression import score_errors
-from workers.serve.versions.loading import Float32Array
+from workers.serve.collections.table import signs
+from workers.serve.versions.loading import Float32Array, truncated
 
 STREAM = Path(__file__).parents[3] / "examples/stream"
 
@@ -34,6 +34,24 @@ def embeddings(name: str, width: int) -> list[Float32Array]:
         ).numpy()
         for side_NI, mean_I, head_IE in sides
     ]
+
+
+def scores(form: str, first_NE: Float32Array, second_NE: Float32Array) -> np.ndarray:
+    """Scores of all combinations of rows (N x N) that are stored like that."""
+    sides = first_NE, second_NE
+    if form == "bit":
+        one_NE, other_NE = (2.0 * signs(side_NE) - 1 for side_NE in sides)
+        return np.sin(np.pi / 2 * (one_NE @ other_NE.T) / first_NE.shape[1])
+    if form == "int8":
+        steps = [np.abs(side_NE).max(axis=1, keepdims=True) / 127 for side_NE in sides]
+        rounded = [
+            np.round(side_NE / step) * step for side_NE, step in zip(sides, steps, strict=True)
+        ]
+    elif form == "float16":
+        rounded = [side_NE.astype(np.float16).astype(np.float32) for side_NE in sides]
+    else:
+        rounded = [truncated(side_NE, int(form)) for side_NE in sides]
+    return np.asarray(rounded[0] @ rounded[1].T)
 
 
 @pytest.mark.parametrize("name", ["01_fashion_vt", "03_parts-views_vd", "04_digits_va"])

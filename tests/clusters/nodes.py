@@ -1,11 +1,9 @@
-"""Several Ray nodes on this machine, each with its own address, so that ranks run on different
-nodes.
+"""Several Ray nodes on this machine, each with its own address, so that ranks run on different nodes.
 
 Killing a node kills all its processes, like the loss of a machine.
 """
 
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -19,26 +17,17 @@ from typing import Self
 
 import psutil
 
-from benchmarks.processes import family, title
+from benchmarks.processes import family
 
 _START_SECONDS = 300.0
 _TRIES = 3
 _PROGRAMS = Path(sys.executable).parent
-_RANK_LINE = re.compile(r"pid=(\d+)\) world_rank=(\d+)")
-_GROUP_LINE = "Started training worker group"
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    # Log every rank of every group.
-    "RAY_DEDUP_LOGS": "0",
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1",
 }
-_NODE_ID = """
-import ray, sys
-ray.init(address=sys.argv[1], log_to_driver=False)
-print(next(n["NodeID"] for n in ray.nodes() if n["Alive"] and n["NodeManagerAddress"] == sys.argv[2]))
-"""
 
 
 class NodesError(Exception):
@@ -128,21 +117,6 @@ class Nodes:
         """Kill the node with all its processes."""
         _end(self.processes.pop(ip))
 
-    def drain(self, ip: str, seconds: int) -> None:
-        """Announce the node's preemption in `seconds`, as a cloud does."""
-        words = [
-            *(str(_PROGRAMS / "ray"), "drain-node", "--address", self.address),
-            *("--node-id", self.node_id(ip), "--reason", "DRAIN_NODE_REASON_PREEMPTION"),
-            *("--reason-message", "benchmark", "--deadline-remaining-seconds", str(seconds)),
-        ]
-        subprocess.run(words, check=True, env=self._environment, capture_output=True)
-
-    def node_id(self, ip: str) -> str:
-        """Return Ray's id of a node."""
-        words = [sys.executable, "-c", _NODE_ID, self.address, ip]
-        done = subprocess.run(words, check=True, env=self._environment, capture_output=True)
-        return done.stdout.decode().split()[-1]
-
     def start_driver(self, command: list[str], name: str) -> subprocess.Popen[bytes]:
         """Start a driver on the head, with a log of that name."""
         return self._spawn(name, command, RAY_ADDRESS=self.address)
@@ -150,24 +124,6 @@ class Nodes:
     def log(self, name: str) -> Path:
         """Return the path of a process's log."""
         return self.folder / f"{name}.log"
-
-    def ranks(self, driver: str) -> dict[int, psutil.Process]:
-        """Return the processes of the newest worker group in this driver's log, by rank."""
-        lines = self.log(driver).read_text(errors="replace").rpartition(_GROUP_LINE)[2]
-        return {int(rank): psutil.Process(int(pid)) for pid, rank in _RANK_LINE.findall(lines)}
-
-    def node_of(self, process: psutil.Process) -> str:
-        """Return the address of a process's node."""
-        above = {each.pid for each in process.parents()}
-        return next(ip for ip, node in self.processes.items() if node.pid in above)
-
-    def find(self, words: str) -> psutil.Process:
-        """Return the process of this cluster whose title contains `words`."""
-        for node in self.processes.values():
-            for child in family(node.pid):
-                if words in title(child):
-                    return child
-        raise LookupError(f"no process of {sorted(self.processes)} is called {words!r}")
 
     def stop(self) -> None:
         """Kill all processes started here."""

@@ -1,2 +1,0 @@
-"""Parts of `benchmarks.training_rate`: the product's loop, its peers, reading, and the start of a
-job."""
