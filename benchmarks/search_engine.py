@@ -45,7 +45,7 @@ from cmcl.contract.version import LivePointer
 from cmcl.storage.local import LocalStore
 from workers.model.heads import ModalityHeads
 from workers.nullspace.conditioning import Conditioning
-from workers.serve.collections.columns import ColumnBuilder, Versions
+from workers.serve.collections.columns import PARTITIONS, ColumnBuilder, Versions
 from workers.serve.collections.follower import CollectionsFollower
 from workers.serve.collections.registry import Registry
 from workers.serve.collections.searching import Searched, SearchQuery
@@ -247,7 +247,7 @@ def bare_engine(searched: Searched) -> Callable[[Float32Array], list[str]]:
             "k": TOP,
             "metric": "cosine",
             "refine_factor": 4,
-            "minimum_nprobes": 60,
+            "minimum_nprobes": PARTITIONS,
         }
         found = dataset.scanner(columns=["id", "_distance"], nearest=nearest).to_table()
         ids: list[str] = found["id"].to_pylist()

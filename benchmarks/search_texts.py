@@ -42,7 +42,7 @@ from benchmarks.command_line import (
     publish,
     table,
 )
-from benchmarks.endpoint.load import WRONG, Answers, ClientProcess, Load
+from benchmarks.endpoint.load import UNCHECKED, WRONG, Answers, ClientProcess, Load
 from benchmarks.endpoint.messages import request
 from benchmarks.endpoint.serve_stack import EndpointStack
 from benchmarks.endpoint.stored import store_heads
@@ -124,8 +124,8 @@ class Loops:
 
 
 LOOP = "bare encoder and a product"
-# Largest share of answers without the nearest item: the index is approximate, and the goal of its recall is 0.98.
-MISSED = 0.02
+# Largest share of texts whose nearest item is not found first: the index is approximate.
+MISSED = 0.01
 # Loops by their name, and how many texts they get at a time.
 COMPARED: dict[str, tuple[Callable[[Loops, Sequence[str]], object], int]] = {
     LOOP: (Loops.product, 1),
@@ -168,7 +168,7 @@ def figures(seconds: Sequence[float], at_once: int) -> dict[str, float]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, and write page and document. Return 1 if a request failed, or more than MISSED lacked the nearest item."""
+    """Measure, and write page and document. Return 1 if a request failed, or more than MISSED texts lack their nearest item."""
     parser = OneLineParser(prog="python -m benchmarks.search_texts", description=__doc__)
     parser.add_argument("--rows", type=count, default=100_000)
     parser.add_argument("--clients", type=counts, default=(1, 16))
@@ -179,8 +179,8 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="cmcl-texts-") as folder, one_thread():
         document = _measure(Path(folder), options)
     publish(options, "search-texts", _page(document), document)
-    clients = document["clients"].values()
-    return 1 if any(each["failed"] or each["missed"] > MISSED for each in clients) else 0
+    failed = sum(each["failed"] for each in document["clients"].values())
+    return 1 if failed or document["missed"] > MISSED else 0
 
 
 def _measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def _measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     store_heads(store, 1, rows.heads(1), SPEC, created_at=CREATED, encoders=identities)
     write_live(store, MODEL, LivePointer(generation=1, version=1))
     log_progress("starting the endpoint")
-    answers, seconds = _in_rounds(folder, loops, queries, options)
+    answers, seconds, missed = _in_rounds(folder, loops, queries, options)
     peers = {name: figures(seconds[name], size) for name, (_, size) in COMPARED.items()}
     rate = peers[LOOP]["texts_per_second"]
     clients = {}
@@ -209,10 +209,11 @@ def _measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         clients[str(each)] = ours | {
             "ratio": round(ours["texts_per_second"] / rate, 2),
             "failed": len(found) - len(good),
-            "missed": round(float((found["checked"] == WRONG).mean()), 4),
         }
     return {
         "rows": options.rows,
+        "texts": len(queries),
+        "missed": missed,
         "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}",
         # More than the cores and the clients: other work has delayed threads that wait for each other.
         "load": [round(each, 1) for each in os.getloadavg()],
@@ -223,8 +224,10 @@ def _measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def _in_rounds(
     folder: Path, loops: Loops, queries: Sequence[str], options: argparse.Namespace
-) -> tuple[dict[int, Answers], dict[str, list[float]]]:
-    """Return the answers of the endpoint by the number of clients, and the seconds of the loops by their name."""
+) -> tuple[dict[int, Answers], dict[str, list[float]], float]:
+    """Return the answers of the endpoint by the number of clients, the seconds of the loops by their name, and the share of
+    texts whose nearest item is not first.
+    """
     check = Nearest(tuple(loops.product([each])[0][0] for each in queries))
     settings = {"encoders": [ENCODER.model_dump(mode="json")]}
     answers: dict[int, list[Answers]] = {each: [] for each in options.clients}
@@ -239,12 +242,15 @@ def _in_rounds(
         for number in range(options.rounds):
             for each, found in answers.items():
                 clients.ask(Load(running.address, requests, each, options.seconds / 4))  # warm-up
-                load = Load(running.address, requests, each, options.seconds)
-                found.append(clients.ask(load, check))
+                found.append(clients.ask(Load(running.address, requests, each, options.seconds)))
             for name, (loop, size) in COMPARED.items():
                 seconds[name] += timed(partial(loop, loops), queries, size, options.seconds)
             log_progress(f"round {number + 1} of {options.rounds}")
-    return {each: np.concatenate(found) for each, found in answers.items()}, seconds
+        # Clients of a load ask the same texts one after the other: sixteen of them would check few.
+        every = Load(running.address, requests, 1, options.seconds, least=len(requests))
+        checked = clients.ask(every, check)["checked"]
+    missed = round(float((checked[checked != UNCHECKED] == WRONG).mean()), 4)
+    return {each: np.concatenate(found) for each, found in answers.items()}, seconds, missed
 
 
 def _page(document: dict[str, Any]) -> str:
@@ -255,7 +261,7 @@ def _page(document: dict[str, Any]) -> str:
         [name, *(each.get(field, "") for field in fields)]
         for name, each in {**named, **document["peers"]}.items()
     ]
-    facts = {name: document[name] for name in ("rows", "machine", "load")}
+    facts = {name: document[name] for name in ("rows", "texts", "missed", "machine", "load")}
     return f"# From a text to its hits\n\n{table(head, lines)}\n\n{listed(facts)}\n"
 
 

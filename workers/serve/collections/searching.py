@@ -15,15 +15,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from workers.serve.collections.columns import column_of, vector_width
+from workers.serve.collections.columns import PARTITIONS, column_of, vector_width
 from workers.serve.collections.filters import filter_sql, is_among, quoted
 from workers.serve.collections.table import State, encoded, is_bits, reading
 from workers.serve.versions.loading import Float32Array, ServedVersion, truncated
 
-# Of a million rows: docs/benchmarks/search-engine.md. Partitions hold all modalities, and a text's neighbours are
-# texts: of another modality all are looked through.
+# Candidates that are scored by their vectors, for each result: docs/benchmarks/search-engine.md.
 _RESCORED = 4
-_PARTITIONS, _ALL_PARTITIONS = 60, 1 << 16
 # Candidates for so many results where features score them, and at most so many more than results.
 _CANDIDATES, _MOST_CANDIDATES = 20, 2000
 _ROWS_AT_ONCE = 4096
@@ -201,8 +199,7 @@ class Searched:
         if exact or not has_index:
             nearest["use_index"] = False
         else:
-            is_any = wanted.modalities is None
-            nearest["minimum_nprobes"] = _PARTITIONS if is_any else _ALL_PARTITIONS
+            nearest["minimum_nprobes"] = PARTITIONS
         if self.are_compressed:
             nearest["k"] = min(_CANDIDATES * count, _MOST_CANDIDATES + count)
             return SearchResult(self._rescored(wanted, count, nearest=nearest), exact)

@@ -129,7 +129,6 @@ class Head(Frozen):
     complete: tuple[str, ...] = Field(
         default=(), description="columns in which no item lacks a vector, newest last"
     )
-    index_rows: int = Field(default=0, description="rows when the newest index was made")
     making: str | None = Field(default=None, description="the column that is being filled")
     builder: str | None = Field(default=None, description="who makes columns and compacts")
     builder_until: float = Field(default=0.0, description="seconds since 1970; then another may")
@@ -166,9 +165,12 @@ class State:
             return bool(self.dataset.latest_version == self.dataset.version)
 
     @cached_property
-    def indexes(self) -> frozenset[str]:
-        """The names of its indexes; each has the name of its column."""
-        return frozenset(each.name for each in self.dataset.describe_indices())
+    def indexes(self) -> Mapping[str, frozenset[int]]:
+        """The fragments that its indexes have, by their names; each has the name of its column."""
+        return {
+            index.name: frozenset(place for part in index.segments for place in part.fragment_ids)
+            for index in self.dataset.describe_indices()
+        }
 
     @cached_property
     def rows(self) -> int:

@@ -214,9 +214,26 @@ def test_tidying_beside_a_writer_loses_nothing_and_indexes_all(
     searched = scene.settle()
     assert len(written) > 1
     assert searched.rows() == written[-1]
-    assert {"id", "terms", "modality", column_of(searched.version)} <= searched.state.indexes
+    assert {"id", "terms", "modality", column_of(searched.version)} <= searched.state.indexes.keys()
     for number in (3, written[-1] - 1):
         assert search(searched, "image", number).hits[0].id == f"image-{number}"
+
+
+@pytest.mark.parametrize(("written", "is_indexed"), [(40, False), (60, True)])
+def test_many_rows_that_no_index_has_are_indexed(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, written: int, is_indexed: bool
+) -> None:
+    monkeypatch.setattr(columns, "INDEX_FROM_ROWS", 100)
+    monkeypatch.setattr(columns, "_MOST_COMPARED", 50)
+    scene.add(entries(0, 150))
+    scene.settle()
+    scene.settle()  # Also its indexes.
+    scene.add(entries(150, written))
+    state = scene.settle().state
+    last = state.dataset.to_table(columns=[], filter="id = 'image-150'", with_row_address=True)
+    fragment = last["_rowaddr"][0].as_py() >> 32
+    for column in ("id", column_of(scene.searched().version)):
+        assert (fragment in state.indexes[column]) == is_indexed
 
 
 def test_being_woken_without_end_does_not_keep_vectors_from_being_made(scene: Scene) -> None:
