@@ -4,7 +4,7 @@ Each is drawn as one of seven kinds. A picture of what was not measured is None.
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from cmcl.contract.api.versions import (
     Version,
     VersionSummary,
 )
-from cmcl.contract.version import LearnedDataset, MeasuredDataset, VersionManifest
+from cmcl.contract.version import LearnedDataset, MeasuredDataset, Recall, VersionManifest
 from cmcl.pictures.graph import Pair, modality_graph
 from cmcl.pictures.lines import Line, lines
 from cmcl.pictures.matrix import Memory, MemoryRow, forgetting_matrix
@@ -82,7 +82,9 @@ def manifest_pictures(
         forgetting_matrix(memory) if memory.in_order else None,
         retention_curves(memory) if memory.in_order else None,
         drift_bars(drift, manifest.spec.drift_bound) if drift else None,
-        modality_graph(_pairs(manifest.learned, matrix, evaluation_only)),
+        modality_graph(
+            modality_pairs(manifest.learned, matrix[-1].recall if matrix else {}, evaluation_only)
+        ),
     )
 
 
@@ -277,37 +279,29 @@ def job_phases(phases: Sequence[JobPhase], *, width: float = WIDTH) -> Picture:
     return bars(("Where the time of the job went", words), drawn, unit="time", width=width)
 
 
-def _pairs(
+def modality_pairs(
     lineage: Sequence[LearnedDataset],
-    matrix: Sequence[EvaluationRow],
+    recall: Mapping[str, Recall],
     evaluation_only: Sequence[MeasuredDataset],
 ) -> list[Pair]:
-    """Return the learned and the emergent pairs, each with the mean recall of its datasets in this version."""
-    newest = matrix[-1].recall if matrix else {}
+    """Return the learned pairs, and those that were only measured, each with the mean R@1 of its datasets.
+
+    `recall`: of a version, by dataset that it has learned.
+    """
     recalls: dict[tuple[str, str], list[float]] = {}
     counts: dict[tuple[str, str], int] = {}
     for line in lineage:
-        low, high = sorted((line.pair.first, line.pair.second))
+        low, high = sorted(line.pair.modalities)
         counts[low, high] = counts.get((low, high), 0) + 1
-        if line.dataset in newest:
-            recalls.setdefault((low, high), []).append(newest[line.dataset].at_1)
+        if line.dataset in recall:
+            recalls.setdefault((low, high), []).append(recall[line.dataset].at_1)
     learned = [
         Pair(*pair, fmean(recalls[pair]) if pair in recalls else None, datasets=count)
         for pair, count in counts.items()
     ]
-    return [*learned, *emergent_pairs(evaluation_only, counts.keys())]
-
-
-def emergent_pairs(
-    measured: Sequence[MeasuredDataset], learned: Collection[tuple[str, str]]
-) -> list[Pair]:
-    """Return the pairs that were measured and never trained, each with the mean recall of its datasets.
-
-    `learned`: pairs in alphabetical order.
-    """
-    recalls: dict[tuple[str, str], list[float]] = {}
-    for each in measured:
-        low, high = sorted((each.pair.first, each.pair.second))
-        if each.recall is not None and (low, high) not in learned:
-            recalls.setdefault((low, high), []).append(each.recall.at_1)
-    return [Pair(*pair, fmean(found), emergent=True) for pair, found in recalls.items()]
+    emergent: dict[tuple[str, str], list[float]] = {}
+    for each in evaluation_only:
+        low, high = sorted(each.pair.modalities)
+        if each.recall is not None and (low, high) not in counts:
+            emergent.setdefault((low, high), []).append(each.recall.at_1)
+    return [*learned, *(Pair(*pair, fmean(of), emergent=True) for pair, of in emergent.items())]

@@ -1,5 +1,6 @@
 """Collections of the endpoint: the list, and the items of one."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -8,7 +9,12 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
 from cmcl.contract.api.access import Scope
-from cmcl.contract.api.endpoint import Collection, CollectionList, ItemsResponse
+from cmcl.contract.api.endpoint import (
+    Collection,
+    CollectionList,
+    ItemsResponse,
+    StoredItem,
+)
 from cmcl.contract.encoder import Media
 from cmcl.contract.modality import NAME_PATTERN
 from service.api.dependencies import ContextDep, get_principal
@@ -17,7 +23,13 @@ from service.api.pagination import LARGEST_NUMBER
 from service.context import Context
 from service.core.errors import NotFound
 from service.core.principal import Principal
-from service.page.endpoint import SECONDS, Endpoint, EndpointProblem, release_slot
+from service.page.endpoint import (
+    SECONDS,
+    Endpoint,
+    EndpointProblem,
+    Parameter,
+    release_slot,
+)
 from service.page.forms import ModalityFilter
 from service.page.rendering import PREFIX, Visitor, pages_of, visitor_of
 
@@ -25,6 +37,8 @@ router = APIRouter(prefix=PREFIX)
 
 READ = [Security(get_principal, scopes=[Scope.READ])]
 _LISTED = 48
+# Collections that are looked through for items.
+_SEARCHED = 4
 # What is shown of each item beside its payload.
 INCLUDED = ("thumbnail",)
 CollectionPath = Annotated[str, Path(alias="collection", pattern=NAME_PATTERN)]
@@ -64,7 +78,7 @@ async def collection_page(
     release_slot(request)
     visitor, endpoint = visitor_of(request), request.app.state.endpoint
     found, items, problem = None, None, None
-    page: dict[str, str | int] = {
+    page: dict[str, Parameter] = {
         "offset": offset,
         "limit": _LISTED,
         "include": ",".join(INCLUDED),
@@ -118,6 +132,28 @@ async def read_collection(
         _visible, {found.model}, visitor.principal, context
     ):
         raise EndpointProblem(f"There is no collection {name!r}.", status=404)
+    return found
+
+
+async def find_items(
+    visitor: Visitor, context: Context, endpoint: Endpoint, model: str, ids: Sequence[str]
+) -> dict[tuple[str, str], StoredItem]:
+    """The items with these ids in the collections of a model, by modality and id; none if the endpoint does not answer."""
+    collections = await list_collections(visitor, context, endpoint)
+    parameters: Mapping[str, Parameter] = {
+        "id": ids,
+        "limit": _LISTED,
+        "include": ",".join(INCLUDED),
+    }
+    found: dict[tuple[str, str], StoredItem] = {}
+    for each in [each for each in collections.items if each.model == model][:_SEARCHED]:
+        path = f"/v1/collections/{each.id}/items"
+        try:
+            items = await endpoint.ask(visitor, ItemsResponse, path, parameters=parameters)
+        except EndpointProblem:
+            # A collection whose vectors are being computed; the others may have them.
+            continue
+        found = {**{(item.modality, item.id): item for item in items.data}, **found}
     return found
 
 

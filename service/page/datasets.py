@@ -36,7 +36,7 @@ from service.page.start import BROWSER_NAME_PATTERN
 router = APIRouter(prefix=PREFIX)
 
 _LISTED_FILES = 100
-_MOST_REJECTED = 100
+_MOST_REJECTED = 20
 # Rows whose reasons are counted, and reasons that are shown.
 _COUNTED, _MOST_REASONS = 1000, 8
 # Of a dataset, what was posted.
@@ -76,11 +76,17 @@ def datasets_page(
 
 @router.get("/datasets/{dataset}")
 def dataset_page(
-    request: Request, dataset: DatasetPath, principal: Reader, context: ContextDep
+    request: Request,
+    dataset: DatasetPath,
+    principal: Reader,
+    context: ContextDep,
+    cursor: CursorQuery = None,
 ) -> Response:
-    """One dataset."""
+    """One dataset. `cursor`: of its rows that cannot be used."""
     found = datasets.read_dataset(dataset, principal, context)
     job = read_job(found.job, principal, context) if found.job else None
+    seek = get_offset_seek(cursor, _MOST_REJECTED)
+    rejected = datasets.list_rejected_rows(dataset, principal, context, seek)
     return pages_of(request).render(
         request,
         "dataset.html",
@@ -88,28 +94,9 @@ def dataset_page(
         job=job,
         files=_files(found),
         reasons=_reasons(found, principal, context),
+        rejected=rejected.items or (found.rejected.first if found.rejected else []),
+        next_cursor=rejected.next_cursor,
         most_files=_LISTED_FILES,
-    )
-
-
-@router.get("/datasets/{dataset}/rejected-rows")
-def rejected_rows_page(
-    request: Request,
-    dataset: DatasetPath,
-    principal: Reader,
-    context: ContextDep,
-    cursor: CursorQuery = None,
-) -> Response:
-    """Rows of a dataset that were left out."""
-    found = datasets.read_dataset(dataset, principal, context)
-    seek = get_offset_seek(cursor, _MOST_REJECTED)
-    rows = datasets.list_rejected_rows(dataset, principal, context, seek)
-    return pages_of(request).render(
-        request,
-        "rejected_rows.html",
-        dataset=found,
-        rows=rows.items,
-        next_cursor=rows.next_cursor,
     )
 
 

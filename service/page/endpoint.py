@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import httpx
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 View = TypeVar("View", bound=BaseModel)
+# Several values are sent as several parameters of the name.
+Parameter = str | int | Sequence[str]
 
 SECONDS = 10.0
 # Limit of a response; a page of items with payloads has less than a megabyte.
@@ -97,7 +99,7 @@ class Endpoint:
         path: str,
         body: object = None,
         *,
-        parameters: Mapping[str, str | int] = {},
+        parameters: Mapping[str, Parameter] = {},
         seconds: float = SECONDS,
     ) -> View:
         """GET, or POST with a body. Raises EndpointProblem, OverLimit."""
@@ -164,7 +166,7 @@ class Endpoint:
         headers: Mapping[str, str],
         seconds: float,
         body: object = None,
-        parameters: Mapping[str, str | int] = {},
+        parameters: Mapping[str, Parameter] = {},
     ) -> tuple[int, bytes]:
         timeout = httpx.Timeout(seconds, connect=_CONNECT_SECONDS)
         # Proxies of the environment are for the internet, and this address is internal.

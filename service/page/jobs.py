@@ -27,7 +27,7 @@ from service.core.principal import Principal
 from service.core.states import CANCELLABLE, IN_FLIGHT
 from service.database.engine import Seek
 from service.database.queries.events import EventFilter
-from service.page.comparison import WantedDep, comparison_values
+from service.page.comparison import comparison_values
 from service.page.explanations import PHASES, REASONS
 from service.page.forms import (
     ActionRequest,
@@ -244,7 +244,7 @@ class Decision:
 
 @router.get("/jobs/{job}/candidate")
 def candidate_page(
-    request: Request, job: JobPath, principal: Reader, context: ContextDep, wanted: WantedDep
+    request: Request, job: JobPath, principal: Reader, context: ContextDep
 ) -> Response:
     """The candidate of a job beside its parent."""
     of_job = jobs.read_job(job, principal, context)
@@ -259,7 +259,7 @@ def candidate_page(
         values = {
             "candidate": candidate,
             "bound": bound,
-            **comparison_values(candidate.datasets, wanted, bound, candidate.seconds),
+            **comparison_values(candidate.datasets, bound, candidate.seconds),
         }
     return pages_of(request).render(
         request,

@@ -30,6 +30,7 @@ from service.api.versions import list_versions, read_version
 from service.context import Context
 from service.core.principal import Principal
 from service.database.engine import Seek
+from service.page.comparison import Kept, Losses
 from service.page.rendering import PREFIX, TWO_THIRDS, WHOLE, figure, pages_of
 
 router = APIRouter(prefix=PREFIX)
@@ -63,17 +64,13 @@ def get_wanted(
 
 @dataclass(frozen=True)
 class Retained:
-    """A dataset: its recall when it was learned, at its lowest in the versions shown, and in the newest of them."""
+    """A dataset: its recall when it was learned, and in the newest of the versions shown."""
 
     line: LearnedDataset
     is_new: bool
     then: float | None
-    lowest: float | None
-    lowest_in: int | None
     now: float | None
     drift: float | None
-    loss: float | None
-    lowest_loss: float | None
 
     @property
     def column(self) -> "Column":
@@ -159,13 +156,12 @@ def _values(
     return {
         "memory": memory,
         "measured": len(worst),
-        "earlier": sum(not each.is_new for each in retained),
-        "measured_twice": sum(each.change is not None for each in retained),
-        "lost_most": worst[0] if worst and worst[0].change is not None else None,
-        "drifted_most": max(
-            (each for each in retained if each.drift is not None),
-            key=lambda each: each.drift or 0.0,
-            default=None,
+        "losses": Losses(
+            [
+                Kept(each.line.dataset, each.line.name, each.change, each.drift)
+                for each in retained
+                if not each.is_new
+            ]
         ),
         # The drawing for a phone has cells that are too small to be touched.
         "matrix": figure(
@@ -195,22 +191,12 @@ def read_matrix(version: Version, principal: Principal, context: Context) -> Pic
 
 def _retained(line: LearnedDataset, versions: Sequence[VersionSummary], at: str) -> Retained:
     name, newest = line.dataset, versions[-1].by_dataset
-    over_time = [
-        (share, each.version)
-        for each in versions
-        if (share := _recalls(each, at).get(name)) is not None
-    ]
-    lowest = min(over_time, default=(None, None))
     return Retained(
         line=line,
         is_new=line.version == versions[-1].version,
         then=_recall(line.recall, at),
-        lowest=lowest[0],
-        lowest_in=lowest[1],
         now=_recalls(versions[-1], at).get(name),
         drift=newest.drift.get(name) if newest else None,
-        loss=newest.quality.get(name) if newest else None,
-        lowest_loss=newest.best.get(name) if newest else None,
     )
 
 

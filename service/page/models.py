@@ -1,16 +1,11 @@
-"""Models: the overview, the list, and one model with its chain of versions, its gate and its history.
+"""Models: the overview, the list, and one model with its versions, its modalities and their pairs, its gate and its history.
 
-The overview shows what is live, being learned, held and broken, and what to do next. The graph of a model has its
-modalities, the pairs that were learned, and those that never were but are connected.
+The overview shows what is live, being learned, held and broken, and what to do next.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from itertools import combinations
-from statistics import fmean
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
@@ -18,8 +13,7 @@ from fastapi.responses import Response
 
 from cmcl.contract.api.jobs import JobState
 from cmcl.contract.api.models import ModelSummary
-from cmcl.contract.version import LearnedDataset, MeasuredDataset, Recall
-from cmcl.pictures import Pair, emergent_pairs, modality_graph
+from cmcl.pictures import modality_graph, modality_pairs
 from service.api.datasets import list_datasets
 from service.api.dependencies import ContextDep, LoopsDep, ModelPath, Reader
 from service.api.models import list_models, list_summaries, read_gate, read_model, read_summary
@@ -30,7 +24,7 @@ from service.core.principal import Principal
 from service.database.engine import Seek
 from service.page.day import last_day
 from service.page.lists import MODELS, VERSIONS, WantedQuery, find
-from service.page.rendering import PREFIX, TWO_THIRDS, Figure, figure, pages_of
+from service.page.rendering import PREFIX, TWO_THIRDS, figure, pages_of
 from service.page.start import has_sample
 
 router = APIRouter(prefix=PREFIX)
@@ -139,16 +133,23 @@ def model_page(
     wanted: WantedQuery,
 ) -> Response:
     """One model."""
-    summary = read_summary(model, principal, context)
+    summary, spec = read_summary(model, principal, context), read_model(model, principal, context)
     found = find(context, VERSIONS, {"model": model}, wanted)
+    graph = None
+    if summary.newest:
+        version = read_version(model, summary.newest.version, principal, context, matrix=False)
+        pairs = modality_pairs(version.lineage, version.report.evaluation, version.evaluation_only)
+        names = sorted(spec.modalities)
+        graph = figure(lambda width: modality_graph(pairs, names, width=width), TWO_THIRDS)
     branches = list_models(principal, context, Seek(None, "asc", _BRANCHES), model).items
     datasets = list_datasets(principal, context, Seek(None, "desc", _DATASETS), model=model)
     promotions = list_promotions(model, principal, context, Seek(None, "desc", _PROMOTIONS))
     return pages_of(request).render(
         request,
         "model.html",
-        model=read_model(model, principal, context),
+        model=spec,
         summary=summary,
+        graph=graph,
         gate=read_gate(model, principal, context, Response()),
         found=found,
         versions=list_versions(model, principal, context, found.seek).items,
@@ -157,153 +158,3 @@ def model_page(
         datasets=datasets.items,
         promotions=promotions.items,
     )
-
-
-# Modalities whose pairs are in the picture and the tables.
-_MODALITIES = 30
-
-
-@dataclass
-class LearnedPair:
-    """The datasets of two modalities, with the recall of each in the newest version."""
-
-    first: str
-    second: str
-    datasets: list[LearnedDataset] = field(default_factory=list)
-    recalls: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def rows(self) -> int:
-        return sum(line.rows for line in self.datasets)
-
-    @property
-    def mean(self) -> float | None:
-        return fmean(self.recalls.values()) if self.recalls else None
-
-    @property
-    def lowest(self) -> LearnedDataset | None:
-        known = [line for line in self.datasets if line.dataset in self.recalls]
-        return min(known, key=lambda line: self.recalls[line.dataset], default=None)
-
-    @property
-    def newest(self) -> LearnedDataset:
-        return self.datasets[-1]
-
-
-@dataclass(frozen=True)
-class Path:
-    """Two modalities without a dataset to learn, and the shortest way between them over learned pairs; empty: there is
-    none. `recall`: mean R@1 of datasets that are measured only."""
-
-    first: str
-    second: str
-    over: tuple[str, ...]
-    is_connected: bool
-    recall: float | None = None
-
-
-@router.get("/models/{model}/graph")
-def graph_page(
-    request: Request, model: ModelPath, principal: Reader, context: ContextDep
-) -> Response:
-    """Modalities and their pairs."""
-    summary, spec = read_summary(model, principal, context), read_model(model, principal, context)
-    pairs: list[LearnedPair] = []
-    measured: Sequence[MeasuredDataset] = ()
-    if summary.newest:
-        newest = read_version(model, summary.newest.version, principal, context, matrix=False)
-        pairs = _learned(newest.lineage, newest.manifest.report.evaluation)
-        measured = newest.evaluation_only
-    emergent = emergent_pairs(measured, {(pair.first, pair.second) for pair in pairs})
-    names = sorted(spec.modalities)
-    return pages_of(request).render(
-        request,
-        "graph.html",
-        model=summary,
-        spec=spec,
-        pairs=pairs,
-        others=_others(names[:_MODALITIES], pairs, emergent),
-        groups=_groups(names, pairs),
-        datasets_of={
-            name: sum(len(pair.datasets) for pair in pairs if name in (pair.first, pair.second))
-            for name in names
-        },
-        picture=_picture(names, pairs, emergent),
-    )
-
-
-def _learned(
-    lineage: Sequence[LearnedDataset], evaluation: Mapping[str, Recall]
-) -> list[LearnedPair]:
-    """The learned pairs, those with the most datasets first."""
-    pairs: dict[str, LearnedPair] = {}
-    for line in lineage:
-        first, second = sorted(line.pair.modalities)
-        pair = pairs.setdefault(line.pair.key, LearnedPair(first, second))
-        pair.datasets.append(line)
-        if line.dataset in evaluation:
-            pair.recalls[line.dataset] = evaluation[line.dataset].at_1
-    return sorted(pairs.values(), key=lambda pair: (-len(pair.datasets), pair.first, pair.second))
-
-
-def _partners(pairs: Sequence[LearnedPair]) -> dict[str, set[str]]:
-    partners: dict[str, set[str]] = {}
-    for pair in pairs:
-        partners.setdefault(pair.first, set()).add(pair.second)
-        partners.setdefault(pair.second, set()).add(pair.first)
-    return partners
-
-
-def _others(
-    names: Sequence[str], pairs: Sequence[LearnedPair], emergent: Sequence[Pair]
-) -> list[Path]:
-    """The pairs that were never trained, those that are connected first."""
-    partners = _partners(pairs)
-    recalls = {(pair.first, pair.second): pair.recall for pair in emergent}
-    found = []
-    for first, second in combinations(names, 2):
-        if second not in partners.get(first, ()):
-            over = _shortest(first, second, partners)
-            recall = recalls.get((first, second))
-            found.append(Path(first, second, over or (), over is not None, recall))
-    return sorted(found, key=lambda path: (not path.is_connected, len(path.over)))
-
-
-def _shortest(first: str, second: str, partners: Mapping[str, set[str]]) -> tuple[str, ...] | None:
-    """The modalities between two of them, on the shortest way; None: there is no way."""
-    ways: list[tuple[str, ...]] = [(first,)]
-    seen = {first}
-    # Breadth first: the first way that arrives is a shortest one.
-    for way in ways:
-        for partner in sorted(partners.get(way[-1], ())):
-            if partner == second:
-                return way[1:]
-            if partner not in seen:
-                seen.add(partner)
-                ways.append((*way, partner))
-    return None
-
-
-def _groups(names: Sequence[str], pairs: Sequence[LearnedPair]) -> list[list[str]]:
-    """Modalities that learned pairs connect; those without a dataset are left out."""
-    partners, groups = _partners(pairs), list[list[str]]()
-    left = [name for name in names if name in partners]
-    while left:
-        group, reached = [left[0]], {left[0]}
-        for name in group:
-            new = sorted(partners[name] - reached)
-            group += new
-            reached.update(new)
-        groups.append(sorted(group))
-        left = [name for name in left if name not in reached]
-    return groups
-
-
-def _picture(
-    names: Sequence[str], pairs: Sequence[LearnedPair], emergent: Sequence[Pair]
-) -> Figure:
-    drawn = [
-        Pair(pair.first, pair.second, pair.mean, datasets=len(pair.datasets)) for pair in pairs
-    ]
-    drawn += emergent
-    return figure(lambda width: modality_graph(drawn, names, width=width), TWO_THIRDS)

@@ -58,7 +58,6 @@ NAVIGATION = (
 MODEL_NAVIGATION = (
     ("", "Versions", "model"),
     ("/memory", "Memory", "memory"),
-    ("/graph", "Graph", "graph"),
 )
 _THEMES = frozenset({"light", "dark"})
 # Smaller ones are not worth it; and the time of one request must stay short.

@@ -3,8 +3,6 @@
 People promote it and roll it back; each action has a confirmation page.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
 
@@ -12,10 +10,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from cmcl.contract.api.jobs import CapacityChange
-from cmcl.contract.api.models import ModelSummary
 from cmcl.contract.api.versions import Promotion, Version
-from cmcl.contract.version import LearnedDataset, VersionManifest
-from cmcl.storage import layout
+from cmcl.contract.version import VersionManifest
 from service.api.dependencies import ContextDep, ModelPath, Reader, Reason, VersionPath
 from service.api.jobs import to_candidate_dataset
 from service.api.models import read_model, read_summary
@@ -31,7 +27,7 @@ from service.context import Context
 from service.core.errors import Rejected
 from service.core.principal import Principal
 from service.database.engine import Seek
-from service.page.comparison import WantedDep, compare_versions, comparison_values
+from service.page.comparison import CHANGES, MOST_AT_A_GLANCE, compare_versions, comparison_values
 from service.page.forms import (
     ActionRequest,
     ReasonForm,
@@ -48,22 +44,7 @@ router = APIRouter(prefix=PREFIX + "/models/{model}")
 
 _ADDRESS = "/versions/{version}"
 # Lines of a lineage that are shown, the newest ones.
-_LINES, _LINKS = 50, 12
-_HELD_BY_FILE = {
-    layout.HEADS: "weights of all heads",
-    layout.INPUTS: "how features are conditioned and lifted before heads read them",
-    layout.MEMORY: "how many datasets each pair has, and what they chose",
-    layout.SELFTEST: "random features and their embeddings, which replicas compare with their own",
-}
-
-
-@dataclass(frozen=True)
-class Standing:
-    """What a version is for its model today."""
-
-    is_live: bool
-    is_newest: bool
-    newest: int
+_LINES = 50
 
 
 @router.get(_ADDRESS)
@@ -73,7 +54,6 @@ def version_page(
     version: VersionPath,
     principal: Reader,
     context: ContextDep,
-    wanted: WantedDep,
 ) -> Response:
     """A version beside its parent."""
     summary = read_summary(model, principal, context)
@@ -89,18 +69,15 @@ def version_page(
         version=found,
         report=report,
         model=summary,
-        standing=_standing(summary, version),
         capacity={
             modality: CapacityChange(before=before.get(modality), after=after)
             for modality, after in report.capacity.items()
         },
         room=room if room and room.version == version else None,
-        held_by_file=_HELD_BY_FILE,
         lineage=found.lineage[-_LINES:],
-        chain=_neighbours(found.lineage),
         # A function: only a whole page, which can be printed, has it drawn.
         matrix=partial(read_matrix, found, principal, context),
-        **comparison_values(datasets, wanted, summary.drift_bound, report.seconds),
+        **comparison_values(datasets, summary.drift_bound, report.seconds),
     )
 
 
@@ -121,20 +98,6 @@ def _parent(version: Version, principal: Principal, context: Context) -> Version
     if version.parent is None:
         return None
     return read_version(version.model, version.parent, principal, context, matrix=False).manifest
-
-
-def _standing(model: ModelSummary, version: int) -> Standing:
-    newest = model.newest.version if model.newest else version
-    return Standing(
-        is_live=model.live_version == version, is_newest=newest == version, newest=newest
-    )
-
-
-def _neighbours(lineage: Sequence[LearnedDataset]) -> list[LearnedDataset | None]:
-    """The lines of the lineage that the chain shows; None for those between them that it does not."""
-    if len(lineage) <= _LINKS:
-        return list(lineage)
-    return [lineage[0], None, *lineage[-(_LINKS - 2) :]]
 
 
 class PromoteForm(ReasonForm):
@@ -196,6 +159,8 @@ def _promotion_page(
         action="promote",
         model=found,
         comparison=comparison,
+        changes=CHANGES,
+        most=MOST_AT_A_GLANCE,
         previous=None,
         is_possible=is_servable and version != found.live_version,
     )
@@ -216,6 +181,8 @@ def _rollback_page(asked: ActionRequest, model: str, changed: Rejected | None = 
         action="rollback",
         model=found,
         comparison=comparison,
+        changes=CHANGES,
+        most=MOST_AT_A_GLANCE,
         previous=previous,
         is_possible=is_possible,
     )

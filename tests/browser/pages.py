@@ -36,10 +36,8 @@ PAGES = (
     PageCase("model-without-versions", "models/{empty}"),
     PageCase("memory", "models/{model}/memory", has_picture=True),
     PageCase("compare", "models/{model}/compare?before=2&after=7&dataset={dataset}"),
-    PageCase("graph", "models/{model}/graph", has_picture=True),
     PageCase("version", "models/{model}/versions/7", has_picture=True),
     PageCase("memory-without-versions", "models/{empty}/memory", is_variant=True),
-    PageCase("graph-without-versions", "models/{empty}/graph", is_variant=True),
     PageCase("version-first", "models/{model}/versions/1", is_variant=True),
     PageCase("promote", "models/{model}/promote?version=6", has_picture=True),
     PageCase("rollback", "models/{model}/rollback", is_variant=True),
@@ -60,7 +58,6 @@ PAGES = (
     PageCase("job-rejected", "jobs/{rejected}", is_variant=True),
     PageCase("datasets", "datasets", has_picture=True),
     PageCase("dataset", "datasets/{dataset}", has_picture=True),
-    PageCase("dataset-rejected-rows", "datasets/{dataset}/rejected-rows"),
     PageCase("post-dataset", "models/{model}/post", has_picture=True),
     PageCase("try", "try?model={model}", is_variant=True),
     PageCase(

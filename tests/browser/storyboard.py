@@ -97,7 +97,7 @@ SCENES = (
     ),
     Scene(
         "pairs-of-modalities",
-        lambda demo: f"models/{RAW_MODEL}/graph" if demo.live(RAW_MODEL) >= 2 else None,
+        lambda demo: f"models/{RAW_MODEL}" if demo.live(RAW_MODEL) >= 2 else None,
         "Its modalities, and the pairs that were never trained.",
     ),
 )

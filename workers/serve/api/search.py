@@ -112,6 +112,16 @@ _LISTED = (
     _parameter("limit", {"type": "integer", "minimum": 1, "maximum": MOST_LISTED}, required=False),
     _parameter("modality", {"type": "string"}, required=False),
     _parameter(
+        "id",
+        {
+            "type": "array",
+            "items": {"type": "string"},
+            "maxItems": MOST_LISTED,
+            "description": "of these items only; `rows` counts them all",
+        },
+        required=False,
+    ),
+    _parameter(
         "include",
         {"type": "string", "description": f"of {', '.join(INCLUDED)}, with commas"},
         required=False,
@@ -177,11 +187,16 @@ class Search:
             offset = parse_number(parameters.get("offset", "0"), "offset", 0, LARGEST_OFFSET)
             limit = parse_number(parameters.get("limit", "50"), "limit", 1, MOST_LISTED)
             modality, include = parameters.get("modality"), _included(parameters.get("include"))
+            ids = parameters.getlist("id")
+            if len(ids) > MOST_LISTED:
+                raise InvalidRequest(f"{len(ids)} ids, permitted: at most {MOST_LISTED}", "id")
             searched = await self.searched(name, request, context)
             if modality is not None:
                 width_of(modality, searched.version, "modality")
             with self._replica.admission.rows.held(context.owner, limit):
-                found = await self.read(context, searched.items, offset, limit, modality, include)
+                found = await self.read(
+                    context, searched.items, offset, limit, modality, include, ids
+                )
         rows = await self.read(context, searched.rows, modality)
         following = offset + len(found)
         answer = {
@@ -190,7 +205,7 @@ class Search:
             "model": searched.version.label,
             "revision": searched.revision,
             "rows": rows,
-            "next_offset": following if found and following < rows else None,
+            "next_offset": following if found and following < rows and not ids else None,
         }
         return json_answer(answer, headers_of(searched))
 

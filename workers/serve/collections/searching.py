@@ -120,10 +120,17 @@ class Searched:
         return {name: count for name, count in counts.items() if count}
 
     def items(
-        self, offset: int, count: int, modality: str | None = None, include: Sequence[str] = ()
+        self,
+        offset: int,
+        count: int,
+        modality: str | None = None,
+        include: Sequence[str] = (),
+        ids: Sequence[str] = (),
     ) -> list[StoredItem]:
-        """Return up to `count` items with vectors after `offset` of them, in the order of the table."""
+        """Return up to `count` items with vectors after `offset` of them, in the order of the table; with `ids`, of these."""
         wanted = self._of(None if modality is None else [modality])
+        if ids:
+            wanted += f" AND id IN ({', '.join(map(quoted, ids))})"
         return self._stored(include, filter=wanted, offset=offset, limit=count)
 
     def items_after(self, item: str, count: int) -> list[StoredItem]:

@@ -47,8 +47,31 @@ def test_one_modality_is_listed_alone_and_removed_items_are_not(searching: Searc
     assert (beyond["data"], beyond["next_offset"]) == ([], None)
 
 
+def test_items_are_read_by_their_ids(searching: Searching) -> None:
+    added = [item("image", n) for n in range(4)] + [
+        item("text", 1),
+        {**item("text", 2), "id": "it's"},
+    ]
+    revision = searching.add("things", added)
+    page = listed(searching, revision, "?id=image-2&id=it's&id=none&limit=2")
+    assert isinstance(page["data"], list)
+    assert {each["id"] for each in page["data"]} == {"image-2", "it's"}
+    assert (page["rows"], page["next_offset"]) == (6, None)
+    page = listed(searching, revision, "?id=image-2&id=text-1&modality=text")
+    assert [each["id"] for each in page["data"]] == ["text-1"]  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(
-    "query", ["limit=0", "limit=201", "limit=-1", "offset=x", "offset=1.0", "modality=smell"]
+    "query",
+    [
+        "&".join(["id=x"] * 201),
+        "limit=0",
+        "limit=201",
+        "limit=-1",
+        "offset=x",
+        "offset=1.0",
+        "modality=smell",
+    ],
 )
 def test_a_wrong_page_is_refused(shared_search: Searching, query: str) -> None:
     assert shared_search.ask("GET", f"/things/items?{query}").status_code == 400
