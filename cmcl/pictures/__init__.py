@@ -26,7 +26,6 @@ from cmcl.pictures.results import drift_bars as drift_bars
 from cmcl.pictures.results import drift_curve as drift_curve
 from cmcl.pictures.results import history_pictures as history_pictures
 from cmcl.pictures.results import job_phases as job_phases
-from cmcl.pictures.results import loss_curve as loss_curve
 from cmcl.pictures.results import manifest_pictures as manifest_pictures
 from cmcl.pictures.results import memory_of as memory_of
 from cmcl.pictures.results import modality_pairs as modality_pairs

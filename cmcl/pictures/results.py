@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from cmcl.contract.api.jobs import Candidate, JobPhase, ProgressHistory
+from cmcl.contract.api.jobs import Candidate, JobPhase
 from cmcl.contract.api.versions import (
     EvaluationRow,
     Version,
@@ -25,7 +25,6 @@ from cmcl.pictures.scales import (
     fine_percent,
     percent,
     points_of,
-    segments,
     significant,
 )
 from cmcl.pictures.svg import brief
@@ -250,24 +249,6 @@ def drift_curve(
         drawn.append(Line(f"bound {limit}", [(x, bound) for x, _ in points], "", None, True))
     texts, axes = ("Largest drift by version", words), ("version", "change of scores in %")
     return lines(texts, drawn, axes, times=100, reaches=(0.0,), width=width)
-
-
-def loss_curve(attempts: Sequence[ProgressHistory], *, width: float = WIDTH) -> Picture:
-    """Draw the loss of each attempt over its updates, the oldest attempt first.
-
-    Reports without a loss, from before and after the training, are left out.
-    """
-    drawn, notes = [], []
-    for place, each in enumerate(attempts):
-        curve = [(float(at.updates_done), at.loss) for at in each.points if at.loss is not None]
-        name = f"attempt {each.attempt or 0}" if len(attempts) > 1 else "loss"
-        runs, note = segments(curve), ""
-        if runs:
-            note = significant(runs[-1][-1][1])
-            notes.append(f"{name} from {significant(runs[0][0][1])} to {note}")
-        drawn.append(Line(name, curve, note, place))
-    words = f"{'; '.join(notes).capitalize()}." if notes else "No progress has been reported yet."
-    return lines(("Loss of the training", words), drawn, ("update", "loss"), width=width)
 
 
 def job_phases(phases: Sequence[JobPhase], *, width: float = WIDTH) -> Picture:

@@ -16,10 +16,10 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from cmcl.contract.api.endpoint import HeldOutHit, HeldOutRanks, HeldOutRow, RankedRow, StoredItem
-from cmcl.contract.api.jobs import CandidateDataset, JobPhase
+from cmcl.contract.api.jobs import CandidateDataset
 from cmcl.contract.api.versions import Version, VersionSummary
 from cmcl.contract.version import LearnedDataset
-from cmcl.pictures import NOTICEABLE, RecallChange, drift_bars, job_phases, recall_changes
+from cmcl.pictures import NOTICEABLE, RecallChange, drift_bars, recall_changes
 from service.api.dependencies import ContextDep, ModelPath, Reader
 from service.api.jobs import to_candidate_dataset
 from service.api.models import read_summary
@@ -140,7 +140,7 @@ CHANGES = {"since_learned": change_since_learned, "by_version": change_by_versio
 
 
 def comparison_values(
-    datasets: Sequence[CandidateDataset], bound: float | None, seconds: Mapping[str, float]
+    datasets: Sequence[CandidateDataset], bound: float | None
 ) -> dict[str, object]:
     """What the page of a version or of a candidate shows of its datasets."""
     # Sorting keeps the order of learning where changes are equal or missing.
@@ -148,13 +148,11 @@ def comparison_values(
         datasets, key=lambda each: (not each.is_new, _last_if_none(change_since_learned(each)))
     )
     drift = {each.name: each.drift_after for each in in_order if not each.is_new}
-    phases = [JobPhase(phase=name, seconds=spent) for name, spent in seconds.items()]
     return {
         "comparison": Comparison(in_order),
         "changes": CHANGES,
         "most": MOST,
         "drift": figure(lambda width: drift_bars(drift, bound, width=width)) if drift else None,
-        "time": figure(lambda width: job_phases(phases, width=width)) if phases else None,
     }
 
 

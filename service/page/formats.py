@@ -9,6 +9,7 @@ from markupsafe import Markup
 from cmcl.contract.errors import shortened
 from cmcl.contract.job import Progress
 from cmcl.contract.prepare import PrepareProgress
+from cmcl.pictures import scales
 
 # Shown in place of a value that is not known. Readers of screens say nothing for the dash alone.
 NOTHING = Markup(
@@ -71,20 +72,7 @@ def size(number_of_bytes: float | None) -> str | Markup:
 
 def duration(seconds: float | None) -> str | Markup:
     """A time span with its two largest units."""
-    if seconds is None:
-        return NOTHING
-    if seconds < 10:
-        return f"{max(0.0, seconds):.1f} s"
-    whole = round(seconds)
-    for span, unit, smaller, smaller_unit in (
-        (_DAY, "d", _HOUR, "h"),
-        (_HOUR, "h", _MINUTE, "min"),
-        (_MINUTE, "min", 1, "s"),
-    ):
-        if whole >= span:
-            rest = whole % span // smaller
-            return f"{whole // span} {unit}" + (f" {rest} {smaller_unit}" if rest else "")
-    return f"{whole} s"
+    return NOTHING if seconds is None else scales.duration(seconds)
 
 
 def ago(moment: datetime, now: datetime) -> str:

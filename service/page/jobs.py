@@ -1,6 +1,6 @@
 """Jobs: the list, and one job with what it does, waits for, or failed of.
 
-Its attempts have their outcomes, the curve of the loss, where the time went, and the end of a log. A candidate that
+Its attempts have their outcomes, where the time went, and the end of a log. A candidate that
 waits for a decision is shown beside its parent, with what approving it changes. Cancelling, retrying, approving and rejecting
 have a confirmation page each.
 """
@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from cmcl.contract.api.events import Event
 from cmcl.contract.api.jobs import Attempt, Candidate, Job, JobPhase, JobState
 from cmcl.contract.api.models import ModelSummary
-from cmcl.pictures import job_phases, loss_curve
+from cmcl.pictures import job_phases
 from service.api import jobs
 from service.api.dependencies import ContextDep, JobPath, Reader, Reason
 from service.api.events import read_page
@@ -62,8 +62,6 @@ _WAITING = (JobState.QUEUED, JobState.PREPARED)
 MOVING = frozenset({*IN_FLIGHT, JobState.PREPARING}) - {JobState.HELD}
 
 _LISTED_ATTEMPTS = 20
-# Attempts whose curves are drawn.
-_DRAWN_ATTEMPTS = 3
 
 
 class Step(BaseModel):
@@ -122,7 +120,6 @@ def job_page(request: Request, job: JobPath, principal: Reader, context: Context
         moving=MOVING,
         phases=PHASES,
         attempts=attempts,
-        loss=loss_of(found, attempts, principal, context),
         time=time_of(phases),
         is_in_phase=any(each.running for each in phases),
     )
@@ -197,18 +194,6 @@ def attempts_of(job: Job, principal: Principal, context: Context) -> list[Attemp
     ).items
 
 
-def loss_of(
-    job: Job, attempts: Sequence[Attempt], principal: Principal, context: Context
-) -> Figure | None:
-    """The loss of the newest attempts over their updates; None before one has trained."""
-    curves = []
-    for attempt in reversed(attempts[:_DRAWN_ATTEMPTS]):
-        progress = jobs.read_progress(job.id, principal, context, attempt.attempt)
-        if sum(point.loss is not None for point in progress.points) > 1:
-            curves.append(progress)
-    return figure(lambda width: loss_curve(curves, width=width), TWO_THIRDS) if curves else None
-
-
 def time_of(phases: Sequence[JobPhase]) -> Figure | None:
     """Where the time of a job went; None before it has any."""
     return figure(lambda width: job_phases(phases, width=width), TWO_THIRDS) if phases else None
@@ -259,7 +244,7 @@ def candidate_page(
         values = {
             "candidate": candidate,
             "bound": bound,
-            **comparison_values(candidate.datasets, bound, candidate.seconds),
+            **comparison_values(candidate.datasets, bound),
         }
     return pages_of(request).render(
         request,

@@ -18,7 +18,7 @@ from service.api.datasets import list_datasets
 from service.api.dependencies import ContextDep, LoopsDep, ModelPath, Reader
 from service.api.models import list_models, list_summaries, read_gate, read_model, read_summary
 from service.api.operations import check_health
-from service.api.versions import list_promotions, list_versions, read_version
+from service.api.versions import list_versions, read_version
 from service.context import Context
 from service.core.principal import Principal
 from service.database.engine import Seek
@@ -29,10 +29,8 @@ from service.page.start import has_sample
 
 router = APIRouter(prefix=PREFIX)
 
-_DRAWN = 12
 _BRANCHES = 50
 _DATASETS = 8
-_PROMOTIONS = 8
 # Models that are counted; an owner has 500 by default.
 _MOST_MODELS = 1000
 _AT_ONCE = 200
@@ -143,7 +141,6 @@ def model_page(
         graph = figure(lambda width: modality_graph(pairs, names, width=width), TWO_THIRDS)
     branches = list_models(principal, context, Seek(None, "asc", _BRANCHES), model).items
     datasets = list_datasets(principal, context, Seek(None, "desc", _DATASETS), model=model)
-    promotions = list_promotions(model, principal, context, Seek(None, "desc", _PROMOTIONS))
     return pages_of(request).render(
         request,
         "model.html",
@@ -153,8 +150,7 @@ def model_page(
         gate=read_gate(model, principal, context, Response()),
         found=found,
         versions=list_versions(model, principal, context, found.seek).items,
-        newest=list_versions(model, principal, context, Seek(None, "desc", _DRAWN)).items,
+        newest=list_versions(model, principal, context, Seek(None, "desc", 2)).items,
         branches=branches,
         datasets=datasets.items,
-        promotions=promotions.items,
     )

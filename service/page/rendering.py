@@ -42,7 +42,6 @@ PREFIX = "/ui"
 FRAGMENT = "fragment"
 # The query that asks for a figure of a page as a file.
 PICTURE = "picture"
-THEME = "cmcl-theme"
 _LIVE = "live_"
 # Address below `/ui/`, label, and the name by which a template marks itself (`section`).
 NAVIGATION = (
@@ -59,7 +58,6 @@ MODEL_NAVIGATION = (
     ("", "Versions", "model"),
     ("/memory", "Memory", "memory"),
 )
-_THEMES = frozenset({"light", "dark"})
 # Smaller ones are not worth it; and the time of one request must stay short.
 _COMPRESSED_BYTES = 1024
 _LEVEL = 5
@@ -209,7 +207,6 @@ class Pages:
     def _common(self, request: Request) -> dict[str, object]:
         visitor = visitor_of(request)
         now, root = self._clock(), root_of(request.url.path)
-        theme = request.cookies.get(THEME)
         principal = visitor.principal
         values = {
             "root": root,
@@ -217,7 +214,6 @@ class Pages:
             "path": request.url.path.removeprefix(f"{PREFIX}/"),
             "query": request.query_params,
             "query_with": partial(_query_with, request.query_params),
-            "theme": theme if theme in _THEMES else "",
             "now": now,
             "when": partial(formats.when, now=now),
             "release": version(DISTRIBUTION),

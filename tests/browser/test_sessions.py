@@ -39,8 +39,8 @@ def test_an_open_page_says_that_its_session_was_ended(
     key = plane.create_key("ben", "read")
     page, record = open_page(plane, cookies=plane.sign_in(key))
     page.goto(f"/ui/models/{SCENES.model}")
-    name = page.locator("#menu > summary")
-    expect(name).to_have_text("ben")
+    name = page.locator("[popovertarget=menu]")
+    expect(name).to_contain_text("ben")
     [revoked] = [
         item["id"] for item in plane.client.get("/v1/keys").json()["items"] if item["name"] == "ben"
     ]
@@ -61,18 +61,3 @@ def test_an_open_page_says_that_its_model_was_deleted(
     assert plane.client.request("DELETE", f"/v1/models/{BIRDS.model}").status_code == 204
     expect(page.locator("#connection")).to_contain_text("deleted")
     record.forgive("404")
-
-
-def test_the_choice_of_colours_stays(sample: Sample, open_page: OpenPage) -> None:
-    plane, _ = sample
-    page, _ = open_page(plane)
-    for address in ("/ui/", "/ui/jobs"):
-        page.goto(address)
-        page.locator("#menu > summary").click()
-        if address == "/ui/":
-            page.get_by_label("Dark").check()
-        expect(page.get_by_label("Dark")).to_be_checked()
-        dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        page.emulate_media(color_scheme="dark")
-        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == dark
-        page.emulate_media(color_scheme="light")

@@ -1,10 +1,8 @@
 // The script of every page. Without it everything can be read, and forms work.
 import { enliven } from "./live.js";
 import { offerCopies } from "./copy.js";
-import { offerThemes } from "./theme.js";
 import { keepTimes } from "./times.js";
 
-offerThemes();
 keepTimes();
 offerCopies(document);
 enliven((part) => offerCopies(part));
@@ -30,14 +28,3 @@ if (opener) {
     open();
   });
 }
-
-const menu = document.getElementById("menu");
-document.addEventListener("click", (event) => {
-  if (menu.open && !menu.contains(event.target)) menu.open = false;
-});
-menu.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && menu.open) {
-    menu.open = false;
-    menu.querySelector("summary").focus();
-  }
-});

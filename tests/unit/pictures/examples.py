@@ -2,11 +2,10 @@
 
 import random
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from itertools import combinations
 
 from cmcl import pictures
-from cmcl.contract.api.jobs import JobPhase, ProgressHistory, ProgressPoint
+from cmcl.contract.api.jobs import JobPhase
 from cmcl.pictures import Memory, MemoryRow, Picture
 from cmcl.pictures.picture import WIDTH
 
@@ -100,34 +99,11 @@ WITH_NAMES: dict[str, Draw] = {
 }
 WITHOUT_NAMES: dict[str, Draw] = {
     "drift_curve": drifts,
-    "loss_curve": lambda names, width=WIDTH: progress(len(names), 9, width),
 }
 
 
-def progress(attempts: int, points: int, width: float = WIDTH) -> Picture:
-    return pictures.loss_curve(
-        [
-            attempt(
-                number + 1, [(5 / (1 + i), i / points if number else None) for i in range(points)]
-            )
-            for number in range(attempts)
-        ],
-        width=width,
-    )
-
-
-def attempt(number: int, points: Sequence[tuple[float | None, float | None]]) -> ProgressHistory:
-    """An attempt with a report every seven updates: its loss, and the removed share of the gradient."""
-    at = datetime(2026, 12, 1, tzinfo=UTC)
-    reports = [
-        ProgressPoint(at=at, phase="training", updates_done=7 * i, loss=loss, removed_share=share)
-        for i, (loss, share) in enumerate(points)
-    ]
-    return ProgressHistory(job="job", attempt=number, interval_seconds=5, points=reports)
-
-
 NAMES = [f"{index:02}-a-name-of-forty-eight-characters-of-a-dataset" for index in range(100)]
-# The largest that a page shows: 1,000 versions × 100 datasets, ten modalities, attempts of 300 points.
+# The largest that a page shows: 1,000 versions × 100 datasets, ten modalities.
 LARGEST: dict[str, Callable[[], Picture]] = {
     "forgetting_matrix": lambda: pictures.forgetting_matrix(memory(1000, NAMES)),
     "dense forgetting_matrix": lambda: pictures.forgetting_matrix(_dense(40, NAMES[:20])),
@@ -139,7 +115,6 @@ LARGEST: dict[str, Callable[[], Picture]] = {
     "modality_graph": lambda: graph(NAMES),
     "strip": lambda: strip(NAMES),
     "drift_curve": lambda: pictures.drift_curve({v: (v % 7) / 100 for v in range(1000)}, 0.05),
-    "loss_curve": lambda: progress(6, 300),
     "sparkline": lambda: pictures.sparkline(("recall", "of 1,000"), [v % 7 for v in range(1000)]),
 }
 

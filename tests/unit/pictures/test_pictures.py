@@ -21,9 +21,7 @@ from tests.architecture.repository import ROOT
 from tests.unit.pictures.examples import (
     HOSTILE,
     WITH_NAMES,
-    attempt,
     memory,
-    progress,
 )
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -88,11 +86,9 @@ NOTHING: dict[str, Callable[[], Picture]] = {
     "recall_changes": lambda: pictures.recall_changes([]),
     "modality_graph": lambda: pictures.modality_graph([]),
     "job_phases": lambda: pictures.job_phases([]),
-    "loss_curve": lambda: pictures.loss_curve([]),
     "drift_curve": lambda: pictures.drift_curve({}),
     "strip": lambda: pictures.strip(("a", "b"), {}, [(0.0, "a"), (1.0, "b")]),
     "sparkline": lambda: pictures.sparkline(("a", "b"), []),
-    "one loss": lambda: progress(1, 1),
     "one drift": lambda: pictures.drift_curve({1: 0.0}, 0.0),
     "one value": lambda: pictures.sparkline(("a", "b"), [None, 0.5, None]),
 }
@@ -114,9 +110,8 @@ def test_recall_may_be_missing_anywhere(table: list[list[float | None]]) -> None
 
 
 @given(st.lists(st.one_of(st.none(), st.floats()), max_size=6))
-def test_losses_that_are_not_numbers_are_gaps(losses: list[float | None]) -> None:
-    check_structure(pictures.loss_curve([attempt(1, [(loss, loss) for loss in losses])]))
-    check_structure(pictures.drift_curve(dict(enumerate(losses, start=1)), 0.1))
+def test_values_that_are_not_numbers_are_gaps(values: list[float | None]) -> None:
+    check_structure(pictures.drift_curve(dict(enumerate(values, start=1)), 0.1))
 
 
 def test_a_recall_that_is_no_share_is_an_error() -> None:
@@ -197,7 +192,6 @@ TABLES: dict[str, tuple[Picture, list[list[str]]]] = {
         pictures.drift_curve({3: 0.5, 4: None}, 0.25),
         [["3", "50"], ["4", "–"]],
     ),
-    "loss": (progress(1, 2), [["0", "5"], ["7", "2.5"]]),
     "graph": (
         pictures.modality_graph([pictures.Pair("image", "text", 0.734, emergent=True)]),
         [["image", "text", "emergent", "0", "73.4"]],

@@ -389,7 +389,7 @@ def test_the_matrix_keeps_the_recall_that_an_unlearned_dataset_had(plane: Contro
         ["4", "unlearned two", "75.0 (−5.0)", "", "90.0 (0.0)"],
     ]
     assert [row[0].split()[0] for row in rows_of(page, "datasets")] == ["one", "three"]
-    assert '− <del><bdi class="text">two</bdi></del>' in reader.get("/ui/models/scenes").text
+    assert "− <del><bdi>two</bdi></del>" in reader.get("/ui/models/scenes").text
 
 
 SOUNDS = ("audio", "text")
