@@ -179,12 +179,19 @@ class Pages:
         return _compressed(text, status, request.headers.get("accept-encoding", ""))
 
     def _picture(self, request: Request, name: str, values: dict[str, object]) -> Response:
-        """A figure of the page as a file, with the address of the page and the time in it. Raises NotFound."""
+        """A figure of the page as a file, with the address of the page, the newest version and the time in it. Raises NotFound."""
         found = values.get(name)
         if not isinstance(found, Figure):
             raise NotFound(f"this page has no picture {name[:80]!r}")
         path = request.url.path.removeprefix(f"{PREFIX}/")
-        note = f"cmcl · {path} · {self._clock():%Y-%m-%d %H:%M} UTC"
+        asked = _query_with(request.query_params, **{PICTURE: ""})
+        summary = values.get("summary", values.get("model"))
+        newest = getattr(getattr(summary, "newest", None), "version", None)
+        what = [
+            f"{path}?{asked}" if asked else path,
+            *([f"newest version {newest}"] if newest else []),
+        ]
+        note = " · ".join(["cmcl", *what, f"{self._clock():%Y-%m-%d %H:%M} UTC"])
         file = f"{path.replace('/', '-') or 'overview'}-{name}.svg"
         headers = {"Content-Disposition": f'attachment; filename="{file}"'}
         svg = found.wide.svg(standalone=True, note=note)

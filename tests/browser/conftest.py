@@ -76,7 +76,9 @@ class BuiltSample:
         """Serve a copy in another folder: copying is faster than building."""
         shutil.copytree(self.folder, folder, dirs_exist_ok=True)
         launcher, clock = deepcopy(self.launcher), deepcopy(self.clock)
-        with serve(folder, prefix, self.key, launcher=launcher, clock=clock) as plane:
+        shards = tuple((each / "shards").resolve().as_uri() for each in (self.folder, folder))
+        settings = {"launcher": launcher, "clock": clock, "allowed_prefixes": shards}
+        with serve(folder, prefix, self.key, **settings) as plane:
             add_endpoint(plane, self.names)
             yield plane, self.names
 

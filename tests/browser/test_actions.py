@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Page, Request, Route, expect
 
 from cmcl.client.raw_folder import packed, read_raw_folder
@@ -316,6 +317,26 @@ def test_without_scripts_the_page_of_uploads_names_the_command(
     page.goto(f"/ui/models/{SCENES.model}/post")
     expect(page.locator("form[data-upload]")).to_be_hidden()
     expect(page.locator("main")).to_contain_text(f"--model {SCENES.model}")
+
+
+def test_a_figure_is_saved_as_png_and_its_address_copied(
+    sample: Sample, open_page: OpenPage
+) -> None:
+    page, _ = open_page(sample[0])
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.goto(f"/ui/models/{SCENES.model}/memory?at=10")
+    figure = page.locator("#figure-matrix")
+    width = figure.locator("svg").first.evaluate("drawn => drawn.width.baseVal.value")
+    with page.expect_download() as download:
+        figure.get_by_role("button", name="Save as PNG").click()
+    assert download.value.suggested_filename == f"models-{SCENES.model}-memory-matrix.png"
+    with Image.open(download.value.path()) as drawn:
+        assert drawn.width == 2 * round(width)
+        assert len(drawn.convert("RGB").getcolors(1 << 24) or ()) > 100, "it is not empty"
+    figure.get_by_role("button", name="Copy link").click()
+    expect(figure.get_by_role("button", name="Copied")).to_be_visible()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied.endswith(f"/ui/models/{SCENES.model}/memory?at=10#figure-matrix")
 
 
 def test_a_key_that_may_only_read_sees_no_action(sample: Sample, open_page: OpenPage) -> None:

@@ -12,7 +12,7 @@ const OF_THE_READER = { DETAILS: ["open"], INPUT: ["value", "checked"], TEXTAREA
 const OF_SCRIPTS = { BUTTON: ["hidden"], TIME: [] };
 
 function changeAttributes(older, newer) {
-  const kept = [...(OF_THE_READER[older.tagName] ?? []), ...(older.hasAttribute("data-copy") ? OF_SCRIPTS.BUTTON : [])];
+  const kept = [...(OF_THE_READER[older.tagName] ?? []), ...(older.hasAttribute("data-share") ? OF_SCRIPTS.BUTTON : [])];
   for (const { name } of [...older.attributes]) {
     if (!newer.hasAttribute(name) && !kept.includes(name)) older.removeAttribute(name);
   }

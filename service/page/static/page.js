@@ -1,11 +1,11 @@
 // The script of every page. Without it everything can be read, and forms work.
 import { enliven } from "./live.js";
-import { offerCopies } from "./copy.js";
+import { offerSharing } from "./share.js";
 import { keepTimes } from "./times.js";
 
 keepTimes();
-offerCopies(document);
-enliven((part) => offerCopies(part));
+offerSharing(document);
+enliven(offerSharing);
 
 for (const form of document.querySelectorAll("form[data-upload]")) {
   import("./upload.js").then(({ offerUploads }) => offerUploads(form));
