@@ -270,6 +270,10 @@ def _translated() -> Iterator[None]:
         if code == sqlite3.SQLITE_ERROR:
             # The statement cannot run on these tables, so no retry helps. PostgreSQL's driver has another class for it.
             raise
+        if code == sqlite3.SQLITE_FULL:
+            raise DatabaseUnavailable(
+                "the disk of the database is full: free space there, then repeat the request"
+            ) from error
         raise DatabaseUnavailable(f"the database did not respond: {_message(error)}") from error
     except DBAPIError as error:
         if not error.connection_invalidated:

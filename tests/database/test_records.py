@@ -19,6 +19,7 @@ from service.core.principal import LOCAL
 from service.core.settings import Settings
 from service.core.states import IllegalMove
 from service.database.engine import Database, Seek, open_database
+from service.database.migrations import upgrade
 from service.database.queries import attempts, datasets, job_queue, jobs, keys, models
 from service.database.queries.attempts import FIRST_INTERVAL, MOST_POINTS, ProgressPoint
 from service.database.queries.jobs import Report, RunningAttempt, store_progress
@@ -271,6 +272,21 @@ def test_a_database_that_is_not_there_says_so() -> None:
     database = open_database("postgresql://nobody@127.0.0.1:1/x")
     with pytest.raises(DatabaseUnavailable), database.read():
         pass
+    database.close()
+
+
+def test_a_full_disk_says_what_to_do_and_a_write_with_room_succeeds(tmp_path: Path) -> None:
+    database = open_database(f"sqlite:///{tmp_path / 'full.db'}")
+    upgrade(database)
+
+    def create(limit: int) -> None:
+        with database.write() as connection:
+            connection.exec_driver_sql(f"PRAGMA max_page_count = {limit}")
+            models.create(connection, "scenes", "o" * 100_000, SPEC, NOW)
+
+    with pytest.raises(DatabaseUnavailable, match="free space there"):
+        create(1)
+    create(1 << 30)
     database.close()
 
 
