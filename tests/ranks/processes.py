@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.multiprocessing.spawn import start_processes
 
-from benchmarks.rank_group import joined
+from tests.ranks.group import joined
 from workers.train.distributed import World, world
 
 

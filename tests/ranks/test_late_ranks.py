@@ -8,7 +8,7 @@ from pathlib import Path
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from benchmarks.rank_group import joined
+from tests.ranks.group import joined
 from tests.ranks.processes import start_ranks
 from workers.train.distributed import World, all_reduce_max, barrier, world
 

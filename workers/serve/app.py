@@ -83,7 +83,7 @@ class Embedder:
         self._metrics = ServeMetrics()
         self._tracing = open_tracing(os.environ, replica=uuid4().hex)
         self._live = LiveVersions()
-        self._batcher = Batcher(self._metrics, traced=self._tracing is not None)
+        self._batcher = Batcher(self._metrics)
         self._background = BackgroundExecutor()
         self._admission = Admission(args)
         self._metrics.watch("rows_waiting", lambda: self._batcher.waiting_rows)

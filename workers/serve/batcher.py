@@ -13,7 +13,6 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
-from time import time_ns
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from cmcl.fairness import FairQueue
 from workers.model.heads import unit_rows
 from workers.serve.background import BackgroundExecutor
 from workers.serve.errors import DeadlineExceeded
-from workers.serve.telemetry import RequestTrace, ServeMetrics
+from workers.serve.telemetry import ServeMetrics
 from workers.serve.versions.loading import Float32Array, LoadedHeads, ServedVersion
 
 # Rows of one owner before the next one's turn. Small, so that many owners share a product.
@@ -41,12 +40,10 @@ _MOST_ROWS = 512
 
 @dataclass(frozen=True)
 class Ticket:
-    """The owner whose share of the products rows take, the deadline, by the event loop's clock, and where times of a
-    traced request are noted."""
+    """The owner whose share of the products rows take, and the deadline, by the event loop's clock."""
 
     owner: str = ""
     deadline: float = float("inf")
-    trace: RequestTrace | None = None
 
 
 NO_TICKET = Ticket()
@@ -164,10 +161,8 @@ _Result = list[tuple[Slice, Float32Array | Exception]]
 class Batcher:
     """Applies heads to rows. Used from one event loop, with one thread for products."""
 
-    def __init__(self, metrics: ServeMetrics, *, traced: bool = False) -> None:
-        """`traced`: note the times of products that rows of traced requests share."""
+    def __init__(self, metrics: ServeMetrics) -> None:
         self._metrics = metrics
-        self._results = _traced_results if traced else _results
         self._queue = RowQueue()
         self._flush_is_due = False
         self._thread_is_busy = False
@@ -196,8 +191,6 @@ class Batcher:
         heads = version.source.in_memory
         if heads is None:
             heads = await asyncio.to_thread(version.source.load)
-        if ticket.trace is not None:
-            ticket.trace.queue(version.model, version.number, len(rows_BF))
         future: asyncio.Future[Float32Array] = loop.create_future()
         self._queue.add(PendingRows(heads, modality, rows_BF, normalize, ticket, future))
         self._schedule(loop)
@@ -227,10 +220,10 @@ class Batcher:
             self._metrics.batch(len(taken), rows)
         if rows > _INLINE_ROWS:
             self._thread_is_busy = True
-            product = loop.run_in_executor(self._products, self._results, taken)
+            product = loop.run_in_executor(self._products, _results, taken)
             product.add_done_callback(lambda done: self._after(done, loop))
             return
-        _deliver(self._results(taken))
+        _deliver(_results(taken))
         if self._queue:
             self._schedule(loop)
 
@@ -246,17 +239,6 @@ def _in_time(work: PendingRows, now: float) -> bool:
         return True
     work.fail(DeadlineExceeded("the rows waited for longer than the request may"))
     return False
-
-
-def _traced_results(taken: list[Slice]) -> _Result:
-    """Compute the products, and note in traced requests when, and how many rows shared them."""
-    begin = time_ns()
-    results = _results(taken)
-    product = (begin, time_ns(), sum(each.stop - each.start for each in taken))
-    for trace in {each.work.ticket.trace for each in taken}:
-        if trace is not None:
-            trace.products.append(product)
-    return results
 
 
 def _results(taken: list[Slice]) -> _Result:

@@ -1,24 +1,16 @@
-"""Metrics, traces and logs of a replica, which runs without Ray; OpenTelemetry is imported only if a collector is
-configured (`otel.py`).
-
-Without tracing, a request pays for a comparison with None here and there. A traced request notes times while it is
-answered, and its spans are made from them when it has ended.
-"""
+"""Metrics and logs of a replica, which runs without Ray."""
 
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import count
-from time import perf_counter, time_ns
+from time import perf_counter
 from typing import Literal, NamedTuple
 
 # An observation costs as much as a tenth of a request: every eighth is observed.
 _OBSERVED = 8
 _requests = count()
-# Key of the ASGI scope under which a traced request has its RequestTrace.
-TRACE = "cmcl.trace"
-Attributes = Mapping[str, str | int]
 
 
 class Series(NamedTuple):
@@ -161,13 +153,11 @@ class ServeMetrics:
 
 
 class StageTimer:
-    """Times the stages of a request: of one request in eight, since observing costs time as well, and of a traced one."""
+    """Times the stages of a request: of one request in eight, since observing costs time as well."""
 
-    def __init__(self, metrics: ServeMetrics, trace: "RequestTrace | None" = None) -> None:
+    def __init__(self, metrics: ServeMetrics) -> None:
         self._metrics = metrics
-        self._trace = trace
         self._begun = self._last = perf_counter()
-        self._traced_last = time_ns() if trace is not None else 0
         self._is_observed = next(_requests) % _OBSERVED == 0
 
     def stage(self, stage: str) -> None:
@@ -176,41 +166,11 @@ class StageTimer:
             now = perf_counter()
             self._metrics.stage(stage, now - self._last)
             self._last = now
-        if self._trace is not None:
-            traced_now = time_ns()
-            self._trace.stages.append((stage, self._traced_last, traced_now))
-            self._traced_last = traced_now
 
     @property
     def seconds(self) -> float:
         """Seconds since the request began."""
         return perf_counter() - self._begun
-
-
-class RequestTrace:
-    """Times of one traced request, in nanoseconds since the epoch.
-
-    `stages`: name, begin and end, in the order of their ends. `products`: begin, end, and rows of all requests that
-    shared it. They are noted in the thread of the products, also after the request was given up.
-    """
-
-    def __init__(self) -> None:
-        self.began = time_ns()
-        self.received: int | None = None
-        self.queued: int | None = None
-        self.stages: list[tuple[str, int, int]] = []
-        self.products: list[tuple[int, int, int]] = []
-        self.attributes: dict[str, str | int] = {}
-
-    def queue(self, model: str, version: int, rows: int) -> None:
-        """Note that rows wait for a product of this version from now on."""
-        self.queued = self.queued or time_ns()
-        before = int(self.attributes.get("cmcl.rows", 0))
-        self.attributes = {
-            "cmcl.model": model,
-            "cmcl.version": version,
-            "cmcl.rows": before + rows,
-        }
 
 
 class LogOnce:

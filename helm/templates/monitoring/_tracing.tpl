@@ -4,14 +4,3 @@
 OTEL_EXPORTER_OTLP_ENDPOINT: {{ . | quote }}
 {{- end }}
 {{- end -}}
-
-{{/* The same for replicas, which get many requests. */}}
-{{- define "cmcl.replicaTracingSettings" -}}
-{{- with .Values.monitoring.tracing }}
-{{- if .endpointUrl }}
-{{ include "cmcl.tracingSettings" $ }}
-OTEL_TRACES_SAMPLER: parentbased_traceidratio
-OTEL_TRACES_SAMPLER_ARG: {{ .requestRatio | quote }}
-{{- end }}
-{{- end }}
-{{- end -}}

@@ -18,7 +18,7 @@ RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S: "1"
 CMCL_ENDPOINT_TRUSTED_PROXIES: {{ join "," .Values.serving.trustedProxies | quote }}
 RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S: {{ .Values.serving.drainSeconds | quote }}
 RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S: {{ .Values.serving.drainSeconds | quote }}
-{{- include "cmcl.replicaTracingSettings" . }}
+{{- include "cmcl.tracingSettings" . }}
 {{- end -}}
 
 {{/* Readiness probe of a node: its proxy responds. */}}

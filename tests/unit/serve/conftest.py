@@ -109,7 +109,7 @@ class Replica:
             store=self.store,
             live=self.live,
             lookup=VersionLookup(self.live, self.cache, args.min_version_wait_seconds),
-            batcher=Batcher(self.metrics, traced=self.tracing is not None),
+            batcher=Batcher(self.metrics),
             background=BackgroundExecutor(),
             encoders=self.encoders,
             access=AllowAll(),

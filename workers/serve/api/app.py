@@ -27,7 +27,6 @@ from workers.serve.api import (
 )
 from workers.serve.api.context import Replica
 from workers.serve.api.middleware import (
-    INTERNAL_PATHS,
     AllowedHosts,
     FastPath,
     Middleware,
@@ -59,8 +58,6 @@ def create_api(replica: Replica) -> Middleware:
     """Create the ASGI application of one replica."""
     args = replica.args
     app: ASGIApp = FastPath(describe(replica), embeddings.PATH, "POST", embeddings.handler(replica))
-    if replica.tracing is not None:
-        app = replica.tracing.layer(app, frozenset({embeddings.PATH}), INTERNAL_PATHS)
     return Middleware(
         app,
         replica.metrics.finished,

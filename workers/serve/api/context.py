@@ -41,8 +41,6 @@ from workers.serve.errors import (
 )
 from workers.serve.settings import Proxies, ServeSettings
 from workers.serve.telemetry import (
-    TRACE,
-    RequestTrace,
     ServeMetrics,
 )
 from workers.serve.versions.live import LiveVersions, VersionLookup, parse_version
@@ -168,7 +166,7 @@ def open_tracing(environment: Mapping[str, str], replica: str) -> "OpenTelemetry
             return None
         from workers.serve.otel import OpenTelemetryTracing
     except (ImportError, ValueError) as error:
-        logger.error("requests are not traced: %s", error)  # noqa: TRY400
+        logger.error("loads of versions are not traced: %s", error)  # noqa: TRY400
         return None
     return OpenTelemetryTracing(exporter, replica)
 
@@ -229,15 +227,10 @@ def read_context(request: Request, replica: Replica) -> RequestContext:
     return RequestContext(
         caller,
         owner,
-        Ticket(owner, asyncio.get_running_loop().time() + seconds, trace_of(request, replica)),
+        Ticket(owner, asyncio.get_running_loop().time() + seconds),
         seconds,
         parse_version(headers.get(MIN_VERSION), MIN_VERSION),
     )
-
-
-def trace_of(request: Request, replica: Replica) -> RequestTrace | None:
-    """Where times of the request are noted, if it is traced."""
-    return None if replica.tracing is None else request.scope.get(TRACE)
 
 
 def owner_of(caller: Caller, request: Request, proxies: Proxies = ()) -> str:

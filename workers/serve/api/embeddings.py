@@ -25,7 +25,6 @@ from workers.serve.api.context import (
     read_context,
     run_if_large,
     run_steps_if_large,
-    trace_of,
     within_deadline,
 )
 from workers.serve.api.inputs import (
@@ -129,7 +128,7 @@ class _Embeddings:
         these forms.
         """
         replica = self._replica
-        timer = StageTimer(replica.metrics, trace_of(request, replica))
+        timer = StageTimer(replica.metrics)
         context = read_context(request, replica)
         body = await held_body(request, replica, context.owner)
         async with within_deadline(context):

@@ -1,41 +1,17 @@
-"""Groups of processes on this machine that run the same task concurrently, connected by gloo."""
+"""Processes on this machine that are connected by gloo."""
 
 import gc
-import os
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
-
-T = TypeVar("T")
 
 _TIMEOUT = timedelta(seconds=300)
 # The last collective of a training that diverged may still be running.
 _THREAD_SECONDS = 30.0
-
-
-def in_group(task: Callable[[], T], size: int) -> list[T]:
-    """Return the result of `task`, which must be picklable, in each of `size` single-threaded processes.
-
-    A group of one has no process group, like a job on one rank.
-    """
-    with tempfile.TemporaryDirectory(prefix="cmcl-group-") as folder:
-        spawn(_one, args=(task, size, folder), nprocs=size)  # type: ignore[no-untyped-call]
-        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(size)]
-
-
-def _one(rank: int, task: Callable[[], Any], size: int, folder: str) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-    with joined(Path(folder) / "rendezvous", rank, size) if size > 1 else nullcontext():
-        torch.save(task(), Path(folder) / f"{rank}.pt")
 
 
 @contextmanager
