@@ -8,5 +8,4 @@ BASELINES = {
     "paper": "benchmarks.baselines.paper:Paper",
     "replay_equal_bytes": "benchmarks.baselines.feature_replay:EqualBytes",
     "replay_all_rows": "benchmarks.baselines.feature_replay:FeatureReplay",
-    "paper_as_published": "benchmarks.baselines.paper_as_published:PaperAsPublished",
 }

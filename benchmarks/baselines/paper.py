@@ -29,7 +29,7 @@ class Paper(Method):
     their encoders made them, which protects next to nothing at unit length. 0.001 does (docs/log.md).
 
     While one head of an earlier pair moves, scores of features and embeddings in these spans stay as they
-    are. The published code (paper_as_published.py) loses that. To keep it, here
+    are. The published code loses that (decision 36). To keep it, here
     - the step is projected, and not the gradient that AdamW makes a step of: an elementwise rescaling
       does not commute with P;
     - the bias is a column of W, projected with the others: features have a constant 1;

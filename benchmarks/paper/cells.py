@@ -36,8 +36,7 @@ from cmcl.contract.errors import TrainingDiverged
 from cmcl.contract.model import ModelSpec
 from workers.methods.method import Method, Recipe
 from workers.methods.registry import method_class, method_for
-from workers.model.heads import ModalityHeads, PairedRows, with_constant
-from workers.nullspace.moments import PairMoments, pair_moments
+from workers.model.heads import ModalityHeads, PairedRows
 from workers.nullspace.threads import one_thread
 from workers.train.certify import PastDataset
 from workers.train.evaluation import HeldOut
@@ -146,7 +145,7 @@ def method_of(cell: Cell, spec: ModelSpec) -> Method:
     place = place_of(cell.method)
     method = method_for(spec) if place is None else method_class(place).from_spec(spec)
     if cell.preset == "paper" and cell.method == "paper":
-        # The text's threshold, of both sides; the code's 0.1 is the default of `paper_as_published`.
+        # The text's threshold, of both sides.
         threshold = FAMILIES[cell.family].text_threshold
         method = replace(method, input_threshold=threshold, output_threshold=threshold)  # type: ignore[type-var]
     return method
@@ -158,22 +157,10 @@ def _published(cell: Cell, spec: ModelSpec, steps: list[StepData], method: Metho
     widened = {name: width + 1 for name, width in spec.widths.items()}
     spec = ModelSpec.model_validate({**spec.model_dump(), "modalities": widened})
     unscaled = unscaled_steps(steps, lengths)
-    if hasattr(method, "stored"):
-        method = replace(method, stored=_stored_moments(steps))  # type: ignore[type-var]
     plan = BatchPlan(spec.training.batch_size, spec.training.epochs, 0)
     methods = [PublishedUpdate(method, plan.updates(len(data.training))) for data in unscaled]
     state = published_start(spec, lengths)
     return _chain(cell, spec, unscaled, state, methods, recipe("paper"))
-
-
-def _stored_moments(steps: Sequence[StepData]) -> dict[int, PairMoments]:
-    """Moments of the features at positions 0 and 1 of the published caches, of steps with another pair."""
-    found = {}
-    for number, data in enumerate(steps):
-        (first, first_NF), (second, second_NF) = data.stored
-        if (first, second) != (data.step.first, data.step.second):
-            found[number] = pair_moments(with_constant(first_NF), with_constant(second_NF))
-    return found
 
 
 def _chain(

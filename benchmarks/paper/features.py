@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.paper.protocol import PUBLISHED_ORDER, STEPS, Step
+from benchmarks.paper.protocol import STEPS, Step
 from benchmarks.paper.sources.source import SPLITS, InvalidSource, Split
 from workers.model.heads import PairedRows, content_keys
 
@@ -84,15 +84,11 @@ class EvaluationRows:
 
 @dataclass(frozen=True)
 class StepData:
-    """Rows of a step: raw features to train on, and to test.
-
-    `stored`: modalities and training features at positions 0 and 1 of the published caches, whatever the pair.
-    """
+    """Rows of a step: raw features to train on, and to test."""
 
     step: Step
     training: PairedRows
     test: EvaluationRows
-    stored: tuple[tuple[str, Tensor], tuple[str, Tensor]]
 
 
 def steps_of(features: Mapping[str, SourceFeatures]) -> list[StepData]:
@@ -111,18 +107,7 @@ def _step(step: Step, source: SourceFeatures) -> StepData:
         tested = EvaluationRows(
             first_NF, second_NF, texts_CF, classes_N, 1 if step.first == "text" else 0
         )
-    return StepData(step, training, tested, _stored(source["train"]))
-
-
-def _stored(rows: SplitFeatures) -> tuple[tuple[str, Tensor], tuple[str, Tensor]]:
-    """Modalities in the published order, and their features."""
-    first, second = sorted(rows.by_modality, key=PUBLISHED_ORDER.index)[:2]
-    return _as_tensor(rows, first), _as_tensor(rows, second)
-
-
-def _as_tensor(rows: SplitFeatures, modality: str) -> tuple[str, Tensor]:
-    values_NF = np.ascontiguousarray(rows.by_modality[modality], np.float32)
-    return modality, torch.from_numpy(values_NF)
+    return StepData(step, training, tested)
 
 
 def _sides(rows: SplitFeatures, step: Step) -> tuple[np.ndarray, np.ndarray]:

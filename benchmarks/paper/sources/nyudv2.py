@@ -1,6 +1,6 @@
 """NYUDv2: pictures with depth, in folders of scenes. The conversion to PNG is unpublished.
 
-The text, the kind of scene, is in no step. The published code takes statistics of it (`paper_as_published`).
+The text, the kind of scene, is in no step.
 """
 
 from pathlib import Path

@@ -1,7 +1,4 @@
-"""The dual-sided projection as it is meant: what stays, what is free, and where decay ends.
-
-`paper_as_published` is compared with a second implementation in tests/golden/.
-"""
+"""The dual-sided projection as it is meant: what stays, what is free, and where decay ends."""
 
 import torch
 

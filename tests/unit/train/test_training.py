@@ -240,6 +240,7 @@ class _BreaksAt(UpdateRule):
 
     @torch.no_grad()
     def after_update(self, learning_rate: float) -> None:
+        assert learning_rate == SPEC.training.learning_rate
         self._left -= 1
         if self._left == 0:
             self._pair.second.change_EI[0, 0] = math.inf

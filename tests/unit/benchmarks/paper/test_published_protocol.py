@@ -20,7 +20,6 @@ from cmcl.contract.model import ModelSpec
 from workers.methods.method import Recipe, Vanilla
 from workers.model.heads import PairedRows
 from workers.train.evaluation import HeldOut
-from workers.train.loop import EPSILON
 from workers.train.rows import BatchPlan, permuted_batches
 
 WIDTH, ROWS, BATCH, EPOCHS, RATE, DECAY = 6, 40, 8, 3, 0.01, 0.1
@@ -34,7 +33,7 @@ def step_data(step: Step = STEPS[1]) -> StepData:
     keys_N = torch.zeros(ROWS, dtype=torch.int64)  # all rows would be positives of each other
     training = PairedRows(first_NF, second_NF, keys_N, keys_N)
     test = EvaluationRows(first_NF[:9], second_NF[:9])
-    return StepData(step, training, test, ((step.first, first_NF), (step.second, second_NF)))
+    return StepData(step, training, test)
 
 
 def spec() -> ModelSpec:
@@ -57,7 +56,7 @@ def slow_loop(data: StepData) -> list[torch.Tensor]:
     """Weight and bias of two torch.nn.Linear, as changes of the identity: with the decay of the product."""
     changes = [torch.zeros(WIDTH, WIDTH + 1, requires_grad=True) for _ in range(2)]
     start = torch.cat([torch.eye(WIDTH), torch.zeros(WIDTH, 1)], dim=1)
-    optimizer = torch.optim.AdamW(changes, lr=RATE, weight_decay=DECAY, eps=EPSILON)
+    optimizer = torch.optim.AdamW(changes, lr=RATE, weight_decay=DECAY, eps=1e-6)
     plan = BatchPlan(BATCH, EPOCHS, 0)
     total = plan.updates(ROWS)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 - done / total)
@@ -112,7 +111,7 @@ def test_accuracy_and_recall_are_those_of_the_definition() -> None:
     classes = torch.randint(5, (30,), generator=draws)
     data = step_data()
     test = EvaluationRows(first, second, texts[:5], classes, queries=1)
-    data = StepData(STEPS[1], data.training, test, data.stored)
+    data = StepData(STEPS[1], data.training, test)
     found = measure_step(lambda modality, rows: 2 * rows, data, seed=0)
     scores = second.numpy() @ texts[:5].numpy().T
     assert found.accuracy == pytest.approx(np.mean(scores.argmax(axis=1) == classes.numpy()))
