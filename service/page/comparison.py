@@ -204,7 +204,10 @@ def compare_versions(
     datasets = [
         to_candidate_dataset(line, new.manifest, old.manifest if old else None).model_copy(
             # The manifest has these beside the parent of the version, which may be another one.
-            update={"is_new": line.dataset not in known, "recall_before": recall.get(line.dataset)}
+            update={
+                "is_new": line.dataset == new.dataset and line.dataset not in known,
+                "recall_before": recall.get(line.dataset),
+            }
         )
         for line in new.lineage
     ]

@@ -442,7 +442,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 def test_which_dataset_lost_most_and_whether_that_is_within_the_bound(world: World) -> None:
     answer = (
         "Of the 2 earlier datasets, one lost most since it was learned: −10.0 points of R@1, with a "
-        "drift of 10.0 %. The largest drift is 35.0 %, of two, whose R@1 changed by −1.0 points, which is "
+        "drift of 10.0 %. The largest drift is 35.0 %, of two, whose R@1 changed by −1.0 points; it is "
         "within the bound of 40 %."
     )
     assert answer in world.read("models/street/memory")
@@ -457,7 +457,9 @@ def test_what_changes_if_i_approve(world: World) -> None:
         "place of v3, which stays stored and can be rolled back to."
     )
     assert "Ready to approve: 1 of 1 bound met." in text
-    assert "The largest drift is 38.0 %, of one, which is within the bound of 40 %." in text
+    assert (
+        "with a drift of 38.0 %. That is the largest drift; it is within the bound of 40 %." in text
+    )
     assert answer in world.read(f"jobs/{world.held}/approve")
 
 
