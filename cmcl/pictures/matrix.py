@@ -27,7 +27,7 @@ NOTICEABLE = 0.005
 # The scale of colours never ends below five points, so that noise does not look like forgetting.
 _SMALLEST_LIMIT = 0.05
 _MOST_ROWS = 40
-_EDGE, _TOP, _WIDEST_NAMES = 10.0, 24.0, 180.0
+_EDGE, _TOP, _WIDEST_NAMES, _KEY = 10.0, 24.0, 180.0, 14.0
 _WIDEST, _TALLEST, _LOW = 96.0, 44.0, 26.0
 # Wider cells have the recall below the change; narrower ones whole numbers, and then only their colour.
 _TWO_LINES, _ONE_DECIMAL, _NO_DECIMAL = 56.0, 38.0, 25.0
@@ -215,8 +215,13 @@ def forgetting_matrix(
         )
         body += group(cells, {"text-anchor": "middle"})
     end = _TOP + line * len(rows) + 18
-    key = f"Bold: {memory.metric} in % when learned; else change in points. Deepest colour: {points_of(-panel.limit, 0)} (orange), {points_of(panel.limit, 0)} (blue)."
-    body += text((_EDGE, end), key, width - 2 * _EDGE, size=SMALL, colour="muted")
+    limits = f"{points_of(-panel.limit, 0)} (orange), {points_of(panel.limit, 0)} (blue)"
+    for key in (
+        f"Bold: {memory.metric} in % when learned; else its change",
+        f"in points. Deepest colours: {limits}.",
+    ):
+        body += text((_EDGE, end), key, width - 2 * _EDGE, size=SMALL, colour="muted")
+        end += _KEY
     remark = (
         f" The picture has {len(rows)} of the versions." if len(rows) < len(memory.rows) else ""
     )
@@ -225,7 +230,7 @@ def forgetting_matrix(
         memory.describe() + remark,
         recall_table(memory),
         width,
-        end + _EDGE,
+        end,
         body,
         has_links=link is not None,
     )
