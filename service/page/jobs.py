@@ -15,7 +15,6 @@ from pydantic import BaseModel
 
 from cmcl.contract.api.events import Event
 from cmcl.contract.api.jobs import Attempt, Candidate, Job, JobPhase, JobState
-from cmcl.contract.api.models import ModelSummary
 from cmcl.pictures import job_phases
 from service.api import jobs
 from service.api.dependencies import ContextDep, JobPath, Reader, Reason
@@ -46,7 +45,6 @@ from service.page.rendering import PREFIX, TWO_THIRDS, Figure, figure, is_fragme
 router = APIRouter(prefix=PREFIX)
 
 _MOST_EVENTS = 50
-_MOST_WAITING = 200
 # The states of a job that ends well, in their order.
 STEPS = (
     JobState.QUEUED,
@@ -70,14 +68,6 @@ class Step(BaseModel):
     state: JobState
     is_passed: bool = False
     is_present: bool = False
-
-
-class Queue(BaseModel):
-    """What a waiting job waits for."""
-
-    in_flight: Job | None
-    # Jobs of the model that arrived before it and wait as well; None: too many to count.
-    earlier: int | None
 
 
 @router.get("/jobs")
@@ -114,7 +104,8 @@ def job_page(request: Request, job: JobPath, principal: Reader, context: Context
         request,
         "job.html",
         job=found,
-        queue=_queue(found, principal, context),
+        model=read_summary(found.model, principal, context),
+        is_waiting=found.state in _WAITING and not found.dry_run,
         events=events,
         steps=_steps(found, events),
         moving=MOVING,
@@ -123,28 +114,6 @@ def job_page(request: Request, job: JobPath, principal: Reader, context: Context
         time=time_of(phases),
         is_in_phase=any(each.running for each in phases),
     )
-
-
-def _queue(job: Job, principal: Principal, context: Context) -> Queue | None:
-    """What it waits for; None if it does not wait."""
-    if job.state not in _WAITING or job.dry_run:
-        return None
-    seek = Seek[int](None, "asc", 1)
-    in_flight = [
-        found
-        for state in sorted(IN_FLIGHT)
-        for found in jobs.list_jobs(principal, context, seek, job.model, state).items
-    ]
-    earlier, seek = 0, Seek[int](None, "asc", _MOST_WAITING)
-    for state in (*_WAITING, JobState.PREPARING):
-        waiting = jobs.list_jobs(principal, context, seek, job.model, state)
-        earlier += sum(
-            each.created_at <= job.created_at and each.id != job.id and not each.dry_run
-            for each in waiting.items
-        )
-        if waiting.next_cursor:
-            return Queue(in_flight=in_flight[0] if in_flight else None, earlier=None)
-    return Queue(in_flight=in_flight[0] if in_flight else None, earlier=earlier)
 
 
 def _steps(job: Job, events: list[Event]) -> list[Step]:
@@ -217,16 +186,6 @@ BOUNDS: Mapping[str, BoundText] = {
 }
 
 
-@dataclass(frozen=True)
-class Decision:
-    """What a person can decide, and what follows."""
-
-    is_open: bool
-    newest: int | None
-    live: int | None
-    waiting: int
-
-
 @router.get("/jobs/{job}/candidate")
 def candidate_page(
     request: Request, job: JobPath, principal: Reader, context: ContextDep
@@ -255,16 +214,6 @@ def candidate_page(
         bound_texts=BOUNDS,
         reasons=REASONS,
         **values,
-    )
-
-
-def decision_of(job: Job, model: ModelSummary) -> Decision:
-    """What can be decided about the candidate of a job of the model."""
-    return Decision(
-        is_open=job.state == JobState.HELD,
-        newest=model.newest.version if model.newest else None,
-        live=model.live_version,
-        waiting=model.jobs.waiting,
     )
 
 
@@ -330,7 +279,6 @@ def _job_page(asked: ActionRequest, job: str, changed: Rejected | None = None) -
         action=action,
         job=found,
         model=model,
-        decision=decision_of(found, model),
         candidate=_candidate(found, principal, context) if is_decision else None,
         attempts=context.settings.max_attempts,
         is_possible=is_possible[action],
