@@ -229,9 +229,10 @@ class Differences:
     items: Mapping[tuple[str, str], StoredItem] = field(default_factory=dict)
 
     def shown(self, row: HeldOutRow) -> HeldOutRow | StoredItem:
-        """The item of a collection that is the row that was searched for or found; the row itself if none is."""
-        modality = row.modality if isinstance(row, HeldOutHit) else self.modality
-        return self.items.get((modality, _item_id(row)), row)
+        """The item of a collection with the id of a row, best of the same side; the row itself if there is none."""
+        side = row.modality if isinstance(row, HeldOutHit) else self.modality
+        found = [each for (_, name), each in self.items.items() if name == _item_id(row)]
+        return min(found, key=lambda each: each.modality != side, default=row)
 
 
 class Ends(BaseModel):

@@ -140,23 +140,11 @@ def _reasons(dataset: Dataset, principal: Principal, context: Context) -> list[t
     return found.most_common(_MOST_REASONS)
 
 
-def _files(dataset: Dataset) -> list[dict[str, object]]:
-    """Its files as they were posted, with what is known of each once it was prepared."""
-    known = {}
-    manifest = dataset.manifest
-    for shard in (*manifest.shards, *manifest.evaluation_shards) if manifest else ():
-        known[shard.source.uri if shard.source else shard.uri] = shard
+def _files(dataset: Dataset) -> list[tuple[str, str, bool]]:
+    """Name and address of its files as they were posted, and whether they are held out."""
     posted = [(shard, dataset.evaluate_only) for shard in dataset.shards]
     posted += [(shard, True) for shard in dataset.evaluation_shards]
-    return [
-        {
-            "name": shard.name or shard.uri,
-            "uri": shard.uri,
-            "is_held_out": is_held_out,
-            "shard": known.get(shard.uri),
-        }
-        for shard, is_held_out in posted
-    ]
+    return [(shard.name or shard.uri, shard.uri, is_held_out) for shard, is_held_out in posted]
 
 
 class DatasetForm(Frozen):

@@ -276,12 +276,12 @@ def test_rows_whose_partner_fell_have_the_pictures_of_a_collection(
     listed = [collection("pictures"), collection("elsewhere", "another"), collection("busy")]
     endpoint.answers["GET /v1/collections"] = body(CollectionList, data=listed)
     pictured = {"id": "a", "modality": "image", "payload": None, "thumbnail": "/9j/4AAQ"}
-    # The same id in another modality is another item.
+    # A text that was found has the picture of its pair.
     items = [pictured, {**pictured, "id": "x1"}]
     endpoint.answers["GET /v1/collections/pictures/items"] = body(ItemsResponse, data=items)
     page = browser.get(f"{COMPARE}?before=1&after=3&dataset={first}").text
     assert re.findall(r'<img src="([^"]+)" alt="([^"]+)"', page) == [
-        ("data:image/jpeg;base64,/9j/4AAQ", "Picture of a")
+        ("data:image/jpeg;base64,/9j/4AAQ", f"Picture of {name}") for name in ("a", "x1", "x1")
     ]
     (asked,) = [each.url for each in endpoint.asked if each.url.path.endswith("pictures/items")]
     assert asked.params.get_list("id") == ["a", "b", "x1", "x2"]
