@@ -85,6 +85,7 @@ class Embedder:
         self._live = LiveVersions()
         self._batcher = Batcher(self._metrics)
         self._background = BackgroundExecutor()
+        self._searches = BackgroundExecutor(threads=2)
         self._admission = Admission(args)
         self._metrics.watch("rows_waiting", lambda: self._batcher.waiting_rows)
         self._cache = VersionCache(
@@ -124,6 +125,7 @@ class Embedder:
             lookup=VersionLookup(self._live, self._cache, args.min_version_wait_seconds),
             batcher=self._batcher,
             background=self._background,
+            searches=self._searches,
             encoders=self._encoders,
             access=self._access,
             admission=self._admission,
@@ -137,7 +139,9 @@ class Embedder:
 
     async def check_health(self) -> None:
         """Called by Serve. A store that is down is no reason to restart: loaded versions keep answering."""
-        if problem := await stuck(self._batcher, self._background, _STUCK_SECONDS):
+        if problem := await stuck(
+            self._batcher, (self._background, self._searches), _STUCK_SECONDS
+        ):
             raise RuntimeError(problem)
         if not self._follower.alive:
             raise RuntimeError("the follower of the live pointers has stopped in this replica")

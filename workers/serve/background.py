@@ -24,28 +24,34 @@ Steps = Generator[None, None, T]
 
 # How long the steps of one owner run before another owner's turn.
 _TURN_SECONDS = 0.02
+# A thread that is idle already takes the next piece of work, and no other is started.
+_START_SECONDS = 0.001
 
 
 class BackgroundExecutor:
-    """One thread for everything heavy but products; owners take turns. Used from one event loop."""
+    """Threads for heavy work; owners take turns. Used from one event loop.
+
+    `threads`: one where work holds the interpreter or is torch's, since more would only take turns.
+    """
 
     def __init__(
         self,
         clock: Callable[[], float] = time.monotonic,
         executor: ThreadPoolExecutor | None = None,
+        threads: int = 1,
     ) -> None:
-        # One, as torch has one thread: more would only take turns. Started now: later, the system may be out of threads.
-        self._executor = executor or ThreadPoolExecutor(1, thread_name_prefix="heavy")
-        self._executor.submit(int)
+        self._executor = executor or ThreadPoolExecutor(threads, thread_name_prefix="heavy")
+        # Started now: later, the system may be out of threads.
+        for _ in range(threads):
+            self._executor.submit(time.sleep, _START_SECONDS)
         self._clock = clock
-        self._began: float | None = None
-        self._turns = FairSemaphore(1)
+        self._began: list[float] = []
+        self._turns = FairSemaphore(threads)
 
     @property
     def busy_seconds(self) -> float:
-        """How long the present piece of work has taken; 0 where there is none."""
-        began = self._began
-        return 0.0 if began is None else self._clock() - began
+        """How long the oldest piece of work that runs has taken; 0 where there is none."""
+        return self._clock() - min(self._began, default=self._clock())
 
     async def run(
         self, owner: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
@@ -72,11 +78,12 @@ class BackgroundExecutor:
                 return done[0]
 
     def _timed(self, work: Callable[[], T]) -> T:
-        self._began = self._clock()
+        began = self._clock()
+        self._began.append(began)
         try:
             return work()
         finally:
-            self._began = None
+            self._began.remove(began)
 
 
 def _advance(steps: Steps[T]) -> tuple[T] | None:

@@ -10,6 +10,7 @@ cost more than the product; large ones in the compute thread, while the loop rea
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -288,7 +289,9 @@ def _deliver(results: _Result) -> None:
             each.work.fill(each.start, result)
 
 
-async def stuck(batcher: Batcher, background: BackgroundExecutor, seconds: float) -> str | None:
+async def stuck(
+    batcher: Batcher, background: Iterable[BackgroundExecutor], seconds: float
+) -> str | None:
     """Return which thread is stuck; None where none is. Waits for `seconds` at most.
 
     Much work may be queued in the background, so a probe behind it would not show whether that thread is stuck: the time
@@ -296,6 +299,7 @@ async def stuck(batcher: Batcher, background: BackgroundExecutor, seconds: float
     """
     if not await batcher.responds(seconds):
         return f"the compute thread did not respond for {seconds:g} s"
-    if background.busy_seconds > _HEAVY_SECONDS:
-        return f"the background thread has been busy with the same work for {background.busy_seconds:.0f} s"
+    busy_seconds = max(each.busy_seconds for each in background)
+    if busy_seconds > _HEAVY_SECONDS:
+        return f"a background thread has been busy with the same work for {busy_seconds:.0f} s"
     return None

@@ -111,6 +111,7 @@ class Replica:
             lookup=VersionLookup(self.live, self.cache, args.min_version_wait_seconds),
             batcher=Batcher(self.metrics),
             background=BackgroundExecutor(),
+            searches=BackgroundExecutor(threads=2),
             encoders=self.encoders,
             access=AllowAll(),
             admission=Admission(args),

@@ -40,6 +40,33 @@ def test_after_the_end_what_runs_is_answered_and_what_waits_fails() -> None:
     assert [type(each) for each in refused] == [RuntimeError, RuntimeError]
 
 
+def test_two_threads_work_at_the_same_time_and_the_oldest_work_counts() -> None:
+    now, begun, both = [10.0], threading.Event(), threading.Barrier(2)
+    heavy = BackgroundExecutor(clock=lambda: now[0], threads=2)
+
+    def first() -> float:
+        begun.set()
+        both.wait(TIMEOUT)
+        busy = heavy.busy_seconds
+        both.wait(TIMEOUT)
+        return busy
+
+    def second() -> None:
+        now[0] = 15.0
+        both.wait(TIMEOUT)
+        both.wait(TIMEOUT)
+
+    async def ask() -> float:
+        asked = asyncio.ensure_future(heavy.run("a", first))
+        assert await asyncio.to_thread(begun.wait, TIMEOUT)
+        now[0] = 12.0
+        await heavy.run("b", second)
+        return await asked
+
+    assert asyncio.run(asyncio.wait_for(ask(), TIMEOUT)) == 5.0
+    assert heavy.busy_seconds == 0
+
+
 def test_work_in_steps_lets_other_owners_in_between() -> None:
     """A search with a long filter delays another owner's search by one step only."""
     heavy, done = BackgroundExecutor(), list[str]()

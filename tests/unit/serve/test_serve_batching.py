@@ -160,7 +160,7 @@ def test_heavy_work_that_does_not_end_is_detected_and_what_waits_behind_it_is_no
         idle = heavy.busy_seconds
         stuck = asyncio.ensure_future(heavy.run("a", release.wait))
         behind = [asyncio.ensure_future(heavy.run("a", lambda: None)) for _ in range(3)]
-        while heavy._began is None:
+        while not heavy._began:
             await asyncio.sleep(0.001)
         clock.now = 500.0
         busy = heavy.busy_seconds

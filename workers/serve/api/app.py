@@ -100,7 +100,9 @@ def _internal_router(replica: Replica) -> APIRouter:
     @made.get("/healthz", **operation("check_liveness", EndpointHealth, {500, 503}))
     async def healthz() -> Response:
         """Check that both compute threads respond; also says which application it is, for a restarted driver."""
-        if problem := await stuck(replica.batcher, replica.background, _MOVES_SECONDS):
+        if problem := await stuck(
+            replica.batcher, (replica.background, replica.searches), _MOVES_SECONDS
+        ):
             raise NotReady(problem)
         return JSONResponse({"status": "ok", "application": replica.args.identity})
 

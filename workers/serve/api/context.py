@@ -181,6 +181,8 @@ class Replica:
     lookup: VersionLookup
     batcher: Batcher
     background: BackgroundExecutor
+    # Lance lets other threads run while it searches.
+    searches: BackgroundExecutor
     # By name.
     encoders: Mapping[str, EncoderClient]
     access: Access

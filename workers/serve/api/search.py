@@ -173,7 +173,7 @@ class Search:
     ) -> T:
         """Read a table in the background, with the caller's share. Raises ApiError."""
         try:
-            return await self._replica.background.run(context.owner, do, *args, **kwargs)
+            return await self._replica.searches.run(context.owner, do, *args, **kwargs)
         except WorkerError as error:
             raise api_error(error) from error
 
