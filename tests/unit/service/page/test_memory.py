@@ -263,6 +263,11 @@ def test_rows_whose_partner_fell_say_why(
     assert "x2 first in v3" in text
     assert "<img" not in page, "no collection has them"
     assert f"where=dataset%3A{first}&amp;modality=image&amp;row=0&amp;version=1&amp;other=3" in page
+    # What fell furthest comes first.
+    path = f"POST /v1/models/scenes@3/held-out/{first}/ranks"
+    endpoint.answers[path]["data"][1]["rank"] = 5  # type: ignore[index]
+    text = text_of(browser.get(address).text)
+    assert text.index("number 5 in v3") < text.index("number 2 in v3")
     answer_rows(endpoint, first, {1: 2, 3: 2})
     text = text_of(browser.get(address).text)
     assert "Both versions find the partners of the first 2 held-out rows at the same places" in text

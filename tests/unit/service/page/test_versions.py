@@ -223,7 +223,9 @@ def test_heads_have_free_shares_before_and_after(read_only: ControlPlane, viewer
 def test_means_of_a_promotion_are_of_the_datasets_that_both_versions_measured(
     grown: ControlPlane, reader: Browser
 ) -> None:
-    text = text_of(reader.get("/ui/models/street/promote?version=2").text)
+    page = reader.get("/ui/models/street/promote?version=2").text
+    assert 'class="state busy"' not in page, "its dataset is not new beside v3"
+    text = text_of(page)
     # Over all that each measured they would be 60.8 % and 67.5 %.
     sentence = "Of 2 datasets in both, 1 lost half a point or more of R@1; the mean goes from 66.2 % to 67.5 %."
     assert f"{sentence} two lost most: −2.5 points. v2 has not learned three." in text
