@@ -14,7 +14,7 @@ from cmcl.storage.versions import read_blob, read_live, read_version, read_versi
 from service.core.states import IN_FLIGHT, check_move
 from service.database import tables
 from service.maintenance.gc import sweep_preparations
-from tests.faults.world import DEADLINES, SKEW_SECONDS, World
+from tests.faults.world import DEADLINES, World
 
 Row = Mapping[str, Any]
 
@@ -156,7 +156,7 @@ class InvariantChecker:
         stopped = self._world.cluster.stopped_at.get(attempt)
         assert stopped is not None, f"{attempt} was repeated, and never stopped"
         waited = (move["created_at"] - stopped).total_seconds()
-        grace = DEADLINES["lost_attempt_grace_seconds"] - SKEW_SECONDS
+        grace = DEADLINES["lost_attempt_grace_seconds"] - self._world.skew_seconds
         assert waited > grace, f"{attempt} was repeated after {waited} s"
 
     def _check_chain(self, model: Row, chain: Sequence[Row]) -> None:

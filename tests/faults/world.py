@@ -57,8 +57,6 @@ DEADLINES: dict[str, Any] = {
     "heartbeat_deadline_seconds": 20,
     "lost_attempt_grace_seconds": 6,
 }
-# By how much a replica's clock may be wrong.
-SKEW_SECONDS = 3
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,8 @@ class PreparingStore(LocalStore):
 class World:
     """The world of one scenario, in an emptied folder.
 
-    `woken`: jobs that a user took out of a final state since the last check.
+    `woken`: jobs that a user took out of a final state since the last check. `skew_seconds`: by how much the clocks of
+    two replicas differ.
     """
 
     def __init__(
@@ -127,6 +126,7 @@ class World:
         self.store = PreparingStore(folder / "store")
         self.clock = clock or ScriptedClock()
         self.cluster = Cluster(self.clock)
+        self.skew_seconds = 0.0
         self.woken: set[str] = set()
         self.bad_jobs: set[str] = set()
         self.checkpoints: list[str] = []
