@@ -188,6 +188,32 @@ def test_heads_are_the_mean_over_the_last_share_of_updates() -> None:
     torch.testing.assert_close(after(2, 0.9), mean)
 
 
+@pytest.mark.parametrize("unit_length", [True, False])
+def test_the_first_loss_is_that_of_embeddings_with_the_length_that_the_recipe_says(
+    unit_length: bool,
+) -> None:
+    """One batch, whose loss is computed before the update."""
+    rows, training = features(IMAGE_TEXT, 8, seed=9), TrainingSpec(epochs=1, batch_size=128)
+    recipe, losses = Recipe(averaged_share=0.0, unit_length=unit_length), list[float]()
+    train(
+        IMAGE_TEXT,
+        rows,
+        Memory(),
+        None,
+        training,
+        recipe=recipe,
+        on_update=lambda update: losses.append(float(update.local_loss)),
+    )
+    start = initial_heads(SPEC).weights
+    outputs = [
+        side @ start[name].mT for side, name in zip(rows, IMAGE_TEXT.modalities, strict=True)
+    ]
+    first, second = (unit(each) if unit_length else each for each in outputs)
+    scores, own = first @ second.mT / training.temperature, torch.arange(len(first))
+    expected = sum(torch.nn.functional.cross_entropy(each, own) for each in (scores, scores.mT)) / 2
+    assert losses[0] == pytest.approx(float(expected), rel=1e-4)
+
+
 def test_bfloat16_products_learn_with_heads_of_float32() -> None:
     """On any device."""
     rows = features(IMAGE_TEXT, 8, seed=11)
