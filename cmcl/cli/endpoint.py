@@ -30,6 +30,7 @@ from cmcl.cli.options import (
 )
 from cmcl.client import (
     Client,
+    CmclError,
     Collection,
     InvalidArgument,
     Item,
@@ -37,6 +38,7 @@ from cmcl.client import (
     SearchHit,
     SearchResults,
     SearchStatus,
+    WriteResult,
 )
 from cmcl.client.endpoint import Inputs
 from cmcl.client.raw_folder import (
@@ -198,7 +200,7 @@ def add_items(  # noqa: PLR0913 - how files become items
 ) -> None:
     """Add items from a file or a folder. Items with the same ids are replaced.
 
-    A folder's metadata.jsonl, metadata.csv, manifest.jsonl or manifest.csv names the files and their payloads.
+    Files that the encoder cannot read are listed and left out. A folder's metadata.jsonl, metadata.csv, manifest.jsonl or manifest.csv names the files and their payloads.
     """
     if modality is None:
         if parts or thumbnails:
@@ -207,24 +209,47 @@ def add_items(  # noqa: PLR0913 - how files become items
     else:
         raw = RawItems(modality, in_parts=parts, thumbnail=thumbnails or None)
         items, size = raw.read(file), _FILES_AT_ONCE
-    added, written = 0, None
+    added, left_out, written = 0, 0, None
     with Client(embeddings_url=embeddings_url) as client:
         try:
             while batch := list(islice(items, size)):
-                written = client.add_items(name, batch, size)
-                added += len(batch)
+                newest, unreadable = _add(client, name, batch)
+                written = newest or written
+                left_out += unreadable
+                added += len(batch) - unreadable
         except BaseException:
             if added:
-                stderr().print(
-                    f"{added:,} items of {file} were added to {name}; added again, they are replaced",
-                    highlight=False,
-                    markup=False,
-                    soft_wrap=True,
+                _tell(
+                    f"{added:,} items of {file} were added to {name}; added again, they are replaced"
                 )
             raise
     if written is None:
-        raise CommandError(f"{file} has no items")
-    say(f"{added:,} items added; {name} is at revision {written.revision}", written, as_json)
+        raise CommandError(f"no file of {file} can be read" if left_out else f"{file} has no items")
+    others = f", {left_out:,} left out" if left_out else ""
+    say(
+        f"{added:,} items added{others}; {name} is at revision {written.revision}", written, as_json
+    )
+
+
+def _add(client: Client, name: str, batch: list[Item]) -> tuple[WriteResult | None, int]:
+    """Return the result of the last change, and how many files the encoder cannot read: half of a batch after half."""
+    try:
+        return client.add_items(name, batch, len(batch)), 0
+    except CmclError as error:
+        if error.code != "unreadable_item":
+            raise
+        if len(batch) == 1:
+            _tell(f"left out {batch[0].id}: {error}")
+            return None, 1
+    half = len(batch) // 2
+    (first, one), (second, other) = (
+        _add(client, name, each) for each in (batch[:half], batch[half:])
+    )
+    return second or first, one + other
+
+
+def _tell(message: str) -> None:
+    stderr().print(message, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command("remove")

@@ -22,7 +22,7 @@ from tests.fakes.responses import body
 from tests.fakes.served_app import served
 from tests.unit.client.command_line import Cmcl
 from tests.unit.client.either import KINDS, connected
-from tests.unit.client.rest_server import RestServer
+from tests.unit.client.rest_server import Answer, Asked, RestServer
 from tests.unit.serve.collections.conftest import Searching, opened
 from tests.unit.serve.collections.scene import feature
 
@@ -305,6 +305,33 @@ def test_a_folder_with_a_broken_link_is_refused_before_anything_is_added(
     (tmp_path / "b.png").unlink()
     (tmp_path / "b.png").symlink_to(Path(__file__))
     assert "outside of folder" in cmcl(*add, code=Exit.USAGE)
+
+
+def test_files_that_the_encoder_cannot_read_are_left_out_and_named(
+    cmcl: Cmcl, server: RestServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    added = list[str]()
+
+    def answer(asked: Asked) -> Answer:
+        ids = [item["id"] for item in asked.body["items"]]
+        if damaged := [each for each in ids if "damaged" in each]:
+            error = {"message": f"{damaged[0]} is no picture", "code": "unreadable_item"}
+            return 400, {"error": error}
+        added.extend(ids)
+        return 200, body(WriteResult, rows=len(added), revision=2)
+
+    monkeypatch.setenv("CMCL_EMBEDDINGS_URL", server.url)
+    server.answer = answer
+    for name in ("a.png", "b-damaged.png", "c.png", "d.png", "e-damaged.png"):
+        (tmp_path / name).write_bytes(b"PNG")
+    add = ("collection", "add", "things", str(tmp_path), "--modality", "image")
+    assert "3 items added, 2 left out; things is at revision 2" in cmcl(*add)
+    assert added == ["a.png", "c.png", "d.png"]
+    for name in ("b-damaged.png", "e-damaged.png"):
+        assert f"left out {name}: {name} is no picture" in cmcl.stderr
+    for name in added:
+        (tmp_path / name).unlink()
+    assert "no file of" in cmcl(*add, code=1)
 
 
 def test_options_of_raw_files_are_refused_for_other_items(cmcl: Cmcl, tmp_path: Path) -> None:

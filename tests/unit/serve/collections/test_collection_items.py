@@ -50,12 +50,12 @@ def test_one_modality_is_listed_alone_and_removed_items_are_not(searching: Searc
 def test_items_are_read_by_their_ids(searching: Searching) -> None:
     added = [item("image", n) for n in range(4)] + [
         item("text", 1),
-        {**item("text", 2), "id": "it's"},
+        {**item("text", 2), "id": 'it\'s "it"'},
     ]
     revision = searching.add("things", added)
-    page = listed(searching, revision, "?id=image-2&id=it's&id=none&limit=2")
+    page = listed(searching, revision, "?id=image-2&id=it's%20%22it%22&id=none&limit=2")
     assert isinstance(page["data"], list)
-    assert {each["id"] for each in page["data"]} == {"image-2", "it's"}
+    assert {each["id"] for each in page["data"]} == {"image-2", 'it\'s "it"'}
     assert (page["rows"], page["next_offset"]) == (6, None)
     page = listed(searching, revision, "?id=image-2&id=text-1&modality=text")
     assert [each["id"] for each in page["data"]] == ["text-1"]  # type: ignore[attr-defined]
