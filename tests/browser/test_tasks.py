@@ -22,7 +22,7 @@ expect.set_options(timeout=30_000)
 
 @dataclass
 class Reader:
-    """Somebody who clicks on what is visible on the page that is open, and begins at the overview."""
+    """A user who clicks on what is visible on the page that is open, and begins at the overview."""
 
     page: Page
     clicks: int = 0
@@ -117,7 +117,7 @@ def test_which_dataset_lost_most_and_why(
     assert reader.clicks == 3
 
 
-def test_two_versions_are_compared_and_the_live_one_rolled_back(
+def test_two_versions_are_compared_and_another_one_is_promoted(
     served: tuple[ServedPlane, Names], open_page: OpenPage
 ) -> None:
     plane, _ = served

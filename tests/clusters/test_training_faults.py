@@ -106,7 +106,7 @@ def test_a_job_that_loses_a_node_continues_with_fewer_ranks(tmp_path: Path) -> N
         finally:
             driver.kill()
             driver.wait()
-        assert driver.returncode == 0, "the same attempt goes on"
+        assert driver.returncode == 0, "the same attempt continues"
     manifest, heads = candidate(store, "elastic")
     assert manifest.report.ranks == 1, "with the rank that is left"
     expected = candidate(store, "alone")[1]

@@ -24,7 +24,7 @@ Steps = Generator[None, None, T]
 
 # How long the steps of one owner run before another owner's turn.
 _TURN_SECONDS = 0.02
-# A thread that is idle already takes the next piece of work, and no other is started.
+# Keeps a started thread busy: the executor starts no other one while one is idle.
 _START_SECONDS = 0.001
 
 

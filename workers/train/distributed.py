@@ -264,9 +264,9 @@ def all_gather_dict(mine: Mapping[str, T], here: World) -> dict[str, T]:
 
 
 def rank_share(items: Sequence[T], here: World) -> Sequence[T]:
-    """This rank's part of the items, always the same one, so that its cache is effective.
+    """This rank's part of the items, always the same one, so that what it has cached is used.
 
-    No part is larger than that of the last rank: rank 0 has other things to do as well.
+    The last rank has the largest part, and rank 0, which does more otherwise, the smallest.
     """
     return items[here.size - 1 - here.rank :: here.size]
 

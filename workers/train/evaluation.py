@@ -109,7 +109,7 @@ def evaluate_learned(
     here: World,
     scratch: Scratch,
 ) -> Evaluation:
-    """Measure datasets that were learned on all ranks, as far as their held-out rows can be read."""
+    """Measure learned datasets, each on one of the ranks, as far as their held-out rows can be read."""
     return _evaluate(store, rank_share(learned, here), now, scratch).gathered(here)
 
 

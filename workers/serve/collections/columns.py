@@ -53,7 +53,7 @@ _INDEXES: Mapping[str, Literal["BITMAP", "BTREE", "INVERTED", "LABEL_LIST"]] = M
 )
 # RaBitQ needs no training but that of the partitions, and a width that is a multiple of 8.
 _BITS, _BYTES, _BITS_MULTIPLE = "IVF_RQ", "IVF_SQ", 8
-# Of an index, whatever it has. Codes are so small that a query looks through all of them: with sqrt(rows) / 2 partitions,
+# Partitions of an index, for any number of rows. Codes are so small that a query looks through all of them: with sqrt(rows) / 2 partitions,
 # ranking them took longer than that, and with 60 of them 12 of 400 nearest items were missed.
 PARTITIONS = 16
 # The one that serves, and the one before for a rollback.

@@ -1,7 +1,7 @@
 """JSON bodies and query parameters of requests: their types, and the messages for errors.
 
 msgspec decodes a body into structs in one pass, and stops at the first value of a wrong type. It counts the entries of a
-list only once it has made them all, and no other thread runs meanwhile: how much a body can make is bounded before.
+list only once it has made them all, and no other thread runs until then: how much a body can make is bounded before.
 
 Shapes: B rows, F width of the raw feature.
 """
@@ -126,7 +126,7 @@ class EmbeddingRequest(EmbeddingOptions, kw_only=True):
 
 
 def entries_of(given: str | list[Any]) -> list[Any]:
-    """Return the entries of an input, which are of one kind. One text or one feature is an input of its own.
+    """Return the entries of an input, which are of one kind. One text or one feature is an input by itself.
 
     Raises InvalidRequest.
     """
@@ -294,7 +294,7 @@ def _value(document: Any, path: str) -> object:
 
 
 def _permitted(problem: str, field: str, model: type[msgspec.Struct]) -> str:
-    """Return what msgspec expected, in words."""
+    """Return what msgspec expected, as a message says it."""
     if problem.startswith("Invalid enum value"):
         kinds = {each.name: each.type for each in msgspec.structs.fields(model)}
         return " or ".join(map(repr, _literals(kinds[field])))
