@@ -31,7 +31,7 @@ app = typer.Typer(
 )
 
 
-_BOUNDS = ("max-drift", "min-backward-transfer", "min-gain")
+_BOUNDS = ("max-drift", "min-backward-transfer", "min-overlap", "min-gain")
 
 
 @app.command("create")
@@ -259,6 +259,10 @@ def model_gate(  # noqa: PLR0913 - each bound is an option
         float | None,
         typer.Option(help="smallest backward transfer of recall, e.g. -0.02 for two points"),
     ] = None,
+    min_overlap: Annotated[
+        float | None,
+        typer.Option(help="smallest share of the ten best results that stay the same, e.g. 0.5"),
+    ] = None,
     min_gain: Annotated[
         float | None, typer.Option(help="smallest gain of recall on the new dataset")
     ] = None,
@@ -278,6 +282,7 @@ def model_gate(  # noqa: PLR0913 - each bound is an option
     changes = without_none(
         max_drift=max_drift,
         min_backward_transfer=min_backward_transfer,
+        min_overlap=min_overlap,
         min_gain=min_gain,
         manual_approval=manual_approval,
         priority=priority,
@@ -297,6 +302,7 @@ def _gate_view(gate: ModelGate) -> RenderableType:
         {
             "max drift": gate.max_drift,
             "min backward transfer": gate.min_backward_transfer,
+            "min overlap": gate.min_overlap,
             "min gain": gate.min_gain,
             "manual approval": "yes" if gate.manual_approval else "no",
             "priority": gate.priority,

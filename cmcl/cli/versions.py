@@ -404,6 +404,7 @@ def recall_cells(recall: Recall | None) -> list[Cell]:
 def certificate(version: Version, names: Mapping[str, str]) -> RenderableType:
     """Drift and loss of earlier datasets, computed from moments."""
     drift, quality = version.certificate.drift, version.certificate.quality
+    overlap = version.report.overlap
     if not drift and not quality:
         return Text("first version: no earlier datasets\n", style="dim")
     rows = []
@@ -411,9 +412,12 @@ def certificate(version: Version, names: Mapping[str, str]) -> RenderableType:
         moved, good = drift.get(dataset), quality.get(dataset)
         drifts = (moved.since_learned, moved.against_parent) if moved else (None, None)
         losses = (good.now, good.best) if good else (None, None)
-        rows.append([names.get(dataset, dataset), *drifts, *losses])
+        same = overlap.get(dataset)
+        overlaps = (same.expected, same.measured) if same else (None, None)
+        rows.append([names.get(dataset, dataset), *drifts, *overlaps, *losses])
     drift_headings = ("drift since learned", "drift by this version")
-    headings = ("earlier dataset", *drift_headings, "loss now", "best loss")
+    same_headings = ("same ten best, expected", "measured")
+    headings = ("earlier dataset", *drift_headings, *same_headings, "loss now", "best loss")
     earlier = sum(line.version != version.version for line in version.lineage)
     title = "certificate"
     if len(rows) < earlier:

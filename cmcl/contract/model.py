@@ -262,6 +262,13 @@ class Gate(Frozen):
         description="smallest mean change of R@1 of the earlier datasets since each was learned; "
         "-0.02 permits a loss of two points",
     )
+    min_overlap: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="smallest share of the ten best results on an earlier dataset that stay the same from the parent: "
+        "of its held-out rows, or without these as expected from its moments",
+    )
     min_gain: float | None = Field(
         default=None,
         ge=-1,
@@ -281,4 +288,5 @@ class Gate(Frozen):
     @property
     def needs_every_dataset(self) -> bool:
         """Whether a bound is about all earlier datasets."""
-        return self.max_drift is not None or self.min_backward_transfer is not None
+        bounds = (self.max_drift, self.min_backward_transfer, self.min_overlap)
+        return any(bound is not None for bound in bounds)

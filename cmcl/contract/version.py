@@ -27,6 +27,18 @@ class Drift(Frozen):
     against_parent: float = Field(ge=0)
 
 
+class Overlap(Frozen):
+    """How much of the ten best results of a query on an earlier dataset stay the same from the parent to a version."""
+
+    rows: int = Field(ge=1, description="that are searched: the held-out ones, or 1000")
+    expected: float = Field(
+        ge=0, le=1, description="from the dataset's moments, which know no single row"
+    )
+    measured: float | None = Field(
+        default=None, ge=0, le=1, description="on its held-out rows; null: it has none"
+    )
+
+
 class Quality(Frozen):
     """How good an earlier dataset still is, from its moments alone.
 
@@ -252,6 +264,11 @@ class VersionReport(Frozen):
         description="by earlier dataset that was measured: all, or without a bound on them some in turn",
     )
     quality: dict[str, Quality] = Field(default={}, description="by dataset in `drift`")
+    overlap: dict[str, Overlap] = Field(
+        default={},
+        exclude_if=lambda overlaps: not overlaps,
+        description="by dataset in `drift`, with the parent",
+    )
     capacity: dict[str, HeadCapacity] = Field(
         default={},
         description="by modality learned so far; empty if heads were solved, which closes no entry",

@@ -260,6 +260,7 @@ def to_candidate_dataset(
         drift_before=drift_before.since_learned if drift_before else None,
         drift_after=drift_after.since_learned if drift_after else None,
         drift_against_parent=drift_after.against_parent if drift_after else None,
+        overlap=after.overlap.get(name),
         quality_before=before.quality.get(name) if before else None,
         quality_after=after.quality.get(name),
         attainable=line.attainable,

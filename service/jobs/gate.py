@@ -1,10 +1,9 @@
 """Whether a candidate matches its job and is safe to publish. Pure functions."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
-from cmcl.contract.api.jobs import Bound, FailureReason
+from cmcl.contract.api.jobs import Bound, BoundName, BoundSource, FailureReason
 from cmcl.contract.dataset import DatasetManifest
 from cmcl.contract.errors import InvalidVersion
 from cmcl.contract.job import JobSpec
@@ -15,8 +14,6 @@ from cmcl.contract.version import (
     datasets_to_measure,
     datasets_to_merge,
 )
-
-BoundName = Literal["max_drift", "min_backward_transfer", "min_gain"]
 
 
 def check_answers(
@@ -66,38 +63,35 @@ class Shortfall:
     message: str
 
 
+@dataclass(frozen=True)
+class Check:
+    """What a bound permits, None if it is not set, and what the candidate has, None if that was not measured."""
+
+    permitted: float | None
+    found: float | None
+    shortfall: Shortfall | None = None
+    source: BoundSource = "gate"
+
+
 def bounds(gate: Gate, candidate: VersionManifest) -> list[Bound]:
-    """Every bound, set or not, the most important one first. A bound of drift that the gate does not set is that of the
-    specification."""
-    drifts = [drift.since_learned for drift in candidate.report.drift.values()]
-    permitted = {
-        "max_drift": _drift_bound(gate, candidate),
-        "min_backward_transfer": gate.min_backward_transfer,
-        "min_gain": gate.min_gain,
-    }
-    found = {
-        "max_drift": max(drifts, default=None),
-        "min_backward_transfer": backward_transfer(candidate),
-        "min_gain": gain(candidate),
-    }
-    is_specified = {"max_drift"} if gate.max_drift is None else set()
-    shortfalls = {name: check(gate, candidate) for name, check in _CHECKS.items()}
+    """Every bound, set or not, the most important one first."""
+    checks = {name: check(gate, candidate) for name, check in _CHECKS.items()}
     return [
         Bound(
             name=name,
-            permitted=permitted[name],
-            found=found[name],
-            met=None if permitted[name] is None else shortfall is None,
-            source="specification" if name in is_specified else "gate",
-            message=None if shortfall is None else shortfall.message,
+            permitted=each.permitted,
+            found=each.found,
+            met=None if each.permitted is None else each.shortfall is None,
+            source=each.source,
+            message=None if each.shortfall is None else each.shortfall.message,
         )
-        for name, shortfall in shortfalls.items()
+        for name, each in checks.items()
     ]
 
 
 def judge(gate: Gate, candidate: VersionManifest) -> Shortfall | None:
     """The most important gate violation, or None."""
-    shortfalls = (check(gate, candidate) for check in _CHECKS.values())
+    shortfalls = (check(gate, candidate).shortfall for check in _CHECKS.values())
     return next((shortfall for shortfall in shortfalls if shortfall is not None), None)
 
 
@@ -126,23 +120,34 @@ def gain(candidate: VersionManifest) -> float | None:
     return None if after is None or before is None else after.at_1 - before.at_1
 
 
-def _excess_drift(gate: Gate, candidate: VersionManifest) -> Shortfall | None:
-    bound = _drift_bound(gate, candidate)
+def _drift(gate: Gate, candidate: VersionManifest) -> Check:
+    """A bound that the gate does not set is that of the specification."""
+    drifts = {name: each.since_learned for name, each in candidate.report.drift.items()}
+    is_set = gate.max_drift is not None
+    bound = gate.max_drift if is_set else candidate.spec.drift_bound
+    check = Check(
+        bound, max(drifts.values(), default=None), source="gate" if is_set else "specification"
+    )
     if bound is None:
-        return None
-    names = {learned.dataset: learned.name for learned in candidate.learned}
+        return check
+    names = _names(candidate)
     harmed = [
-        f"{names[dataset]!r} ({dataset}) by {100 * drift.since_learned:.4g} %"
-        for dataset, drift in candidate.report.drift.items()
-        if drift.since_learned > bound
+        f"{names[dataset]} by {100 * drift:.4g} %"
+        for dataset, drift in drifts.items()
+        if drift > bound
     ]
     if not harmed:
-        return _some_unmeasured(candidate)
+        return replace(check, shortfall=_some_unmeasured(candidate))
     message = (
         f"scores of earlier datasets moved further than {100 * bound:g} %, the largest permitted "
         f"drift: {', '.join(harmed)}"
     )
-    return Shortfall(FailureReason.DRIFT_TOO_LARGE, message)
+    return replace(check, shortfall=Shortfall(FailureReason.DRIFT_TOO_LARGE, message))
+
+
+def _names(candidate: VersionManifest) -> dict[str, str]:
+    """By dataset of the lineage, its name and id."""
+    return {line.dataset: f"{line.name!r} ({line.dataset})" for line in candidate.learned}
 
 
 def _some_unmeasured(candidate: VersionManifest) -> Shortfall | None:
@@ -157,36 +162,56 @@ def _some_unmeasured(candidate: VersionManifest) -> Shortfall | None:
     return Shortfall(FailureReason.NOT_MEASURED, message)
 
 
-def _drift_bound(gate: Gate, candidate: VersionManifest) -> float | None:
-    """The bound of the gate, or else of the specification."""
-    return gate.max_drift if gate.max_drift is not None else candidate.spec.drift_bound
+def _overlap(gate: Gate, candidate: VersionManifest) -> Check:
+    """The smallest overlap with the parent, measured where rows are held out, and else expected from moments."""
+    found = {
+        dataset: each.expected if each.measured is None else each.measured
+        for dataset, each in candidate.report.overlap.items()
+    }
+    check = Check(gate.min_overlap, min(found.values(), default=None))
+    if gate.min_overlap is None or not candidate.earlier:
+        return check
+    names = _names(candidate)
+    changed = [
+        f"{names[dataset]} by {100 * (1 - share):.4g} %"
+        for dataset, share in found.items()
+        if share < gate.min_overlap
+    ]
+    if not changed:
+        return replace(check, shortfall=_some_unmeasured(candidate))
+    message = (
+        f"the ten best results on earlier datasets changed from the parent by more than "
+        f"{100 * (1 - gate.min_overlap):.4g} %: {', '.join(changed)}"
+    )
+    return replace(check, shortfall=Shortfall(FailureReason.RESULTS_CHANGED, message))
 
 
-def _excess_forgetting(gate: Gate, candidate: VersionManifest) -> Shortfall | None:
-    floor = gate.min_backward_transfer
+def _forgetting(gate: Gate, candidate: VersionManifest) -> Check:
+    floor, change = gate.min_backward_transfer, backward_transfer(candidate)
+    check = Check(floor, change)
     if floor is None or not candidate.earlier:
-        return None
+        return check
     if candidate.report.not_evaluated:
-        return Shortfall(FailureReason.NOT_MEASURED, _not_evaluated_message(candidate))
+        message = _not_evaluated_message(candidate)
+        return replace(check, shortfall=Shortfall(FailureReason.NOT_MEASURED, message))
     if (unmeasured := _some_unmeasured(candidate)) is not None:
-        return unmeasured
-    change = backward_transfer(candidate)
+        return replace(check, shortfall=unmeasured)
     if change is None:
         message = "the gate bounds the change of R@1, and no earlier dataset has held-out rows"
-        return Shortfall(FailureReason.NOT_MEASURED, message)
+        return replace(check, shortfall=Shortfall(FailureReason.NOT_MEASURED, message))
     if change >= floor:
-        return None
+        return check
     message = (
         f"R@1 of the earlier datasets changed by {100 * change:+.2f} points on average since they were "
         f"learned; permitted: {100 * floor:+.2f} points or more"
     )
-    return Shortfall(FailureReason.FORGETTING_TOO_LARGE, message)
+    return replace(check, shortfall=Shortfall(FailureReason.FORGETTING_TOO_LARGE, message))
 
 
 def _not_evaluated_message(candidate: VersionManifest) -> str:
-    names = {learned.dataset: learned.name for learned in candidate.learned}
+    names = _names(candidate)
     lost = [
-        f"{names.get(dataset, dataset)!r} ({dataset}): {why}"
+        f"{names.get(dataset, dataset)}: {why}"
         for dataset, why in candidate.report.not_evaluated.items()
     ]
     return (
@@ -195,27 +220,29 @@ def _not_evaluated_message(candidate: VersionManifest) -> str:
     )
 
 
-def _missing_gain(gate: Gate, candidate: VersionManifest) -> Shortfall | None:
-    if gate.min_gain is None or candidate.dataset is None:
-        return None
+def _gain(gate: Gate, candidate: VersionManifest) -> Check:
     found = gain(candidate)
+    check = Check(gate.min_gain, found)
+    if gate.min_gain is None or candidate.dataset is None:
+        return check
     if found is None:
         message = "the gate asks for a gain of R@1, and the dataset has no held-out rows"
-        return Shortfall(FailureReason.NOT_MEASURED, message)
+        return replace(check, shortfall=Shortfall(FailureReason.NOT_MEASURED, message))
     if found >= gate.min_gain:
-        return None
+        return check
     message = (
         f"R@1 of the new dataset changed by {100 * found:+.2f} points from the parent; "
         f"asked for: {100 * gate.min_gain:+.2f} points or more"
     )
-    return Shortfall(FailureReason.GAIN_TOO_SMALL, message)
+    return replace(check, shortfall=Shortfall(FailureReason.GAIN_TOO_SMALL, message))
 
 
 # The most important one first.
-_CHECKS: dict[BoundName, Callable[[Gate, VersionManifest], Shortfall | None]] = {
-    "max_drift": _excess_drift,
-    "min_backward_transfer": _excess_forgetting,
-    "min_gain": _missing_gain,
+_CHECKS: dict[BoundName, Callable[[Gate, VersionManifest], Check]] = {
+    "max_drift": _drift,
+    "min_backward_transfer": _forgetting,
+    "min_overlap": _overlap,
+    "min_gain": _gain,
 }
 
 

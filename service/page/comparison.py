@@ -201,12 +201,14 @@ def compare_versions(
         old = read_version(model, before, principal, context, matrix=False)
     known = {line.dataset for line in old.lineage} if old else set()
     recall = old.manifest.report.evaluation if old else {}
+    # The manifest has these beside the parent of the version, which may be another one.
+    of_parent = {} if before is None or before == new.parent else {"overlap": None}
     datasets = [
         to_candidate_dataset(line, new.manifest, old.manifest if old else None).model_copy(
-            # The manifest has these beside the parent of the version, which may be another one.
             update={
                 "is_new": line.dataset == new.dataset and line.dataset not in known,
                 "recall_before": recall.get(line.dataset),
+                **of_parent,
             }
         )
         for line in new.lineage

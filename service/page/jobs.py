@@ -170,19 +170,21 @@ def time_of(phases: Sequence[JobPhase]) -> Figure | None:
 
 @dataclass(frozen=True)
 class BoundText:
-    """How a bound of the gate is shown: what it limits, and whether as a share or in points."""
+    """How a bound of the gate is shown: what it limits, from which side, and whether as a share or in points."""
 
     label: str
     term: str
-    is_minimum: bool
+    is_minimum: bool = True
+    in_points: bool = False
 
 
 BOUNDS: Mapping[str, BoundText] = {
-    "max_drift": BoundText("Largest drift of an earlier dataset", "drift", False),
+    "max_drift": BoundText("Largest drift of an earlier dataset", "drift", is_minimum=False),
     "min_backward_transfer": BoundText(
-        "Mean change of R@1 of earlier datasets", "mean_change", True
+        "Mean change of R@1 of earlier datasets", "mean_change", in_points=True
     ),
-    "min_gain": BoundText("Gain of R@1 on the new dataset", "gain", True),
+    "min_overlap": BoundText("Ten best results that stay the same", "overlap"),
+    "min_gain": BoundText("Gain of R@1 on the new dataset", "gain", in_points=True),
 }
 
 

@@ -58,6 +58,7 @@ _TRACED_STEPS = frozenset(
 _REJECTIONS = (
     FailureReason.DRIFT_TOO_LARGE,
     FailureReason.FORGETTING_TOO_LARGE,
+    FailureReason.RESULTS_CHANGED,
     FailureReason.GAIN_TOO_SMALL,
     FailureReason.NOT_MEASURED,
     FailureReason.REJECTED_BY_HAND,

@@ -13,6 +13,7 @@ from cmcl.contract.version import (
     EvaluationResult,
     LearnedDataset,
     MeasuredDataset,
+    Overlap,
     Recall,
     VersionManifest,
     VersionReport,
@@ -67,6 +68,9 @@ def train(
             ranks=1,
             drift={
                 line.dataset: Drift(since_learned=drift, against_parent=drift) for line in earlier
+            },
+            overlap={
+                line.dataset: Overlap(rows=10, expected=0.7, measured=0.65) for line in earlier
             },
             evaluation_only=tuple(
                 MeasuredDataset(**dict(each), recall=recall_of(9, 0.6))

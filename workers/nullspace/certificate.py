@@ -99,6 +99,23 @@ class PairScores:
         # Rounding may leave a tiny negative sum where nothing moved; the root needs 0.
         return float((max(change, 0.0) / size) ** 0.5)
 
+    def correlations(self, then: PairWeights, now: PairWeights) -> tuple[float, float]:
+        """How the scores of a query with all rows of the other side correlate between two versions, from −1 to 1.
+
+        Queries of the first side, and of the second. Over the rows, about each query's mean score: with the covariance
+        C_v − m mᵀ of the rows in place of C_v, tr(C_u G₀ (C_v − m mᵀ) Gᵀ) is the covariance of the scores, in the mean
+        over the queries. 1 for equal heads, and where scores are all equal in both.
+        """
+        sides = (
+            (self._first, then.first_EI, now.first_EI),
+            (self._second, then.second_EJ, now.second_EJ),
+        )
+        (first, second), (first_centred, second_centred) = (
+            [side.between(one, other, centred=centred) for side, one, other in sides]
+            for centred in (False, True)
+        )
+        return _correlation(first, second_centred), _correlation(second, first_centred)
+
     def norm_changes(self, then: PairWeights, now: PairWeights) -> tuple[float, float]:
         """Relative change of the root mean square norm of each side's embeddings on a dataset.
 
@@ -182,6 +199,18 @@ class _Side:
             change_image_EI @ change_EI.mT,
         )
 
+    def between(self, then_EI: Tensor, now_EI: Tensor, *, centred: bool) -> "_Between":
+        """W₀ C W₀ᵀ, W₀ C Wᵀ and W C Wᵀ; of the covariance if `centred`."""
+        rows = (then_EI.double(), self.image(then_EI)), (now_EI.double(), self.image(now_EI))
+
+        def product(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
+            found_EE: Tensor = one[1] @ other[0].mT
+            # The constant 1 is the last column, so the last column of W C is the mean of W x.
+            return found_EE - one[1][:, -1].outer(other[1][:, -1]) if centred else found_EE
+
+        then, now = rows
+        return product(then, then), product(then, now), product(now, now)
+
     def norm_change(self, then_EI: Tensor, now_EI: Tensor) -> float:
         before, after = self._square_norm(then_EI), self._square_norm(now_EI)
         return float((max(after, 0.0) / before) ** 0.5) - 1.0 if before > 0 else 0.0
@@ -189,6 +218,17 @@ class _Side:
     def _square_norm(self, weight_EI: Tensor) -> float:
         """Mean of |W x|² over the rows: tr(W C Wᵀ) = Σ (W C) ∘ W."""
         return float((self.image(weight_EI) * weight_EI).sum())
+
+
+_Between = tuple[Tensor, Tensor, Tensor]
+
+
+def _correlation(queries: _Between, rows: _Between) -> float:
+    # tr(C_u G₀ C_v Gᵀ) = tr(W_u C_u W_u,0ᵀ · W_v,0 C_v W_vᵀ) = Σ (W_u,0 C_u W_uᵀ) ∘ (W_v,0 C_v W_vᵀ).
+    then, both, now = (float((one * other).sum()) for one, other in zip(queries, rows, strict=True))
+    if then <= 0 or now <= 0:
+        return 1.0 if then <= 0 and now <= 0 else 0.0
+    return max(min(both / math.sqrt(then * now), 1.0), -1.0)
 
 
 @dataclass(frozen=True)

@@ -164,10 +164,12 @@ def _affected(past: Sequence[PastDataset], context: TrainingContext) -> list[Pas
 
 @dataclass(frozen=True)
 class Certificate:
-    """Drift and quality of one past dataset."""
+    """Drift and quality of one past dataset, and how its scores correlate with those of the parent
+    (`PairScores.correlations`)."""
 
     drift: Drift
     quality: Quality
+    correlations: tuple[float, float]
 
 
 def certificates(
@@ -188,7 +190,7 @@ def _certificate(one: PastDataset, parent: PairWeights, now: PairWeights) -> Cer
     norm_changes = dict(zip(one.pair.modalities, scores.norm_changes(then, now), strict=True))
     best = None if one.attainable is None else scores.lowest_loss(then, one.attainable)
     quality = Quality(now=scores.quality(then, now), best=best, norm_change=norm_changes)
-    return Certificate(drift, quality)
+    return Certificate(drift, quality, scores.correlations(parent, now))
 
 
 def protections(spec: ModelSpec, spaces: Mapping[str, UpdateSpace]) -> dict[str, Protection]:

@@ -25,6 +25,7 @@ from cmcl.contract.version import (
     EvaluationResult,
     LearnedDataset,
     MeasuredDataset,
+    Overlap,
     Recall,
     datasets_to_measure,
 )
@@ -36,6 +37,8 @@ from workers.model.heads import ModalityHeads, PairedRows
 from workers.model.loss import unit
 from workers.nullspace.centred import components
 from workers.nullspace.compression import score_errors
+from workers.nullspace.overlap import BEST, expected_overlap
+from workers.train.certify import Certificate
 from workers.train.dataset import paired_rows
 from workers.train.distributed import World, all_gather_dict, barrier, rank_share
 from workers.train.versions import Parent, check_encoders, read_version_heads
@@ -46,7 +49,8 @@ _UNREADABLE = (InvalidDataset, ObjectNotFound, InvalidVersion)
 MOST_HELD_OUT = 16_384
 # Scores of this many queries against all rows are held at once.
 _QUERIES_AT_ONCE = 1024
-_BEST = 10
+# The rows of a gallery for which an overlap is expected where no rows are held out.
+_SEARCHED = 1000
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,13 @@ class Evaluation:
     """Recall on held-out rows.
 
     `before`: of the parent on the new dataset, None if it has no held-out rows. `now`: by dataset, as `score_errors` of
-    its embeddings are. `missing`: the error, by past dataset whose held-out rows cannot be read.
+    its embeddings are. `overlap`: by past dataset, with the parent. `missing`: the error, by past dataset whose held-out
+    rows cannot be read.
     """
 
     before: Recall | None = None
     now: dict[str, Recall] = field(default_factory=dict)
+    overlap: dict[str, float] = field(default_factory=dict)
     score_errors: dict[str, dict[str, float]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
@@ -68,13 +74,23 @@ class Evaluation:
         return Evaluation(
             self.before,
             all_gather_dict(self.now, here),
+            all_gather_dict(self.overlap, here),
             all_gather_dict(self.score_errors, here),
             all_gather_dict(self.missing, here),
         )
 
-    def add(self, dataset: str, heads: ModalityHeads, pair: ModalityPair, rows: "HeldOut") -> None:
-        """Measure one more dataset."""
+    def add(
+        self,
+        dataset: str,
+        heads: ModalityHeads,
+        pair: ModalityPair,
+        rows: "HeldOut",
+        parent: ModalityHeads | None = None,
+    ) -> None:
+        """Measure one more dataset, and what its results have in common with those of the parent."""
         first_NE, second_NE = embeddings(heads, pair, rows)
+        if parent is not None:
+            self.overlap[dataset] = overlap(embeddings(parent, pair, rows), (first_NE, second_NE))
         self.now[dataset] = recall(first_NE, second_NE, rows)
         self.score_errors[dataset] = score_errors(first_NE, second_NE)
 
@@ -93,7 +109,7 @@ def evaluate(
     with today's conditioning: that is not part of what is trained. Raises InvalidDataset for rows of the new dataset only.
     """
     earlier = rank_share(datasets_to_measure(job, parent.learned), here)
-    found = _evaluate(store, earlier, now, scratch)
+    found = _evaluate(store, [(line, parent.model_state.heads) for line in earlier], now, scratch)
     new = job.learns
     if here.is_leader and (rows := held_out_rows(new.evaluation_shards, scratch)) is not None:
         before = parent.model_state.heads.conditioned(now.conditioning)
@@ -102,22 +118,42 @@ def evaluate(
     return found.gathered(here)
 
 
+def overlaps(certified: Mapping[str, Certificate], evaluation: Evaluation) -> dict[str, Overlap]:
+    """What the ten best results on each earlier dataset have in common with those of the parent."""
+    found = {}
+    for dataset, each in certified.items():
+        recall_now = evaluation.now.get(dataset)
+        rows = recall_now.rows if recall_now else _SEARCHED
+        found[dataset] = Overlap(
+            rows=rows,
+            expected=fmean(expected_overlap(way, rows) for way in each.correlations),
+            measured=evaluation.overlap.get(dataset),
+        )
+    return found
+
+
 def evaluate_learned(
     store: ObjectStore,
-    learned: Sequence[LearnedDataset],
+    learned: Sequence[tuple[LearnedDataset, ModalityHeads]],
     now: ModalityHeads,
     here: World,
     scratch: Scratch,
 ) -> Evaluation:
-    """Measure learned datasets, each on one of the ranks, as far as their held-out rows can be read."""
+    """Measure learned datasets, each on one of the ranks, as far as their held-out rows can be read.
+
+    Each beside the heads to compare its results with.
+    """
     return _evaluate(store, rank_share(learned, here), now, scratch).gathered(here)
 
 
 def _evaluate(
-    store: ObjectStore, learned: Iterable[LearnedDataset], now: ModalityHeads, scratch: Scratch
+    store: ObjectStore,
+    learned: Iterable[tuple[LearnedDataset, ModalityHeads]],
+    now: ModalityHeads,
+    scratch: Scratch,
 ) -> Evaluation:
     found = Evaluation()
-    for line in learned:
+    for line, before in learned:
         try:
             rows = held_out_rows(_stored(store, line.dataset).evaluation_shards, scratch)
         except _UNREADABLE as error:
@@ -125,7 +161,7 @@ def _evaluate(
             continue
         # None if they were deleted on purpose.
         if rows is not None:
-            found.add(line.dataset, now, line.pair, rows)
+            found.add(line.dataset, now, line.pair, rows, before)
     return found
 
 
@@ -307,6 +343,28 @@ def recall(first_NE: Tensor, second_NE: Tensor, held_out: HeldOut) -> Recall:
     )
 
 
+def overlap(then: tuple[Tensor, Tensor], now: tuple[Tensor, Tensor]) -> float:
+    """Share of the ten best results of held-out queries that two versions have in common, averaged over both directions.
+
+    `then`, `now`: the unit embeddings (N × E) of both sides. Rows that tie with the tenth best one are among the best.
+    """
+    ways = (then, now), (then[::-1], now[::-1])
+    return fmean(_overlap(*way) for way in ways)
+
+
+def _overlap(then: tuple[Tensor, ...], now: tuple[Tensor, ...]) -> float:
+    (old_NE, old_rows_NE), (new_NE, new_rows_NE) = then, now
+    best = min(BEST, len(old_NE))
+    shared = 0
+    for start in range(0, len(old_NE), _QUERIES_AT_ONCE):
+        part = slice(start, start + _QUERIES_AT_ONCE)
+        scores_QN = old_NE[part] @ old_rows_NE.mT
+        last_Q1 = scores_QN.topk(best, dim=1).values[:, -1:]
+        found_QK = (new_NE[part] @ new_rows_NE.mT).topk(best, dim=1).indices
+        shared += int((scores_QN.gather(1, found_QK) >= last_Q1).sum())
+    return shared / max(best * len(old_NE), 1)
+
+
 def _share(places_N: Tensor, most: int) -> float:
     return float((places_N <= most).double().mean())
 
@@ -347,10 +405,10 @@ class _Best:
 
     @classmethod
     def from_scores(cls, scores_QN: Tensor, queries_Q: Tensor) -> "_Best":
-        best = scores_QN.topk(min(_BEST + 1, scores_QN.shape[1]), dim=1)
-        rows_QK, tenth_Q1 = best.indices[:, :_BEST], best.values[:, :_BEST][:, -1:]
+        best = scores_QN.topk(min(BEST + 1, scores_QN.shape[1]), dim=1)
+        rows_QK, tenth_Q1 = best.indices[:, :BEST], best.values[:, :BEST][:, -1:]
         # Where the eleventh ties with the tenth, more rows may: all scores of these queries are compared.
-        is_tied_Q = (best.values[:, _BEST:] == tenth_Q1).any(dim=1)
+        is_tied_Q = (best.values[:, BEST:] == tenth_Q1).any(dim=1)
         clear_Q, tied_Q = (each.nonzero()[:, 0] for each in (~is_tied_Q, is_tied_Q))
         queries, rows = (scores_QN[tied_Q] >= tenth_Q1[tied_Q]).nonzero(as_tuple=True)
         index_P = torch.cat([clear_Q.repeat_interleave(rows_QK.shape[1]), tied_Q[queries]])
@@ -368,7 +426,7 @@ class _Best:
         best_Q = best_Q.scatter_reduce(0, self.index_P, hits_P, "amax")
         ahead_P = ~is_hit_P & (self.scores_P >= best_Q[self.index_P])
         places_Q = 1 + self.index_P[ahead_P].bincount(minlength=len(best_Q))
-        return places_Q.masked_fill(best_Q.isneginf(), _BEST + 1)
+        return places_Q.masked_fill(best_Q.isneginf(), BEST + 1)
 
 
 def _class_accuracy(queries_NE: Tensor, gallery_NE: Tensor, labels_N: Tensor) -> float:

@@ -47,7 +47,13 @@ from workers.train.distributed import (
     rank_share,
     world,
 )
-from workers.train.evaluation import MeasuredVersion, evaluate, evaluate_version, measure_only
+from workers.train.evaluation import (
+    MeasuredVersion,
+    evaluate,
+    evaluate_version,
+    measure_only,
+    overlaps,
+)
 from workers.train.learn import Task, TrainingResult, learn
 from workers.train.progress import Reporter
 from workers.train.run import Run
@@ -143,6 +149,7 @@ def _train(
         protection=protections(spec.spec, learned.spaces),
         drift={dataset: each.drift for dataset, each in certified.items()},
         quality={dataset: each.quality for dataset, each in certified.items()},
+        overlap=overlaps(certified, evaluation),
         capacity={} if method.solves else _capacity(spec, parent, learned),
         shrinkage=learned.shrinkage,
         solution=solution(learned.trained, learned.model_state)

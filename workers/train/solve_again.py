@@ -25,7 +25,7 @@ from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.memory import Memory
 from workers.train.certify import Certificate, certificates
 from workers.train.distributed import all_gather_dict, barrier, rank_share, when_leader_is_done
-from workers.train.evaluation import MeasuredVersion, evaluate_learned, measure_only
+from workers.train.evaluation import MeasuredVersion, evaluate_learned, measure_only, overlaps
 from workers.train.learn import ModelState, check_finite
 from workers.train.progress import Reporter
 from workers.train.run import Run
@@ -81,11 +81,13 @@ def solve_again(
     own: dict[str, Certificate] = {}
     measured = datasets_to_measure(spec, sources.learned)
     names = {line.dataset for line in measured}
+    compared = list[tuple[LearnedDataset, ModalityHeads]]()
     for version in sources.past:
         lines = [line for line in version.learned if line.dataset in names]
         past = rank_share(read_past_datasets(store, version, lines), here)
         own |= certificates(past, version.model_state.heads, state.heads)
-    evaluation = evaluate_learned(store, measured, state.heads, here, scratch)
+        compared += [(line, version.model_state.heads) for line in lines]
+    evaluation = evaluate_learned(store, compared, state.heads, here, scratch)
     certified = all_gather_dict(own, here)
     if not here.is_leader:
         return
@@ -99,6 +101,7 @@ def solve_again(
         ranks=here.size,
         drift={dataset: each.drift for dataset, each in certified.items()},
         quality={dataset: each.quality for dataset, each in certified.items()},
+        overlap=overlaps(certified, evaluation),
         solution=solution(solved, state),
         evaluation=evaluation.now,
         score_errors=evaluation.score_errors,

@@ -15,6 +15,7 @@ from cmcl.contract.responses import KNOWN_OR_TEXT, ApiModel
 from cmcl.contract.version import (
     EvaluationResult,
     HeadCapacity,
+    Overlap,
     Protection,
     Quality,
     Recall,
@@ -62,6 +63,7 @@ class FailureReason(StrEnum):
     FORGETTING_TOO_LARGE = (
         "forgetting_too_large"  # earlier datasets lost more recall than permitted
     )
+    RESULTS_CHANGED = "results_changed"  # more of the ten best results changed than permitted
     GAIN_TOO_SMALL = "gain_too_small"  # the new dataset gained less recall than asked for
     NOT_MEASURED = "not_measured"  # the gate needs a measurement that the candidate lacks
     REJECTED_BY_HAND = "rejected_by_hand"  # a user rejected it
@@ -252,10 +254,14 @@ class JobPhases(ApiModel):
     phases: list[JobPhase]
 
 
+BoundName = Literal["max_drift", "min_backward_transfer", "min_overlap", "min_gain"]
+BoundSource = Literal["gate", "specification"]
+
+
 class Bound(ApiModel):
     """A bound that the gate can set for candidates, and how this one compares with it."""
 
-    name: Literal["max_drift", "min_backward_transfer", "min_gain"]
+    name: BoundName
     permitted: float | None = Field(description="the bound; null: it is not set")
     found: float | None = Field(
         description="the candidate's value; null: it was not measured, or there is no earlier dataset"
@@ -263,7 +269,7 @@ class Bound(ApiModel):
     met: bool | None = Field(
         description="whether the candidate meets it, also where there is nothing to compare with; null: it is not set"
     )
-    source: Literal["gate", "specification"] = Field(
+    source: BoundSource = Field(
         description="where it is set; max_drift is that of the specification unless the gate sets it"
     )
     message: str | None = Field(description="why it is not met")
@@ -294,6 +300,9 @@ class CandidateDataset(ApiModel):
         description="the same in the candidate; null for its own dataset"
     )
     drift_against_parent: float | None = Field(description="of its scores, by the candidate alone")
+    overlap: Overlap | None = Field(
+        description="of the ten best results, in the parent and in the candidate; null for its own dataset"
+    )
     quality_before: Quality | None = Field(description="in the parent")
     quality_after: Quality | None = Field(description="in the candidate; null for its own dataset")
     attainable: float | None = Field(

@@ -232,6 +232,7 @@ def test_jobs_are_cancelled_retried_approved_and_rejected(
         assert [bound.name for bound in candidate.bounds] == [
             "max_drift",
             "min_backward_transfer",
+            "min_overlap",
             "min_gain",
         ]
         getattr(published, word)(job, "because")

@@ -80,6 +80,8 @@ def grown(grown_folder: Path, tmp_path: Path) -> Iterator[ControlPlane]:
         ({"min_gain": 0.5}, 0.8, 0.5, 0.1, FailureReason.GAIN_TOO_SMALL),
         ({"min_gain": 0.3}, 0.8, 0.5, 0.1, None),
         ({"max_drift": 0.05}, 0.8, 0.5, 0.1, FailureReason.DRIFT_TOO_LARGE),
+        ({"min_overlap": 0.7}, 0.8, 0.5, 0.1, FailureReason.RESULTS_CHANGED),
+        ({"min_overlap": 0.6}, 0.8, 0.5, 0.1, None),
     ],
 )
 def test_the_gate_decides(
@@ -388,14 +390,15 @@ def test_a_held_candidate_is_shown_beside_its_parent(held: tuple[ControlPlane, s
 
 def test_each_bound_is_shown_with_what_was_found(held: tuple[ControlPlane, str]) -> None:
     plane, job = held
-    drift, transfer, gain = _candidate(plane, job)["bounds"]
+    drift, transfer, overlap, gain = _candidate(plane, job)["bounds"]
     assert (drift["permitted"], drift["found"], drift["met"]) == (0.3, 0.2, True)
     assert (transfer["permitted"], transfer["met"]) == (None, None)
     assert transfer["found"] == pytest.approx(-0.05)
+    assert (overlap["permitted"], overlap["found"], overlap["met"]) == (None, 0.65, None)
     assert (gain["permitted"], gain["found"]) == (None, pytest.approx(0.5))
     # The gate may change while the candidate waits.
     plane.client.put(GATE, json={"max_drift": 0.1, "min_gain": 0.6, "manual_approval": True})
-    drift, _, gain = _candidate(plane, job)["bounds"]
+    drift, *_, gain = _candidate(plane, job)["bounds"]
     assert (drift["met"], gain["met"]) == (False, False)
     assert "moved further than 10 %" in drift["message"]
     assert "by 20 %" in drift["message"]
@@ -428,7 +431,7 @@ def test_a_first_candidate_has_no_parent_and_meets_every_bound(plane: ControlPla
     found = _candidate(plane, job)
     assert found["parent"] is None
     assert [each["is_new"] for each in found["datasets"]] == [True]
-    assert [bound["met"] for bound in found["bounds"]] == [None, True, None]
+    assert [bound["met"] for bound in found["bounds"]] == [None, True, None, None]
 
 
 def test_without_a_candidate_the_state_is_named(held: tuple[ControlPlane, str]) -> None:

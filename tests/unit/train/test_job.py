@@ -200,6 +200,10 @@ def test_a_solved_version_says_how_and_is_certified(store: LocalStore, tmp_path:
     assert report.solution.groups == (("depth", "image", "text"),)
     assert report.drift["ds-1"].since_learned > 0
     assert report.quality["ds-1"].now < -0.5
+    overlap = report.overlap["ds-1"]
+    assert overlap.rows == report.evaluation["ds-1"].rows
+    assert overlap.measured == pytest.approx(overlap.expected, abs=0.15)
+    assert overlap.expected < 1
     assert report.recall_before is not None
     assert report.recall_before.at_1 < report.evaluation["ds-2"].at_1
     assert report.protection == {}

@@ -81,6 +81,9 @@ def grow(plane: ControlPlane) -> None:
     )
 
 
+SAME = "65 % expected 70 %"
+
+
 def hold(plane: ControlPlane, model: str, name: str, **figures: Any) -> str:
     """A job whose candidate has these figures and waits for approval."""
     job = plane.post_dataset(name, model)
@@ -102,10 +105,10 @@ def test_each_dataset_of_a_version_stands_beside_its_parent(
     assert new[1:6] == ["– none", "25.0 %", "50.0 % R@10 50.0 %", "+25.0 points", "– none"]
     assert "R@1 counts equal item; own row 25.0 %, R@10 25.0 %" in new[0]
     assert one[1:] == [
-        *("80.0 %", "75.0 %", "70.0 % R@10 70.0 %", "−5.0 points", "−10.0 points", "10.0 %")
+        *("80.0 %", "75.0 %", "70.0 % R@10 70.0 %", "−5.0 points", "−10.0 points", "10.0 %", SAME)
     ]
     assert two[1:] == [
-        *("60.0 %", "60.0 %", "62.5 % R@10 62.5 %", "+2.5 points", "+2.5 points", "35.0 %")
+        *("60.0 %", "60.0 %", "62.5 % R@10 62.5 %", "+2.5 points", "+2.5 points", "35.0 %", SAME)
     ]
 
 
@@ -188,6 +191,7 @@ def test_a_candidate_is_compared_with_its_parent_and_with_each_bound(
     assert [row[1:4] for row in bounds] == [
         ["at most 40 %", "38.0 %", "met"],
         ["– none", "−15.0 points", "not set"],
+        ["– none", "65.0 %", "not set"],
         ["at least +10.0 points", "+12.5 points", "met"],
     ]
     assert "v3 remains the newest version" in text_of(reader.get(f"/ui/jobs/{job}/reject").text)
