@@ -167,6 +167,9 @@ class LearnedDataset(Frozen):
         "version that unlearned a dataset which `version` had seen",
     )
     moments: FileEntry
+    projections: FileEntry | None = Field(
+        default=None, description="what queries are compared with; null: not kept"
+    )
     shard_digests: tuple[Sha256, ...]
     encoders: dict[Modality, Sha256] = Field(
         default={},
@@ -194,6 +197,12 @@ class LearnedDataset(Frozen):
         exclude_if=lambda attainable: attainable is None,
         description="sum of its squared canonical correlations that heads of this width can hold",
     )
+
+    @property
+    def kept(self) -> dict[str, FileEntry]:
+        """What is stored of the dataset itself."""
+        projections = {"projections": self.projections} if self.projections else {}
+        return {"moments": self.moments, **projections}
 
 
 def datasets_to_merge(
@@ -364,7 +373,10 @@ class VersionManifest(Frozen):
     def own(self) -> dict[str, FileEntry]:
         """Its files, and the moments of datasets that it learned or merged. Versions before it name the others."""
         new = (line for line in self.learned if line.version == self.version)
-        return {**self.files, **{f"moments of {line.dataset}": line.moments for line in new}}
+        kept = {
+            f"{what} of {line.dataset}": entry for line in new for what, entry in line.kept.items()
+        }
+        return {**self.files, **kept}
 
     def as_in_branch(self, name: ModelName) -> Self:
         """The same version as a branch of that name has it."""
@@ -376,7 +388,8 @@ class VersionManifest(Frozen):
         """Digests of everything that it names."""
         return frozenset(
             entry.sha256
-            for entry in (*self.files.values(), *(line.moments for line in self.learned))
+            for files in (self.files, *(line.kept for line in self.learned))
+            for entry in files.values()
         )
 
 

@@ -166,8 +166,13 @@ class PairedRows:
         Where a row is, on which rank and in which order does not matter, and equal rows are in the
         same half.
         """
-        in_second_N = _hash_bit(self.first_keys_N, self.second_keys_N)
+        in_second_N = self.in_second_half_N
         return self.at(~in_second_N), self.at(in_second_N)
+
+    @property
+    def in_second_half_N(self) -> Tensor:
+        """Which of the two `halves` each row is in (bool, N)."""
+        return _hash_bit(self.first_keys_N, self.second_keys_N)
 
     def positives_in(self, everywhere: "PairedRows") -> Tensor:
         """Which rows of `everywhere` share an item with each of these (bool, N × B)."""

@@ -11,6 +11,7 @@ from contextlib import closing
 from functools import partial
 
 import torch
+from safetensors.torch import save
 
 from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.errors import NON_RETRYABLE, ObjectNotFound
@@ -224,6 +225,7 @@ def _write(
         rows=learned.moments.count,
         version=spec.version,
         moments=stored,
+        projections=write_blob(store, save(dict(learned.projections))),
         shard_digests=tuple(shard.sha256 for shard in dataset.shards),
         encoders={modality: identity.digest for modality, identity in dataset.encoders.items()},
         rejected_rows=dataset.rejected.rows if dataset.rejected else 0,

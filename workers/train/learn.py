@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from cmcl.contract.errors import InvalidDataset, NothingToLearn, TrainingDiverged
@@ -29,6 +30,7 @@ from workers.model.memory import Memory
 from workers.nullspace.centred import dataset_moments
 from workers.nullspace.closed_form import NO_VARIANCE
 from workers.nullspace.conditioning import Conditioning, centring, conditioning
+from workers.nullspace.drift import WIDTH, projected, sums_of_halves
 from workers.nullspace.mask import UpdateSpace
 from workers.nullspace.moments import PairMoments, SecondMoment, moment_about, no_pairs, no_rows
 from workers.nullspace.subspace import EigenBasis
@@ -37,6 +39,7 @@ from workers.train.certify import PastDataset, cost_of_step, limit_drift, limit_
 from workers.train.distributed import (
     all_reduce_moment,
     all_reduce_pair_moments,
+    all_reduce_sum,
     barrier,
     broadcast,
     side_by_side,
@@ -46,6 +49,8 @@ from workers.train.loop import TrainedPair, mean_loss, new_heads, rotation_of, t
 from workers.train.rows import RotatedRows, TrainingRows
 from workers.train.run import Run, Tensors, part_of
 
+Projections = Mapping[str, Tensor]
+"""By modality, what queries are compared with (`nullspace.drift.sums_of_halves`)."""
 Attainable = Callable[[PairMoments], float | None]
 """`nullspace.certificate.attainable` at the width of the heads, or None for it."""
 
@@ -79,6 +84,7 @@ class TrainingResult:
 
     model_state: ModelState
     moments: PairMoments
+    projections: Projections
     spaces: Mapping[str, UpdateSpace]
     trained: TrainedPair | Solved
     shrinkage: Shrinkage | None
@@ -91,17 +97,19 @@ class StartState:
     """Everything that is computed before the first update and constant afterwards.
 
     The parent's heads with the conditioning of new modalities and the weights that the method starts from, the
-    dataset's moments, and the update spaces (empty until they are computed). It is part of every checkpoint, so that
+    dataset's moments and projections, and the update spaces (empty until they are computed). It is part of every checkpoint, so that
     a run that continues need not compute it again.
     """
 
     heads: ModalityHeads
     moments: PairMoments
+    projections: Projections
     spaces: Mapping[str, UpdateSpace] = field(default_factory=dict)
 
     def tensors(self) -> Tensors:
-        """Moments, and the weights, conditioning and update spaces of the pair."""
+        """Moments, projections, and the weights, conditioning and update spaces of the pair."""
         named = {f"moments/{name}": each for name, each in moment_tensors(self.moments).items()}
+        named |= {f"projections/{name}": each for name, each in self.projections.items()}
         for modality, space in self.spaces.items():
             conditioning = self.heads.conditioning[modality]
             parts = {
@@ -130,7 +138,8 @@ class StartState:
             inputs = EigenBasis(parts["input_vectors"], parts["input_values"])
             spaces[modality] = UpdateSpace(outputs, inputs, parts["free"])
         moments = moments_from(part_of(saved, "moments"))
-        return cls(parent.conditioned(conditionings).replaced(weights), moments, spaces)
+        heads = parent.conditioned(conditionings).replaced(weights)
+        return cls(heads, moments, part_of(saved, "projections"), spaces)
 
 
 def initial_state(spec: ModelSpec) -> ModelState:
@@ -169,7 +178,7 @@ def _solve(
     heads = before.heads
     if spec.solves and spec.centred:
         heads = condition_new_modalities(spec, heads, task.pair, task.rows, run, centring)
-    halves, moments = _sum_moments(heads, task, run)
+    halves, moments, projections = _sum_moments(heads, task, run)
 
     run.watcher.enter("training")
     context = _context(spec, before, heads, task, run)
@@ -191,7 +200,7 @@ def _solve(
     cost = cost_of_step(context, shrunk, solved.weights, heads, task.rows, run)
     state = method.next_state(context, heads, DatasetStatistics(moments))
     after = ModelState(heads, memory, state)
-    return TrainingResult(after, moments, {}, solved, cost, choice, best)
+    return TrainingResult(after, moments, projections, {}, solved, cost, choice, best)
 
 
 def _train(
@@ -210,7 +219,7 @@ def _train(
         best = when_leader_is_done(lambda: attainable(start.moments), run.here)
     else:
         heads = condition_new_modalities(spec, before.heads, task.pair, task.rows, run)
-        halves, moments = _sum_moments(heads, task, run)
+        halves, moments, projections = _sum_moments(heads, task, run)
         run.watcher.enter("training")
         context = _context(spec, before, heads, task, run)
         found, best = side_by_side(
@@ -221,8 +230,8 @@ def _train(
             heads = heads.replaced(found.weights)
             context = replace(context, heads=heads)
             after = _state_after(method, context, heads, moments, task)
-            return TrainingResult(after, moments, {}, found, None, attainable=best)
-        start = StartState(heads.replaced(found), moments)
+            return TrainingResult(after, moments, projections, {}, found, None, attainable=best)
+        start = StartState(heads.replaced(found), moments, projections)
     context = _context(spec, before, start.heads, task, run)
     spaces = start.spaces or _update_spaces(spec, method, context, run)
     run.checkpoints.set_start(replace(start, spaces=spaces).tensors())
@@ -238,7 +247,8 @@ def _train(
     heads = new_heads(context, spaces, changes)
     heads = heads.replaced(method.finish(context, heads))
     after = _state_after(method, context, heads, start.moments, task)
-    return TrainingResult(after, start.moments, spaces, trained, cost, attainable=best)
+    sums = start.moments, start.projections
+    return TrainingResult(after, *sums, spaces, trained, cost, attainable=best)
 
 
 def _context(
@@ -318,17 +328,23 @@ def condition_new_modalities(
 
 
 def moments_of_halves(
-    heads: ModalityHeads, pair: ModalityPair, rows: TrainingRows, run: Run
+    heads: ModalityHeads,
+    pair: ModalityPair,
+    rows: TrainingRows,
+    run: Run,
+    add_raw: Callable[[PairedRows], None] = lambda _: None,
 ) -> tuple[PairMoments, PairMoments]:
     """The moments of the two halves of all rows (`PairedRows.halves`) as the heads read them.
 
     Products are of what rows differ by from a shift near their mean, see `moment_about`: features of some encoders
-    hardly differ, and rounding of their products would be larger than their covariance.
+    hardly differ, and rounding of their products would be larger than their covariance. `add_raw` gets this rank's rows
+    as they are, for other sums in the same pass.
     """
     own, other = (heads.weights[modality].shape[1] for modality in pair.modalities)
     totals = [no_pairs(own, other, run.device), no_pairs(own, other, run.device)]
     shifts: tuple[Tensor, Tensor] | None = None
     for raw in _chunks(rows, run):
+        add_raw(raw)
         read = prepare_rows(heads, pair, raw)
         if shifts is None:
             shifts = _near_the_mean(read.first_NI), _near_the_mean(read.second_NJ)
@@ -346,13 +362,21 @@ def moments_of_halves(
 
 def _sum_moments(
     heads: ModalityHeads, task: Task, run: Run
-) -> tuple[tuple[PairMoments, PairMoments], PairMoments]:
-    """The moments of the two halves of the rows, and of all. Raises NothingToLearn."""
+) -> tuple[tuple[PairMoments, PairMoments], PairMoments, Projections]:
+    """The moments of the two halves of the rows, and of all; and projections. Raises NothingToLearn."""
     run.watcher.enter("moments")
-    halves = moments_of_halves(heads, task.pair, task.rows, run)
+    sums_S2II = torch.zeros(2, 2, WIDTH + 1, WIDTH + 1, dtype=torch.float64, device=run.device)
+
+    def add_raw(raw: PairedRows) -> None:
+        for side_2II, raw_NF in zip(sums_S2II, (raw.first_NI, raw.second_NJ), strict=True):
+            side_2II.add_(sums_of_halves(projected(unit_rows(raw_NF)), raw.in_second_half_N))
+
+    halves = moments_of_halves(heads, task.pair, task.rows, run, add_raw)
     moments = halves[0] + halves[1]
     _check_that_sides_vary(task.pair, moments)
-    return halves, moments
+    total = torch.tensor(all_reduce_sum(sums_S2II.flatten(), run.here), dtype=torch.float64)
+    sides = total.view_as(sums_S2II).unbind()
+    return halves, moments, dict(zip(task.pair.modalities, sides, strict=True))
 
 
 def _fill_local_disk(rows: TrainingRows, run: Run) -> None:

@@ -220,7 +220,7 @@ def named_blobs(connection: Connection) -> set[str]:
     )
     found = {entry["sha256"] for files in connection.scalars(query) for entry in files.values()}
     lines = _lineages(connection, models.c.swept_at.is_(None))
-    return found | {line.moments.sha256 for line in lines}
+    return found | {entry.sha256 for line in lines for entry in line.kept.values()}
 
 
 def known_versions(connection: Connection) -> set[tuple[str, int]]:

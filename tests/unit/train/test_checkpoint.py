@@ -106,6 +106,7 @@ def tensors_of(learned: TrainingResult) -> dict[str, torch.Tensor]:
         **{f"kept/{name}": tensor for name, tensor in known.method_state.items()},
         **{f"map/{name}": each.map for name, each in known.heads.conditioning.items()},
         "moments": learned.moments.cross_IJ,
+        **{f"projections/{name}": each for name, each in learned.projections.items()},
         "loss": torch.tensor(learned.trained.final_loss),
     }
 
