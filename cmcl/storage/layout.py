@@ -277,6 +277,32 @@ def pair_of(name: str) -> tuple[str, str] | None:
     return (match[1], match[2]) if match else None
 
 
+def all_query_sums() -> str:
+    """Prefix of the sums of queries that are not in a report yet."""
+    return "queries/"
+
+
+def query_sums(model: str, minute: int, replica: str, version: int) -> str:
+    """Written by a replica in that minute after 1970."""
+    return f"{all_query_sums()}{model}/{minute:010d}-{replica}-{version}.json"
+
+
+def query_sums_in(key: str) -> tuple[str, int, str]:
+    """Model, minute and replica of the key of a sum."""
+    _, model, name = key.split("/")
+    minute, replica, _ = name.split("-")
+    return model, int(minute), replica
+
+
+def drift_reports() -> str:
+    """Prefix of the reports on drift of queries."""
+    return "drift/"
+
+
+def drift_report(model: str) -> str:
+    return f"{drift_reports()}{model}.json"
+
+
 def live_pointer(model: str) -> str:
     return f"models/{model}/live.json"
 

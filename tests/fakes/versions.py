@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from functools import cache
 
 import torch
+from safetensors.torch import save
 
 from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.modality import FileEntry, ModalityPair
@@ -29,8 +30,9 @@ from workers.model.artifact import (
     save_moments,
     save_selftest,
 )
-from workers.model.heads import ModalityHeads, initial_heads
+from workers.model.heads import ModalityHeads, initial_heads, unit_rows
 from workers.model.memory import Memory
+from workers.nullspace.drift import projected, sums_of_halves
 from workers.nullspace.moments import PairMoments, pair_moments
 from workers.train.versions import heads_files, memory_files
 
@@ -88,7 +90,8 @@ def store_version(
     """Publish a version without making it live."""
     first, *others = sorted(learned or spec.modalities)
     pairs = [ModalityPair(first=first, second=other) for other in others]
-    moments = {pair: _random_moments(spec, pair, version) for pair in pairs}
+    rows = {pair: random_rows(spec, pair, version) for pair in pairs}
+    moments = {pair: _moments(spec, pair, each) for pair, each in rows.items()}
     memory = Memory()
     for pair, each in moments.items():
         memory = memory.with_dataset(pair, each)
@@ -98,8 +101,14 @@ def store_version(
         **memory_files(save_memory(memory)),
     }
     entries = {name: write_blob(store, data) for name, data in files.items()}
-    moment_entries = [write_blob(store, save_moments(each)) for each in moments.values()]
-    manifest = _manifest(model, version, spec, pairs, entries, moment_entries).model_copy(
+    kept = [
+        {
+            "moments": write_blob(store, save_moments(moments[pair])),
+            "projections": write_blob(store, save(_projections(each))),
+        }
+        for pair, each in rows.items()
+    ]
+    manifest = _manifest(model, version, spec, pairs, entries, kept).model_copy(
         update={"encoders": dict(encoders)}
     )
     publish_manifest(store, manifest)
@@ -119,7 +128,7 @@ def _manifest(
     spec: ModelSpec,
     pairs: Sequence[ModalityPair],
     files: dict[str, FileEntry],
-    moments: Sequence[FileEntry],
+    kept: Sequence[Mapping[str, FileEntry]],
 ) -> VersionManifest:
     dataset = f"{model}-data-{version}"
     learned = LearnedDataset(
@@ -128,7 +137,8 @@ def _manifest(
         pair=pairs[0],
         rows=_ROWS,
         version=version,
-        moments=moments[0],
+        moments=kept[0]["moments"],
+        projections=kept[0]["projections"],
         shard_digests=(entry_for(dataset.encode()).sha256,),
     )
     others = [
@@ -137,10 +147,10 @@ def _manifest(
                 "dataset": f"{dataset}-{pair.key}",
                 "name": pair.key,
                 "pair": pair,
-                "moments": entry,
+                **entries,
             }
         )
-        for pair, entry in zip(pairs[1:], moments[1:], strict=True)
+        for pair, entries in zip(pairs[1:], kept[1:], strict=True)
     ]
     return VersionManifest(
         model=model,
@@ -158,11 +168,23 @@ def _manifest(
     )
 
 
-def _random_moments(spec: ModelSpec, pair: ModalityPair, seed: int) -> PairMoments:
+def random_rows(spec: ModelSpec, pair: ModalityPair, seed: int) -> dict[str, torch.Tensor]:
+    """The raw features that a version of that number has learned, by modality."""
     generator = torch.Generator().manual_seed(seed)
+    return {
+        modality: torch.randn(_ROWS, spec.widths[modality], generator=generator)
+        for modality in pair.modalities
+    }
 
-    def rows(modality: str) -> torch.Tensor:
-        rows_BF = torch.randn(_ROWS, spec.widths[modality], generator=generator)
-        return _initial_heads(spec.model_dump_json()).prepare(modality, rows_BF)
 
-    return pair_moments(rows(pair.first), rows(pair.second))
+def _moments(spec: ModelSpec, pair: ModalityPair, rows: Mapping[str, torch.Tensor]) -> PairMoments:
+    heads = _initial_heads(spec.model_dump_json())
+    return pair_moments(*(heads.prepare(modality, rows[modality]) for modality in pair.modalities))
+
+
+def _projections(rows: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    in_second_B = torch.arange(_ROWS) % 2 == 1
+    return {
+        modality: sums_of_halves(projected(unit_rows(raw_BF)), in_second_B)
+        for modality, raw_BF in rows.items()
+    }

@@ -33,6 +33,7 @@ from workers.serve.batcher import Batcher, stuck
 from workers.serve.collections.collections import Collections
 from workers.serve.collections.follower import CollectionsFollower
 from workers.serve.collections.registry import Registry
+from workers.serve.drift import watch_queries
 from workers.serve.encoders.deployment import (
     REPLICA,
     Handle,
@@ -98,6 +99,9 @@ class Embedder:
         self._metrics.watch("heads_bytes", lambda: self._cache.bytes)
         swapper = Swapper(self._live, self._cache, self._metrics, tracing=self._tracing)
         self._access, tasks = _authenticator(args, self._metrics)
+        self._queries = watch_queries(args, uuid4().hex)
+        if self._queries is not None:
+            tasks = (*tasks, self._queries.poll)
         self._follower = Follower(
             self._store, self._live, swapper, args.poll_interval_seconds, tasks
         )
@@ -134,6 +138,7 @@ class Embedder:
             collections=self._collections,
             tracing=self._tracing,
             replica_states=_replica_states,
+            queries=self._queries,
         )
         return create_api(replica)
 

@@ -65,6 +65,11 @@ class ServeArgs(Frozen):
         "take at most half of it (CMCL_HEADS_BYTES_MAX of the control plane)",
     )
 
+    watch_queries: bool = Field(
+        default=True,
+        description="whether replicas add up features of what they embed, to compare them with what a model has "
+        "learned. No query is stored, and no sum of fewer than 256",
+    )
     encoders: tuple[EncoderSpec, ...] = Field(
         default=(),
         description="for raw items; models bind modalities to them by name. As CMCL_ENCODERS of the control "

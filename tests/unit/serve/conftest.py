@@ -32,6 +32,7 @@ from workers.serve.batcher import Batcher
 from workers.serve.collections.collections import Collections
 from workers.serve.collections.follower import CollectionsFollower
 from workers.serve.collections.registry import Registry
+from workers.serve.drift import QueryWatch
 from workers.serve.encoders.client import EncoderClient
 from workers.serve.settings import ServeSettings
 
@@ -76,6 +77,7 @@ class Replica:
     metrics: RecordedMetrics = field(default_factory=RecordedMetrics)
     encoders: Mapping[str, EncoderClient] = field(default_factory=dict)
     tracing: "OpenTelemetryTracing | None" = None
+    queries: QueryWatch | None = None
 
     def __post_init__(self) -> None:
         self.stored = StoredVersions(self.store)
@@ -118,6 +120,7 @@ class Replica:
             metrics=self.metrics,
             collections=self.collections,
             tracing=self.tracing,
+            queries=self.queries,
         )
 
     def publish(

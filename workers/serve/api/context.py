@@ -31,6 +31,7 @@ from workers.serve.auth import Access, Caller
 from workers.serve.background import BackgroundExecutor, Steps, run_to_end
 from workers.serve.batcher import Batcher, Ticket
 from workers.serve.collections.collections import Collections
+from workers.serve.drift import QueryWatch
 from workers.serve.encoders.client import EncoderClient
 from workers.serve.errors import (
     BodyTimeout,
@@ -194,6 +195,8 @@ class Replica:
     tracing: "OpenTelemetryTracing | None" = None
     # Number of replicas by Serve's state. May wait for Serve's controller.
     replica_states: Callable[[], Mapping[str, int]] = dict
+    # None: queries are not watched.
+    queries: QueryWatch | None = None
 
 
 @dataclass(frozen=True)

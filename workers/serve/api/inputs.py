@@ -226,6 +226,8 @@ async def embed_parts(
     """Return embeddings (B × E) of all parts, each row at its position."""
 
     def embedded(part: ModalityRows) -> Coroutine[Any, Any, Float32Array]:
+        if replica.queries is not None:
+            replica.queries.add(version, part.modality, part.rows_BF)
         return replica.batcher.embed(
             version, part.modality, part.rows_BF, normalize=normalize, ticket=ticket
         )
