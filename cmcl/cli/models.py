@@ -255,6 +255,13 @@ def model_gate(  # noqa: PLR0913 - each bound is an option
     max_drift: Annotated[
         float | None, typer.Option(help="largest relative drift of earlier scores")
     ] = None,
+    bounds: Annotated[
+        str | None,
+        typer.Option(
+            help="auto: bounds that are not set follow from what chance changes between the halves of each dataset, and a "
+            "candidate that violates one is held; set: they are not checked"
+        ),
+    ] = None,
     min_backward_transfer: Annotated[
         float | None,
         typer.Option(help="smallest backward transfer of recall, e.g. -0.02 for two points"),
@@ -280,6 +287,7 @@ def model_gate(  # noqa: PLR0913 - each bound is an option
 ) -> None:
     """Show or change the gate, which a candidate must meet before it is published."""
     changes = without_none(
+        bounds=bounds,
         max_drift=max_drift,
         min_backward_transfer=min_backward_transfer,
         min_overlap=min_overlap,
@@ -300,6 +308,7 @@ def model_gate(  # noqa: PLR0913 - each bound is an option
 def _gate_view(gate: ModelGate) -> RenderableType:
     return fields(
         {
+            "bounds": gate.bounds,
             "max drift": gate.max_drift,
             "min backward transfer": gate.min_backward_transfer,
             "min overlap": gate.min_overlap,

@@ -272,7 +272,8 @@ _COUNTS = {
 _RECALL = ("rows", "R@1", "R@10", "own row R@1", "own row R@10")
 _CERTIFICATE = (
     "drift: root mean square change of the dataset's scores, relative to their size. "
-    "loss now (quality in the API): spectral contrastive loss; -1 as when the dataset was learned, "
+    "same ten best: share of the ten best results that stay the same from the parent. by chance: between versions from the "
+    "two halves of the dataset's rows. loss now (quality in the API): spectral contrastive loss; -1 as when the dataset was learned, "
     "lower is better, 0 is no better than no scores. "
     "best loss: the lowest that any two heads of this width reach on the dataset alone."
 )
@@ -405,18 +406,20 @@ def certificate(version: Version, names: Mapping[str, str]) -> RenderableType:
     """Drift and loss of earlier datasets, computed from moments."""
     drift, quality = version.certificate.drift, version.certificate.quality
     overlap = version.report.overlap
+    halves = {line.dataset: line.halves for line in version.lineage}
     if not drift and not quality:
         return Text("first version: no earlier datasets\n", style="dim")
     rows = []
     for dataset in dict.fromkeys((*drift, *quality)):
         moved, good = drift.get(dataset), quality.get(dataset)
         drifts = (moved.since_learned, moved.against_parent) if moved else (None, None)
+        chance = known.drift if (known := halves.get(dataset)) else None
         losses = (good.now, good.best) if good else (None, None)
         same = overlap.get(dataset)
-        overlaps = (same.expected, same.measured) if same else (None, None)
-        rows.append([names.get(dataset, dataset), *drifts, *overlaps, *losses])
-    drift_headings = ("drift since learned", "drift by this version")
-    same_headings = ("same ten best, expected", "measured")
+        overlaps = (same.expected, same.measured, same.halves) if same else (None, None, None)
+        rows.append([names.get(dataset, dataset), *drifts, chance, *overlaps, *losses])
+    drift_headings = ("drift since learned", "drift by this version", "by chance")
+    same_headings = ("same ten best, expected", "measured", "by chance")
     headings = ("earlier dataset", *drift_headings, *same_headings, "loss now", "best loss")
     earlier = sum(line.version != version.version for line in version.lineage)
     title = "certificate"
@@ -460,6 +463,9 @@ def _facts(version: Version) -> dict[str, Cell]:
         "job": f"{version.job}, attempt {version.attempt}" if version.job else None,
         "copied from": version.copied_from,
         "updates": f"{report.updates} on {report.ranks} ranks",
+        "agreement of its pairs": f"{pairs.score:.3g}, by chance {pairs.least:.3g} or more"
+        if (pairs := report.agreement)
+        else None,
         "created": version.created_at,
         "stored": version.stored_at,
         "retired": version.retired_at,

@@ -240,6 +240,9 @@ class ModelSpec(ModelOptions):
         return self
 
 
+Bounds = Literal["set", "auto"]
+
+
 class Gate(Frozen):
     """Conditions that a candidate's report must meet, and the `priority` of the model's jobs.
 
@@ -249,6 +252,12 @@ class Gate(Frozen):
     none, the candidate is rejected too.
     """
 
+    bounds: Bounds = Field(
+        default="set",
+        description="auto: bounds that are not set follow from what the two halves of each dataset differ in by chance, "
+        "and a candidate that violates such a bound is held until a user approves or rejects it. They are those of drift, "
+        "backward transfer and overlap, and the agreement of the new pairs. Only the policy improve has halves",
+    )
     max_drift: float | None = Field(
         default=None,
         gt=0,

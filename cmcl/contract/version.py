@@ -34,6 +34,12 @@ class Overlap(Frozen):
     expected: float = Field(
         ge=0, le=1, description="from the dataset's moments, which know no single row"
     )
+    halves: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="the same between versions that were solved from one half of its rows each; null: not known",
+    )
     measured: float | None = Field(
         default=None, ge=0, le=1, description="on its held-out rows; null: it has none"
     )
@@ -139,6 +145,40 @@ class MeasuredDataset(EvaluationDataset):
     )
 
 
+class Halves(Frozen):
+    """How the two halves of the rows of a dataset agree, and so what chance changes."""
+
+    agreement: float = Field(
+        ge=0,
+        description="mean score of true pairs over the root mean square of all scores, by heads of the other half",
+    )
+    correlation: float = Field(
+        ge=-1,
+        le=1,
+        description="of the scores by heads of one half with those by heads of the other",
+    )
+
+    @property
+    def drift(self) -> float:
+        """The relative change of scores from one half's heads to the other's, at equal size: √(2 (1 − r))."""
+        return float((2 * (1 - self.correlation)) ** 0.5)
+
+
+class Agreement(Frozen):
+    """Mean score of the true pairs of the new dataset over the root mean square of all its scores.
+
+    By heads of an earlier dataset whose pairs are of the same kind: where one scores them higher than the two halves of
+    the new dataset score each other. Otherwise by heads of the other half.
+    """
+
+    dataset: str | None = Field(description="the earlier dataset; null: none is of the same kind")
+    score: float = Field(ge=0)
+    least: float = Field(
+        description="what chance leaves: two standard errors less than the halves of the earlier dataset, which have fewer "
+        "rows to learn from; without one, three standard errors, which rows without any relation hardly reach"
+    )
+
+
 class EvaluationResult(Frozen):
     """`runs/<job>/a<attempt>/evaluation.json`: a dataset that is measured only, with the version that was live."""
 
@@ -191,6 +231,7 @@ class LearnedDataset(Frozen):
         description="in which pairs of both halves of its rows agree, rounded up to one of 1, 2, 3, 4, 6, 8, ..., "
         "128; null: more than 128, or the policy is not improve",
     )
+    halves: Halves | None = Field(default=None, exclude_if=lambda halves: halves is None)
     attainable: float | None = Field(
         default=None,
         ge=0,
@@ -277,6 +318,11 @@ class VersionReport(Frozen):
         default={},
         exclude_if=lambda overlaps: not overlaps,
         description="by dataset in `drift`, with the parent",
+    )
+    agreement: Agreement | None = Field(
+        default=None,
+        exclude_if=lambda agreement: agreement is None,
+        description="of the pairs of the new dataset; null: the policy is not improve",
     )
     capacity: dict[str, HeadCapacity] = Field(
         default={},

@@ -57,9 +57,12 @@ def _known_to(candidate: VersionManifest, spec: ModelSpec) -> ModelSpec:
 
 @dataclass(frozen=True)
 class Shortfall:
-    """How a candidate violates its model's gate."""
+    """How a candidate violates its model's gate.
 
-    reason: FailureReason
+    `reason`: why it is rejected; None: a bound that chance sets, for a person to judge.
+    """
+
+    reason: FailureReason | None
     message: str
 
 
@@ -75,7 +78,6 @@ class Check:
 
 def bounds(gate: Gate, candidate: VersionManifest) -> list[Bound]:
     """Every bound, set or not, the most important one first."""
-    checks = {name: check(gate, candidate) for name, check in _CHECKS.items()}
     return [
         Bound(
             name=name,
@@ -85,14 +87,22 @@ def bounds(gate: Gate, candidate: VersionManifest) -> list[Bound]:
             source=each.source,
             message=None if each.shortfall is None else each.shortfall.message,
         )
-        for name, each in checks.items()
+        for name, each in _checks(gate, candidate).items()
     ]
 
 
+def _checks(gate: Gate, candidate: VersionManifest) -> dict[BoundName, Check]:
+    checks = {name: check(gate, candidate) for name, check in _CHECKS.items()}
+    if gate.bounds == "auto":
+        derived = bounds_by_chance(candidate)
+        checks |= {name: each for name, each in derived.items() if checks[name].permitted is None}
+    return checks
+
+
 def judge(gate: Gate, candidate: VersionManifest) -> Shortfall | None:
-    """The most important gate violation, or None."""
-    shortfalls = (check(gate, candidate).shortfall for check in _CHECKS.values())
-    return next((shortfall for shortfall in shortfalls if shortfall is not None), None)
+    """The most important gate violation, or None. One of a bound that was set comes first."""
+    shortfalls = [each.shortfall for each in _checks(gate, candidate).values() if each.shortfall]
+    return min(shortfalls, key=lambda each: each.reason is None, default=None)
 
 
 def backward_transfer(candidate: VersionManifest) -> float | None:
@@ -237,13 +247,98 @@ def _gain(gate: Gate, candidate: VersionManifest) -> Check:
     return replace(check, shortfall=Shortfall(FailureReason.GAIN_TOO_SMALL, message))
 
 
+def _agreement(_: Gate, candidate: VersionManifest) -> Check:
+    found = candidate.report.agreement
+    return Check(None, None if found is None else found.score)
+
+
 # The most important one first.
 _CHECKS: dict[BoundName, Callable[[Gate, VersionManifest], Check]] = {
     "max_drift": _drift,
     "min_backward_transfer": _forgetting,
     "min_overlap": _overlap,
     "min_gain": _gain,
+    "min_agreement": _agreement,
 }
+
+
+# --- By chance ------------------------------------------------------------------------------------
+
+# The mean change of R@1 may be this many standard errors below zero.
+_ERRORS = 3.0
+
+
+def bounds_by_chance(candidate: VersionManifest) -> dict[BoundName, Check]:
+    """The bounds that follow from how the two halves of each dataset differ, beside what the candidate has.
+
+    Of the earlier datasets, the one that is nearest to its bound or furthest beyond. A bound is missing where nothing was
+    measured.
+    """
+    report, names = candidate.report, _names(candidate)
+    found = dict[BoundName, Check]()
+    drifts = [
+        (report.drift[line.dataset].since_learned, line.halves.drift, names[line.dataset])
+        for line in candidate.earlier
+        if line.halves and line.dataset in report.drift
+    ]
+    if drifts:
+        drift, most, name = max(drifts, key=lambda each: each[0] - each[1])
+        message = (
+            f"scores of {name} moved by {100 * drift:.4g} % since it was learned; versions from the two halves of its rows "
+            f"differ by {100 * most:.4g} %"
+        )
+        found["max_drift"] = _by_chance(most, drift, message if drift > most else None)
+    overlaps = [
+        (each.expected, each.halves, names[dataset])
+        for dataset, each in report.overlap.items()
+        if each.halves is not None
+    ]
+    if overlaps:
+        share, least, name = min(overlaps, key=lambda each: each[0] - each[1])
+        message = (
+            f"of the ten best results on {name} {100 * share:.4g} % are expected to stay the same; versions from the two "
+            f"halves of its rows share {100 * least:.4g} %"
+        )
+        found["min_overlap"] = _by_chance(least, share, message if share < least else None)
+    change, variances = backward_transfer(candidate), _variances(candidate)
+    if change is not None and variances:
+        floor = -_ERRORS * sum(variances) ** 0.5 / len(variances)
+        message = (
+            f"R@1 of the earlier datasets changed by {100 * change:+.2f} points on average since they were learned; by "
+            f"chance it changes by {100 * floor:+.2f} points at most"
+        )
+        found["min_backward_transfer"] = _by_chance(
+            floor, change, message if change < floor else None
+        )
+    if (pairs := report.agreement) is not None:
+        like = f"those of {names[pairs.dataset]}" if pairs.dataset else "rows without any relation"
+        message = (
+            f"the pairs of the new dataset agree by {pairs.score:.3g}, and {like} by {pairs.least:.3g}: are some of them "
+            "mixed up?"
+        )
+        is_less = pairs.score < pairs.least
+        found["min_agreement"] = _by_chance(pairs.least, pairs.score, message if is_less else None)
+    return found
+
+
+def _by_chance(permitted: float, found: float, message: str | None) -> Check:
+    return Check(permitted, found, None if message is None else Shortfall(None, message), "halves")
+
+
+def _variances(candidate: VersionManifest) -> list[float]:
+    """Of the change of each recall, if queries whose results may change by chance find their hits anew."""
+    report, variances = candidate.report, list[float]()
+    for line in candidate.earlier:
+        now, same = report.evaluation.get(line.dataset), report.overlap.get(line.dataset)
+        if line.recall is None or now is None or same is None or same.halves is None:
+            continue
+        # Not 0 where all or none are found.
+        share = (line.recall.at_1 * now.rows + 1) / (now.rows + 2)
+        variances.append(2 * share * (1 - share) * (1 - same.halves) / now.rows)
+    return variances
+
+
+# --- What the candidate answers -------------------------------------------------------------------
 
 
 def _check_new_line(asked: JobSpec, dataset: DatasetManifest, line: LearnedDataset) -> None:

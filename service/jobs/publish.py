@@ -50,8 +50,11 @@ def judge(context: Context, job: JobRow, model: ModelRow) -> None:
         return
     approved = job.approval is not None and job.approval.decision == "approved"
     shortfall = None if approved else gate.judge(model.gate, candidate)
-    if shortfall is not None:
+    if shortfall is not None and shortfall.reason is not None:
         move(*(context, job, JobState.REJECTED), reason=shortfall.reason, message=shortfall.message)
+    elif shortfall is not None:
+        message = f"waits for approval (bounds: auto): {shortfall.message}"
+        move(context, job, JobState.HELD, message=message)
     elif model.gate.manual_approval and not approved:
         message = "waits for approval (manual_approval)"
         move(context, job, JobState.HELD, message=message)

@@ -185,6 +185,7 @@ BOUNDS: Mapping[str, BoundText] = {
     ),
     "min_overlap": BoundText("Ten best results that stay the same", "overlap"),
     "min_gain": BoundText("Gain of R@1 on the new dataset", "gain", in_points=True),
+    "min_agreement": BoundText("Agreement of the new pairs", "agreement"),
 }
 
 

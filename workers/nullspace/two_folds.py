@@ -62,12 +62,14 @@ Steps = tuple[int, int]
 class Choice:
     """The ridges of the two sides with the highest score (12), and how many directions are significant there.
 
-    `significant`: one of `COUNTS`; None if there are more.
+    `significant`: one of `COUNTS`; None if there are more. `correlation`: of the scores of all row combinations by heads
+    of one half with those by heads of the other; None if a half has no heads.
     """
 
     ridges: tuple[float, float]
     score: float
     significant: int | None = None
+    correlation: float | None = None
 
     def by_modality(self, pair: tuple[str, str], aligned: str | None) -> dict[str, float]:
         """The ridge of each modality; where one is `aligned` to the other, of that one alone."""
@@ -99,13 +101,48 @@ def best_choice(halves: tuple[CentredMoments, CentredMoments]) -> Choice:
     (first, second), score = climbed(score_of, (_FIRST, _FIRST), len(RIDGES))
     ridges = RIDGES[first], RIDGES[second]
     rows = min(half.rows for half in halves)
+    heads = in_threads(lambda fold: fold.directions(*ridges), folds)
     # Halves with fewer rows than directions that are counted do not show which agree by chance: all count.
     fewest = (
         _rank(one, other)
         if rows < COUNTS[-1]
-        else _agreeing(in_threads(lambda fold: fold.scores(*ridges), folds), rows)
+        else _agreeing([fold.scores(*each) for fold, each in zip(folds, heads, strict=True)], rows)
     )
-    return Choice(ridges, score, next((count for count in COUNTS if count >= fewest), None))
+    significant = next((count for count in COUNTS if count >= fewest), None)
+    in_basis = [
+        fold.in_basis(*(side_KS[:significant] for side_KS in each))
+        for fold, each in zip(folds, heads, strict=True)
+    ]
+    return Choice(ridges, score, significant, _correlation((one, other), *in_basis))
+
+
+def score_on(earlier: CentredMoments, ridges: tuple[float, float], new: CentredMoments) -> float:
+    """(12) of the heads of an earlier dataset on the pairs of a new one; 0 if one of the two does not vary."""
+    sides = earlier.first_FF, earlier.second_GG
+    bases = in_threads(lambda sum_FF: leading_basis(sum_FF.float(), _BASIS), sides)
+    here, there = _half(earlier, *bases), _half(new, *bases)
+    return 0.0 if here is None or there is None else _fold(here, there).score(*ridges)
+
+
+def _correlation(
+    halves: tuple["_Half", "_Half"],
+    one: tuple[Tensor, Tensor],
+    other: tuple[Tensor, Tensor],
+) -> float:
+    """Of the scores by two pairs of heads (K × R, K × Q), over all combinations of the rows of both halves."""
+    first_RR, second_QQ = (
+        (a + b) / 2
+        for a, b in (
+            (halves[0].first_RR, halves[1].first_RR),
+            (halves[0].second_QQ, halves[1].second_QQ),
+        )
+    )
+
+    def product(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> float:
+        return float(((a[0] @ first_RR @ b[0].mT) * (a[1] @ second_QQ @ b[1].mT)).sum())
+
+    size = product(one, one) * product(other, other)
+    return product(one, other) / size**0.5 if size > 0 else 0.0
 
 
 def _agreeing(scores: Sequence[Tensor], rows: int) -> int:
@@ -212,26 +249,36 @@ class _Fold:
     def score(self, first_ridge: float, second_ridge: float) -> float:
         """(12) of the heads that these ridges lead to."""
         whitened_ST = self._whitened(first_ridge, second_ridge)
-        found = self._scores(*_singular_vectors(whitened_ST), (first_ridge, second_ridge))
+        heads = self._heads(*_singular_vectors(whitened_ST), (first_ridge, second_ridge))
+        found = self.scores(*heads)
         return float(found[-1]) if len(found) else 0.0
 
-    def scores(self, first_ridge: float, second_ridge: float) -> Tensor:
-        """(12) of the leading 1, 2, ... of all directions."""
+    def directions(self, first_ridge: float, second_ridge: float) -> tuple[Tensor, Tensor]:
+        """The heads (K × S, K × T) of all directions, the leading one first."""
         left_SK, values_K, right_KT = torch.linalg.svd(
             self._whitened(first_ridge, second_ridge), full_matrices=False
         )
-        return self._scores(values_K, left_SK.mT, right_KT, (first_ridge, second_ridge))
+        return self._heads(values_K, left_SK.mT, right_KT, (first_ridge, second_ridge))
+
+    def in_basis(self, first_KS: Tensor, second_KT: Tensor) -> tuple[Tensor, Tensor]:
+        """The same heads in the bases of both sides (K × R, K × Q)."""
+        return first_KS @ self.first.vectors_RS.mT, second_KT @ self.second.vectors_RS.mT
 
     def _whitened(self, first_ridge: float, second_ridge: float) -> Tensor:
         first_S, second_T = self.first.whitening(first_ridge), self.second.whitening(second_ridge)
         return first_S[:, None] * self.cross_ST * second_T
 
-    def _scores(
+    def _heads(
         self, values_K: Tensor, first_KS: Tensor, second_KT: Tensor, ridges: tuple[float, float]
-    ) -> Tensor:
-        """(12) of the first 1 to K directions, each times its singular value (K)."""
-        first_KS = values_K[:, None] * first_KS * self.first.whitening(ridges[0])
-        second_KT = values_K[:, None] * second_KT * self.second.whitening(ridges[1])
+    ) -> tuple[Tensor, Tensor]:
+        """Each direction times its singular value."""
+        return (
+            values_K[:, None] * first_KS * self.first.whitening(ridges[0]),
+            values_K[:, None] * second_KT * self.second.whitening(ridges[1]),
+        )
+
+    def scores(self, first_KS: Tensor, second_KT: Tensor) -> Tensor:
+        """(12) of the first 1 to K directions (K)."""
         agreement_K = ((first_KS @ self.pairs_ST) * second_KT).sum(1).cumsum(0)
         first_KK = first_KS @ self.first_SS @ first_KS.mT
         second_KK = second_KT @ self.second_TT @ second_KT.mT

@@ -118,8 +118,11 @@ def evaluate(
     return found.gathered(here)
 
 
-def overlaps(certified: Mapping[str, Certificate], evaluation: Evaluation) -> dict[str, Overlap]:
+def overlaps(
+    certified: Mapping[str, Certificate], evaluation: Evaluation, learned: Iterable[LearnedDataset]
+) -> dict[str, Overlap]:
     """What the ten best results on each earlier dataset have in common with those of the parent."""
+    halves = {line.dataset: line.halves for line in learned}
     found = {}
     for dataset, each in certified.items():
         recall_now = evaluation.now.get(dataset)
@@ -127,6 +130,7 @@ def overlaps(certified: Mapping[str, Certificate], evaluation: Evaluation) -> di
         found[dataset] = Overlap(
             rows=rows,
             expected=fmean(expected_overlap(way, rows) for way in each.correlations),
+            halves=expected_overlap(own.correlation, rows) if (own := halves[dataset]) else None,
             measured=evaluation.overlap.get(dataset),
         )
     return found

@@ -34,6 +34,7 @@ from workers.model.artifact import save_centred_moments, save_moments
 from workers.model.memory import in_order
 from workers.nullspace.centred import dataset_moments
 from workers.nullspace.certificate import attainable
+from workers.train.agreement import agreement, comparable, halves_of
 from workers.train.certify import (
     capacities,
     certificates,
@@ -63,6 +64,7 @@ from workers.train.solve_again import solve_again
 from workers.train.versions import (
     Parent,
     joined_encoders,
+    read_dataset_sums,
     read_parent,
     read_past_datasets,
     solution,
@@ -140,6 +142,9 @@ def _train(
     if not here.is_leader:
         return
 
+    halves = halves_of(learned.choice)
+    same = comparable(parent.learned, dataset.pair) if halves else []
+    known = ((line, read_dataset_sums(store, line)) for line in same)
     pairs = (*(line.pair for line in parent.learned), dataset.pair)
     measures = MeasuredVersion(spec.version, heads, pairs, encoders)
     report = VersionReport(
@@ -150,7 +155,8 @@ def _train(
         protection=protections(spec.spec, learned.spaces),
         drift={dataset: each.drift for dataset, each in certified.items()},
         quality={dataset: each.quality for dataset, each in certified.items()},
-        overlap=overlaps(certified, evaluation),
+        overlap=overlaps(certified, evaluation, parent.learned),
+        agreement=halves and agreement(dataset.pair, learned.moments, halves, known),
         capacity={} if method.solves else _capacity(spec, parent, learned),
         shrinkage=learned.shrinkage,
         solution=solution(learned.trained, learned.model_state)
@@ -234,6 +240,7 @@ def _write(
         if learned.choice
         else {},
         significant_directions=learned.choice.significant if learned.choice else None,
+        halves=halves_of(learned.choice),
         attainable=learned.attainable,
     )
     manifest = version_manifest(spec, files, (*parent.learned, line), encoders, report)

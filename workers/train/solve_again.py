@@ -101,7 +101,7 @@ def solve_again(
         ranks=here.size,
         drift={dataset: each.drift for dataset, each in certified.items()},
         quality={dataset: each.quality for dataset, each in certified.items()},
-        overlap=overlaps(certified, evaluation),
+        overlap=overlaps(certified, evaluation, sources.learned),
         solution=solution(solved, state),
         evaluation=evaluation.now,
         score_errors=evaluation.score_errors,

@@ -254,8 +254,10 @@ class JobPhases(ApiModel):
     phases: list[JobPhase]
 
 
-BoundName = Literal["max_drift", "min_backward_transfer", "min_overlap", "min_gain"]
-BoundSource = Literal["gate", "specification"]
+BoundName = Literal[
+    "max_drift", "min_backward_transfer", "min_overlap", "min_gain", "min_agreement"
+]
+BoundSource = Literal["gate", "specification", "halves"]
 
 
 class Bound(ApiModel):
@@ -270,7 +272,9 @@ class Bound(ApiModel):
         description="whether the candidate meets it, also where there is nothing to compare with; null: it is not set"
     )
     source: BoundSource = Field(
-        description="where it is set; max_drift is that of the specification unless the gate sets it"
+        description="where it is set; max_drift is that of the specification unless the gate sets it. halves: it follows "
+        "from what the two halves of each dataset differ in (bounds: auto); of several datasets, this is the one that is "
+        "nearest to its bound"
     )
     message: str | None = Field(description="why it is not met")
 

@@ -234,6 +234,7 @@ def test_jobs_are_cancelled_retried_approved_and_rejected(
             "min_backward_transfer",
             "min_overlap",
             "min_gain",
+            "min_agreement",
         ]
         getattr(published, word)(job, "because")
         assert published_plane.run_to_end(job).state == state

@@ -9,7 +9,7 @@ from torch import Tensor
 from workers.nullspace.centred import CentredMoments, centred, pooled
 from workers.nullspace.closed_form import solve
 from workers.nullspace.moments import pair_moments
-from workers.nullspace.two_folds import RIDGES, Choice, best_choice, climbed
+from workers.nullspace.two_folds import RIDGES, Choice, best_choice, climbed, score_on
 
 PAIR = ("image", "text")
 
@@ -142,3 +142,47 @@ def test_the_climb_ends_at_the_only_maximum(one: int, other: int, top: int, peak
 
 def test_of_equal_scores_the_start_stays() -> None:
     assert climbed(lambda _: 1.0, (4, 4), 9) == ((4, 4), 1.0)
+
+
+def heads_of(moments: CentredMoments, found: Choice) -> dict[str, Tensor]:
+    """Heads of one half in the significant directions, without the constant."""
+    ridges = dict(zip(PAIR, found.ridges, strict=True))
+    (group,) = solve(pooled({PAIR: moments}), ridges, 20, torch.float64, tolerance=1e-8).groups
+    heads = group.weights(group.scaling(20))
+    return {name: head_KI[: found.significant, :-1] for name, head_KI in heads.items()}
+
+
+def test_the_correlation_of_the_halves_is_that_of_the_scores_of_all_rows() -> None:
+    sides = sides_of(1, 300)
+    found = choice(sides)
+    first, second = (side[:, :-1].double() - side[:, :-1].double().mean(0) for side in sides)
+    one, other = (
+        (first @ heads["image"].mT) @ (second @ heads["text"].mT).mT
+        for heads in (heads_of(half(sides, number), found) for number in (0, 1))
+    )
+    size = (one.square().sum() * other.square().sum()).sqrt()
+    assert found.correlation == pytest.approx(float((one * other).sum() / size), abs=5e-3)
+
+
+def test_halves_of_fewer_rows_correlate_less_so_that_chance_leaves_more() -> None:
+    few, many = (choice(sides_of(4, rows, (2.0, 2.0))).correlation for rows in (60, 4000))
+    assert few is not None
+    assert many is not None
+    assert few < many < 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
+def test_shuffled_pairs_agree_less_by_their_share(share: float) -> None:
+    earlier, (first, second) = half(sides_of(8, 2000), 0), sides_of(9, 1000)
+    clean = score_on(earlier, (0.02, 0.02), centred(pair_moments(first, second), 1.0))
+    partners = torch.arange(1000)
+    partners[: round(1000 * share)] = partners[: round(1000 * share)].roll(1)
+    shuffled = score_on(earlier, (0.02, 0.02), centred(pair_moments(first, second[partners]), 1.0))
+    assert shuffled**0.5 == pytest.approx((1 - share) * clean**0.5, abs=3 / 1000**0.5)
+
+
+def test_nothing_agrees_with_rows_that_do_not_vary() -> None:
+    sides = sides_of(5, 50)
+    empty = centred(pair_moments(*(side[:1] for side in sides)), 1.0)
+    for pair in ((half(sides, 0), empty), (empty, half(sides, 0))):
+        assert score_on(pair[0], (0.02, 0.02), pair[1]) == 0

@@ -4,13 +4,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 
 from cmcl.contract.api.jobs import FailureReason, JobState
 from cmcl.contract.errors import InvalidVersion
 from cmcl.contract.job import JobSpec
 from cmcl.contract.model import Gate, ModelSpec
 from cmcl.contract.version import (
+    Agreement,
+    Drift,
+    Halves,
+    Overlap,
     Quality,
     Recall,
     VersionManifest,
@@ -19,10 +26,12 @@ from cmcl.contract.version import (
 )
 from cmcl.storage import layout
 from cmcl.storage.documents import read_document
-from service.jobs.gate import check_answers, judge
+from cmcl.storage.running import mark_ended
+from service.jobs.gate import bounds, check_answers, judge
 from tests.fakes.control_plane import ControlPlane, reopened
 from tests.fakes.measured import head
 from tests.fakes.trainer import train
+from workers.train.job import train_dataset
 
 GATE = "/v1/models/scenes/gate"
 
@@ -129,6 +138,141 @@ def test_a_bound_that_is_newer_than_a_candidate_needs_what_it_did_not_measure(
     plane.tick_to(job, JobState.RUNNING)
     spec = read_document(plane.store, layout.run_spec(job, 2), JobSpec)
     assert spec.measures_all
+    plane.close()
+
+
+HALVES = Halves(agreement=2.0, correlation=0.5)
+
+
+def _by_chance(plane: ControlPlane, job: str, **changes: object) -> VersionManifest:
+    """A candidate whose earlier dataset has two halves; by default it equals its parent."""
+    plane.tick_to(job, JobState.RUNNING)
+    candidate = train(plane.store, job, plane.job(job).attempt, write=False)
+    first = candidate.learned[0]
+    unchanged = {
+        "drift": {first.dataset: Drift(since_learned=0, against_parent=0)},
+        "evaluation": {first.dataset: _recall(0.8)},
+        "overlap": {first.dataset: Overlap(rows=10, expected=1, halves=0.4, measured=1)},
+        "agreement": Agreement(dataset=first.dataset, score=1.9, least=1.8),
+    }
+    report = candidate.report.model_copy(update={**unchanged, **changes})
+    learned = (first.model_copy(update={"halves": HALVES}), *candidate.learned[1:])
+    return candidate.model_copy(update={"report": report, "learned": learned})
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({}, None),
+        ({"drift": Drift(since_learned=0.99, against_parent=0)}, None),
+        ({"drift": Drift(since_learned=1.01, against_parent=0)}, "differ by 100 %"),
+        ({"evaluation": _recall(0.5)}, None),
+        ({"evaluation": Recall(rows=10**4, at_1=0.5, at_5=1, at_10=1)}, "-30.00 points on average"),
+        ({"overlap": Overlap(rows=10, expected=0.41, halves=0.4, measured=0.1)}, None),
+        ({"overlap": Overlap(rows=10, expected=0.39, halves=0.4)}, "share 40 %"),
+        ({"agreement": Agreement(dataset=None, score=0.2, least=0.3)}, "without any relation"),
+    ],
+)
+def test_bounds_by_chance_hold_what_is_worse_and_never_a_version_equal_to_its_parent(
+    grown: ControlPlane, changed: dict[str, Any], words: str | None
+) -> None:
+    job = grown.post_dataset("two")
+    first = grown.versions()[0].manifest.learned[0].dataset
+    changes = {
+        name: each if name == "agreement" else {first: each} for name, each in changed.items()
+    }
+    candidate = _by_chance(grown, job, **changes)
+    assert judge(Gate(), candidate) is None
+    found = judge(Gate(bounds="auto"), candidate)
+    if words is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert words in found.message
+        assert found.reason is None
+        sources = {
+            each.source for each in bounds(Gate(bounds="auto"), candidate) if each.met is False
+        }
+        assert sources == {"halves"}
+
+
+def test_a_bound_that_is_set_comes_before_those_by_chance_and_in_place_of_its_own(
+    grown: ControlPlane,
+) -> None:
+    job = grown.post_dataset("two")
+    first = grown.versions()[0].manifest.learned[0].dataset
+    drift = {first: Drift(since_learned=1.5, against_parent=0)}
+    pairs = Agreement(dataset=None, score=0.2, least=0.3)
+    candidate = _by_chance(grown, job, drift=drift, agreement=pairs)
+    rejected = judge(Gate(bounds="auto", max_drift=0.1), candidate)
+    assert rejected is not None
+    assert rejected.reason == FailureReason.DRIFT_TOO_LARGE
+    held = judge(Gate(bounds="auto", max_drift=2), candidate)
+    assert held is not None
+    assert "without any relation" in held.message
+
+
+@pytest.mark.parametrize("word", ["approve", "reject"])
+def test_what_is_held_by_chance_is_for_a_person_to_judge(grown: ControlPlane, word: str) -> None:
+    _set(grown, bounds="auto")
+    job = grown.post_dataset("two")
+    pairs = Agreement(dataset=None, score=0.2, least=0.3)
+    candidate = _by_chance(grown, job, agreement=pairs)
+    # The lineage is what the parent has, without halves.
+    _rewrite(grown, candidate, report=candidate.report)
+    held = grown.tick_to(job, JobState.HELD)
+    assert held.message is not None
+    assert held.message.startswith(
+        "waits for approval (bounds: auto): the pairs of the new dataset"
+    )
+    response = grown.client.post(f"/v1/jobs/{job}/{word}", json={"reason": "seen"})
+    assert response.status_code == 202, response.text
+    assert (
+        grown.run_to_end(job).state
+        == {
+            "approve": JobState.PUBLISHED,
+            "reject": JobState.REJECTED,
+        }[word]
+    )
+
+
+def _planted(seed: int, rows: int, shuffled: float = 0.0) -> pa.Table:
+    """Pairs that come from the same three numbers; a share of them is mixed up."""
+    random = np.random.default_rng(seed)
+    shared = random.normal(size=(rows, 3))
+    columns = {"id": pa.array([f"{seed}-{row}" for row in range(rows)])}
+    for name, width in (("feature_a", 4), ("feature_b", 3)):
+        mixing = np.random.default_rng(width).normal(size=(3, width))
+        side = shared @ mixing + 0.1 * random.normal(size=(rows, width))
+        if name == "feature_b":
+            mixed = round(shuffled * rows)
+            side[:mixed] = np.roll(side[:mixed], 1, axis=0)
+        values = pa.array(side.astype(np.float32).reshape(-1))
+        columns[name] = pa.FixedSizeListArray.from_arrays(values, width)
+    return pa.table(columns)
+
+
+def test_a_dataset_whose_pairs_are_mixed_up_is_held_and_another_one_of_its_kind_is_not(
+    tmp_path: Path,
+) -> None:
+    """From the request to the verdict, with real training."""
+    plane = ControlPlane(tmp_path)
+    plane.create_model(policy="improve", lift=0)
+    _set(plane, bounds="auto")
+    for seed, shuffled, state in (
+        (1, 0.0, JobState.PUBLISHED),
+        (2, 0.0, JobState.PUBLISHED),
+        (3, 0.5, JobState.HELD),
+    ):
+        table = _planted(seed, 400, shuffled)
+        job = plane.post_dataset(f"data-{seed}", shards=[plane.shard(f"data-{seed}", table)])
+        found = plane.tick_to(job, JobState.RUNNING)
+        train_dataset(plane.store.uri, job, found.attempt, torch.device("cpu"))
+        mark_ended(plane.store, job, found.attempt)
+        found = plane.tick_to(job, state)
+    assert found.message is not None
+    assert "the pairs of the new dataset agree by" in found.message
+    assert "'data-1'" in found.message or "'data-2'" in found.message
     plane.close()
 
 
@@ -390,7 +534,7 @@ def test_a_held_candidate_is_shown_beside_its_parent(held: tuple[ControlPlane, s
 
 def test_each_bound_is_shown_with_what_was_found(held: tuple[ControlPlane, str]) -> None:
     plane, job = held
-    drift, transfer, overlap, gain = _candidate(plane, job)["bounds"]
+    drift, transfer, overlap, gain, _ = _candidate(plane, job)["bounds"]
     assert (drift["permitted"], drift["found"], drift["met"]) == (0.3, 0.2, True)
     assert (transfer["permitted"], transfer["met"]) == (None, None)
     assert transfer["found"] == pytest.approx(-0.05)
@@ -398,7 +542,7 @@ def test_each_bound_is_shown_with_what_was_found(held: tuple[ControlPlane, str])
     assert (gain["permitted"], gain["found"]) == (None, pytest.approx(0.5))
     # The gate may change while the candidate waits.
     plane.client.put(GATE, json={"max_drift": 0.1, "min_gain": 0.6, "manual_approval": True})
-    drift, *_, gain = _candidate(plane, job)["bounds"]
+    drift, *_, gain, _ = _candidate(plane, job)["bounds"]
     assert (drift["met"], gain["met"]) == (False, False)
     assert "moved further than 10 %" in drift["message"]
     assert "by 20 %" in drift["message"]
@@ -431,7 +575,7 @@ def test_a_first_candidate_has_no_parent_and_meets_every_bound(plane: ControlPla
     found = _candidate(plane, job)
     assert found["parent"] is None
     assert [each["is_new"] for each in found["datasets"]] == [True]
-    assert [bound["met"] for bound in found["bounds"]] == [None, True, None, None]
+    assert [bound["met"] for bound in found["bounds"]] == [None, True, None, None, None]
 
 
 def test_without_a_candidate_the_state_is_named(held: tuple[ControlPlane, str]) -> None:

@@ -193,6 +193,7 @@ def test_a_candidate_is_compared_with_its_parent_and_with_each_bound(
         ["– none", "−15.0 points", "not set"],
         ["– none", "65.0 %", "not set"],
         ["at least +10.0 points", "+12.5 points", "met"],
+        ["– none", "not measured", "not set"],
     ]
     assert "v3 remains the newest version" in text_of(reader.get(f"/ui/jobs/{job}/reject").text)
     name, *rest = rows_of(page, "datasets")[1]
