@@ -126,6 +126,32 @@ class RowFindings(_Reported):
     )
 
 
+class BadShard(_Reported):
+    """A shard whose pairs do not agree with those of the other shards."""
+
+    file: Uri = Field(description="the file as it was posted, or its shard in the store")
+    part: int | None = Field(
+        description="which of the sampled shards of that file, from 1; null if it is one shard"
+    )
+    rows: int
+    mismatched: float = Field(
+        description="estimated share of its pairs that do not belong together, 0 to 1"
+    )
+    limit: float = Field(
+        description="the largest share that the spread of the other shards explains"
+    )
+
+    @property
+    def advice(self) -> str:
+        """What is wrong with it, and what to do."""
+        name = self.file if self.part is None else f"{self.file}, part {self.part}"
+        return (
+            f"{name}: about {100 * self.mismatched:.0f} % of its {self.rows:,} pairs do not belong together, by heads "
+            f"that were solved from the other shards ({100 * self.limit:.0f} % may be chance): check how its rows were "
+            "joined, or post the dataset without it."
+        )
+
+
 class DatasetReport(_Reported):
     """The result: whether and why it would be rejected, and problems."""
 
@@ -146,6 +172,9 @@ class DatasetReport(_Reported):
     )
     refusals: tuple[str, ...] = Field(description="why it would be rejected; empty if it would not")
     findings: dict[str, RowFindings] = Field(description="by modality; missing if unreadable")
+    bad_shards: tuple[BadShard, ...] = Field(
+        default=(), description="shards with pairs that do not belong together"
+    )
     advice: tuple[str, ...] = Field(description="advice on problems")
 
 

@@ -4,10 +4,12 @@ Shapes: B rows, F and G raw widths of the two sides, I width of what a head read
 """
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from torch import Tensor
 from cmcl.contract.dataset import Shard
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.prepare import DatasetReport, RowFindings
+from cmcl.contract.prepare import BadShard, DatasetReport, RowFindings
 from cmcl.contract.version import VersionManifest
 from cmcl.storage.datasets import read_dataset_manifest
 from cmcl.storage.object_store import ObjectStore
@@ -30,6 +32,7 @@ from workers.nullspace.conditioning import centring, conditioning
 from workers.nullspace.moments import SecondMoment, pair_moments
 from workers.nullspace.subspace import eigenbasis
 from workers.prepare.adoption import Forecast, forecast
+from workers.prepare.mismatches import mismatches
 from workers.train.dataset import paired_rows
 from workers.train.evaluation import held_out_rows
 from workers.train.learn import (
@@ -56,10 +59,11 @@ _STRANGE = 0.15
 
 @dataclass(frozen=True)
 class Sample:
-    """A regular sample of the `of` rows of a dataset."""
+    """A regular sample of the `of` rows of a dataset. `shard_N`: the number of each row's shard."""
 
     rows: PairedRows
     of: int
+    shard_N: Tensor
 
     @property
     def advice(self) -> tuple[str, ...]:
@@ -94,6 +98,7 @@ def dataset_outlook(
     sides = dict(zip(pair.modalities, (sample.rows.first_NI, sample.rows.second_NJ), strict=True))
     findings = {modality: check_rows(raw_BF) for modality, raw_BF in sides.items()}
     refusals = tuple(_refused_by_training(spec, sides, sample.of))
+    bad = () if refusals else tuple(_bad_shards(chosen, sample))
     expected = None
     if not refusals and version:
         manifest = read_version(store, model, version)
@@ -109,15 +114,36 @@ def dataset_outlook(
     advice = [
         *sample.advice,
         *([expected.advice] if expected else []),
+        *(each.advice for each in bad),
         *(f"{name}: {words}" for name, one in findings.items() for words in advice_on_rows(one)),
     ]
     return report.model_copy(
         update={
             "refusals": refusals,
             "findings": findings,
+            "bad_shards": bad,
             "advice": tuple(advice),
         }
     )
+
+
+def _bad_shards(shards: Sequence[Shard], sample: Sample) -> Iterator[BadShard]:
+    """The shards that have more pairs that do not belong together than the spread of the others explains."""
+    files = [shard.source.uri if shard.source else shard.uri for shard in shards]
+    parts, seen = Counter(files), Counter[str]()
+    judged = mismatches(sample.rows, sample.shard_N)
+    for number, (file, shard) in enumerate(zip(files, shards, strict=True)):
+        seen[file] += 1
+        found = judged.get(number)
+        if found and found.is_bad:
+            part = seen[file] if parts[file] > 1 else None
+            yield BadShard(
+                file=file,
+                part=part,
+                rows=shard.rows,
+                mismatched=min(found.share, 1.0),
+                limit=found.limit,
+            )
 
 
 def _refused_by_training(spec: ModelSpec, sides: Mapping[str, Tensor], rows: int) -> Iterator[str]:
@@ -209,12 +235,15 @@ def familiarity(new: SecondMoment, earlier: SecondMoment, kept_energy: float) ->
 
 def sampled(paths: Sequence[Path], most_values: int = MOST_VALUES) -> Sample:
     """A sample of at most `most_values` values over both sides, from shards that were verified."""
-    width = rows = 0
+    width, counts = 0, list[int]()
     for file in _opened(paths):
         width = sum(file.schema_arrow.field(column).type.list_size for column in FEATURES)
-        rows += file.metadata.num_rows
+        counts.append(file.metadata.num_rows)
+    rows = sum(counts)
     every = -(-rows // max(1, most_values // width))
-    return Sample(paired_rows(rows_of(_opened(paths), every=every)), rows)
+    shard_N = np.repeat(np.arange(len(counts)), counts)[::every]
+    sample = paired_rows(rows_of(_opened(paths), every=every))
+    return Sample(sample, rows, torch.from_numpy(shard_N))
 
 
 def _opened(paths: Sequence[Path]) -> Iterator[pq.ParquetFile]:

@@ -21,6 +21,10 @@ def test_a_sample_has_no_more_values_than_permitted(tmp_path: Path, most_values:
     found = sample_of(tmp_path, most_values)
     assert found.of == ROWS
     assert 0 < len(found.rows) * 8 <= most_values
+    # Rows are numbered: that of the first one in a shard is 0, 300, 301.
+    assert found.shard_N.tolist() == [
+        (row >= 300) + (row >= 301) for row in range(0, ROWS, -(-ROWS // len(found.rows)))
+    ]
     assert bool(found.advice) == (len(found.rows) < ROWS)
 
 
