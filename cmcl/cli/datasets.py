@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -232,6 +233,40 @@ def delete_dataset(
             return
         job = client.unlearn_dataset(dataset, model)
         say(f"job {job.id} unlearns dataset {dataset} from model {job.model}", job, as_json)
+        if watch:
+            follow(client, job.id, as_json)
+
+
+@app.command("erase")
+def erase_row(
+    dataset: DatasetId,
+    item: Annotated[
+        Path,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="the row, as JSON: the features of both sides by modality, as they were learned",
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(help="the model that erases it; default the one it was posted to"),
+    ] = None,
+    watch: Watch = False,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Erase a row from a dataset that was learned: publish a version whose dataset never had it."""
+    try:
+        features = TypeAdapter(dict[str, list[float]]).validate_json(item.read_bytes())
+    except ValidationError as error:
+        raise typer.BadParameter(
+            f"{item} is not JSON of the form {{modality: [number, ...]}} for both modalities",
+            param_hint="--item",
+        ) from error
+    with Client(url) as client:
+        job = client.erase_row(dataset, features, model)
+        say(f"job {job.id} erases a row of dataset {dataset} from model {job.model}", job, as_json)
         if watch:
             follow(client, job.id, as_json)
 

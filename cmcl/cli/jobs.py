@@ -254,7 +254,7 @@ _LEGEND = (
 )
 
 
-_MADE_OF = {"unlearn": "unlearned", "merge": "merged"}
+_MADE_OF = {"unlearn": "unlearned", "erase": "erased a row of", "merge": "merged"}
 
 
 def made_of(made: Candidate | VersionSummary) -> dict[str, Cell]:

@@ -79,6 +79,10 @@ def create_model(  # noqa: PLR0913 - a model's specification
             "default: centred",
         ),
     ] = None,
+    erasable: Annotated[
+        bool,
+        typer.Option(help="under improve: keep what erasing single rows of datasets takes"),
+    ] = False,
     lift: Annotated[
         int | None,
         typer.Option(
@@ -111,6 +115,7 @@ def create_model(  # noqa: PLR0913 - a model's specification
         max_drift=max_drift,
         kept_energy=kept_energy,
         centred=centred,
+        erasable=erasable or None,
         lift=lift,
         seed=seed,
         training=without_none(

@@ -314,7 +314,8 @@ def outcomes_of(versions: Iterable[VersionSummary]) -> dict[int, str]:
     learned_in: dict[str, int] = {}
     for each in versions:
         name = each.dataset_name
-        outcomes[each.version] = f"unlearned {name}" if each.kind == "unlearn" else name
+        done = {"unlearn": "unlearned ", "erase": "erased a row of "}.get(each.kind, "")
+        outcomes[each.version] = done + name
         if each.kind == "learn":
             learned_in[name] = each.version
         elif each.kind == "unlearn" and name in learned_in:
@@ -460,6 +461,12 @@ def _facts(version: Version) -> dict[str, Cell]:
     return {
         "parent": version.parent,
         **made_of(version),
+        "erased rows": "\n".join(
+            f"{each.row} of {line.name} in version {each.version}, by {each.requested_by}, {each.requested_at:%Y-%m-%d %H:%M}; "
+            f"sums {each.before[:16]}, since then {each.after[:16]}"
+            for line in version.lineage
+            for each in line.erased
+        ),
         "job": f"{version.job}, attempt {version.attempt}" if version.job else None,
         "copied from": version.copied_from,
         "updates": f"{report.updates} on {report.ranks} ranks",

@@ -5,6 +5,7 @@ digits. It is kept as text, and one that cannot be read counts as none: no job f
 """
 
 from datetime import datetime
+from hashlib import blake2b
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -31,10 +32,11 @@ AttemptFailureReason = Literal[
     "invalid_dataset", "training_failed", "store_damaged", "cannot_combine"
 ]
 
-# learn: a dataset becomes a part of the next version. unlearn: the next version is one that never saw a dataset. merge:
+# learn: a dataset becomes a part of the next version. unlearn: the next version is one that never saw a dataset. erase:
+# it is one whose dataset never had a row. merge:
 # it is one that has learned what two branches have; both read moments alone, and no row. evaluate: a dataset is
 # measured with the live version, and no version is made.
-JobKind = Literal["learn", "unlearn", "merge", "evaluate"]
+JobKind = Literal["learn", "unlearn", "erase", "merge", "evaluate"]
 # Kinds whose dataset is prepared.
 READS_ROWS: frozenset[JobKind] = frozenset({"learn", "evaluate"})
 
@@ -51,12 +53,31 @@ class VersionRef(Frozen):
         return f"{self.model}@{self.version}"
 
 
+class ErasedRow(Frozen):
+    """A row that is erased from a dataset: its features as they were learned (float32), in the order of the pair.
+
+    `row`: its `row_digest`. The control plane forgets the features when the job has ended.
+    """
+
+    dataset: str
+    row: str
+    first: tuple[float, ...] = Field(default=(), repr=False)
+    second: tuple[float, ...] = Field(default=(), repr=False)
+    requested_at: datetime
+    requested_by: str
+
+
+def row_digest(dataset: str, first: bytes, second: bytes) -> str:
+    """BLAKE2 of a row's features (float32, little-endian), keyed by the id of its dataset: 32 hexadecimal digits."""
+    return blake2b(first + second, key=dataset.encode(), digest_size=16).hexdigest()
+
+
 class JobSpec(Frozen):
     """Everything an attempt needs; written to `runs/<job>/a<attempt>/spec.json` before the attempt is
     submitted.
 
     `dataset` is what a job that reads rows learns, `unlearns` the dataset that one of kind unlearn takes out
-    of the parent, and `merges` the version whose datasets one of kind merge adds to it; the others are None.
+    of the parent, `erases` the row that one of kind erase takes out of a dataset, and `merges` the version whose datasets one of kind merge adds to it; the others are None.
     `parent` is the version to start from; None means the first version, trained from the seed.
     `resume_from` is the key of an earlier attempt's checkpoint from which this one resumes; None means
     from the beginning. The resulting version is the same.
@@ -73,6 +94,7 @@ class JobSpec(Frozen):
     spec: ModelSpec
     dataset: DatasetManifest | None = None
     unlearns: str | None = None
+    erases: ErasedRow | None = None
     merges: VersionRef | None = None
     resume_from: str | None = None
     evaluation_only: tuple[EvaluationDataset, ...] = ()
@@ -89,7 +111,9 @@ class JobSpec(Frozen):
     def _has_what_its_kind_needs(self) -> Self:
         needed = "dataset" if self.kind in READS_ROWS else f"{self.kind}s"
         given = {
-            name for name in ("dataset", "unlearns", "merges") if getattr(self, name) is not None
+            name
+            for name in ("dataset", "unlearns", "erases", "merges")
+            if getattr(self, name) is not None
         }
         if given != {needed}:
             raise ValueError(f"a job of kind {self.kind} needs {needed} alone, got {sorted(given)}")

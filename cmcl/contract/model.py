@@ -118,6 +118,12 @@ class ModelOptions(Frozen):
         "modality's first dataset, which stays a constant of the model. False: heads depend on no dataset but through "
         "its moments, in any order, and any two models of the same specification can be merged",
     )
+    erasable: bool = Field(
+        default=False,
+        exclude_if=lambda erasable: not erasable,
+        description="under the policy improve: whether single rows of its datasets can be erased later. Exact sums of both "
+        "halves of each dataset and eight bytes of each row are kept for it, about eight times the bytes of its moments",
+    )
     lift: int | None = Field(
         default=None,
         ge=0,
@@ -139,6 +145,10 @@ class ModelOptions(Frozen):
         if self.method and self.max_drift is not None:
             raise ValueError(
                 f"max_drift is {self.max_drift:g}, and the method {self.method!r} keeps no bound; it needs a policy"
+            )
+        if self.erasable and self.policy != "improve":
+            raise ValueError(
+                "erasable is true, and heads that were trained on rows hold what each row taught; it needs the policy improve"
             )
         return self
 

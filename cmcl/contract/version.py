@@ -189,6 +189,23 @@ class EvaluationResult(Frozen):
     )
 
 
+class Erasure(Frozen):
+    """The receipt of a row that was erased from a dataset."""
+
+    row: str = Field(
+        description="BLAKE2 of its features (float32, little-endian, 16 bytes), keyed by the dataset's id"
+    )
+    copies: int = Field(ge=1, description="how often the dataset had it")
+    before: Sha256 = Field(description="of the file with the dataset's sums before")
+    after: Sha256 = Field(
+        description="of the same file afterwards: that of a dataset that never had the row"
+    )
+    version: int = Field(ge=1, description="the first version without it")
+    job: str
+    requested_at: datetime
+    requested_by: str
+
+
 class LearnedDataset(Frozen):
     """One line of a version's lineage: what it learned, in which version, and where the moments are."""
 
@@ -238,12 +255,26 @@ class LearnedDataset(Frozen):
         exclude_if=lambda attainable: attainable is None,
         description="sum of its squared canonical correlations that heads of this width can hold",
     )
+    exact_sums: FileEntry | None = Field(
+        default=None,
+        exclude_if=lambda sums: sums is None,
+        description="exact sums of both halves of its rows, and a digest of each row; null: the model is not erasable",
+    )
+    erased: tuple[Erasure, ...] = Field(
+        default=(),
+        exclude_if=lambda erased: not erased,
+        description="rows that were erased from it",
+    )
 
     @property
     def kept(self) -> dict[str, FileEntry]:
         """What is stored of the dataset itself."""
-        projections = {"projections": self.projections} if self.projections else {}
-        return {"moments": self.moments, **projections}
+        files = {
+            "moments": self.moments,
+            "projections": self.projections,
+            "exact sums": self.exact_sums,
+        }
+        return {name: entry for name, entry in files.items() if entry is not None}
 
 
 def datasets_to_merge(
@@ -417,12 +448,23 @@ class VersionManifest(Frozen):
 
     @property
     def own(self) -> dict[str, FileEntry]:
-        """Its files, and the moments of datasets that it learned or merged. Versions before it name the others."""
-        new = (line for line in self.learned if line.version == self.version)
-        kept = {
-            f"{what} of {line.dataset}": entry for line in new for what, entry in line.kept.items()
+        """Its files, and those of datasets that it learned, merged or changed. Versions before it name the others."""
+        new = [line for line in self.learned if line.version == self.version]
+        new += [self.erased_from] if self.erased_from else []
+        return self.files | {
+            f"{name} of {line.dataset}": entry for line in new for name, entry in line.kept.items()
         }
-        return {**self.files, **kept}
+
+    @property
+    def erased_from(self) -> LearnedDataset | None:
+        """The line of the dataset that it erased a row from, if it did."""
+        lines = (line for line in self.learned if line.erased and self.kind == "erase")
+        return next((line for line in lines if line.erased[-1].version == self.version), None)
+
+    @property
+    def subject(self) -> LearnedDataset:
+        """The line of the dataset that it learned, unlearned or changed."""
+        return self.unlearned or self.erased_from or self.learned[-1]
 
     def as_in_branch(self, name: ModelName) -> Self:
         """The same version as a branch of that name has it."""

@@ -22,6 +22,7 @@ from service.api.dependencies import (
     ModelQuery,
     Reader,
     SeenRevision,
+    Trainer,
     Writer,
     check_scopes,
 )
@@ -46,7 +47,7 @@ from service.datasets.intake import (
     seal_dataset,
 )
 from service.datasets.intake import delete_dataset as remove_dataset
-from service.registry.combining import request_unlearning
+from service.registry.combining import NewErasure, request_erasure, request_unlearning
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
@@ -263,6 +264,34 @@ def delete_dataset(
         return accepted_job(request_unlearning(connection, dataset, model, principal, now, trace))
 
     return respond(context, None, effect)
+
+
+@router.post(
+    "/{dataset}/erase",
+    status_code=202,
+    response_model=Job,
+    responses={200: {"model": Job, "description": "The row is being erased, or was"}},
+)
+def erase_row(
+    dataset: DatasetPath,
+    body: NewErasure,
+    principal: Trainer,
+    context: ContextDep,
+    key: IdempotencyKeyDep,
+) -> Response:
+    """Erase a row from a dataset that was learned.
+
+    A job publishes a version whose dataset never had the row, to rounding; its lineage has the receipt. The job fails
+    with `cannot_combine` if the dataset has no such row, or also holds it out. 409 if the newest version has not learned
+    the dataset, or the model is not erasable.
+    """
+    now, trace = context.clock(), context.metrics.spans.traceparent()
+
+    def effect(connection: Connection) -> ResponseRow:
+        found = request_erasure(connection, dataset, body, principal, now, trace)
+        return accepted_job(found, key)
+
+    return respond(context, key, effect)
 
 
 def _intake(context: Context, principal: Principal, posted: NewShards) -> Intake:

@@ -204,7 +204,7 @@ def to_candidate(
     candidate: VersionManifest, parent: VersionManifest | None, required: Gate
 ) -> Candidate:
     """Compare a candidate with its parent and the gate."""
-    report, own = candidate.report, candidate.unlearned or candidate.learned[-1]
+    report, own = candidate.report, candidate.subject
     merged = candidate.merged
     capacity_before = parent.report.capacity if parent else {}
     return Candidate(

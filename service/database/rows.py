@@ -11,7 +11,7 @@ from pydantic import Field
 from cmcl.contract.api.jobs import Approval, FailureReason, JobState
 from cmcl.contract.dataset import DatasetManifest, RejectedRow
 from cmcl.contract.encoder import EncoderIdentity
-from cmcl.contract.job import READS_ROWS, JobKind, Progress, VersionRef
+from cmcl.contract.job import READS_ROWS, ErasedRow, JobKind, Progress, VersionRef
 from cmcl.contract.modality import Frozen, ModalityPair
 from cmcl.contract.model import Gate, ModelSpec
 from cmcl.contract.prepare import DatasetReport, PrepareProgress
@@ -132,6 +132,7 @@ class JobRow:
     dataset: str | None
     dataset_name: str
     merges: VersionRef | None
+    erases: ErasedRow | None
     dry_run: bool
     state: JobState
     reason: FailureReason | None

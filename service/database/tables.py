@@ -173,12 +173,14 @@ jobs = Table(
     Column("model", String(48), ForeignKey("models.name"), nullable=False),
     # JobKind.
     Column("kind", String(16), nullable=False),
-    # That it learns or unlearns; null for a merge.
+    # That it learns, unlearns or erases a row from; null for a merge.
     Column("dataset", String(32), ForeignKey("datasets.id"), nullable=True),
     # Copied, so that a list of jobs needs no datasets; for a merge, the version as `model@version`.
     Column("dataset_name", String(64), nullable=False),
     # VersionRef that a merge adds.
     json_column("merges", nullable=True),
+    # ErasedRow; without its features once the job has ended.
+    json_column("erases", nullable=True),
     # Its report is its only result.
     Column("dry_run", Boolean, nullable=False),
     Column("state", String(16), nullable=False),
@@ -228,7 +230,7 @@ jobs = Table(
     # One job reads the rows of a dataset; others can unlearn it.
     partial_index(
         "uq_jobs_reading_dataset",
-        column("kind").not_in(("unlearn", "merge")),
+        column("kind").not_in(("unlearn", "erase", "merge")),
         "dataset",
         is_unique=True,
     ),

@@ -409,6 +409,7 @@ def job_spec(context: Context, job: JobRow, model: ModelRow) -> JobSpec:
     return JobSpec(
         unlearns=job.dataset if job.kind == "unlearn" else None,
         merges=job.merges,
+        erases=job.erases,
         job=job.id,
         kind=job.kind,
         attempt=job.attempt,

@@ -36,7 +36,20 @@ def check_answers(
         _must_equal("learned (of earlier versions)", earlier, candidate.learned[:-1])
         _check_new_line(asked, asked.dataset, candidate.learned[-1])
     elif asked.unlearns is not None:
-        _check_unlearned(asked, earlier, candidate)
+        gone = next((line for line in earlier if line.dataset == asked.unlearns), None)
+        _must_equal("unlearned dataset", gone, candidate.unlearned)
+        _check_changed(asked, tuple(line for line in earlier if line is not gone), candidate)
+        earlier = candidate.learned
+    elif asked.erases is not None:
+        erased = candidate.erased_from
+        _must_equal("erased from", asked.erases.dataset, erased and erased.dataset)
+        _must_equal("erased row", asked.erases.row, erased and erased.erased[-1].row)
+        # What the sums of the rest are is the worker's to say.
+        rest = tuple(
+            erased if erased is not None and line.dataset == erased.dataset else line
+            for line in earlier
+        )
+        _check_changed(asked, rest, candidate)
         earlier = candidate.learned
     else:
         _must_equal("merged version", asked.merges, candidate.merged)
@@ -350,14 +363,11 @@ def _check_new_line(asked: JobSpec, dataset: DatasetManifest, line: LearnedDatas
     _must_equal("learned shards", digests, line.shard_digests)
 
 
-def _check_unlearned(
-    asked: JobSpec, earlier: tuple[LearnedDataset, ...], candidate: VersionManifest
+def _check_changed(
+    asked: JobSpec, rest: tuple[LearnedDataset, ...], candidate: VersionManifest
 ) -> None:
-    """The parent's lineage without one line. Others may be measured from the candidate on."""
-    gone = next((line for line in earlier if line.dataset == asked.unlearns), None)
-    _must_equal("unlearned dataset", gone, candidate.unlearned)
+    """The lineage is `rest`, and lines may be measured from the candidate on."""
     _must_equal("dataset", None, candidate.dataset)
-    rest = tuple(line for line in earlier if line is not gone)
     without = [line.model_copy(update={"reference": None}) for line in candidate.learned]
     _must_equal("learned", [each.model_copy(update={"reference": None}) for each in rest], without)
     for before, after in zip(rest, candidate.learned, strict=True):

@@ -143,11 +143,15 @@ def sweep_models(context: Context) -> None:
 
 
 def sweep_unlearned(context: Context) -> None:
-    """Give up datasets that were unlearned once every version that has learned them is retired.
+    """Give up datasets that were unlearned once every version that has learned them is retired, and retired versions
+    from before a row of theirs was erased.
 
     The files of these versions are given up as well: their heads and moments hold the dataset, and no later version is
     measured against them. Their manifests stay.
     """
+    with context.database.write() as connection:
+        stale = maintenance.versions_with_erased_rows(connection)
+        maintenance.mark_versions_swept(connection, stale, context.clock())
     with context.database.read() as connection:
         found = maintenance.unlearned_datasets(connection)
     for dataset in found:

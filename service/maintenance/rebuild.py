@@ -392,7 +392,9 @@ class Rebuild:
             message = "prepared again: the manifest of its dataset is lost"
             own |= self._moved(own, JobState.QUEUED, message)
         self._check_files(row, own, manifest, problem)
-        unlearned = (job for job in jobs if job is not own and job["model"] == row["model"])
+        unlearned = (
+            job for job in jobs if job["kind"] == "unlearn" and job["model"] == row["model"]
+        )
         if row["deleted_at"] is None and JobState.PUBLISHED in {job["state"] for job in unlearned}:
             row |= {"deleted_at": self.now, "fingerprint": None, "swept_at": None}
         self._tables["datasets"].append(row)

@@ -1,18 +1,22 @@
-"""Jobs that read no rows: unlearn a dataset, merge a version of another model.
+"""Jobs that read no rows: unlearn a dataset, erase a row of one, merge a version of another model.
 
 What they need is checked when they are requested, and again when their turn comes: jobs before them change the model.
 """
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from math import isfinite
 
+from pydantic import Field
 from sqlalchemy import Connection
 
-from cmcl.contract.job import VersionRef
+from cmcl.contract.job import ErasedRow, VersionRef, row_digest
+from cmcl.contract.modality import Frozen, Modality, ModelName
 from cmcl.contract.version import LearnedDataset, datasets_to_merge
 from service.auth.ownership import get_model, get_version
-from service.core.errors import Conflict, FieldProblem, NotFound
+from service.core.errors import Conflict, FieldProblem, NotFound, Unprocessable
 from service.core.principal import Principal
 from service.database.queries import datasets, jobs, models, versions
 from service.database.rows import JobRow, ModelRow, VersionRow
@@ -24,6 +28,20 @@ class Requested:
 
     job: JobRow
     is_new: bool
+
+
+class NewErasure(Frozen):
+    """A row that is to be erased, as it is posted."""
+
+    features: dict[Modality, list[float]] = Field(
+        min_length=2,
+        max_length=2,
+        description="by modality, both sides of the row as they were learned: the numbers of its shard",
+    )
+    model: ModelName | None = Field(
+        default=None,
+        description="model that erases it, if that is not the one that the dataset was posted to",
+    )
 
 
 def request_unlearning(
@@ -39,20 +57,77 @@ def request_unlearning(
     `name`: the model, by default the one that the dataset was posted to. Raises NotFound, and Conflict if the newest
     version cannot unlearn it.
     """
-    found = datasets.find(connection, dataset)
-    if found is None or not principal.sees(found.owner):
-        raise NotFound(f"there is no dataset {dataset!r}")
-    # Two requests at once make one job.
-    models.lock(connection, name or found.model)
-    model = get_model(connection, name or found.model, principal)
-    if found.deleted_at is not None and name is None:
-        raise NotFound(f"there is no dataset {dataset!r}")
-    known = jobs.open_change(connection, model.name, "unlearn", dataset, found.name)
+    model = _locked(connection, dataset, name, principal)
+    known = jobs.open_change(connection, model.name, "unlearn", dataset)
     if known is not None:
         return Requested(known, is_new=False)
     line = check_unlearning(model, _lineage(connection, model), dataset)
     job = jobs.create_unlearning(connection, model, line, now, traceparent)
     return Requested(job, is_new=True)
+
+
+def _locked(
+    connection: Connection, dataset: str, name: str | None, principal: Principal
+) -> ModelRow:
+    """Lock the model, by default the one that the dataset was posted to: two requests at once make one job."""
+    found = datasets.find(connection, dataset)
+    if found is None or not principal.sees(found.owner):
+        raise NotFound(f"there is no dataset {dataset!r}")
+    models.lock(connection, name or found.model)
+    model = get_model(connection, name or found.model, principal)
+    if found.deleted_at is not None and name is None:
+        raise NotFound(f"there is no dataset {dataset!r}")
+    return model
+
+
+def request_erasure(
+    connection: Connection,
+    dataset: str,
+    asked: NewErasure,
+    principal: Principal,
+    now: datetime,
+    traceparent: str | None = None,
+) -> Requested:
+    """Insert a job that erases a row from a dataset; return the one that erases it or has done so, if there is one.
+
+    Raises NotFound, Unprocessable for features that no row of the dataset has, and Conflict if the newest version cannot
+    erase it.
+    """
+    model = _locked(connection, dataset, asked.model, principal)
+    line = check_erasure(model, _lineage(connection, model), dataset)
+    first, second = _sides(model, line, asked.features)
+    row = ErasedRow(
+        dataset=dataset,
+        row=row_digest(dataset, first.tobytes(), second.tobytes()),
+        first=tuple(first),
+        second=tuple(second),
+        requested_at=now,
+        requested_by=principal.name,
+    )
+    known = jobs.erasing(connection, model.name, row)
+    if known is not None:
+        return Requested(known, is_new=False)
+    return Requested(
+        jobs.create_erasure(connection, model, line, row, now, traceparent), is_new=True
+    )
+
+
+def _sides(
+    model: ModelRow, line: LearnedDataset, features: Mapping[str, Sequence[float]]
+) -> "tuple[array[float], array[float]]":
+    """The features of both sides as float32, in the order of the pair."""
+    if features.keys() != set(line.pair.modalities):
+        message = f"dataset {line.name!r} has rows of {' and '.join(line.pair.modalities)}"
+        raise Unprocessable(message, FieldProblem("features", message, sorted(features)))
+    sides = []
+    for modality in line.pair.modalities:
+        numbers, width = array("f", features[modality]), model.spec.widths[modality]
+        if len(numbers) != width or not all(map(isfinite, numbers)):
+            message = f"features of {modality!r} are {width} numbers in the range of float32"
+            problem = FieldProblem(f"features.{modality}", message, f"{len(numbers)} numbers")
+            raise Unprocessable(message, problem)
+        sides.append(numbers)
+    return sides[0], sides[1]
 
 
 def request_merge(
@@ -85,6 +160,10 @@ def problem_of(connection: Connection, job: JobRow, model: ModelRow) -> str | No
     try:
         if job.kind == "unlearn" and job.dataset is not None:
             check_unlearning(model, _lineage(connection, model), job.dataset)
+        elif job.erases is not None:
+            check_erasure(model, _lineage(connection, model), job.erases.dataset)
+            if not job.erases.first:
+                return "the row was forgotten when the job ended: erase it again, in a new job"
         elif job.merges is not None:
             other = versions.find(connection, job.merges.model, job.merges.version)
             if other is None:
@@ -115,6 +194,30 @@ def check_unlearning(
     model: ModelRow, learned: Sequence[LearnedDataset], dataset: str
 ) -> LearnedDataset:
     """Return the line of the lineage. Raises Conflict if the newest version cannot unlearn the dataset."""
+    line = _line_of(model, learned, dataset)
+    if len(learned) == 1:
+        raise Conflict(
+            f"{line.name!r} is the only dataset of model {model.name!r}, and a version without any has no heads; "
+            "delete the model"
+        )
+    return line
+
+
+def check_erasure(
+    model: ModelRow, learned: Sequence[LearnedDataset], dataset: str
+) -> LearnedDataset:
+    """Return the line of the lineage. Raises Conflict if no row can be erased from the dataset."""
+    line = _line_of(model, learned, dataset)
+    if line.exact_sums is None:
+        raise Conflict(
+            f"no row can be erased from {line.name!r}: model {model.name!r} is not erasable, and keeps of a dataset what "
+            "is rounded, and pooled over both halves. Unlearn the dataset and post it without the row; datasets of a "
+            "model that is created with erasable: true can be changed by the row"
+        )
+    return line
+
+
+def _line_of(model: ModelRow, learned: Sequence[LearnedDataset], dataset: str) -> LearnedDataset:
     line = next((each for each in learned if each.dataset == dataset), None)
     if line is None:
         newest = (
@@ -125,11 +228,6 @@ def check_unlearning(
         message = f"{newest} has not learned dataset {dataset}, so there is nothing to unlearn"
         raise Conflict(message, FieldProblem("dataset", message, dataset))
     _check_solves(model, line)
-    if len(learned) == 1:
-        raise Conflict(
-            f"{line.name!r} is the only dataset of model {model.name!r}, and a version without any has no heads; "
-            "delete the model"
-        )
     return line
 
 

@@ -260,6 +260,7 @@ CREATE TABLE jobs (
 	dataset VARCHAR(32),
 	dataset_name VARCHAR(64) NOT NULL,
 	merges JSON,
+	erases JSON,
 	dry_run BOOLEAN NOT NULL,
 	state VARCHAR(16) NOT NULL,
 	reason VARCHAR(32),
@@ -314,7 +315,7 @@ CREATE INDEX ix_jobs_state_sequence ON jobs (state, sequence);
 
 CREATE INDEX ix_jobs_unswept ON jobs (finished_at) WHERE finished_at IS NOT NULL AND swept_at IS NULL;
 
-CREATE UNIQUE INDEX uq_jobs_reading_dataset ON jobs (dataset) WHERE (kind NOT IN ('unlearn', 'merge'));
+CREATE UNIQUE INDEX uq_jobs_reading_dataset ON jobs (dataset) WHERE (kind NOT IN ('unlearn', 'erase', 'merge'));
 
 CREATE TABLE upload_uses (
 	upload VARCHAR(32) NOT NULL,
@@ -391,6 +392,6 @@ CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY);
 
 INSERT INTO alembic_version VALUES ('r0001');
 
-INSERT INTO compatibility VALUES ('r0001', '37a287873ce8ddcf3b0be56e611561df8f6f2afca96cd32287dc43a90953e2a9');
+INSERT INTO compatibility VALUES ('r0001', 'cc0fe6a13f202060b88f9783ffbf5ab7b14c440087cec09bb3bcf779b37be8a9');
 
 INSERT INTO event_positions (id, newest) VALUES (1, 0);

@@ -10,6 +10,7 @@ from cmcl.contract.job import JobSpec, Phase, Progress
 from cmcl.contract.modality import FileEntry
 from cmcl.contract.version import (
     Drift,
+    Erasure,
     EvaluationResult,
     LearnedDataset,
     MeasuredDataset,
@@ -43,7 +44,7 @@ def train(
     contents = [f"{job} {attempt} {name}".encode() for name in layout.VERSION_FILES]
     moments = f"{job} {attempt} moments".encode()
     if write:
-        for data in (*contents, *([] if spec.dataset is None else [moments])):
+        for data in (*contents, *([moments] if spec.dataset or spec.erases else [])):
             write_blob(store, data)
     files = dict(zip(layout.VERSION_FILES, map(entry_for, contents), strict=True))
     earlier, learned, unlearned = _lineage(store, spec, entry_for(moments))
@@ -164,6 +165,9 @@ def _lineage(
         joined = (line.model_copy(update=update) for line in new)
         merged = (*known, *joined)
         return merged, merged, None
+    if spec.erases is not None:
+        lines = tuple(_erased(spec, line, moments) for line in known)
+        return lines, lines, None
     rest = tuple(line for line in known if line.dataset != spec.unlearns)
     gone = next(line for line in known if line.dataset == spec.unlearns)
     later = {line.dataset for line in rest if line.version >= gone.version}
@@ -172,6 +176,29 @@ def _lineage(
         for line in rest
     )
     return rest, rest, gone
+
+
+def _erased(spec: JobSpec, line: LearnedDataset, sums: FileEntry) -> LearnedDataset:
+    row = spec.erases
+    if row is None or line.dataset != row.dataset:
+        return line
+    receipt = Erasure(
+        row=row.row,
+        copies=1,
+        before=line.moments.sha256,
+        after=sums.sha256,
+        version=spec.version,
+        job=spec.job,
+        requested_at=row.requested_at,
+        requested_by=row.requested_by,
+    )
+    changes = {
+        "rows": line.rows - 1,
+        "moments": sums,
+        "exact_sums": sums,
+        "reference": spec.version,
+    }
+    return line.model_copy(update={**changes, "erased": (*line.erased, receipt)})
 
 
 def _line(spec: JobSpec, moments: FileEntry) -> LearnedDataset:
@@ -183,5 +210,6 @@ def _line(spec: JobSpec, moments: FileEntry) -> LearnedDataset:
         rows=dataset.rows,
         version=spec.version,
         moments=moments,
+        exact_sums=moments if spec.spec.erasable else None,
         shard_digests=tuple(shard.sha256 for shard in dataset.shards),
     )

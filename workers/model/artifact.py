@@ -3,7 +3,7 @@
 Reading executes nothing (no pickle). A damaged file raises InvalidVersion.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -242,6 +242,30 @@ def moment_tensors(moments: PairMoments) -> dict[str, Tensor]:
         "second": moments.second.sum_II.contiguous(),
         "cross": moments.cross_IJ.contiguous(),
     }
+
+
+def save_halves(halves: Sequence[PairMoments], digests: Tensor) -> bytes:
+    """Exact sums of both halves of a dataset, and digests of its rows (int64, N), which are sorted."""
+    tensors = {
+        f"{number}{_SEPARATOR}{name}": tensor
+        for number, half in enumerate(halves)
+        for name, tensor in moment_tensors(half).items()
+    }
+    return save({**tensors, "rows": digests.sort().values})
+
+
+def load_halves(data: bytes) -> tuple[list[PairMoments], Tensor]:
+    """What `save_halves` saved. Raises InvalidVersion."""
+    tensors = _load(data, "halves")
+    parts = [
+        {
+            name.removeprefix(prefix): each
+            for name, each in tensors.items()
+            if name.startswith(prefix)
+        }
+        for prefix in (f"0{_SEPARATOR}", f"1{_SEPARATOR}")
+    ]
+    return [moments_from(part) for part in parts], tensors["rows"]
 
 
 def moments_from(tensors: Mapping[str, Tensor]) -> PairMoments:

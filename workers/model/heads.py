@@ -21,6 +21,9 @@ from cmcl.contract.model import ModelSpec
 from workers.model.loss import positives, unit
 from workers.nullspace.conditioning import Conditioning, Lift
 
+# 53 bits, of which 32 are behind the point.
+EXACT_BELOW = 2.0**21
+
 
 def head_width(feature_width: int) -> int:
     """Width of what a head reads: the feature and the constant 1."""
@@ -40,9 +43,14 @@ def with_constant(feature_BF: Tensor) -> Tensor:
     return torch.cat([feature_BF, feature_BF.new_ones(len(feature_BF), 1)], dim=1)
 
 
-def as_read(raw_BF: Tensor, conditioning: Conditioning | None, lift: Lift | None) -> Tensor:
+def as_read(
+    raw_BF: Tensor,
+    conditioning: Conditioning | None,
+    lift: Lift | None,
+    precision: torch.dtype = torch.float32,
+) -> Tensor:
     """What a head reads, without the constant 1 (B × (F + K)): unit length, conditioned, lifted."""
-    feature_BF = unit_rows(raw_BF)
+    feature_BF = unit(raw_BF.to(precision))
     if conditioning is not None:
         feature_BF = conditioning(feature_BF)
     return feature_BF if lift is None else lift(feature_BF)
@@ -72,6 +80,16 @@ class ModalityHeads:
     def features(self, modality: str, raw_BF: Tensor) -> Tensor:
         """What the head reads, without the constant 1 (B × (F + K))."""
         return as_read(raw_BF, self.conditioning.get(modality), self.lifts.get(modality))
+
+    def exact(self, modality: str, raw_BF: Tensor) -> Tensor:
+        """What the head reads, in multiples of 2⁻¹⁶ (B × I, float64): equal bits for equal rows, in any batch.
+
+        Products are multiples of 2⁻³², which float64 sums without rounding below `EXACT_BELOW`. float32 rounds each
+        product of a batch as its shape has it.
+        """
+        parts = self.conditioning.get(modality), self.lifts.get(modality)
+        feature_BF = as_read(raw_BF, *parts, torch.float64)
+        return with_constant(feature_BF.mul_(2**16).round_().div_(2**16))
 
     def outputs(self, modality: str, raw_BF: Tensor) -> Tensor:
         """Embeddings (B × E) before they are scaled to unit length."""

@@ -8,14 +8,17 @@ writes. A single process without a process group runs the same code.
 
 import hashlib
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
 from safetensors.torch import save
+from torch import Tensor
 
 from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.errors import NON_RETRYABLE, ObjectNotFound
-from cmcl.contract.job import JobSpec
+from cmcl.contract.job import JobSpec, row_digest
 from cmcl.contract.version import (
     HeadCapacity,
     LearnedDataset,
@@ -30,7 +33,7 @@ from cmcl.storage.versions import read_candidate, write_blob
 from workers.files.shards import Scratch, check_room
 from workers.methods.method import Solved, TrainingContext
 from workers.methods.registry import method_for
-from workers.model.artifact import save_centred_moments, save_moments
+from workers.model.artifact import save_centred_moments, save_halves, save_moments
 from workers.model.memory import in_order
 from workers.nullspace.centred import dataset_moments
 from workers.nullspace.certificate import attainable
@@ -43,6 +46,7 @@ from workers.train.certify import (
 from workers.train.checkpoint import StoredCheckpoints, preemption_noticed
 from workers.train.dataset import training_rows
 from workers.train.distributed import (
+    World,
     all_gather_dict,
     barrier,
     broadcast_object,
@@ -58,6 +62,7 @@ from workers.train.evaluation import (
 )
 from workers.train.learn import Task, TrainingResult, learn
 from workers.train.progress import Reporter
+from workers.train.rows import TrainingRows
 from workers.train.run import Run
 from workers.train.settings import TrainSettings
 from workers.train.solve_again import solve_again
@@ -130,6 +135,7 @@ def _train(
     barrier(here)
     # The disk space of training rows is freed before held-out rows are copied.
     with closing(training_rows(dataset, spec.spec, scratch=scratch)) as rows:
+        digests = _row_digests(dataset.dataset, rows, here) if spec.spec.erasable else None
         task = Task(dataset.pair, rows, _seed(spec), past)
         best = partial(attainable, width=spec.spec.width)
         learned = learn(spec.spec, parent.model_state, task, run, method, best)
@@ -171,7 +177,20 @@ def _train(
     )
 
     reporter.enter("writing")
-    _write(store, spec, parent, encoders, learned, report)
+    _write(store, spec, parent, encoders, replace(learned, digests=digests), report)
+
+
+def _row_digests(dataset: str, rows: TrainingRows, here: World) -> Tensor:
+    """The first eight bytes of each row's digest (int64)."""
+    own = [
+        int(row_digest(dataset, first.tobytes(), second.tobytes())[:16], 16)
+        for chunk in rows.chunks(here)
+        for first, second in zip(
+            chunk.first_NI.float().numpy(), chunk.second_NJ.float().numpy(), strict=True
+        )
+    ]
+    parts = all_gather_dict({str(here.rank): np.array(own, np.uint64).view(np.int64)}, here)
+    return torch.from_numpy(np.concatenate(list(parts.values())))
 
 
 def _capacity(spec: JobSpec, parent: Parent, learned: TrainingResult) -> dict[str, HeadCapacity]:
@@ -242,6 +261,9 @@ def _write(
         significant_directions=learned.choice.significant if learned.choice else None,
         halves=halves_of(learned.choice),
         attainable=learned.attainable,
+        exact_sums=write_blob(store, save_halves(learned.halves, learned.digests))
+        if learned.halves is not None and learned.digests is not None
+        else None,
     )
     manifest = version_manifest(spec, files, (*parent.learned, line), encoders, report)
     write_once(store, manifest)

@@ -19,6 +19,7 @@ from workers.methods.method import DatasetStatistics, Method, MethodState, Solve
 from workers.methods.registry import method_for
 from workers.model.artifact import moment_tensors, moments_from
 from workers.model.heads import (
+    EXACT_BELOW,
     ModalityHeads,
     PairedRows,
     head_width,
@@ -26,6 +27,7 @@ from workers.model.heads import (
     unit_rows,
     with_constant,
 )
+from workers.model.loss import unit
 from workers.model.memory import Memory
 from workers.nullspace.centred import dataset_moments
 from workers.nullspace.closed_form import NO_VARIANCE
@@ -78,7 +80,7 @@ class Task:
 class TrainingResult:
     """The outcome of training one dataset. `spaces` is empty if heads were solved.
 
-    `choice`: by the two halves, where all heads are solved; ridges in the order of the pair. `attainable`: of the
+    `halves`: of the moments, exact, and `digests` of the rows, where the model is erasable. `choice`: by the two halves, where all heads are solved; ridges in the order of the pair. `attainable`: of the
     moments at the width of the heads (`nullspace.certificate`), once it is computed.
     """
 
@@ -90,6 +92,8 @@ class TrainingResult:
     shrinkage: Shrinkage | None
     choice: Choice | None = None
     attainable: float | None = None
+    halves: tuple[PairMoments, PairMoments] | None = None
+    digests: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,7 @@ def _solve(
     heads = before.heads
     if spec.solves and spec.centred:
         heads = condition_new_modalities(spec, heads, task.pair, task.rows, run, centring)
-    halves, moments, projections = _sum_moments(heads, task, run)
+    halves, moments, projections = _sum_moments(heads, task, run, exact=spec.erasable)
 
     run.watcher.enter("training")
     context = _context(spec, before, heads, task, run)
@@ -200,7 +204,8 @@ def _solve(
     cost = cost_of_step(context, shrunk, solved.weights, heads, task.rows, run)
     state = method.next_state(context, heads, DatasetStatistics(moments))
     after = ModelState(heads, memory, state)
-    return TrainingResult(after, moments, projections, {}, solved, cost, choice, best)
+    kept = halves if spec.erasable else None
+    return TrainingResult(after, moments, projections, {}, solved, cost, choice, best, kept)
 
 
 def _train(
@@ -299,6 +304,22 @@ def prepare_rows(heads: ModalityHeads, pair: ModalityPair, raw: PairedRows) -> P
     )
 
 
+def projections_of_halves(raw: PairedRows) -> Tensor:
+    """Sums of projections (`nullspace.drift`) of both sides, in both halves (2 × 2 × I × I)."""
+    # In float64, so that a row alone has the bits that it has among others.
+    sides = (projected(unit(side.double())) for side in (raw.first_NI, raw.second_NJ))
+    return torch.stack([sums_of_halves(rows_BI, raw.in_second_half_N) for rows_BI in sides])
+
+
+def exact_rows(heads: ModalityHeads, pair: ModalityPair, raw: PairedRows) -> PairedRows:
+    """`prepare_rows` in float64, so coarse that sums of their products are exact."""
+    return replace(
+        raw,
+        first_NI=heads.exact(pair.first, raw.first_NI),
+        second_NJ=heads.exact(pair.second, raw.second_NJ),
+    )
+
+
 def condition_new_modalities(
     spec: ModelSpec,
     heads: ModalityHeads,
@@ -333,19 +354,26 @@ def moments_of_halves(
     rows: TrainingRows,
     run: Run,
     add_raw: Callable[[PairedRows], None] = lambda _: None,
+    *,
+    exact: bool = False,
 ) -> tuple[PairMoments, PairMoments]:
     """The moments of the two halves of all rows (`PairedRows.halves`) as the heads read them.
 
     Products are of what rows differ by from a shift near their mean, see `moment_about`: features of some encoders
     hardly differ, and rounding of their products would be larger than their covariance. `add_raw` gets this rank's rows
-    as they are, for other sums in the same pass.
+    as they are, for other sums in the same pass. `exact`: sums of `ModalityHeads.exact` rows, of the same bits in any
+    order, from which a row can be taken back.
     """
     own, other = (heads.weights[modality].shape[1] for modality in pair.modalities)
     totals = [no_pairs(own, other, run.device), no_pairs(own, other, run.device)]
     shifts: tuple[Tensor, Tensor] | None = None
     for raw in _chunks(rows, run):
         add_raw(raw)
-        read = prepare_rows(heads, pair, raw)
+        read = exact_rows(heads, pair, raw) if exact else prepare_rows(heads, pair, raw)
+        if exact:
+            for number, half in enumerate(read.halves()):
+                totals[number] = totals[number].add_rows_(half.first_NI, half.second_NJ)
+            continue
         if shifts is None:
             shifts = _near_the_mean(read.first_NI), _near_the_mean(read.second_NJ)
         for number, half in enumerate(read.halves()):
@@ -361,18 +389,24 @@ def moments_of_halves(
 
 
 def _sum_moments(
-    heads: ModalityHeads, task: Task, run: Run
+    heads: ModalityHeads, task: Task, run: Run, *, exact: bool = False
 ) -> tuple[tuple[PairMoments, PairMoments], PairMoments, Projections]:
-    """The moments of the two halves of the rows, and of all; and projections. Raises NothingToLearn."""
+    """The moments of the two halves of the rows, and of all; and projections. Raises NothingToLearn, and InvalidDataset
+    for too many rows to be summed exactly."""
     run.watcher.enter("moments")
     sums_S2II = torch.zeros(2, 2, WIDTH + 1, WIDTH + 1, dtype=torch.float64, device=run.device)
 
     def add_raw(raw: PairedRows) -> None:
-        for side_2II, raw_NF in zip(sums_S2II, (raw.first_NI, raw.second_NJ), strict=True):
-            side_2II.add_(sums_of_halves(projected(unit_rows(raw_NF)), raw.in_second_half_N))
+        sums_S2II.add_(projections_of_halves(raw))
 
-    halves = moments_of_halves(heads, task.pair, task.rows, run, add_raw)
+    halves = moments_of_halves(heads, task.pair, task.rows, run, add_raw, exact=exact)
     moments = halves[0] + halves[1]
+    largest = max(float(each.sum_II.abs().max()) for each in (moments.first, moments.second))
+    if exact and largest >= EXACT_BELOW:
+        raise InvalidDataset(
+            f"a sum of squares of the dataset is {largest:.3g}, and has to be below {EXACT_BELOW:g} to be exact, as an "
+            "erasable model needs it: split the dataset"
+        )
     _check_that_sides_vary(task.pair, moments)
     total = torch.tensor(all_reduce_sum(sums_S2II.flatten(), run.here), dtype=torch.float64)
     sides = total.view_as(sums_S2II).unbind()

@@ -8,33 +8,54 @@ one rotation. Every rank reads; rank 0 solves and writes.
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+import torch
+from safetensors.torch import save
+
 from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.errors import CannotCombine
-from cmcl.contract.job import JobSpec
+from cmcl.contract.job import ErasedRow, JobSpec, row_digest
 from cmcl.contract.version import (
+    Erasure,
     LearnedDataset,
     VersionReport,
     datasets_to_measure,
     datasets_to_merge,
 )
+from cmcl.storage.datasets import read_dataset_manifest
 from cmcl.storage.object_store import ObjectStore
-from workers.files.shards import Scratch
+from cmcl.storage.versions import write_blob
+from workers.files.shards import Rows, Scratch
 from workers.methods.method import Solved, TrainingContext
 from workers.methods.registry import method_for
-from workers.model.heads import ModalityHeads, initial_heads
-from workers.model.memory import Memory
+from workers.model.artifact import save_centred_moments, save_halves
+from workers.model.heads import ModalityHeads, PairedRows, initial_heads
+from workers.model.memory import Memory, in_order
+from workers.nullspace.centred import dataset_moments
+from workers.nullspace.certificate import attainable
+from workers.nullspace.moments import pair_moments
+from workers.train.agreement import halves_of
 from workers.train.certify import Certificate, certificates
+from workers.train.dataset import paired_rows
 from workers.train.distributed import all_gather_dict, barrier, rank_share, when_leader_is_done
-from workers.train.evaluation import MeasuredVersion, evaluate_learned, measure_only, overlaps
-from workers.train.learn import ModelState, check_finite
+from workers.train.evaluation import (
+    MeasuredVersion,
+    evaluate_learned,
+    held_out_rows,
+    measure_only,
+    overlaps,
+)
+from workers.train.learn import ModelState, check_finite, exact_rows, projections_of_halves
 from workers.train.progress import Reporter
 from workers.train.run import Run
 from workers.train.versions import (
     Parent,
     read_dataset_sums,
+    read_halves,
     read_known,
     read_parent,
     read_past_datasets,
+    read_projections,
     solution,
     version_manifest,
     write_files,
@@ -70,7 +91,12 @@ def solve_again(
     here = run.here
     reporter.enter("reading")
     parent = read_parent(store, spec)
-    sources = _without(store, spec, parent) if spec.unlearns else _with_other(store, spec, parent)
+    if spec.erases is not None:
+        sources = _without_row(store, spec, spec.erases, parent)
+    elif spec.unlearns:
+        sources = _without(store, spec, parent)
+    else:
+        sources = _with_other(store, spec, parent)
     barrier(here)
 
     reporter.enter("training")
@@ -170,6 +196,99 @@ def _measured_from(line: LearnedDataset, unlearned_in: int, version: int) -> Lea
     if (line.reference or line.version) < unlearned_in:
         return line
     return line.model_copy(update={"reference": version})
+
+
+def _without_row(store: ObjectStore, spec: JobSpec, row: ErasedRow, parent: Parent) -> Sources:
+    """The parent without one row of a dataset. Raises CannotCombine, StoreDamaged."""
+    line = next((each for each in parent.learned if each.dataset == row.dataset), None)
+    if line is None or line.exact_sums is None:
+        raise CannotCombine(f"version {parent.ref} has no exact sums of dataset {row.dataset}")
+    halves, digests = read_halves(store, line)
+    first, second = (np.array(side, np.float32) for side in (row.first, row.second))
+    digest = row_digest(line.dataset, first.tobytes(), second.tobytes())
+    is_row_N = digests == int.from_bytes(bytes.fromhex(digest[:16]), "big", signed=True)
+    copies = int(is_row_N.sum())
+    if not copies:
+        raise CannotCombine(f"dataset {line.name!r} ({line.dataset}) has no row {digest}")
+    raw = paired_rows(Rows(first[None], second[None], None))
+    _check_not_held_out(store, line, raw)
+    before = parent.model_state
+    # Each copy is in the same half, and the halves are sums of exact rows.
+    read = exact_rows(before.heads, line.pair, raw).at(torch.zeros(copies, dtype=torch.long))
+    for number, own in enumerate(read.halves()):
+        halves[number] -= pair_moments(own.first_NI, own.second_NJ)
+    moments = halves[0] + halves[1]
+    if moments.count < spec.spec.fewest_rows:
+        raise CannotCombine(
+            f"dataset {line.name!r} would have {moments.count} rows; unlearn the dataset"
+        )
+    method = method_for(spec.spec)
+    choice = method.choose(line.pair, (halves[0], halves[1]))
+    ridges = choice.by_modality(line.pair.modalities, spec.spec.aligned(line.pair))
+    old, new = read_dataset_sums(store, line), dataset_moments(moments)
+    projections = read_projections(store, line)
+    if projections:
+        for side_2II, own_2II in zip(
+            (projections[name] for name in line.pair.modalities),
+            projections_of_halves(raw),
+            strict=True,
+        ):
+            side_2II.sub_(copies * own_2II)
+    memory = before.memory.without_sums(line.pair, old, line.ridges, line.significant_directions)
+    memory = memory.with_sums(line.pair, new, ridges, choice.significant)
+    # Every rank computes the same bytes, whose name is their digest.
+    after = write_blob(store, save_halves(halves, digests[~is_row_N]))
+    changed = line.model_copy(
+        update={
+            "rows": moments.count,
+            "moments": write_blob(store, save_centred_moments(in_order(line.pair, new))),
+            "exact_sums": after,
+            "halves": halves_of(choice),
+            "projections": write_blob(store, save(projections)) if projections else None,
+            "ridges": ridges,
+            "significant_directions": choice.significant,
+            "attainable": attainable(moments, width=spec.spec.width),
+            "erased": (
+                *line.erased,
+                Erasure(
+                    row=digest,
+                    copies=copies,
+                    before=line.exact_sums.sha256,
+                    after=after.sha256,
+                    version=spec.version,
+                    job=spec.job,
+                    requested_at=row.requested_at,
+                    requested_by=row.requested_by,
+                ),
+            ),
+        }
+    )
+    lines = (changed if each is line else each for each in parent.learned)
+    return Sources(
+        heads=before.heads,
+        aligned_by=memory,
+        memory=memory,
+        learned=tuple(_measured_from(each, line.version, spec.version) for each in lines),
+        encoders=dict(parent.encoders),
+        past=(parent,),
+    )
+
+
+def _check_not_held_out(store: ObjectStore, line: LearnedDataset, row: PairedRows) -> None:
+    """Held-out rows are measured and not learned, but kept. Raises CannotCombine if the row is among them."""
+    stored = read_dataset_manifest(store, line.dataset)
+    for shard in stored.evaluation_shards if stored else ():
+        held = held_out_rows((shard,))
+        if held is None:
+            continue
+        is_it_N = (held.rows.first_keys_N == row.first_keys_N) & (
+            held.rows.second_keys_N == row.second_keys_N
+        )
+        if bool(is_it_N.any()):
+            raise CannotCombine(
+                f"the row is also a held-out row of dataset {line.name!r}, in {shard.uri}: unlearn the dataset, and post "
+                "it again without the row"
+            )
 
 
 # --- Merge --------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from workers.methods.method import MethodState, Solved
 from workers.model.artifact import (
     SavedMemory,
     load_centred_moments,
+    load_halves,
     load_heads,
     load_memory,
     load_method_state,
@@ -268,6 +269,22 @@ def read_dataset_sums(store: ObjectStore, learned: LearnedDataset) -> CentredMom
     with _needed(f"the moments of dataset {learned.name!r} ({learned.dataset})"):
         data = retry_unavailable(partial(read_blob, store, learned.moments))
         return in_order(learned.pair, load_centred_moments(data))
+
+
+def read_halves(store: ObjectStore, learned: LearnedDataset) -> tuple[list[PairMoments], Tensor]:
+    """The exact sums of both halves of a dataset, and digests of its rows. Raises StoreDamaged."""
+    if learned.exact_sums is None:
+        raise ValueError(f"no exact sums of dataset {learned.dataset} are kept")
+    with _needed(f"the exact sums of dataset {learned.name!r} ({learned.dataset})"):
+        return load_halves(retry_unavailable(partial(read_blob, store, learned.exact_sums)))
+
+
+def read_projections(store: ObjectStore, learned: LearnedDataset) -> dict[str, Tensor]:
+    """Sums of projections of both halves of a dataset, by modality; empty if there are none. Raises StoreDamaged."""
+    if learned.projections is None:
+        return {}
+    with _needed(f"the projections of dataset {learned.name!r} ({learned.dataset})"):
+        return load_method_state(retry_unavailable(partial(read_blob, store, learned.projections)))
 
 
 def write_files(

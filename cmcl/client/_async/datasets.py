@@ -171,6 +171,18 @@ class DatasetCalls(UploadCalls, JobCalls):
         request = Request("DELETE", _path(dataset), params=params)
         return read(Job, await self._session.send(request))
 
+    async def erase_row(
+        self, dataset: str, features: Mapping[str, Sequence[float]], model: str | None = None
+    ) -> Job:
+        """Start a job that erases a row from a dataset, and return it; `watch` follows it.
+
+        `features`: by modality, both sides of the row as they were learned. Called again, it returns the same job. Fails
+        with 409 if the model is not erasable; the job fails if the dataset has no such row.
+        """
+        sides = {name: list(side) for name, side in features.items()}
+        body = {"features": sides, **given(model=model)}
+        return await self._session.post(Job, f"{_path(dataset)}/erase", body)
+
     def rejected_rows(self, dataset: str) -> AsyncIterator[RejectedRow]:
         """Iterate over all rows that were left out, with the reason of each."""
         return self._session.pages(RejectedRow, f"{_path(dataset)}/rejected-rows")

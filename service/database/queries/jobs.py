@@ -9,7 +9,14 @@ from pydantic import BaseModel
 from sqlalchemy import Connection, RowMapping, Update, bindparam, insert, select, update
 
 from cmcl.contract.api.jobs import FINAL_STATES, Approval, FailureReason, JobState
-from cmcl.contract.job import READS_ROWS, JobKind, Progress, VersionRef, submission_id
+from cmcl.contract.job import (
+    READS_ROWS,
+    ErasedRow,
+    JobKind,
+    Progress,
+    VersionRef,
+    submission_id,
+)
 from cmcl.contract.methods import Priority
 from cmcl.contract.prepare import DatasetReport, PrepareProgress
 from cmcl.contract.version import EvaluationResult, LearnedDataset
@@ -66,6 +73,24 @@ def create_unlearning(
     return _insert_queued(connection, "unlearn", _of_model(model) | about, now)
 
 
+def create_erasure(
+    connection: Connection,
+    model: ModelRow,
+    line: LearnedDataset,
+    row: ErasedRow,
+    now: datetime,
+    traceparent: str | None = None,
+) -> JobRow:
+    """Insert a queued job that erases a row from a dataset of the model's lineage."""
+    about = {
+        "dataset": line.dataset,
+        "dataset_name": line.name,
+        "erases": row.model_dump(mode="json"),
+        "traceparent": traceparent,
+    }
+    return _insert_queued(connection, "erase", _of_model(model) | about, now)
+
+
 def create_merge(
     connection: Connection,
     model: ModelRow,
@@ -114,7 +139,7 @@ def find(connection: Connection, job: str) -> JobRow | None:
 
 
 def open_change(
-    connection: Connection, model: str, kind: JobKind, dataset: str | None, name: str
+    connection: Connection, model: str, kind: JobKind, dataset: str | None, name: str = ""
 ) -> JobRow | None:
     """The job of that kind about the same dataset or version that has not ended."""
     is_it = jobs.c.dataset == dataset if dataset is not None else jobs.c.dataset_name == name
@@ -122,6 +147,22 @@ def open_change(
         jobs.c.model == model, jobs.c.kind == kind, jobs.c.finished_at.is_(None), is_it
     )
     return one(connection, query.limit(1), from_row)
+
+
+def erasing(connection: Connection, model: str, row: ErasedRow) -> JobRow | None:
+    """The newest job that erases the row from the dataset and has not ended without a version."""
+    query = (
+        select(jobs)
+        .where(
+            jobs.c.model == model,
+            jobs.c.kind == "erase",
+            jobs.c.dataset == row.dataset,
+            jobs.c.state.not_in(_WITHOUT_A_VERSION),
+        )
+        .order_by(jobs.c.sequence.desc())
+    )
+    found = map(from_row, connection.execute(query).mappings())
+    return next((job for job in found if job.erases and job.erases.row == row.row), None)
 
 
 def of_dataset(connection: Connection, dataset: str) -> JobRow | None:
@@ -155,7 +196,7 @@ def move(
 ) -> bool:
     """Move the job, with changes of other columns, if its revision is unchanged. Return whether it was moved.
 
-    Its message is cleared unless another one is given. A job that ends without a version releases its dataset: the same
+    An erased row is forgotten when the job ends. Its message is cleared unless another one is given. A job that ends without a version releases its dataset: the same
     one may be posted again.
     """
     check_move(seen.state, target)
@@ -168,6 +209,8 @@ def move(
         "finished_at": now if target in FINAL_STATES else None,
         **{name: _to_column(value) for name, value in changes.items()},
     }
+    if seen.erases is not None and target in FINAL_STATES:
+        values["erases"] = _to_column(seen.erases.model_copy(update={"first": (), "second": ()}))
     if connection.execute(as_seen(seen).values(values)).rowcount != 1:
         return False
     if seen.state in _WITH_AN_ATTEMPT and target != JobState.RUNNING:
@@ -399,6 +442,7 @@ _DOCUMENTS: Mapping[str, type[BaseModel]] = {
     "report": DatasetReport,
     "evaluation": EvaluationResult,
     "merges": VersionRef,
+    "erases": ErasedRow,
 }
 
 

@@ -127,6 +127,27 @@ def versions_with(connection: Connection, dataset: str) -> list[VersionRow]:
     return found
 
 
+def versions_with_erased_rows(connection: Connection) -> list[VersionRow]:
+    """Retired versions with files, from before a row was erased from a dataset that they have learned."""
+    query = (
+        select(versions.c.model, versions.c.number, jobs.c.dataset)
+        .join(jobs, and_(jobs.c.model == versions.c.model, jobs.c.version > versions.c.number))
+        .where(
+            jobs.c.kind == "erase",
+            jobs.c.state == JobState.PUBLISHED,
+            versions.c.retired_at.is_not(None),
+            versions.c.swept_at.is_(None),
+        )
+    )
+    found = {}
+    for model, number, dataset in connection.execute(query).all():
+        version = find_version(connection, model, number)
+        lines = () if version is None else version.manifest.learned
+        if version is not None and any(line.dataset == dataset for line in lines):
+            found[model, number] = version
+    return list(found.values())
+
+
 def mark_versions_swept(connection: Connection, found: Iterable[VersionRow], now: datetime) -> None:
     """Mark versions swept: their files are given up."""
     for version in found:

@@ -63,7 +63,7 @@ def _insert(
 def from_manifest(manifest: VersionManifest) -> dict[str, object]:
     """Its digest, and the columns `OF_THE_MANIFEST`: the manifest, and what lists and histories need of it."""
     document = manifest.model_dump(mode="json")
-    report, line = manifest.report, manifest.unlearned or manifest.learned[-1]
+    report, line = manifest.report, manifest.subject
     recalls = [recall.at_1 for recall in report.evaluation.values()]
     drifts = [drift.since_learned for drift in report.drift.values()]
     return {

@@ -120,7 +120,7 @@ def test_conflicts_name_the_field_and_both_values(client: Client, file: Path) ->
         ("", "has no section; permitted: models, webhooks, keys"),
         (
             "models: {a: {breadth: 8}}",
-            "models.a.breadth: there is no such field; permitted: centred, gate",
+            "models.a.breadth: there is no such field; permitted: centred, erasable, gate",
         ),
         (
             "models: {policy: {modalities: {image: 4, text: 3}, gate: {drift: 1}}}",

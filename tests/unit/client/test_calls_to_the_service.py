@@ -58,6 +58,7 @@ ASKED_BY = {
     "retry_job": "retry",
     "approve_job": "approve",
     "reject_job": "reject",
+    "erase_row": "erase_row",
     "list_events": "all_events",
     "follow_job": "events",
     "post_webhook": "create_webhook",

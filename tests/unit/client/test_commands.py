@@ -133,6 +133,26 @@ def test_branches_are_merged_and_datasets_unlearned(cmcl: Cmcl, plane: ControlPl
     cmcl("model", "merge", "branch", "--from", "scenes", code=Exit.FAILED)
 
 
+def test_a_row_is_erased(cmcl: Cmcl, plane: ControlPlane, tmp_path: Path) -> None:
+    item = tmp_path / "row.json"
+    item.write_text('{"image": [1, 2, 3, 4], "text": [1, 2, 3]}')
+    one = str(plane.versions()[0].manifest.dataset)
+    assert "is not erasable" in cmcl("dataset", "erase", one, f"--item={item}", code=Exit.FAILED)
+    cmcl("model", "create", "erasable", *WIDTHS, "--erasable")
+    plane.run_to_end(plane.post_dataset("one", "erasable"))
+    one = str(plane.versions("erasable")[0].manifest.dataset)
+    thread = train_next(plane)
+    said = cmcl("dataset", "erase", one, f"--item={item}", "--watch")
+    thread.join()
+    assert f"erases a row of dataset {one} from model erasable" in said
+    shown = cmcl("version", "show", "erasable@2")
+    assert "erased a row of" in shown
+    (receipt,) = plane.versions("erasable")[-1].manifest.learned[0].erased
+    assert receipt.row in shown
+    item.write_text("[1, 2]")
+    cmcl("dataset", "erase", one, f"--item={item}", code=Exit.USAGE)
+
+
 def test_candidates_are_approved_and_rejected(cmcl: Cmcl, plane: ControlPlane) -> None:
     cmcl("model", "gate", "scenes", "--manual-approval")
     for word, said in (("approve", "approved"), ("reject", "rejected")):

@@ -39,7 +39,7 @@ _RULES: list[tuple[str, set[Scope]]] = [
         {READ, TRAIN},
     ),
     (
-        r"POST /v1/jobs/.*|PUT /v1/models/\{model\}/(gate|live)|POST /v1/.*/(rollback|merge)",
+        r"POST /v1/jobs/.*|PUT /v1/models/\{model\}/(gate|live)|POST /v1/.*/(rollback|merge|erase)",
         {TRAIN},
     ),
     (
@@ -66,6 +66,7 @@ BODIES: Mapping[str, Mapping[str, object]] = {
     "POST /v1/models/{model}/rollback": _REASON,
     "POST /v1/datasets": {"model": "x", "name": "x", "pair": _PAIR, **_SHARDS},
     "POST /v1/datasets/{dataset}/shards": _SHARDS,
+    "POST /v1/datasets/{dataset}/erase": {"features": {"image": [1.0], "text": [1.0]}},
     "POST /v1/uploads": {"filename": "x.parquet", "bytes": 10},
     "POST /v1/jobs/{job}/approve": _REASON,
     "POST /v1/jobs/{job}/reject": _REASON,
