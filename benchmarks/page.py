@@ -229,7 +229,7 @@ def _of_endpoint(request: httpx.Request) -> httpx.Response:
 
 def values_of(path: str, size: Size) -> dict[str, str]:
     """Parameters of a page, at their largest: the newest version, and a job that runs or has a candidate."""
-    is_candidate = path.endswith("/candidate")
+    is_candidate = path.endswith("/{job}")
     return {
         "model": MODEL,
         "version": str(size.versions),

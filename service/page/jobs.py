@@ -1,13 +1,13 @@
 """Jobs: the list, and one job with what it does, waits for, or failed of.
 
-Its attempts have their outcomes, where the time went, and the end of a log. A candidate that
-waits for a decision is shown beside its parent, with what approving it changes. Cancelling, retrying, approving and rejecting
+Its attempts have their outcomes, where the time went, and the end of a log. A candidate that waits for a decision, or was
+rejected, is shown beside its parent. Cancelling, retrying, approving and rejecting
 have a confirmation page each.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -19,7 +19,7 @@ from cmcl.pictures import job_phases
 from service.api import jobs
 from service.api.dependencies import ContextDep, JobPath, Reader, Reason
 from service.api.events import read_page
-from service.api.models import read_model, read_summary
+from service.api.models import read_summary
 from service.context import Context
 from service.core.errors import Conflict, NotFound, Rejected
 from service.core.principal import Principal
@@ -27,7 +27,7 @@ from service.core.states import CANCELLABLE, IN_FLIGHT
 from service.database.engine import Seek
 from service.database.queries.events import EventFilter
 from service.page.comparison import comparison_values
-from service.page.explanations import PHASES, REASONS
+from service.page.explanations import PHASES
 from service.page.forms import (
     ActionRequest,
     DecisionForm,
@@ -40,7 +40,7 @@ from service.page.forms import (
     see_other,
 )
 from service.page.lists import JOBS, WantedQuery, find
-from service.page.rendering import PREFIX, TWO_THIRDS, Figure, figure, is_fragment, pages_of
+from service.page.rendering import PREFIX, TWO_THIRDS, Figure, figure, pages_of
 
 router = APIRouter(prefix=PREFIX)
 
@@ -100,6 +100,10 @@ def job_page(request: Request, job: JobPath, principal: Reader, context: Context
     events = _events(found, principal, context)
     attempts = attempts_of(found, principal, context)
     phases = jobs.read_phases(job, principal, context).phases
+    candidate = _candidate(found, principal, context)
+    bound = None
+    if candidate is not None:
+        bound = next(each.permitted for each in candidate.bounds if each.name == "max_drift")
     return pages_of(request).render(
         request,
         "job.html",
@@ -113,6 +117,10 @@ def job_page(request: Request, job: JobPath, principal: Reader, context: Context
         attempts=attempts,
         time=time_of(phases),
         is_in_phase=any(each.running for each in phases),
+        candidate=candidate,
+        bound=bound,
+        bound_texts=BOUNDS,
+        **comparison_values(candidate.datasets if candidate else [], bound),
     )
 
 
@@ -187,37 +195,6 @@ BOUNDS: Mapping[str, BoundText] = {
     "min_gain": BoundText("Gain of R@1 on the new dataset", "gain", in_points=True),
     "min_agreement": BoundText("Agreement of the new pairs", "agreement"),
 }
-
-
-@router.get("/jobs/{job}/candidate")
-def candidate_page(
-    request: Request, job: JobPath, principal: Reader, context: ContextDep
-) -> Response:
-    """The candidate of a job beside its parent."""
-    of_job = jobs.read_job(job, principal, context)
-    if of_job.state == JobState.PUBLISHED and not is_fragment(request):
-        return see_other(request, f"models/{of_job.model}/versions/{of_job.version}")
-    summary = read_summary(of_job.model, principal, context)
-    values: dict[str, Any] = {"candidate": None}
-    # It may be published while the page is open.
-    if of_job.state != JobState.PUBLISHED:
-        candidate = jobs.read_candidate(job, principal, context)
-        bound = next(each.permitted for each in candidate.bounds if each.name == "max_drift")
-        values = {
-            "candidate": candidate,
-            "bound": bound,
-            **comparison_values(candidate.datasets, bound),
-        }
-    return pages_of(request).render(
-        request,
-        "candidate.html",
-        job=of_job,
-        model=summary,
-        spec=read_model(of_job.model, principal, context),
-        bound_texts=BOUNDS,
-        reasons=REASONS,
-        **values,
-    )
 
 
 # What the next page confirms, in DONE of explanations.py.

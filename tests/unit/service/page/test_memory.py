@@ -365,7 +365,7 @@ def test_they_say_what_they_are(changed: ControlPlane) -> None:
     page = opened("/ui/models/branch/versions/2")
     assert "learned three" in text_of(page)
     assert "Merged scenes@4" in text_of(page)
-    page = opened(f"/ui/jobs/{held['id']}/candidate")
+    page = opened(f"/ui/jobs/{held['id']}")
     assert "It unlearned three" in text_of(page)
     for path in (
         f"/ui/jobs/{held['id']}",
@@ -455,7 +455,7 @@ def test_which_dataset_lost_most_and_whether_that_is_within_the_bound(world: Wor
 
 
 def test_what_changes_if_i_approve(world: World) -> None:
-    text = world.read(f"jobs/{world.held}/candidate")
+    text = world.read(f"jobs/{world.held}")
     answer = (
         "v4 becomes the newest version: the next dataset is learned from it, and not "
         "from v3. 1 job of the model can go on. It becomes live on all replicas within seconds, in "

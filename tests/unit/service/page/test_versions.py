@@ -186,8 +186,8 @@ def test_a_candidate_is_compared_with_its_parent_and_with_each_bound(
         changes={"recall_before": recall(0.375), "protection": {"text": PROTECTED}},
     )
     waiting = grown.post_dataset("five", "street")
-    page = reader.get(f"/ui/jobs/{job}/candidate").text
-    bounds = rows_of(page, "live_decision")
+    page = reader.get(f"/ui/jobs/{job}").text
+    bounds = rows_of(page, "bounds")
     assert [row[1:4] for row in bounds] == [
         ["at most 40 %", "38.0 %", "met"],
         ["– none", "−15.0 points", "not set"],
@@ -200,19 +200,6 @@ def test_a_candidate_is_compared_with_its_parent_and_with_each_bound(
     assert name.startswith("one image, text; 16 rows in v1")
     assert rest[:2] == ["80.0 %", "70.0 %"]
     assert grown.job(waiting).state != JobState.FAILED
-
-
-def test_a_published_candidate_leads_to_its_version(grown: ControlPlane, reader: Browser) -> None:
-    set_gate(grown, "street", manual_approval=True)
-    job = hold(grown, "street", "four")
-    address = f"/ui/jobs/{job}/candidate"
-    assert grown.client.post(f"/v1/jobs/{job}/approve", json={"reason": "ok"}).status_code == 202
-    grown.run_to_end(job)
-    assert reader.target(reader.get(address)) == "/ui/models/street/versions/4"
-    # A page that is already open shows the change without a redirect.
-    part = reader.get(f"{address}?fragment=live_decision")
-    assert part.status_code == 200
-    assert "The candidate is v4 of street now." in text_of(part.text)
 
 
 def test_heads_have_free_shares_before_and_after(read_only: ControlPlane, viewer: Browser) -> None:
