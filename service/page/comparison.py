@@ -19,7 +19,7 @@ from cmcl.contract.api.endpoint import HeldOutHit, HeldOutRanks, HeldOutRow, Ran
 from cmcl.contract.api.jobs import CandidateDataset
 from cmcl.contract.api.versions import Version, VersionSummary
 from cmcl.contract.version import LearnedDataset
-from cmcl.pictures import NOTICEABLE, RecallChange, drift_bars, recall_changes
+from cmcl.pictures import NOTICEABLE, RecallChange, recall_changes
 from service.api.dependencies import ContextDep, ModelPath, Reader
 from service.api.jobs import to_candidate_dataset
 from service.api.models import read_summary
@@ -139,21 +139,13 @@ def recalls_of(dataset: CandidateDataset) -> tuple[float | None, float | None]:
 CHANGES = {"since_learned": change_since_learned, "by_version": change_by_version}
 
 
-def comparison_values(
-    datasets: Sequence[CandidateDataset], bound: float | None
-) -> dict[str, object]:
+def comparison_values(datasets: Sequence[CandidateDataset]) -> dict[str, object]:
     """What the page of a version or of a candidate shows of its datasets."""
     # Sorting keeps the order of learning where changes are equal or missing.
     in_order = sorted(
         datasets, key=lambda each: (not each.is_new, _last_if_none(change_since_learned(each)))
     )
-    drift = {each.name: each.drift_after for each in in_order if not each.is_new}
-    return {
-        "comparison": Comparison(in_order),
-        "changes": CHANGES,
-        "most": MOST,
-        "drift": figure(lambda width: drift_bars(drift, bound, width=width)) if drift else None,
-    }
+    return {"comparison": Comparison(in_order), "changes": CHANGES, "most": MOST}
 
 
 def _last_if_none(change: float | None) -> float:

@@ -120,7 +120,7 @@ def job_page(request: Request, job: JobPath, principal: Reader, context: Context
         candidate=candidate,
         bound=bound,
         bound_texts=BOUNDS,
-        **comparison_values(candidate.datasets if candidate else [], bound),
+        **comparison_values(candidate.datasets if candidate else []),
     )
 
 

@@ -77,7 +77,7 @@ def version_page(
         lineage=found.lineage[-_LINES:],
         # A function: only a whole page, which can be printed, has it drawn.
         matrix=partial(read_matrix, found, principal, context),
-        **comparison_values(datasets, summary.drift_bound),
+        **comparison_values(datasets),
     )
 
 
