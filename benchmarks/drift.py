@@ -3,16 +3,22 @@
 `python -m benchmarks.drift DIR ...` leaves each dataset of a stream out in turn. README.md describes the output.
 """
 
+import asyncio
 import json
 import sys
+import tempfile
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +33,10 @@ from benchmarks.command_line import (
 )
 from benchmarks.folder import read_stream
 from benchmarks.report import machine
-from workers.model.heads import unit_rows
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec
+from cmcl.storage.local import LocalStore
+from workers.model.heads import initial_heads, unit_rows
 from workers.nullspace.drift import (
     KnownDataset,
     Reference,
@@ -36,6 +45,10 @@ from workers.nullspace.drift import (
     sums_of_halves,
 )
 from workers.nullspace.threads import one_thread
+from workers.serve.batcher import Batcher
+from workers.serve.drift import QueryWatch
+from workers.serve.telemetry import ServeMetrics
+from workers.serve.versions.loading import Float32Array, LoadedHeads, ServedVersion
 
 _WINDOWS = (32, 256)
 _SET = (0.01, 0.001)
@@ -73,6 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--false-alarms", type=count, default=100_000, help="windows to simulate (default: 100,000)"
     )
+    parser.add_argument(
+        "--requests", type=count, default=10_000, help="of each kind (default: 10,000)"
+    )
     add_out(parser)
     options = parser.parse_args(arguments)
     generator = torch.Generator().manual_seed(0)
@@ -91,7 +107,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 ):
                     log_progress(json.dumps(found))
                     (alarms if "windows" in found else cases).append(found)
-    document = {"cases": cases, "false_alarms": alarms, "machine": machine()}
+        with tempfile.TemporaryDirectory() as store:
+            milliseconds = cost(options.requests, Path(store))
+    document = {
+        "cases": cases,
+        "false_alarms": alarms,
+        "milliseconds": milliseconds,
+        "machine": machine(),
+    }
     publish(options, "drift", _page(document), document)
     return 0
 
@@ -214,6 +237,58 @@ def _false_alarms(
         }
 
 
+# --- Cost -----------------------------------------------------------------------------------------
+
+
+def cost(requests: int, folder: Path) -> dict[str, dict[str, float]]:
+    """Milliseconds (p50, p99) from the rows of a request to their embeddings, with a watch and without, in turn.
+
+    Of one row and of 32, at width 1,024, one request after the other, which is the highest rate of queries.
+    """
+    spec = ModelSpec.model_validate({"policy": "improve", "modalities": {"image": 1024, "text": 8}})
+    pair = ModalityPair(first="image", second="text")
+    heads = LoadedHeads(initial_heads(spec))
+    version = ServedVersion("m", 1, spec, heads, datetime.now(UTC), frozenset({pair}))
+    batcher, watch, store = Batcher(ServeMetrics()), QueryWatch("a"), LocalStore(folder)
+    done = threading.Event()
+
+    def poll() -> None:
+        while not done.wait(0.1):
+            watch.poll(store)
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    found = {}
+    for rows in (1, 32):
+        rows_BF = np.random.default_rng(0).standard_normal((rows, 1024)).astype(np.float32)
+        times = asyncio.run(_in_turn(batcher, watch, version, rows_BF, requests))
+        for name, seconds in times.items():
+            p50, p99 = np.percentile(seconds, (50, 99)) * 1000
+            found[f"{name} {rows}"] = {"p50": float(p50), "p99": float(p99)}
+    done.set()
+    thread.join()
+    return found
+
+
+async def _in_turn(
+    batcher: Batcher,
+    watch: QueryWatch,
+    version: ServedVersion,
+    rows_BF: Float32Array,
+    requests: int,
+) -> dict[str, list[float]]:
+    """Seconds of each request, every second one watched."""
+    found: dict[str, list[float]] = {"watched": [], "not": []}
+    for _ in range(requests):
+        for name, seconds in found.items():
+            began = time.perf_counter()
+            if name == "watched":
+                watch.add(version, "image", rows_BF)
+            await batcher.embed(version, "image", rows_BF)
+            seconds.append(time.perf_counter() - began)
+    return found
+
+
 # --- The page -------------------------------------------------------------------------------------
 
 
@@ -254,6 +329,20 @@ def _page(document: Mapping[str, Any]) -> str:
         + [f"{alarm / each['windows']:.5f}" for alarm in each["alarms"]]
         for each in document["false_alarms"]
     ]
+    milliseconds = document["milliseconds"]
+    costs = []
+    for rows in (1, 32):
+        watched, without = (milliseconds[f"{name} {rows}"] for name in ("watched", "not"))
+        costs += [
+            [
+                rows,
+                key,
+                f"{without[key]:.3f}",
+                f"{watched[key]:.3f}",
+                f"{watched[key] / without[key]:.3f}",
+            ]
+            for key in ("p50", "p99")
+        ]
     set_to = [f"set to {each:g}" for each in _SET]
     parts = [
         "# Drift",
@@ -261,6 +350,7 @@ def _page(document: Mapping[str, Any]) -> str:
         "## Result",
         table(["stream", "datasets", "cases", *kinds], means),
         table(["stream", "windows", *set_to], alarms),
+        table(["rows", "ms", "not watched", "watched", "ratio"], costs),
         table(["stream", "case", *kinds], lines),
         table(["stream", "case", "factor", *set_to], single),
     ]

@@ -63,6 +63,7 @@ from service.maintenance.backup import BackupWriter
 from service.maintenance.gc import GarbageCollector
 from service.page.application import PageBesideApi, create_page
 from service.registry.live_pointer import Announcer
+from service.registry.query_drift import QueryDriftLoop
 from service.telemetry.metrics import BacklogCollector, InstrumentedStore, Metrics
 from service.telemetry.spans import Spans
 
@@ -256,6 +257,7 @@ def _loops(context: Context, reconciler: Reconciler, announcer: Announcer) -> li
         DriverLoop(context, reconciler.wake_preparations),
         _deliverer(context),
         GarbageCollector(context),
+        QueryDriftLoop(context),
         MemoryReleaser(),
         BackupWriter(context),
     ]

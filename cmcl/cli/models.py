@@ -21,7 +21,7 @@ from cmcl.cli.options import (
     model_and_argument,
 )
 from cmcl.cli.progress import follow
-from cmcl.client import Client, Encoder, Model, ModelGate, ModelSummary, SummaryJob
+from cmcl.client import Client, Encoder, Model, ModelGate, ModelSummary, QueryDrift, SummaryJob
 from cmcl.client.wire import without_none
 from cmcl.contract.model import Gate, ModalitySpec, ModelSpec
 
@@ -199,7 +199,11 @@ def list_models(
 def show_model(model: ModelName, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Show a model: its full specification, live and newest version, drift, recall and jobs."""
     with Client(url) as client:
-        details = ModelDetails(**{**dict(client.summary(model)), **dict(client.model(model))})
+        parts = client.summary(model), client.model(model)
+        details = ModelDetails(
+            **{name: value for part in parts for name, value in part},
+            query_drift=client.query_drift(model),
+        )
     show(details, as_json, details_view)
 
 
@@ -377,6 +381,8 @@ def _bound(text: str) -> str:
 class ModelDetails(Model, ModelSummary):
     """The specification of a model and its state: newest version, drift, jobs."""
 
+    query_drift: QueryDrift
+
 
 def free_shares(shares: Mapping[str, float]) -> str:
     """Format the free share of each head."""
@@ -421,10 +427,20 @@ def details_view(model: ModelDetails) -> RenderableType:
             "permitted drift": model.drift_bound,
             "mean recall at 1": newest.mean_recall if newest else None,
             "free": free_shares(newest.free_share) if newest else None,
+            "drift of queries": _query_drift(model.query_drift),
             "jobs": _jobs(model),
             "in work": _job_line(model.current),
             "ended last": _job_line(model.last_ended),
         }
+    )
+
+
+def _query_drift(drift: QueryDrift) -> str | None:
+    """The newest level of each modality; above 1 is drift."""
+    levels = {name: windows[-1].level for name, windows in drift.windows.items() if windows}
+    return ", ".join(
+        f"{name} {level:.2f}" + (" (drifts)" if name in drift.drifting else "")
+        for name, level in levels.items()
     )
 
 

@@ -65,6 +65,7 @@ from cmcl.contract.api.models import Model as Model
 from cmcl.contract.api.models import ModelGate as ModelGate
 from cmcl.contract.api.models import ModelSummary as ModelSummary
 from cmcl.contract.api.models import NewestVersion as NewestVersion
+from cmcl.contract.api.models import QueryDrift as QueryDrift
 from cmcl.contract.api.models import SummaryJob as SummaryJob
 from cmcl.contract.api.versions import Certificate as Certificate
 from cmcl.contract.api.versions import DatasetFigures as DatasetFigures

@@ -175,6 +175,10 @@ class DatasetReport(_Reported):
     bad_shards: tuple[BadShard, ...] = Field(
         default=(), description="shards with pairs that do not belong together"
     )
+    covered_drift: dict[Modality, float] = Field(
+        default={},
+        description="by modality whose queries drift: share of the drift that would end with this dataset, 0 to 1",
+    )
     advice: tuple[str, ...] = Field(description="advice on problems")
 
 

@@ -8,10 +8,21 @@ from pydantic import ConfigDict, Field
 from sqlalchemy import Connection
 
 from cmcl.contract.api.jobs import Job, JobState
-from cmcl.contract.api.models import BranchOrigin, Encoder, JobCounts, Model, ModelSummary
+from cmcl.contract.api.models import (
+    BranchOrigin,
+    Encoder,
+    JobCounts,
+    Model,
+    ModelSummary,
+    QueryDrift,
+)
+from cmcl.contract.drift import DriftReport
+from cmcl.contract.errors import ObjectNotFound
 from cmcl.contract.job import VersionRef
 from cmcl.contract.modality import NAME_PATTERN, Frozen, ModelName
 from cmcl.contract.model import Gate
+from cmcl.storage import layout
+from cmcl.storage.documents import read_document
 from service.api.dependencies import (
     Admin,
     ContextDep,
@@ -304,6 +315,19 @@ def list_summaries(principal: Reader, context: ContextDep, seek: TextSeek) -> Pa
     return page(
         found, seek, lambda model: to_model_summary(model, of_each), lambda model: model.name
     )
+
+
+@router.get("/models/{model}/drift")
+def read_query_drift(model: ModelPath, principal: Reader, context: ContextDep) -> QueryDrift:
+    """Read how far the queries of a model lie from what it has learned."""
+    with context.database.read() as connection:
+        get_model(connection, model, principal)
+    try:
+        report = read_document(context.store, layout.drift_report(model), DriftReport)
+    except ObjectNotFound:
+        return QueryDrift(drifting=[], windows={})
+    windows = {name: list(each.windows) for name, each in report.modalities.items()}
+    return QueryDrift(drifting=report.drifting, windows=windows)
 
 
 @router.get("/models/{model}/summary")

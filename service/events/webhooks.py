@@ -31,6 +31,7 @@ WORTH_A_MESSAGE = (
     EventKind.VERSION_PUBLISHED,
     EventKind.VERSION_PROMOTED,
     EventKind.VERSION_ROLLED_BACK,
+    EventKind.MODEL_DRIFTED,
 )
 
 

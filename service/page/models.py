@@ -12,11 +12,18 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
 from cmcl.contract.api.jobs import JobState
-from cmcl.contract.api.models import ModelSummary
-from cmcl.pictures import modality_graph, modality_pairs
+from cmcl.contract.api.models import ModelSummary, QueryDrift
+from cmcl.pictures import Line, Picture, lines, modality_graph, modality_pairs
 from service.api.datasets import list_datasets
 from service.api.dependencies import ContextDep, LoopsDep, ModelPath, Reader
-from service.api.models import list_models, list_summaries, read_gate, read_model, read_summary
+from service.api.models import (
+    list_models,
+    list_summaries,
+    read_gate,
+    read_model,
+    read_query_drift,
+    read_summary,
+)
 from service.api.operations import check_health
 from service.api.versions import list_versions, read_version
 from service.context import Context
@@ -139,6 +146,7 @@ def model_page(
         pairs = modality_pairs(version.lineage, version.report.evaluation, version.evaluation_only)
         names = sorted(spec.modalities)
         graph = figure(lambda width: modality_graph(pairs, names, width=width), TWO_THIRDS)
+    drift = read_query_drift(model, principal, context)
     branches = list_models(principal, context, Seek(None, "asc", _BRANCHES), model).items
     datasets = list_datasets(principal, context, Seek(None, "desc", _DATASETS), model=model)
     return pages_of(request).render(
@@ -147,10 +155,36 @@ def model_page(
         model=spec,
         summary=summary,
         graph=graph,
+        drift=drift,
+        drift_picture=figure(partial(_drift_picture, drift), TWO_THIRDS) if drift.windows else None,
         gate=read_gate(model, principal, context, Response()),
         found=found,
         versions=list_versions(model, principal, context, found.seek).items,
         newest=list_versions(model, principal, context, Seek(None, "desc", 2)).items,
         branches=branches,
         datasets=datasets.items,
+    )
+
+
+def _drift_picture(drift: QueryDrift, width: float) -> Picture:
+    """The level of each modality over the last windows, and the bound."""
+    newest = max(windows[-1].at for windows in drift.windows.values())
+    drawn = [
+        Line(
+            name,
+            [((each.at - newest).total_seconds() / 60, each.level) for each in windows],
+            f"{windows[-1].level:.2f}",
+            place,
+        )
+        for place, (name, windows) in enumerate(sorted(drift.windows.items()))
+    ]
+    first = min(min(at for at, _ in line.points) for line in drawn)
+    bound = Line("drift", [(first, 1.0), (0.0, 1.0)], place=None, is_dashed=True)
+    what = "Distance of the mean of queries from the nearest mixture of datasets; above 1 is drift."
+    return lines(
+        ("Drift of queries", what),
+        [*drawn, bound],
+        ("minutes", "level"),
+        reaches=(0.0, 1.2),
+        width=width,
     )

@@ -84,6 +84,7 @@ class Metrics:
         self.spans: Spans = spans or Spans()
         ProcessCollector(registry=self.registry)
         self._add_jobs()
+        self._add_models()
         self._add_reconciler()
         self._add_outside_calls()
         self._add_requests()
@@ -105,6 +106,14 @@ class Metrics:
         for reason in FailureReason:
             state = JobState.REJECTED if reason in _REJECTIONS else JobState.FAILED
             self.jobs_finished.labels(state, reason)
+
+    def _add_models(self) -> None:
+        self.query_drift = Gauge(
+            "cmcl_service_query_drift",
+            "How far the newest queries are from what the model has learned; above 1 is drift",
+            ["model", "modality"],
+            registry=self.registry,
+        )
 
     def _add_reconciler(self) -> None:
         self.round_age = self._gauge(

@@ -8,17 +8,17 @@ float64 adds without rounding, so they have the same bits in every order.
 
 Of queries the sum alone is needed. Rows x of unit length have
 
-    tr C = 1 − |m|²                                                                             (18)
+    tr C = 1 − |m|²                                                                             (19)
 
 so a stream that is narrower or wider than what was learned has another mean m as well. Queries may be of several datasets
 at once, and the mean of a mixture is the mixture of means: so the distance is that to the nearest mixture p,
 
-    t = |V (m − Σ p_d m_d)|²,   V = (C + e I)^-½,   e = 0.01 λ_max                              (19)
+    t = |V (m − Σ p_d m_d)|²,   V = (C + e I)^-½,   e = 0.01 λ_max                              (20)
 
 with C the covariance of all datasets together. By chance alone t is Σ λ χ²₁, λ the eigenvalues of V N V, where N is the
 noise of a mean of n queries and of those of the datasets:
 
-    N = C_p / n + Σ p_d² f_d C_d / n_d                                                          (20)
+    N = C_p / n + Σ p_d² f_d C_d / n_d                                                          (21)
 
 f_d is what the means of the two halves of a dataset differ by, relative to what those of independent rows would: rows
 repeat, and a mean over few different rows says less than their number.
@@ -94,7 +94,7 @@ class QuerySum:
 
 @dataclass(frozen=True)
 class KnownDataset:
-    """Mean and covariance of the projections of a dataset. `factor`: f_d of (20), at least 1."""
+    """Mean and covariance of the projections of a dataset. `factor`: f_d of (21), at least 1."""
 
     rows: int
     mean_K: Tensor
@@ -129,6 +129,11 @@ class Deviation:
     distance: float
     permitted: float
     shares_D: Tensor
+
+    @property
+    def excess(self) -> float:
+        """What the distance has beyond the permitted one."""
+        return max(self.distance - self.permitted, 0.0)
 
     @property
     def level(self) -> float:
@@ -223,7 +228,7 @@ def _quantile(noise_KK: Tensor, above: float) -> float:
 
 
 def _whitening(covariance_KK: Tensor) -> Tensor:
-    """V of (19)."""
+    """V of (20)."""
     values_K, vectors_KK = torch.linalg.eigh(covariance_KK)
     ridge = _RIDGE * float(values_K[-1]) + 1e-12
     found_KK: Tensor = vectors_KK / (values_K.clamp_min(0) + ridge).sqrt()

@@ -15,11 +15,15 @@ import torch
 from torch import Tensor
 
 from cmcl.contract.dataset import Shard
+from cmcl.contract.drift import FEWEST_ROWS, DriftReport
+from cmcl.contract.errors import ObjectNotFound
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.prepare import BadShard, DatasetReport, RowFindings
 from cmcl.contract.version import VersionManifest
+from cmcl.storage import layout
 from cmcl.storage.datasets import read_dataset_manifest
+from cmcl.storage.documents import read_document
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.versions import read_version
 from workers.files.columns import FEATURES
@@ -29,10 +33,12 @@ from workers.methods.registry import method_for
 from workers.model.heads import ModalityHeads, PairedRows, unit_rows, with_new_modalities
 from workers.nullspace.closed_form import NO_VARIANCE
 from workers.nullspace.conditioning import centring, conditioning
+from workers.nullspace.drift import KnownDataset, Reference, projected, sums_of_halves
 from workers.nullspace.moments import SecondMoment, pair_moments
 from workers.nullspace.subspace import eigenbasis
 from workers.prepare.adoption import Forecast, forecast
 from workers.prepare.mismatches import mismatches
+from workers.serve.drift import FALSE_ALARMS, known_datasets
 from workers.train.dataset import paired_rows
 from workers.train.evaluation import held_out_rows
 from workers.train.learn import (
@@ -99,12 +105,13 @@ def dataset_outlook(
     findings = {modality: check_rows(raw_BF) for modality, raw_BF in sides.items()}
     refusals = tuple(_refused_by_training(spec, sides, sample.of))
     bad = () if refusals else tuple(_bad_shards(chosen, sample))
-    expected = None
+    expected, covered = None, dict[str, float]()
     if not refusals and version:
         manifest = read_version(store, model, version)
         state = _state(store, manifest, spec, pair, sample.rows)
         familiar, is_open = _compared(state, spec, pair, sample.rows)
         expected = _forecast(store, manifest, spec, state.heads, pair, sample.rows)
+        covered = dict(_covered_drift(store, manifest, sides, sample.rows))
         findings = {
             modality: found.model_copy(update={"familiarity": familiar[modality]})
             for modality, found in findings.items()
@@ -115,6 +122,10 @@ def dataset_outlook(
         *sample.advice,
         *([expected.advice] if expected else []),
         *(each.advice for each in bad),
+        *(
+            f"Queries of {modality} drift. With this dataset, {share:.0%} of the drift is covered."
+            for modality, share in covered.items()
+        ),
         *(f"{name}: {words}" for name, one in findings.items() for words in advice_on_rows(one)),
     ]
     return report.model_copy(
@@ -122,6 +133,7 @@ def dataset_outlook(
             "refusals": refusals,
             "findings": findings,
             "bad_shards": bad,
+            "covered_drift": covered,
             "advice": tuple(advice),
         }
     )
@@ -194,6 +206,28 @@ def _forecast(
             if held is not None:
                 measured.append((line.pair, held))
     return forecast(heads, pair, raw, measured)
+
+
+def _covered_drift(
+    store: ObjectStore, manifest: VersionManifest, sides: Mapping[str, Tensor], rows: PairedRows
+) -> Iterator[tuple[str, float]]:
+    """By modality whose queries drift: the share of the distance beyond what is permitted that these rows take away."""
+    try:
+        report = read_document(store, layout.drift_report(manifest.model), DriftReport)
+    except ObjectNotFound:
+        return
+    for modality in sides.keys() & set(report.drifting):
+        known = [each for _, each in known_datasets(store, manifest, modality)]
+        numbers = projected(unit_rows(sides[modality]))
+        new = KnownDataset.from_halves(sums_of_halves(numbers, rows.in_second_half_N))
+        mean_K = torch.tensor(report.modalities[modality].mean, dtype=torch.float64)
+        before, after = (
+            Reference(each).deviation(mean_K, FEWEST_ROWS, FALSE_ALARMS).excess
+            for each in (known, [*known, new])
+        )
+        # Not so if the newest window is calm.
+        if before:
+            yield modality, max(1 - after / before, 0.0)
 
 
 def _compared(

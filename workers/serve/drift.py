@@ -47,6 +47,8 @@ _MOST_ROWS_PER_SECOND = 256
 _ADD_SECONDS = 1.0
 WINDOW_SECONDS = 60
 _MONTH_SECONDS = 30 * 24 * 3600
+# One in 30 days, of one modality that is queried all the time.
+FALSE_ALARMS = WINDOW_SECONDS / _MONTH_SECONDS
 # Of a model that is queried rarely, a window is as long as it takes; what is permitted then is not for one in a day.
 _MOST_FALSE_ALARMS = 0.01
 _NEAREST = 3

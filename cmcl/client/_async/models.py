@@ -8,7 +8,7 @@ import httpx
 from cmcl.client._async.session import Calls
 from cmcl.client.wire import Order, Request, given, posted_reason, read, revision_of, segment
 from cmcl.contract.api.jobs import Job
-from cmcl.contract.api.models import Encoder, Model, ModelGate, ModelSummary
+from cmcl.contract.api.models import Encoder, Model, ModelGate, ModelSummary, QueryDrift
 from cmcl.contract.api.versions import (
     Live,
     ModelCapacity,
@@ -46,6 +46,10 @@ class ModelCalls(Calls):
     async def summary(self, model: str) -> ModelSummary:
         """Return a model at a glance: live and newest version, jobs, drift, room."""
         return await self._session.get(ModelSummary, f"{_path(model)}/summary")
+
+    async def query_drift(self, model: str) -> QueryDrift:
+        """Return how far queries lie from what the model has learned, by modality."""
+        return await self._session.get(QueryDrift, f"{_path(model)}/drift")
 
     def overview(self, order: Order = "asc") -> AsyncIterator[ModelSummary]:
         """Iterate over the summaries of all models, by name."""

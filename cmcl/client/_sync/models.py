@@ -9,7 +9,7 @@ import httpx
 from cmcl.client._sync.session import Calls
 from cmcl.client.wire import Order, Request, given, posted_reason, read, revision_of, segment
 from cmcl.contract.api.jobs import Job
-from cmcl.contract.api.models import Encoder, Model, ModelGate, ModelSummary
+from cmcl.contract.api.models import Encoder, Model, ModelGate, ModelSummary, QueryDrift
 from cmcl.contract.api.versions import (
     Live,
     ModelCapacity,
@@ -47,6 +47,10 @@ class ModelCalls(Calls):
     def summary(self, model: str) -> ModelSummary:
         """Return a model at a glance: live and newest version, jobs, drift, room."""
         return self._session.get(ModelSummary, f"{_path(model)}/summary")
+
+    def query_drift(self, model: str) -> QueryDrift:
+        """Return how far queries lie from what the model has learned, by modality."""
+        return self._session.get(QueryDrift, f"{_path(model)}/drift")
 
     def overview(self, order: Order = "asc") -> Iterator[ModelSummary]:
         """Iterate over the summaries of all models, by name."""

@@ -33,6 +33,7 @@ class EventKind(StrEnum):
     MODEL_BRANCHED = "model.branched"
     MODEL_GATE = "model.gate"
     MODEL_MODALITY = "model.modality"
+    MODEL_DRIFTED = "model.drifted"
     MODEL_DELETED = "model.deleted"
     DATASET_DELETED = "dataset.deleted"
     WEBHOOK_TEST = "webhook.test"

@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from cmcl.contract.api.jobs import FailureReason, JobState
+from cmcl.contract.drift import DriftWindow
 from cmcl.contract.encoder import EncoderIdentity, Media
 from cmcl.contract.job import JobKind, Progress
 from cmcl.contract.modality import Modality, ModelName
@@ -111,6 +112,15 @@ class ModelSummary(ApiModel):
         description="the job in work or held; without one, the first that waits; null: no job is open"
     )
     last_ended: SummaryJob | None = Field(description="the job that ended last")
+
+
+class QueryDrift(ApiModel):
+    """How far the queries of a model lie from what it has learned."""
+
+    drifting: list[Modality] = Field(description="modalities with drift in one of the last windows")
+    windows: dict[Modality, list[DriftWindow]] = Field(
+        description="by modality that was queried, oldest first; empty where queries are not watched"
+    )
 
 
 class Encoder(ApiModel):

@@ -17,11 +17,14 @@ from sqlalchemy import (
     update,
 )
 
+from cmcl.contract.api.events import EventKind
+from cmcl.contract.drift import DriftReport
 from cmcl.contract.encoder import EncoderIdentity
 from cmcl.contract.model import Gate, ModelSpec
 from service.database.engine import Seek, one
 from service.database.queries import backup, events, jobs
 from service.database.rows import BranchPoint, Event, ModelRow
+from service.database.tables import events as event_rows
 from service.database.tables import models
 
 # Statements that the reconciler executes all the time are built once.
@@ -193,6 +196,33 @@ def add_modality(
     connection.execute(update(models).where(models.c.name == seen.name).values(spec=document))
     data = {"modality": modality, **document["modalities"][modality], "actor": actor}
     _emit(connection, seen, "model.modality", now, data)
+
+
+def drifting(connection: Connection, name: str) -> list[str]:
+    """Modalities whose queries drift, by the last event that told."""
+    told = (
+        select(event_rows.c.data)
+        .where(event_rows.c.model == name, event_rows.c.kind == EventKind.MODEL_DRIFTED)
+        .order_by(event_rows.c.sequence.desc())
+        .limit(1)
+    )
+    found: list[str] = (connection.scalar(told) or {}).get("drifting", [])
+    return found
+
+
+def set_drifting(
+    connection: Connection, seen: ModelRow, report: DriftReport, now: datetime
+) -> None:
+    """Emit the event, unless the last one told the same; with the model locked."""
+    if drifting(connection, seen.name) == report.drifting:
+        return
+    newest = {name: each.windows[-1] for name, each in report.modalities.items()}
+    data = {
+        "drifting": report.drifting,
+        "level": {name: each.level for name, each in newest.items()},
+        "version": max(each.version for each in newest.values()),
+    }
+    _emit(connection, seen, EventKind.MODEL_DRIFTED, now, data)
 
 
 def set_deleted(connection: Connection, seen: ModelRow, actor: str, now: datetime) -> None:

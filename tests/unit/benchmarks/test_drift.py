@@ -12,7 +12,16 @@ def test_each_dataset_is_left_out_in_turn(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_stream(tmp_path / "tiny")
-    options = ["--windows", "3", "--false-alarms", "8", "--out", str(tmp_path / "out")]
+    options = [
+        "--windows",
+        "3",
+        "--false-alarms",
+        "8",
+        "--requests",
+        "20",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main([str(folder), *options]) == 0
     page = capsys.readouterr().out
     assert "| tiny | that differ |" in page

@@ -1,5 +1,6 @@
 """A dry run: what is odd in the features, how familiar they are, and reasons to refuse."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,20 @@ import pytest
 import torch
 
 from cmcl.contract.dataset import DatasetManifest, Shard, ShardRef
+from cmcl.contract.drift import FEWEST_ROWS, DriftReport, DriftWindow, ModalityDrift
 from cmcl.contract.job import JobSpec
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.prepare import DatasetReport
 from cmcl.storage import layout
+from cmcl.storage.documents import write_document
 from cmcl.storage.local import LocalStore
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.versions import publish_manifest, read_candidate, read_version
 from tests.fakes.feature_shards import fetch
 from tests.unit.benchmarks.tiny_stream import WIDTHS, features, labels, write_part
+from workers.model.heads import unit_rows
+from workers.nullspace.drift import QuerySum, on_grid
 from workers.nullspace.moments import SecondMoment, no_rows
 from workers.prepare.dry_run import dataset_outlook, familiarity
 from workers.train.job import train_dataset
@@ -245,3 +250,26 @@ def test_a_modality_that_is_to_be_aligned_gets_a_forecast(tmp_path: Path) -> Non
         assert "Predicted from 64 pairs: R@10 is" in found
     text = ModalityPair(first="w", second="t")
     assert "Predicted" not in advice(text, (turned, second))
+
+
+def test_a_dataset_says_how_much_of_the_drift_it_covers(store: ObjectStore, tmp_path: Path) -> None:
+    """Queries like its own rows are covered, and others are not."""
+    strange = features("x_vt", 7)[0][:, ::-1].copy()
+    unit_NF = unit_rows(torch.from_numpy(strange))
+    mean_K = QuerySum(len(unit_NF), on_grid(unit_NF).sum(0)).mean_K
+    window = DriftWindow(at=datetime.now(UTC), version=2, rows=FEWEST_ROWS, level=2)
+    drift = ModalityDrift(windows=(window,), mean=tuple(mean_K.tolist()))
+    key = layout.drift_report("m")
+    write_document(store, key, DriftReport(model="m", modalities={"v": drift}))
+    path = tmp_path / "like-queries.parquet"
+    write_part(path, (strange, features("x_vt", 7)[1]))
+    try:
+        covers = outlook(store, path)
+        covers_not = outlook(store, shard_file(tmp_path, "x_vt", 7))
+    finally:
+        store.delete(key)
+    assert covers.covered_drift == {"v": pytest.approx(1.0)}
+    assert any("100% of the drift" in each for each in covers.advice)
+    assert covers_not.covered_drift["v"] < 0.5
+    # Without drift nothing is said.
+    assert outlook(store, path).covered_drift == {}
