@@ -1,39 +1,14 @@
 """Drift that replicas report becomes a metric, one event when it begins and one when it ends, and a picture."""
 
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-
 import pytest
 from sqlalchemy import select
 
-from cmcl.contract.drift import FEWEST_ROWS, DriftReport, DriftWindow, ModalityDrift
 from cmcl.storage import layout
-from cmcl.storage.documents import write_document
 from service.database.tables import events
 from service.registry.query_drift import QueryDriftLoop
 from tests.fakes.control_plane import ControlPlane
+from tests.fakes.query_drift import report_query_drift
 from tests.unit.service.page.browser import Browser, text_of
-
-
-def report(
-    plane: ControlPlane, levels: Mapping[str, Sequence[float]], model: str = "scenes"
-) -> None:
-    """Write what replicas would: by modality the level of each window."""
-    begin = datetime(2026, 12, 1, tzinfo=UTC)
-    modalities = {
-        name: ModalityDrift(
-            windows=tuple(
-                DriftWindow(
-                    at=begin + timedelta(minutes=minute), version=1, rows=FEWEST_ROWS, level=level
-                )
-                for minute, level in enumerate(each)
-            ),
-            mean=(0.0,),
-        )
-        for name, each in levels.items()
-    }
-    written = DriftReport(model=model, modalities=modalities)
-    write_document(plane.store, layout.drift_report(model), written)
 
 
 def look(plane: ControlPlane) -> None:
@@ -51,7 +26,7 @@ def test_an_event_tells_once_that_drift_begins_and_that_it_ends(plane: ControlPl
     told = []
     for level in (0.7, 2.5, 3.0, 0.9, 0.9, 0.9, 0.9):
         levels.append(level)
-        report(plane, {"image": levels, "text": [0.1]})
+        report_query_drift(plane.store, {"image": levels, "text": [0.1]})
         look(plane)
         # Another instance of the service.
         look(plane)
@@ -65,14 +40,14 @@ def test_an_event_tells_once_that_drift_begins_and_that_it_ends(plane: ControlPl
 
 
 def test_the_metric_is_the_newest_level(plane: ControlPlane) -> None:
-    report(plane, {"image": [0.5, 2.5]})
+    report_query_drift(plane.store, {"image": [0.5, 2.5]})
     look(plane)
     text = plane.client.get("/metrics").text
     assert 'cmcl_service_query_drift{modality="image",model="scenes"} 2.5' in text
 
 
 def test_the_report_of_a_model_that_is_gone_is_removed(plane: ControlPlane) -> None:
-    report(plane, {"image": [2.5]}, model="gone")
+    report_query_drift(plane.store, {"image": [2.5]}, model="gone")
     look(plane)
     assert list(plane.store.keys(layout.drift_reports())) == []
     assert emitted(plane) == []
@@ -80,7 +55,7 @@ def test_the_report_of_a_model_that_is_gone_is_removed(plane: ControlPlane) -> N
 
 def test_a_report_that_cannot_be_read_hides_no_other(plane: ControlPlane) -> None:
     plane.store.put(layout.drift_report("damaged"), b"{}")
-    report(plane, {"image": [2.5]})
+    report_query_drift(plane.store, {"image": [2.5]})
     look(plane)
     assert len(emitted(plane)) == 1
 
@@ -88,7 +63,7 @@ def test_a_report_that_cannot_be_read_hides_no_other(plane: ControlPlane) -> Non
 @pytest.mark.parametrize("is_queried", [False, True])
 def test_api_and_page_show_the_windows(plane: ControlPlane, is_queried: bool) -> None:
     if is_queried:
-        report(plane, {"image": [0.5, 2.5]})
+        report_query_drift(plane.store, {"image": [0.5, 2.5]})
     found = plane.client.get("/v1/models/scenes/drift").json()
     page = text_of(Browser(plane).get("/ui/models/scenes").text)
     if not is_queried:

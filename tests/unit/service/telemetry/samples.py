@@ -8,9 +8,11 @@ from prometheus_client.core import Metric
 
 from cmcl.contract.api.jobs import JobState
 from cmcl.contract.prepare import PreparationPhase
+from service.registry.query_drift import QueryDriftLoop
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.preparer import report_progress as write_progress
 from tests.fakes.preparer import requests_in
+from tests.fakes.query_drift import report_query_drift
 from tests.fakes.trainer import FIGURES, report_progress, train
 
 
@@ -60,6 +62,8 @@ def every_family(folder: Path) -> list[Metric]:
     plane.run_to_end(job)
     report_running(plane, plane.post_dataset("two"))
     report_preparing(plane, plane.post_dataset("three"), "encoding", rows_done=2, rows_total=8)
+    report_query_drift(plane.store, {"image": [0.5]})
+    QueryDriftLoop(plane.context).look()
     families = list(plane.context.metrics.registry.collect())
     plane.close()
     return families
