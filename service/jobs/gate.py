@@ -1,6 +1,6 @@
 """Whether a candidate matches its job and is safe to publish. Pure functions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from cmcl.contract.api.jobs import Bound, BoundName, BoundSource, FailureReason
@@ -88,6 +88,10 @@ class Check:
     shortfall: Shortfall | None = None
     source: BoundSource = "gate"
 
+    def missed(self, reason: FailureReason | None, message: str) -> "Check":
+        """The same, violated."""
+        return replace(self, shortfall=Shortfall(reason, message))
+
 
 def bounds(gate: Gate, candidate: VersionManifest) -> list[Bound]:
     """Every bound, set or not, the most important one first."""
@@ -153,19 +157,24 @@ def _drift(gate: Gate, candidate: VersionManifest) -> Check:
     )
     if bound is None:
         return check
-    names = _names(candidate)
-    harmed = [
-        f"{names[dataset]} by {100 * drift:.4g} %"
-        for dataset, drift in drifts.items()
-        if drift > bound
-    ]
-    if not harmed:
+    beyond = {name: drift for name, drift in drifts.items() if drift > bound}
+    message = f"scores of earlier datasets moved further than {100 * bound:g} %, the largest permitted drift"
+    return _of_each(candidate, check, beyond, FailureReason.DRIFT_TOO_LARGE, message)
+
+
+def _of_each(
+    candidate: VersionManifest,
+    check: Check,
+    beyond: Mapping[str, float],
+    reason: FailureReason,
+    message: str,
+) -> Check:
+    """`beyond`: by dataset that violates the bound, by which share."""
+    if not beyond:
         return replace(check, shortfall=_some_unmeasured(candidate))
-    message = (
-        f"scores of earlier datasets moved further than {100 * bound:g} %, the largest permitted "
-        f"drift: {', '.join(harmed)}"
-    )
-    return replace(check, shortfall=Shortfall(FailureReason.DRIFT_TOO_LARGE, message))
+    names = _names(candidate)
+    harmed = ", ".join(f"{names[dataset]} by {100 * by:.4g} %" for dataset, by in beyond.items())
+    return check.missed(reason, f"{message}: {harmed}")
 
 
 def _names(candidate: VersionManifest) -> dict[str, str]:
@@ -194,19 +203,12 @@ def _overlap(gate: Gate, candidate: VersionManifest) -> Check:
     check = Check(gate.min_overlap, min(found.values(), default=None))
     if gate.min_overlap is None or not candidate.earlier:
         return check
-    names = _names(candidate)
-    changed = [
-        f"{names[dataset]} by {100 * (1 - share):.4g} %"
-        for dataset, share in found.items()
-        if share < gate.min_overlap
-    ]
-    if not changed:
-        return replace(check, shortfall=_some_unmeasured(candidate))
+    beyond = {name: 1 - share for name, share in found.items() if share < gate.min_overlap}
     message = (
-        f"the ten best results on earlier datasets changed from the parent by more than "
-        f"{100 * (1 - gate.min_overlap):.4g} %: {', '.join(changed)}"
+        "the ten best results on earlier datasets changed from the parent by more than "
+        f"{100 * (1 - gate.min_overlap):.4g} %"
     )
-    return replace(check, shortfall=Shortfall(FailureReason.RESULTS_CHANGED, message))
+    return _of_each(candidate, check, beyond, FailureReason.RESULTS_CHANGED, message)
 
 
 def _forgetting(gate: Gate, candidate: VersionManifest) -> Check:
@@ -216,19 +218,19 @@ def _forgetting(gate: Gate, candidate: VersionManifest) -> Check:
         return check
     if candidate.report.not_evaluated:
         message = _not_evaluated_message(candidate)
-        return replace(check, shortfall=Shortfall(FailureReason.NOT_MEASURED, message))
+        return check.missed(FailureReason.NOT_MEASURED, message)
     if (unmeasured := _some_unmeasured(candidate)) is not None:
         return replace(check, shortfall=unmeasured)
     if change is None:
         message = "the gate bounds the change of R@1, and no earlier dataset has held-out rows"
-        return replace(check, shortfall=Shortfall(FailureReason.NOT_MEASURED, message))
+        return check.missed(FailureReason.NOT_MEASURED, message)
     if change >= floor:
         return check
     message = (
         f"R@1 of the earlier datasets changed by {100 * change:+.2f} points on average since they were "
         f"learned; permitted: {100 * floor:+.2f} points or more"
     )
-    return replace(check, shortfall=Shortfall(FailureReason.FORGETTING_TOO_LARGE, message))
+    return check.missed(FailureReason.FORGETTING_TOO_LARGE, message)
 
 
 def _not_evaluated_message(candidate: VersionManifest) -> str:
@@ -250,14 +252,14 @@ def _gain(gate: Gate, candidate: VersionManifest) -> Check:
         return check
     if found is None:
         message = "the gate asks for a gain of R@1, and the dataset has no held-out rows"
-        return replace(check, shortfall=Shortfall(FailureReason.NOT_MEASURED, message))
+        return check.missed(FailureReason.NOT_MEASURED, message)
     if found >= gate.min_gain:
         return check
     message = (
         f"R@1 of the new dataset changed by {100 * found:+.2f} points from the parent; "
         f"asked for: {100 * gate.min_gain:+.2f} points or more"
     )
-    return replace(check, shortfall=Shortfall(FailureReason.GAIN_TOO_SMALL, message))
+    return check.missed(FailureReason.GAIN_TOO_SMALL, message)
 
 
 def _agreement(_: Gate, candidate: VersionManifest) -> Check:
@@ -335,7 +337,8 @@ def bounds_by_chance(candidate: VersionManifest) -> dict[BoundName, Check]:
 
 
 def _by_chance(permitted: float, found: float, message: str | None) -> Check:
-    return Check(permitted, found, None if message is None else Shortfall(None, message), "halves")
+    check = Check(permitted, found, source="halves")
+    return check if message is None else check.missed(None, message)
 
 
 def _variances(candidate: VersionManifest) -> list[float]:
