@@ -48,7 +48,7 @@ from workers.train.run import Run
 
 KINDS = ("as it is", "5 % shuffled", "20 % shuffled", "50 % shuffled", "wrong encoder", "one class")
 _AUTO = Gate(bounds="auto")
-_SHOWN = ("max_drift", "min_backward_transfer", "min_overlap")
+_SHOWN = ("min_backward_transfer", "min_overlap")
 _NOWHERE = FileEntry(bytes=0, sha256="0" * 64)
 
 
@@ -302,7 +302,7 @@ def _each(document: Mapping[str, Any]) -> str:
     for each in (*document["steps"], *document["batches"]):
         cells = [f"{each['stream']}/{each['name']}", each["kind"]]
         if "refused" in each:
-            rows.append([*cells, "refused", *[""] * 5])
+            rows.append([*cells, "refused", *[""] * 4])
             continue
         pairs, numbers = each["agreement"], [each["bounds"].get(name) for name in _SHOWN]
         numbers.append([pairs["least"], pairs["score"]] if pairs else None)
@@ -311,7 +311,7 @@ def _each(document: Mapping[str, Any]) -> str:
             for found in numbers
         ]
         rows.append([*cells, each["rows"], *shown, ", ".join(each["missed"])])
-    heads = ("dataset", "posted", "rows", "drift", "mean change", "overlap", "agreement", "missed")
+    heads = ("dataset", "posted", "rows", "mean change", "overlap", "agreement", "missed")
     return table(heads, rows)
 
 

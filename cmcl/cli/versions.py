@@ -407,19 +407,17 @@ def certificate(version: Version, names: Mapping[str, str]) -> RenderableType:
     """Drift and loss of earlier datasets, computed from moments."""
     drift, quality = version.certificate.drift, version.certificate.quality
     overlap = version.report.overlap
-    halves = {line.dataset: line.halves for line in version.lineage}
     if not drift and not quality:
         return Text("first version: no earlier datasets\n", style="dim")
     rows = []
     for dataset in dict.fromkeys((*drift, *quality)):
         moved, good = drift.get(dataset), quality.get(dataset)
         drifts = (moved.since_learned, moved.against_parent) if moved else (None, None)
-        chance = known.drift if (known := halves.get(dataset)) else None
         losses = (good.now, good.best) if good else (None, None)
         same = overlap.get(dataset)
         overlaps = (same.expected, same.measured, same.halves) if same else (None, None, None)
-        rows.append([names.get(dataset, dataset), *drifts, chance, *overlaps, *losses])
-    drift_headings = ("drift since learned", "drift by this version", "by chance")
+        rows.append([names.get(dataset, dataset), *drifts, *overlaps, *losses])
+    drift_headings = ("drift since learned", "drift by this version")
     same_headings = ("same ten best, expected", "measured", "by chance")
     headings = ("earlier dataset", *drift_headings, *same_headings, "loss now", "best loss")
     earlier = sum(line.version != version.version for line in version.lineage)

@@ -264,9 +264,9 @@ class Gate(Frozen):
 
     bounds: Bounds = Field(
         default="set",
-        description="auto: bounds that are not set follow from what the two halves of each dataset differ in by chance, "
-        "and a candidate that violates such a bound is held until a user approves or rejects it. They are those of drift, "
-        "backward transfer and overlap, and the agreement of the new pairs. Only the policy improve has halves",
+        description="auto: bounds of overlap and backward transfer that are not set follow from what the two halves of each "
+        "dataset differ in by chance, and so does one of how the new pairs agree. A candidate that violates one is held "
+        "until a user approves or rejects it. Only the policy improve has halves",
     )
     max_drift: float | None = Field(
         default=None,

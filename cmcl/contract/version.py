@@ -158,11 +158,6 @@ class Halves(Frozen):
         description="of the scores by heads of one half with those by heads of the other",
     )
 
-    @property
-    def drift(self) -> float:
-        """The relative change of scores from one half's heads to the other's, at equal size: √(2 (1 − r))."""
-        return float((2 * (1 - self.correlation)) ** 0.5)
-
 
 class Agreement(Frozen):
     """Mean score of the true pairs of the new dataset over the root mean square of all its scores.

@@ -291,18 +291,6 @@ def bounds_by_chance(candidate: VersionManifest) -> dict[BoundName, Check]:
     """
     report, names = candidate.report, _names(candidate)
     found = dict[BoundName, Check]()
-    drifts = [
-        (report.drift[line.dataset].since_learned, line.halves.drift, names[line.dataset])
-        for line in candidate.earlier
-        if line.halves and line.dataset in report.drift
-    ]
-    if drifts:
-        drift, most, name = max(drifts, key=lambda each: each[0] - each[1])
-        message = (
-            f"scores of {name} moved by {100 * drift:.4g} % since it was learned; versions from the two halves of its rows "
-            f"differ by {100 * most:.4g} %"
-        )
-        found["max_drift"] = _by_chance(most, drift, message if drift > most else None)
     overlaps = [
         (each.expected, each.halves, names[dataset])
         for dataset, each in report.overlap.items()

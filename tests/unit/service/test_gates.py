@@ -164,8 +164,7 @@ def _by_chance(plane: ControlPlane, job: str, **changes: object) -> VersionManif
     ("changed", "words"),
     [
         ({}, None),
-        ({"drift": Drift(since_learned=0.99, against_parent=0)}, None),
-        ({"drift": Drift(since_learned=1.01, against_parent=0)}, "differ by 100 %"),
+        ({"drift": Drift(since_learned=1.5, against_parent=1)}, None),
         ({"evaluation": _recall(0.5)}, None),
         ({"evaluation": Recall(rows=10**4, at_1=0.5, at_5=1, at_10=1)}, "-30.00 points on average"),
         ({"overlap": Overlap(rows=10, expected=0.41, halves=0.4, measured=0.1)}, None),
