@@ -38,9 +38,9 @@ from cmcl.contract.model import ModelSpec
 from cmcl.storage.local import LocalStore
 from workers.model.heads import initial_heads, unit_rows
 from workers.nullspace.drift import (
+    COARSE,
     KnownDataset,
     Reference,
-    mean_of_projections,
     projected,
     sums_of_halves,
 )
@@ -199,6 +199,11 @@ def _levels(
         window = torch.cat(parts)
         levels.append(reference.deviation(mean_of_projections(window), len(window), _SET[0]).level)
     return levels
+
+
+def mean_of_projections(rows_BI: Tensor) -> Tensor:
+    """The mean (K) of projected rows."""
+    return rows_BI[:, :-1].mean(0) * COARSE
 
 
 def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:

@@ -63,13 +63,6 @@ class Quality(Frozen):
         description="by modality: relative change of the root mean square norm of the embeddings"
     )
 
-    @property
-    def optimality(self) -> float | None:
-        """`now` as a share of `best`, at least 0; 1: no two heads of this width are better."""
-        if self.best is None or self.best >= 0:
-            return None
-        return max(self.now / self.best, 0.0)
-
 
 class Shrinkage(Frozen):
     """What keeping `max_drift` cost: the change was shrunk after training.

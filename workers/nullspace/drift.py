@@ -38,7 +38,7 @@ WIDTH = 64
 # A number of a unit row is a multiple of 2⁻¹⁶: float64 adds 2³⁷ of them without rounding.
 GRID = 2.0**-16
 # Squares of projections, at most F · 2²⁰, are added 2²⁰ times without rounding.
-_COARSE = 2.0**-10
+COARSE = 2.0**-10
 _RIDGE = 0.01
 
 
@@ -56,9 +56,9 @@ def _signs(width: int) -> Tensor:
 
 
 def projected(unit_BF: Tensor) -> Tensor:
-    """The projection (B × I, float64) of rows at unit length in multiples of `_COARSE`, and the constant 1."""
+    """The projection (B × I, float64) of rows at unit length in multiples of `COARSE`, and the constant 1."""
     numbers_BK = on_grid(unit_BF) @ _signs(unit_BF.shape[1]).to(unit_BF.device)
-    coarse_BK = torch.round(numbers_BK * (GRID / _COARSE))
+    coarse_BK = torch.round(numbers_BK * (GRID / COARSE))
     return torch.cat([coarse_BK, coarse_BK.new_ones(len(coarse_BK), 1)], dim=1)
 
 
@@ -69,11 +69,6 @@ def sums_of_halves(rows_BI: Tensor, in_second_B: Tensor) -> Tensor:
     """
     halves = rows_BI[~in_second_B], rows_BI[in_second_B]
     return torch.stack([half_BI.mT @ half_BI for half_BI in halves])
-
-
-def mean_of_projections(rows_BI: Tensor) -> Tensor:
-    """The mean (K) of `projected` rows."""
-    return rows_BI[:, :-1].mean(0) * _COARSE
 
 
 @dataclass(frozen=True)
@@ -106,13 +101,13 @@ class KnownDataset:
         """From the sums of both halves (`sums_of_halves`), of at least one row."""
         first, second = halves_2II[:, -1, -1].tolist()
         whole_II = halves_2II.sum(0)
-        mean_K = whole_II[-1, :-1] * (_COARSE / (first + second))
-        covariance_KK = whole_II[:-1, :-1] * (_COARSE**2 / (first + second))
+        mean_K = whole_II[-1, :-1] * (COARSE / (first + second))
+        covariance_KK = whole_II[:-1, :-1] * (COARSE**2 / (first + second))
         covariance_KK -= torch.outer(mean_K, mean_K)
         factor = 1.0
         if first and second:
             map_KK = _whitening(covariance_KK)
-            means_2K = halves_2II[:, -1, :-1] / halves_2II[:, -1, -1:] * _COARSE
+            means_2K = halves_2II[:, -1, :-1] / halves_2II[:, -1, -1:] * COARSE
             apart_K = (means_2K[0] - means_2K[1]) @ map_KK
             by_chance = float(_whitened(covariance_KK, map_KK).trace()) * (1 / first + 1 / second)
             factor = max(float(apart_K.square().sum()) / max(by_chance, 1e-300), 1.0)

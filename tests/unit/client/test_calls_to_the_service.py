@@ -35,6 +35,7 @@ ASKED_BY = {
     "list_promotions": "promotions",
     "read_capacity": "capacity",
     "read_summary": "summary",
+    "read_query_drift": "query_drift",
     "list_summaries": "overview",
     "post_upload": "upload",
     "read_upload": "upload_state",
