@@ -53,8 +53,10 @@ class ModalityDrift(Frozen):
 
     @property
     def is_drifting(self) -> bool:
-        """Whether one of the last windows has drift."""
-        return any(window.level > 1 for window in self.windows[-_CALM_WINDOWS:])
+        """Whether one of the last windows of the version that was queried last has drift."""
+        version = self.windows[-1].version
+        own = [window for window in self.windows if window.version == version]
+        return any(window.level > 1 for window in own[-_CALM_WINDOWS:])
 
 
 class DriftReport(Frozen):

@@ -44,6 +44,7 @@ EVENT_TONES: dict[str, Tone] = {
     EventKind.VERSION_PUBLISHED: "good",
     EventKind.VERSION_PROMOTED: "good",
     EventKind.VERSION_ROLLED_BACK: "hold",
+    EventKind.MODEL_DRIFTED: "hold",
 }
 # A state has one word wherever the page names it.
 EVENT_LABELS: dict[str, str] = {

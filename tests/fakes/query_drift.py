@@ -10,15 +10,21 @@ from cmcl.storage.object_store import ObjectStore
 
 
 def report_query_drift(
-    store: ObjectStore, levels: Mapping[str, Sequence[float]], model: str = "scenes"
+    store: ObjectStore,
+    levels: Mapping[str, Sequence[float]],
+    model: str = "scenes",
+    promoted: int | None = None,
 ) -> None:
-    """Write a report: by modality the level of each window."""
+    """Write a report: by modality the level of each window. `promoted`: the first window of version 2."""
     begin = datetime(2026, 12, 1, tzinfo=UTC)
     modalities = {
         name: ModalityDrift(
             windows=tuple(
                 DriftWindow(
-                    at=begin + timedelta(minutes=minute), version=1, rows=FEWEST_ROWS, level=level
+                    at=begin + timedelta(minutes=minute),
+                    version=1 if promoted is None or minute < promoted else 2,
+                    rows=FEWEST_ROWS,
+                    level=level,
                 )
                 for minute, level in enumerate(each)
             ),

@@ -39,6 +39,15 @@ def test_an_event_tells_once_that_drift_begins_and_that_it_ends(plane: ControlPl
     }
 
 
+def test_drift_ends_with_a_version_that_has_learned_what_is_asked(plane: ControlPlane) -> None:
+    told = []
+    for levels, promoted in (([2.5], None), ([2.5, 0.9], None), ([2.5, 0.9, 0.9], 2)):
+        report_query_drift(plane.store, {"image": levels}, promoted=promoted)
+        look(plane)
+        told.append([each["drifting"] for each in emitted(plane)])
+    assert told == [[["image"]], [["image"]], [["image"], []]]
+
+
 def test_the_metric_is_the_newest_level(plane: ControlPlane) -> None:
     report_query_drift(plane.store, {"image": [0.5, 2.5]})
     look(plane)
