@@ -87,7 +87,7 @@ def _camel(name: str) -> str:
 
 def test_all_arguments_arrive_as_they_were_chosen() -> None:
     # All values differ, so that a swapped one is detected.
-    numbers = sorted(set(ServeArgs.model_fields) - ELSEWHERE - {"trusted_proxies"})
+    numbers = sorted(set(ServeArgs.model_fields) - ELSEWHERE - {"trusted_proxies", "watch_queries"})
     chosen = {
         name: 2 * (DEFAULTS[_camel(name)] or 1) + number for number, name in enumerate(numbers)
     }
@@ -95,10 +95,12 @@ def test_all_arguments_arrive_as_they_were_chosen() -> None:
     args = {
         **{_camel(name): value for name, value in chosen.items()},
         "trustedProxies": ["10.244.0.0/16"],
+        "watchQueries": False,
     }
     args_read = ServeArgs.model_validate(render({"serving": {"args": args}}).serve_args())
     assert {name: getattr(args_read, name) for name in chosen} == chosen
     assert args_read.trusted_proxies == (IPv4Network("10.244.0.0/16"),)
+    assert args_read.watch_queries is False
 
 
 def test_chart_and_application_have_the_same_defaults() -> None:
