@@ -94,8 +94,8 @@ WORKER := --no-dev --extra workers --extra encoders --extra tracing
 GPU_ONLY := triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cuda-cccl nvidia-cusolver nvidia-nvjitlink nvidia-nvtx
 TOOLS := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11
 CLIENT := anyio httpx httpx-sse pydantic pyyaml rich typer
-# What `cmcl mirror` and the examples for other tools need, MLflow's server beside its small package, and the client's own.
-MIRROR := alembic aiohttp flask flask-cors 'mlflow-skinny>=3' openlineage-python pandas sqlalchemy tensorboardX wandb mcp $(CLIENT)
+# What the examples for other tools need, MLflow's server beside its small package, and the client's own.
+TOOL_PACKAGES := alembic aiohttp flask flask-cors 'mlflow-skinny>=3' openlineage-python pandas sqlalchemy tensorboardX wandb mcp $(CLIENT)
 lock: setup  ## regenerate all locks (hashes, no URLs)
 	rm -rf .cmcl/lock && mkdir -p .cmcl/lock && cp pyproject.toml README.md LICENSE .cmcl/lock
 	$(LOCK) --all-extras --all-groups --output-file $(CURDIR)/requirements.lock >/dev/null
@@ -103,9 +103,8 @@ lock: setup  ## regenerate all locks (hashes, no URLs)
 	$(LOCK) $(WORKER) --output-file $(CURDIR)/deploy/requirements/worker.lock >/dev/null
 	$(LOCK) $(WORKER) $(GPU_ONLY:%=--no-emit-package %) --output-file $(CURDIR)/deploy/requirements/worker-cpu.lock >/dev/null
 	echo 'hatchling>=1.27' | $(TOOLS) --output-file deploy/requirements/build.lock -
-	printf '%s\n' $(MIRROR) | $(TOOLS) --output-file tests/mirror/requirements.lock -
+	printf '%s\n' $(TOOL_PACKAGES) | $(TOOLS) --output-file tests/tools/requirements.lock -
 	printf '%s\n' 'dagster>=1.10' 'prefect>=3.4' $(CLIENT) | $(TOOLS) --output-file tests/recipes/requirements.lock -
-	printf '%s\n' 'mlflow>=3' 'graphene<4' 'graphql-core<3.3' graphql-relay | $(TOOLS) --no-deps --output-file tests/browser/mlflow.lock -
 	echo 'mkdocs-material>=9.6' | $(TOOLS) --output-file docs/requirements.lock -
 	$(TOOLS) --output-file tests/clients/requirements.lock tests/clients/requirements.in
 	echo 'cyclonedx-bom>=7' | $(TOOLS) --output-file deploy/requirements/sbom.lock -

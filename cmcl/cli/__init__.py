@@ -51,7 +51,7 @@ for name, group in {
     "admin": local.app,
 }.items():
     app.add_typer(group, name=name)
-for command in (versions.promote, versions.rollback, versions.history, versions.mirror):
+for command in (versions.promote, versions.rollback, versions.history):
     app.command()(command)
 models.encoder_app.command("compare")(local.compare_encoders)
 app.command("adopt")(adopt.adopt)

@@ -1,4 +1,4 @@
-"""`cmcl version`, `promote`, `rollback`, `history`, `mirror`: versions and the live version."""
+"""`cmcl version`, `promote`, `rollback`, `history`: versions and the live version."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -32,7 +32,6 @@ from cmcl.cli.options import (
     ModelName,
     ModelOfVersion,
     MostItems,
-    OfAnyModel,
     PictureFile,
     Reason,
     Url,
@@ -43,7 +42,6 @@ from cmcl.cli.options import (
     save_pictures,
 )
 from cmcl.client import Client, EvaluationRow, Promotion, Version, VersionSummary
-from cmcl.client.concurrency import Clock
 from cmcl.contract.version import HeadCapacity, LearnedDataset, MeasuredDataset, Recall
 
 app = typer.Typer(
@@ -223,39 +221,6 @@ def history(
     with Client(url) as client:
         hint = f"model {model} has not had a live version yet"
         show_all(client.promotions(model, order), as_json, _HISTORY, hint, limit)
-
-
-def mirror(
-    tracking_uri: Annotated[
-        str | None,
-        typer.Option(
-            envvar="MLFLOW_TRACKING_URI", help="address of the server; default MLflow's own"
-        ),
-    ] = None,
-    experiment: Annotated[str, typer.Option(help="experiment with a run for each model")] = "cmcl",
-    model: OfAnyModel = None,
-    *,
-    once: Annotated[
-        bool, typer.Option("--once", help="end when everything is written, instead of following")
-    ] = False,
-    url: Url = DEFAULT_URL,
-) -> None:
-    """Copy versions to MLflow, and follow new ones: a run for each model, a step for each version.
-
-    Needs the package mlflow-skinny.
-    """
-    # With the pictures, which most commands do not need.
-    from cmcl.mirror import Mirror, MirrorError, MlflowTarget
-
-    try:
-        with Client(url) as client:
-            copy = Mirror(client, MlflowTarget(tracking_uri, experiment, url), model, Clock())
-            if once:
-                copy.catch_up()
-            else:
-                copy.follow()
-    except MirrorError as error:
-        raise CommandError(str(error)) from error
 
 
 _BAR = 20

@@ -9,12 +9,11 @@ Ids and times of runs follow from those of the control plane's jobs, so an event
 import argparse
 from uuid import NAMESPACE_URL, uuid5
 
-from follow import URL, versions
+from follow import URL, Published, versions
 from openlineage.client import OpenLineageClient
 from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
 
 from cmcl import Client
-from cmcl.mirror import Published
 
 
 def event_of(published: Published, namespace: str) -> RunEvent:

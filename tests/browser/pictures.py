@@ -23,7 +23,7 @@ from tests.browser.pages import PAGES, PageCase
 from tests.browser.sample import Names, build
 from tests.browser.sample_endpoint import add_endpoint
 from tests.browser.served_plane import ServedPlane, serve
-from tests.browser.tool_pictures import take_mlflow, take_site
+from tests.browser.tool_pictures import take_site
 
 FOLDER = Path("docs/pictures")
 # Name of the picture: scheme, width and height of the window.
@@ -56,7 +56,7 @@ def main() -> int:
         with launch(program) as browser:
             cases = [case for case in PAGES if case.has_picture]
             paths = [_take(browser, plane, names, case, view) for case in cases for view in VIEWS]
-            for name, picture in (*take_mlflow(browser, plane, names.model), *take_site(browser)):
+            for name, picture in take_site(browser):
                 save(picture, name)
     for old in set(FOLDER.glob("page-*")) - set(paths):
         old.unlink()

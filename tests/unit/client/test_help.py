@@ -30,7 +30,6 @@ def test_every_command_that_prints_has_json() -> None:
         # An export has its own format.
         *{("collection", "delete"), ("collection", "export"), ("version", "export")},
         # They run until they are stopped.
-        ("mirror",),
     }
     without = {
         path

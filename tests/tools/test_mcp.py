@@ -9,7 +9,7 @@ import pytest
 from cmcl.storage.local import LocalStore
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.served_app import served
-from tests.mirror.conftest import RECIPES, Commands
+from tests.tools.conftest import RECIPES, Commands
 from tests.unit.serve.collections.conftest import opened
 
 CONVERSATION = """

@@ -14,7 +14,6 @@ from tests.fakes.optional_environment import optional_environment
 from tests.fakes.served_app import served
 
 RECIPES = ROOT / "examples" / "recipes"
-_PROGRAM = "import sys; from cmcl.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 def publish(plane: ControlPlane, name: str, recalls: dict[str, float]) -> None:
@@ -25,7 +24,7 @@ def publish(plane: ControlPlane, name: str, recalls: dict[str, float]) -> None:
 
 
 class Commands:
-    """Runs `cmcl` with the packages of the targets, in a folder of its own."""
+    """Runs examples with the packages of the targets, in a folder of its own."""
 
     def __init__(self, python: Path, folder: Path, url: str) -> None:
         self.python = python
@@ -40,13 +39,6 @@ class Commands:
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start a command."""
-        command = [str(self.python), "-c", _PROGRAM, *arguments]
-        return subprocess.Popen(
-            command, cwd=self.folder, env=self.environment, stderr=subprocess.PIPE, text=True
-        )
-
     def start_recipe(self, name: str, *arguments: str) -> subprocess.Popen[str]:
         """Start one of examples/recipes."""
         command = [str(self.python), str(RECIPES / name), *arguments]
@@ -59,13 +51,6 @@ class Commands:
         process = self.start_recipe(name, *arguments)
         _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said
-
-    def run(self, *arguments: str) -> str:
-        """Run a command to its successful end, and return what it said on stderr."""
-        process = self.start(*arguments)
-        _, said = process.communicate(timeout=300)
-        assert process.returncode == 0, said
-        return said
 
     def python_output(self, program: str, *arguments: str) -> str:
         """Run a program with these packages, and return what it printed."""
@@ -95,7 +80,7 @@ def plane(tmp_path: Path) -> Iterator[ControlPlane]:
 @pytest.fixture(scope="session")
 def targets() -> Path:
     """The Python that has the packages of all targets."""
-    return optional_environment("mirror", "tests/mirror/requirements.lock")
+    return optional_environment("tools", "tests/tools/requirements.lock")
 
 
 @pytest.fixture
