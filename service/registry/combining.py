@@ -62,7 +62,8 @@ def request_unlearning(
     if known is not None:
         return Requested(known, is_new=False)
     line = check_unlearning(model, _lineage(connection, model), dataset)
-    job = jobs.create_unlearning(connection, model, line, now, traceparent)
+    about = {"dataset": dataset, "dataset_name": line.name}
+    job = jobs.create_change(connection, model, "unlearn", about, now, traceparent)
     return Requested(job, is_new=True)
 
 
@@ -107,9 +108,9 @@ def request_erasure(
     known = jobs.erasing(connection, model.name, row)
     if known is not None:
         return Requested(known, is_new=False)
-    return Requested(
-        jobs.create_erasure(connection, model, line, row, now, traceparent), is_new=True
-    )
+    about = {"dataset": dataset, "dataset_name": line.name, "erases": row}
+    job = jobs.create_change(connection, model, "erase", about, now, traceparent)
+    return Requested(job, is_new=True)
 
 
 def _sides(
@@ -151,7 +152,8 @@ def request_merge(
     if known is not None:
         return Requested(known, is_new=False)
     check_merge(connection, model, other)
-    job = jobs.create_merge(connection, model, ref, now, traceparent)
+    about = {"dataset_name": str(ref), "merges": ref}
+    job = jobs.create_change(connection, model, "merge", about, now, traceparent)
     return Requested(job, is_new=True)
 
 

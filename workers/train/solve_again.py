@@ -36,12 +36,11 @@ from workers.nullspace.certificate import attainable
 from workers.nullspace.moments import pair_moments
 from workers.train.agreement import halves_of
 from workers.train.certify import Certificate, certificates
-from workers.train.dataset import paired_rows
+from workers.train.dataset import paired_rows, read_rows
 from workers.train.distributed import all_gather_dict, barrier, rank_share, when_leader_is_done
 from workers.train.evaluation import (
     MeasuredVersion,
     evaluate_learned,
-    held_out_rows,
     measure_only,
     overlaps,
 )
@@ -210,59 +209,45 @@ def _without_row(store: ObjectStore, spec: JobSpec, row: ErasedRow, parent: Pare
     copies = int(is_row_N.sum())
     if not copies:
         raise CannotCombine(f"dataset {line.name!r} ({line.dataset}) has no row {digest}")
-    raw = paired_rows(Rows(first[None], second[None], None))
+    raw = paired_rows(Rows(first[None], second[None], None)).at(torch.zeros(copies).long())
     _check_not_held_out(store, line, raw)
     before = parent.model_state
-    # Each copy is in the same half, and the halves are sums of exact rows.
-    read = exact_rows(before.heads, line.pair, raw).at(torch.zeros(copies, dtype=torch.long))
-    for number, own in enumerate(read.halves()):
+    for number, own in enumerate(exact_rows(before.heads, line.pair, raw).halves()):
         halves[number] -= pair_moments(own.first_NI, own.second_NJ)
+    projections = read_projections(store, line)
+    for name, own_2II in zip(line.pair.modalities, projections_of_halves(raw), strict=True):
+        projections[name] -= own_2II
     moments = halves[0] + halves[1]
     if moments.count < spec.spec.fewest_rows:
-        raise CannotCombine(
-            f"dataset {line.name!r} would have {moments.count} rows; unlearn the dataset"
-        )
-    method = method_for(spec.spec)
-    choice = method.choose(line.pair, (halves[0], halves[1]))
+        raise CannotCombine(f"too few rows are left of dataset {line.name!r}; unlearn it")
+    choice = method_for(spec.spec).choose(line.pair, (halves[0], halves[1]))
     ridges = choice.by_modality(line.pair.modalities, spec.spec.aligned(line.pair))
     old, new = read_dataset_sums(store, line), dataset_moments(moments)
-    projections = read_projections(store, line)
-    if projections:
-        for side_2II, own_2II in zip(
-            (projections[name] for name in line.pair.modalities),
-            projections_of_halves(raw),
-            strict=True,
-        ):
-            side_2II.sub_(copies * own_2II)
     memory = before.memory.without_sums(line.pair, old, line.ridges, line.significant_directions)
     memory = memory.with_sums(line.pair, new, ridges, choice.significant)
     # Every rank computes the same bytes, whose name is their digest.
     after = write_blob(store, save_halves(halves, digests[~is_row_N]))
-    changed = line.model_copy(
-        update={
-            "rows": moments.count,
-            "moments": write_blob(store, save_centred_moments(in_order(line.pair, new))),
-            "exact_sums": after,
-            "halves": halves_of(choice),
-            "projections": write_blob(store, save(projections)) if projections else None,
-            "ridges": ridges,
-            "significant_directions": choice.significant,
-            "attainable": attainable(moments, width=spec.spec.width),
-            "erased": (
-                *line.erased,
-                Erasure(
-                    row=digest,
-                    copies=copies,
-                    before=line.exact_sums.sha256,
-                    after=after.sha256,
-                    version=spec.version,
-                    job=spec.job,
-                    requested_at=row.requested_at,
-                    requested_by=row.requested_by,
-                ),
-            ),
-        }
+    receipt = Erasure(
+        **row.model_dump(include={"requested_at", "requested_by"}),
+        row=digest,
+        copies=copies,
+        before=line.exact_sums.sha256,
+        after=after.sha256,
+        version=spec.version,
+        job=spec.job,
     )
+    changes = {
+        "rows": moments.count,
+        "moments": write_blob(store, save_centred_moments(in_order(line.pair, new))),
+        "projections": write_blob(store, save(projections)),
+        "exact_sums": after,
+        "ridges": ridges,
+        "significant_directions": choice.significant,
+        "halves": halves_of(choice),
+        "attainable": attainable(moments, width=spec.spec.width),
+        "erased": (*line.erased, receipt),
+    }
+    changed = line.model_copy(update=changes)
     lines = (changed if each is line else each for each in parent.learned)
     return Sources(
         heads=before.heads,
@@ -277,17 +262,13 @@ def _without_row(store: ObjectStore, spec: JobSpec, row: ErasedRow, parent: Pare
 def _check_not_held_out(store: ObjectStore, line: LearnedDataset, row: PairedRows) -> None:
     """Held-out rows are measured and not learned, but kept. Raises CannotCombine if the row is among them."""
     stored = read_dataset_manifest(store, line.dataset)
-    for shard in stored.evaluation_shards if stored else ():
-        held = held_out_rows((shard,))
-        if held is None:
-            continue
-        is_it_N = (held.rows.first_keys_N == row.first_keys_N) & (
-            held.rows.second_keys_N == row.second_keys_N
-        )
-        if bool(is_it_N.any()):
+    shards = stored.evaluation_shards if stored else ()
+    keys_2 = np.array([int(row.first_keys_N[0]), int(row.second_keys_N[0])])
+    for records in read_rows(shards, 0, sum(shard.rows for shard in shards)):
+        if (records.keys_B2 == keys_2).all(1).any():
             raise CannotCombine(
-                f"the row is also a held-out row of dataset {line.name!r}, in {shard.uri}: unlearn the dataset, and post "
-                "it again without the row"
+                f"the row is also a held-out row of dataset {line.name!r}: unlearn the dataset, and post it again without "
+                "the row"
             )
 
 

@@ -273,18 +273,21 @@ def read_dataset_sums(store: ObjectStore, learned: LearnedDataset) -> CentredMom
 
 def read_halves(store: ObjectStore, learned: LearnedDataset) -> tuple[list[PairMoments], Tensor]:
     """The exact sums of both halves of a dataset, and digests of its rows. Raises StoreDamaged."""
-    if learned.exact_sums is None:
-        raise ValueError(f"no exact sums of dataset {learned.dataset} are kept")
-    with _needed(f"the exact sums of dataset {learned.name!r} ({learned.dataset})"):
-        return load_halves(retry_unavailable(partial(read_blob, store, learned.exact_sums)))
+    return load_halves(_read_needed(store, learned, learned.exact_sums, "exact sums"))
 
 
 def read_projections(store: ObjectStore, learned: LearnedDataset) -> dict[str, Tensor]:
-    """Sums of projections of both halves of a dataset, by modality; empty if there are none. Raises StoreDamaged."""
-    if learned.projections is None:
-        return {}
-    with _needed(f"the projections of dataset {learned.name!r} ({learned.dataset})"):
-        return load_method_state(retry_unavailable(partial(read_blob, store, learned.projections)))
+    """Sums of projections of both halves of a dataset, by modality. Raises StoreDamaged."""
+    return load_method_state(_read_needed(store, learned, learned.projections, "projections"))
+
+
+def _read_needed(
+    store: ObjectStore, learned: LearnedDataset, entry: FileEntry | None, what: str
+) -> bytes:
+    with _needed(f"the {what} of dataset {learned.name!r} ({learned.dataset})"):
+        if entry is None:
+            raise ObjectNotFound("none are kept")
+        return retry_unavailable(partial(read_blob, store, entry))
 
 
 def write_files(

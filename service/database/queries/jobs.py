@@ -19,7 +19,7 @@ from cmcl.contract.job import (
 )
 from cmcl.contract.methods import Priority
 from cmcl.contract.prepare import DatasetReport, PrepareProgress
-from cmcl.contract.version import EvaluationResult, LearnedDataset
+from cmcl.contract.version import EvaluationResult
 from service.core.states import check_move
 from service.database.engine import Seek, in_chunks, one
 from service.database.queries import attempts, datasets, events
@@ -61,54 +61,19 @@ def create(
     return _insert_queued(connection, kind, about, now)
 
 
-def create_unlearning(
+def create_change(
     connection: Connection,
     model: ModelRow,
-    line: LearnedDataset,
+    kind: JobKind,
+    about: Mapping[str, object],
     now: datetime,
     traceparent: str | None = None,
 ) -> JobRow:
-    """Insert a queued job that unlearns a dataset of the model's lineage."""
-    about = {"dataset": line.dataset, "dataset_name": line.name, "traceparent": traceparent}
-    return _insert_queued(connection, "unlearn", _of_model(model) | about, now)
-
-
-def create_erasure(
-    connection: Connection,
-    model: ModelRow,
-    line: LearnedDataset,
-    row: ErasedRow,
-    now: datetime,
-    traceparent: str | None = None,
-) -> JobRow:
-    """Insert a queued job that erases a row from a dataset of the model's lineage."""
-    about = {
-        "dataset": line.dataset,
-        "dataset_name": line.name,
-        "erases": row.model_dump(mode="json"),
-        "traceparent": traceparent,
-    }
-    return _insert_queued(connection, "erase", _of_model(model) | about, now)
-
-
-def create_merge(
-    connection: Connection,
-    model: ModelRow,
-    merges: VersionRef,
-    now: datetime,
-    traceparent: str | None = None,
-) -> JobRow:
-    """Insert a queued job that merges another version into the model."""
-    about = {
-        "merges": merges.model_dump(mode="json"),
-        "dataset_name": str(merges),
-        "traceparent": traceparent,
-    }
-    return _insert_queued(connection, "merge", _of_model(model) | about, now)
-
-
-def _of_model(model: ModelRow) -> dict[str, object]:
-    return {"owner": model.owner, "model": model.name, "dry_run": False}
+    """Insert a queued job that reads no rows. `about`: by kind, the dataset and its name, and what it erases or merges."""
+    of_model = {"owner": model.owner, "model": model.name, "dry_run": False}
+    columns = {name: _to_column(value) for name, value in about.items()}
+    values = {**of_model, **columns, "traceparent": traceparent}
+    return _insert_queued(connection, kind, values, now)
 
 
 def _insert_queued(
