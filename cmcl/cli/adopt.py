@@ -5,7 +5,7 @@ Reading needs pyarrow, and NumPy or lance for their files. The source is only re
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from math import inf
@@ -314,7 +314,13 @@ def _add(client: Client, collection: str, modality: str, vectors: Vectors, as_js
     )
     for ids, rows, payloads in batches:
         items = [
-            Item(id_, modality, feature=row, payload=_kept(payload))
+            Item(
+                id_,
+                modality,
+                feature=row,
+                payload={name: value for name, value in payload.items() if value is not None}
+                or None,
+            )
             for id_, row, payload in zip(ids, rows, payloads, strict=True)
         ]
         written = client.add_items(collection, items, _ROWS_AT_ONCE)
@@ -327,10 +333,6 @@ def _add(client: Client, collection: str, modality: str, vectors: Vectors, as_js
         written,
         as_json,
     )
-
-
-def _kept(payload: Mapping[str, Any]) -> dict[str, Any] | None:
-    return {name: value for name, value in payload.items() if value is not None} or None
 
 
 def _tell(line: str) -> None:

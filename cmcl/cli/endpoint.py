@@ -461,7 +461,7 @@ def read_query(
 
 def read_features(path: Path) -> list[list[float]]:
     """Read one feature or a list of features. Raises CommandError. The endpoint checks widths."""
-    rows = parse_json(_text(path, "for a text use --text"), str(path))
+    rows = parse_json(_as_text(read_file(path, "for a text use --text"), path), str(path))
     if isinstance(rows, list) and not any(isinstance(row, list) for row in rows):
         rows = [rows]
     if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
@@ -670,10 +670,6 @@ def _unpacked(data: bytes, where: str) -> list[float]:
             f"{where}: 'feature' has {len(data)} bytes; float32 needs a multiple of 4"
         )
     return list(struct.unpack(f"<{len(data) // 4}f", data))
-
-
-def _text(path: Path, hint: str = "") -> str:
-    return _as_text(read_file(path, hint), path)
 
 
 def _as_text(content: bytes, path: Path) -> str:

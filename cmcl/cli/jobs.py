@@ -300,7 +300,7 @@ def candidate_view(candidate: Candidate) -> RenderableType:
     return Group(
         facts,
         _bounds(candidate.bounds),
-        *_messages(candidate.bounds),
+        *(Text(each.message, style="red") for each in candidate.bounds if each.message),
         _datasets(candidate),
         _capacity(candidate),
     )
@@ -323,10 +323,6 @@ def _verdict(bound: Bound) -> Text | None:
     if bound.met is None:
         return None
     return Text("yes", style="green") if bound.met else Text("no", style="red")
-
-
-def _messages(bounds: list[Bound]) -> list[RenderableType]:
-    return [Text(bound.message, style="red") for bound in bounds if bound.message]
 
 
 def _datasets(candidate: Candidate) -> RenderableType:

@@ -127,7 +127,7 @@ def history_pictures(
     rows = [
         MemoryRow(
             each.version,
-            each.dataset_name,
+            each.title,
             [recall.get(dataset) for dataset in measured],
             each.kind == "unlearn",
         )

@@ -246,7 +246,7 @@ def _memory(columns: Sequence[Column], versions: Sequence[VersionSummary], at: s
     for each in versions:
         recalls = _recalls(each, at)
         recall = [recalls.get(column.dataset) for column in columns]
-        rows.append(MemoryRow(each.version, each.dataset_name, recall, each.kind == "unlearn"))
+        rows.append(MemoryRow(each.version, each.title, recall, each.kind == "unlearn"))
     learned = [Learned(column.version, column.then) for column in columns]
     return Memory([column.name for column in columns], rows, f"R@{at}", learned)
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 
 from cmcl.contract.encoder import EncoderIdentity
-from cmcl.contract.errors import CannotCombine
+from cmcl.contract.errors import CannotCombine, InvalidDataset
 from cmcl.contract.job import ErasedRow, JobSpec, row_digest
 from cmcl.contract.version import (
     Erasure,
@@ -163,13 +163,7 @@ def _without(store: ObjectStore, spec: JobSpec, parent: Parent) -> Sources:
         raise CannotCombine(f"dataset {line.name!r} cannot be unlearned: it is the only one")
     left = {modality for each in rest for modality in each.pair.modalities}
     before, start = parent.model_state, initial_heads(spec.spec).weights
-    try:
-        sums = read_dataset_sums(store, line)
-        memory = before.memory.without_sums(
-            line.pair, sums, line.ridges, line.significant_directions
-        )
-    except (KeyError, ValueError) as error:
-        raise CannotCombine(f"the memory of version {parent.ref}: {error}") from error
+    memory = _memory_without(store, parent, line)
     learned = tuple(_measured_from(each, line.version, spec.version) for each in rest)
     known = {digest for each in rest for digest in each.encoders.values()}
     return Sources(
@@ -185,6 +179,15 @@ def _without(store: ObjectStore, spec: JobSpec, parent: Parent) -> Sources:
         past=(replace(parent, learned=rest),),
         unlearned=line,
     )
+
+
+def _memory_without(store: ObjectStore, parent: Parent, line: LearnedDataset) -> Memory:
+    """The parent's memory without what the dataset adds to it. Raises CannotCombine, StoreDamaged."""
+    sums, memory = read_dataset_sums(store, line), parent.model_state.memory
+    try:
+        return memory.without_sums(line.pair, sums, line.ridges, line.significant_directions)
+    except (KeyError, ValueError) as error:
+        raise CannotCombine(f"the memory of version {parent.ref}: {error}") from error
 
 
 def _measured_from(line: LearnedDataset, unlearned_in: int, version: int) -> LearnedDataset:
@@ -211,8 +214,8 @@ def _without_row(store: ObjectStore, spec: JobSpec, row: ErasedRow, parent: Pare
         raise CannotCombine(f"dataset {line.name!r} ({line.dataset}) has no row {digest}")
     raw = paired_rows(Rows(first[None], second[None], None)).at(torch.zeros(copies).long())
     _check_not_held_out(store, line, raw)
-    before = parent.model_state
-    for number, own in enumerate(exact_rows(before.heads, line.pair, raw).halves()):
+    heads = parent.model_state.heads
+    for number, own in enumerate(exact_rows(heads, line.pair, raw).halves()):
         halves[number] -= pair_moments(own.first_NI, own.second_NJ)
     projections = read_projections(store, line)
     for name, own_2II in zip(line.pair.modalities, projections_of_halves(raw), strict=True):
@@ -222,9 +225,8 @@ def _without_row(store: ObjectStore, spec: JobSpec, row: ErasedRow, parent: Pare
         raise CannotCombine(f"too few rows are left of dataset {line.name!r}; unlearn it")
     choice = method_for(spec.spec).choose(line.pair, (halves[0], halves[1]))
     ridges = choice.by_modality(line.pair.modalities, spec.spec.aligned(line.pair))
-    old, new = read_dataset_sums(store, line), dataset_moments(moments)
-    memory = before.memory.without_sums(line.pair, old, line.ridges, line.significant_directions)
-    memory = memory.with_sums(line.pair, new, ridges, choice.significant)
+    new, rest = dataset_moments(moments), _memory_without(store, parent, line)
+    memory = rest.with_sums(line.pair, new, ridges, choice.significant)
     # Every rank computes the same bytes, whose name is their digest.
     after = write_blob(store, save_halves(halves, digests[~is_row_N]))
     receipt = Erasure(
@@ -250,7 +252,7 @@ def _without_row(store: ObjectStore, spec: JobSpec, row: ErasedRow, parent: Pare
     changed = line.model_copy(update=changes)
     lines = (changed if each is line else each for each in parent.learned)
     return Sources(
-        heads=before.heads,
+        heads=heads,
         aligned_by=memory,
         memory=memory,
         learned=tuple(_measured_from(each, line.version, spec.version) for each in lines),
@@ -264,12 +266,16 @@ def _check_not_held_out(store: ObjectStore, line: LearnedDataset, row: PairedRow
     stored = read_dataset_manifest(store, line.dataset)
     shards = stored.evaluation_shards if stored else ()
     keys_2 = np.array([int(row.first_keys_N[0]), int(row.second_keys_N[0])])
-    for records in read_rows(shards, 0, sum(shard.rows for shard in shards)):
-        if (records.keys_B2 == keys_2).all(1).any():
-            raise CannotCombine(
-                f"the row is also a held-out row of dataset {line.name!r}: unlearn the dataset, and post it again without "
-                "the row"
-            )
+    do_this = "unlearn the dataset, and post it again without the row"
+    try:
+        held_out = read_rows(shards, 0, sum(shard.rows for shard in shards))
+        is_held_out = any((records.keys_B2 == keys_2).all(1).any() for records in held_out)
+    except InvalidDataset as error:
+        raise CannotCombine(
+            f"whether dataset {line.name!r} also holds out the row cannot be read: {error}. Restore these rows, or {do_this}"
+        ) from error
+    if is_held_out:
+        raise CannotCombine(f"the row is also a held-out row of dataset {line.name!r}: {do_this}")
 
 
 # --- Merge --------------------------------------------------------------------------------------

@@ -80,6 +80,11 @@ class VersionSummary(ApiModel):
         description="by dataset, to six significant digits; null if not asked for: only lists have it",
     )
 
+    @property
+    def title(self) -> str:
+        """What it learned or unlearned, in rows of figures."""
+        return f"row of {self.dataset_name}" if self.kind == "erase" else self.dataset_name
+
 
 class Certificate(ApiModel):
     """The effect of this version on earlier datasets, by dataset."""
