@@ -124,7 +124,7 @@ def test_conflicts_name_the_field_and_both_values(client: Client, file: Path) ->
         ),
         (
             "models: {policy: {modalities: {image: 4, text: 3}, gate: {drift: 1}}}",
-            "models.policy.gate.drift: there is no such field; permitted: manual_approval, max_drift",
+            "models.policy.gate.drift: there is no such field; permitted: bounds, manual_approval, max_drift",
         ),
         (
             "models: {a: {modalities: {image: {size: 4}, text: 3}}}",
