@@ -122,7 +122,7 @@ class ModelOptions(Frozen):
         default=False,
         exclude_if=lambda erasable: not erasable,
         description="under the policy improve: whether single rows of its datasets can be erased later. Exact sums of both "
-        "halves of each dataset and eight bytes of each row are kept for it, about eight times the bytes of its moments",
+        "halves of each dataset and eight bytes of each row are kept for it, about six times the bytes of its moments",
     )
     lift: int | None = Field(
         default=None,
