@@ -87,6 +87,9 @@ _RAY = {
     # Rank 0 has the threads of the ranks that wait. By default those of OpenMP that wait for one that does not run, because
     # the cores are busy, take its core as well: a decomposition then takes 236 ms in place of 15 (docs/log.md).
     "OMP_WAIT_POLICY": "passive",
+    # glibc gives threads heaps of their own, up to eight for each core, and each keeps what was freed: half a GiB of a
+    # stack at rest (docs/log.md).
+    "MALLOC_ARENA_MAX": "1",
     **SERVING,
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     "RAY_START_HOOK": "cmcl.stack_host.without_client_server",
