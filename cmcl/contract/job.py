@@ -103,6 +103,11 @@ class JobSpec(Frozen):
         description="whether a bound needs the certificate and recall of every earlier dataset; without one they are "
         "measured in turn",
     )
+    measures_agreement: bool = Field(
+        default=False,
+        description="whether a bound is about how the new pairs agree, which takes up to half a second for each of four "
+        "earlier datasets",
+    )
     traceparent: str | None = Field(
         default=None, description="of the attempt's span, if it is traced"
     )

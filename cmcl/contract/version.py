@@ -341,7 +341,7 @@ class VersionReport(Frozen):
     agreement: Agreement | None = Field(
         default=None,
         exclude_if=lambda agreement: agreement is None,
-        description="of the pairs of the new dataset; null: the policy is not improve",
+        description="of the pairs of the new dataset; null: the gate did not ask (bounds: auto), or the policy is not improve",
     )
     capacity: dict[str, HeadCapacity] = Field(
         default={},

@@ -17,7 +17,7 @@ from cmcl.contract.api.models import (
     QueryDrift,
 )
 from cmcl.contract.drift import DriftReport
-from cmcl.contract.errors import ObjectNotFound
+from cmcl.contract.errors import InvalidVersion, ObjectNotFound
 from cmcl.contract.job import VersionRef
 from cmcl.contract.modality import NAME_PATTERN, Frozen, ModelName
 from cmcl.contract.model import Gate
@@ -324,7 +324,8 @@ def read_query_drift(model: ModelPath, principal: Reader, context: ContextDep) -
         get_model(connection, model, principal)
     try:
         report = read_document(context.store, layout.drift_report(model), DriftReport)
-    except ObjectNotFound:
+    except (ObjectNotFound, InvalidVersion):
+        # A damaged report is logged by `QueryDriftLoop`, and replaced with the next one.
         return QueryDrift(drifting=[], windows={})
     windows = {name: list(each.windows) for name, each in report.modalities.items()}
     return QueryDrift(drifting=report.drifting, windows=windows)

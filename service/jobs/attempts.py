@@ -420,6 +420,7 @@ def job_spec(context: Context, job: JobRow, model: ModelRow) -> JobSpec:
         dataset=manifest,
         evaluation_only=_measured_only(context, job),
         measures_all=model.gate.needs_every_dataset,
+        measures_agreement=model.gate.bounds == "auto",
         traceparent=attempt_span(job),
     )
 

@@ -13,6 +13,7 @@ from fastapi.responses import Response
 
 from cmcl.contract.api.jobs import JobState
 from cmcl.contract.api.models import ModelSummary, QueryDrift
+from cmcl.contract.errors import StorageUnavailable
 from cmcl.pictures import Line, Picture, lines, modality_graph, modality_pairs
 from service.api.datasets import list_datasets
 from service.api.dependencies import ContextDep, LoopsDep, ModelPath, Reader
@@ -146,7 +147,11 @@ def model_page(
         pairs = modality_pairs(version.lineage, version.report.evaluation, version.evaluation_only)
         names = sorted(spec.modalities)
         graph = figure(lambda width: modality_graph(pairs, names, width=width), TWO_THIRDS)
-    drift = read_query_drift(model, principal, context)
+    try:
+        drift = read_query_drift(model, principal, context)
+    except StorageUnavailable:
+        # Everything else on the page is in the database.
+        drift = QueryDrift(drifting=[], windows={})
     branches = list_models(principal, context, Seek(None, "asc", _BRANCHES), model).items
     datasets = list_datasets(principal, context, Seek(None, "desc", _DATASETS), model=model)
     return pages_of(request).render(

@@ -148,7 +148,7 @@ def _train(
     if not here.is_leader:
         return
 
-    halves = halves_of(learned.choice)
+    halves = halves_of(learned.choice) if spec.measures_agreement else None
     same = comparable(parent.learned, dataset.pair) if halves else []
     known = ((line, read_dataset_sums(store, line)) for line in same)
     pairs = (*(line.pair for line in parent.learned), dataset.pair)

@@ -370,16 +370,14 @@ def moments_of_halves(
     for raw in _chunks(rows, run):
         add_raw(raw)
         read = exact_rows(heads, pair, raw) if exact else prepare_rows(heads, pair, raw)
-        if exact:
-            for number, half in enumerate(read.halves()):
-                totals[number] = totals[number].add_rows_(half.first_NI, half.second_NJ)
-            continue
-        if shifts is None:
+        if shifts is None and not exact:
             shifts = _near_the_mean(read.first_NI), _near_the_mean(read.second_NJ)
         for number, half in enumerate(read.halves()):
-            # In place: the rows of a half are a copy.
-            rests = half.first_NI.sub_(shifts[0]), half.second_NJ.sub_(shifts[1])
-            totals[number] = totals[number].add_rows_(*rests)
+            sides = half.first_NI, half.second_NJ
+            if shifts is not None:
+                # In place: the rows of a half are a copy.
+                sides = sides[0].sub_(shifts[0]), sides[1].sub_(shifts[1])
+            totals[number] = totals[number].add_rows_(*sides)
     if shifts is not None:
         for total in totals:
             # Of this rank alone: another one has another shift.

@@ -132,12 +132,14 @@ def test_a_bound_that_is_newer_than_a_candidate_needs_what_it_did_not_measure(
     (due,) = datasets_to_measure(spec, candidate.earlier)
     drift = {due.dataset: candidate.report.drift[due.dataset]}
     _rewrite(plane, candidate, report=candidate.report.model_copy(update={"drift": drift}))
-    _set(plane, **gate)
+    assert not spec.measures_agreement
+    _set(plane, **gate, bounds="auto")
     assert plane.run_to_end(job).reason == FailureReason.NOT_MEASURED
     assert plane.client.post(f"/v1/jobs/{job}/retry").status_code == 202
     plane.tick_to(job, JobState.RUNNING)
     spec = read_document(plane.store, layout.run_spec(job, 2), JobSpec)
     assert spec.measures_all
+    assert spec.measures_agreement
     plane.close()
 
 

@@ -69,6 +69,14 @@ def test_a_report_that_cannot_be_read_hides_no_other(plane: ControlPlane) -> Non
     assert len(emitted(plane)) == 1
 
 
+def test_a_page_needs_no_report(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+    plane.store.put(layout.drift_report("scenes"), b"{}")
+    assert plane.client.get("/v1/models/scenes/drift").json() == {"drifting": [], "windows": {}}
+    plane.store.broken = "drift/"
+    assert plane.client.get("/v1/models/scenes/drift").status_code == 503
+    assert "Drift of queries" not in text_of(Browser(plane).get("/ui/models/scenes").text)
+
+
 @pytest.mark.parametrize("is_queried", [False, True])
 def test_api_and_page_show_the_windows(plane: ControlPlane, is_queried: bool) -> None:
     if is_queried:

@@ -188,11 +188,17 @@ def test_a_traced_attempt_reports_its_stages(chain: Chain) -> None:
 
 
 def test_a_solved_version_says_how_and_is_certified(store: LocalStore, tmp_path: Path) -> None:
+    agreements = []
     for version, dataset in enumerate(STREAM.datasets[:2], start=1):
-        run(store, prepare_job(store, tmp_path, dataset, version, spec=SOLVED))
+        job = prepare_job(store, tmp_path, dataset, version, spec=SOLVED)
+        job = job.model_copy(update={"measures_agreement": version == 2})
+        store.put(layout.run_spec(job.job, 1), job.model_dump_json().encode())
+        run(store, job)
         candidate = read_candidate(store, f"job-{version}", 1)
         check_complete(store, candidate)
         publish_manifest(store, candidate)
+        agreements.append(candidate.report.agreement is not None)
+    assert agreements == [False, True]
     report = candidate.report
     assert report.solution is not None
     assert 0 < report.solution.directions <= SOLVED.width
