@@ -44,7 +44,7 @@ from workers.train.distributed import World, all_gather_dict, barrier, rank_shar
 from workers.train.versions import Parent, check_encoders, read_version_heads
 
 # What a missing or damaged object of one dataset raises. Others are measured nevertheless.
-_UNREADABLE = (InvalidDataset, ObjectNotFound, InvalidVersion)
+UNREADABLE = (InvalidDataset, ObjectNotFound, InvalidVersion)
 # Every query is scored against all rows: more would take minutes without changing recall noticeably.
 MOST_HELD_OUT = 16_384
 # Scores of this many queries against all rows are held at once.
@@ -159,8 +159,8 @@ def _evaluate(
     found = Evaluation()
     for line, before in learned:
         try:
-            rows = held_out_rows(_stored(store, line.dataset).evaluation_shards, scratch)
-        except _UNREADABLE as error:
+            rows = held_out_rows(held_out_part(store, line.dataset).evaluation_shards, scratch)
+        except UNREADABLE as error:
             found.missing[line.dataset] = str(error)
             continue
         # None if they were deleted on purpose.
@@ -176,7 +176,8 @@ class _HeldOutPart(BaseModel):
     encoders: dict[Modality, EncoderIdentity] = {}
 
 
-def _stored(store: ObjectStore, dataset: str) -> _HeldOutPart:
+def held_out_part(store: ObjectStore, dataset: str) -> _HeldOutPart:
+    """Raises `UNREADABLE`, StorageUnavailable."""
     key = layout.dataset_manifest(dataset)
     return retry_unavailable(partial(read_document, store, key, _HeldOutPart))
 
@@ -245,11 +246,11 @@ def _measured(
             update={"note": f"version {version.number} has not learned {names}"}
         )
     try:
-        stored = _stored(store, dataset.dataset)
+        stored = held_out_part(store, dataset.dataset)
         check_encoders(stored.encoders, version.encoders)
         _check_room(stored.evaluation_shards, scratch)
         rows = held_out_rows(stored.evaluation_shards, scratch)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         return found.model_copy(update={"note": str(error)})
     if rows is None:
         return found.model_copy(update={"note": "its held-out rows were removed"})

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 
 from cmcl.contract.encoder import EncoderIdentity
-from cmcl.contract.errors import CannotCombine, InvalidDataset
+from cmcl.contract.errors import CannotCombine
 from cmcl.contract.job import ErasedRow, JobSpec, row_digest
 from cmcl.contract.version import (
     Erasure,
@@ -22,7 +22,6 @@ from cmcl.contract.version import (
     datasets_to_measure,
     datasets_to_merge,
 )
-from cmcl.storage.datasets import read_dataset_manifest
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.versions import write_blob
 from workers.files.shards import Rows, Scratch
@@ -39,8 +38,10 @@ from workers.train.certify import Certificate, certificates
 from workers.train.dataset import paired_rows, read_rows
 from workers.train.distributed import all_gather_dict, barrier, rank_share, when_leader_is_done
 from workers.train.evaluation import (
+    UNREADABLE,
     MeasuredVersion,
     evaluate_learned,
+    held_out_part,
     measure_only,
     overlaps,
 )
@@ -263,14 +264,13 @@ def _without_row(store: ObjectStore, spec: JobSpec, row: ErasedRow, parent: Pare
 
 def _check_not_held_out(store: ObjectStore, line: LearnedDataset, row: PairedRows) -> None:
     """Held-out rows are measured and not learned, but kept. Raises CannotCombine if the row is among them."""
-    stored = read_dataset_manifest(store, line.dataset)
-    shards = stored.evaluation_shards if stored else ()
     keys_2 = np.array([int(row.first_keys_N[0]), int(row.second_keys_N[0])])
     do_this = "unlearn the dataset, and post it again without the row"
     try:
+        shards = held_out_part(store, line.dataset).evaluation_shards
         held_out = read_rows(shards, 0, sum(shard.rows for shard in shards))
         is_held_out = any((records.keys_B2 == keys_2).all(1).any() for records in held_out)
-    except InvalidDataset as error:
+    except UNREADABLE as error:
         raise CannotCombine(
             f"whether dataset {line.name!r} also holds out the row cannot be read: {error}. Restore these rows, or {do_this}"
         ) from error

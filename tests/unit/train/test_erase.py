@@ -195,13 +195,16 @@ def test_what_cannot_be_erased_is_refused_by_name(tmp_path: Path) -> None:
         bench.store.delete(layout.run_failure("job-2", 1))
     assert bench.erase(2, "ds-1", rows, 3).learned[0].rows == 59
     # Held-out rows that are lost may have had the row.
-    lost = bench.folder / "1-1.parquet"
-    kept = lost.read_bytes()
-    lost.unlink()
-    with pytest.raises(CannotCombine, match="also holds out the row cannot be read"):
-        bench.erase(3, "ds-1", rows, 4)
-    lost.write_bytes(kept)
-    bench.store.delete(layout.run_failure("job-3", 1))
+    for lost in (
+        bench.folder / "1-1.parquet",
+        bench.folder / "store" / layout.dataset_manifest("ds-1"),
+    ):
+        kept = lost.read_bytes()
+        lost.unlink()
+        with pytest.raises(CannotCombine, match="also holds out the row cannot be read"):
+            bench.erase(3, "ds-1", rows, 4)
+        lost.write_bytes(kept)
+        bench.store.delete(layout.run_failure("job-3", 1))
     # What was erased was never in.
     with pytest.raises(CannotCombine, match="has no row"):
         bench.erase(3, "ds-1", rows, 3)
