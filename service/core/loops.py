@@ -56,11 +56,21 @@ class Loop(ABC):
 
 
 class PeriodicLoop(Loop):
-    """A loop of rounds with a pause after each. A long round may call `beat` as well."""
+    """A loop of rounds with a pause after each. A long round may call `beat` as well.
 
+    `outages`: errors that end a round while something else is unavailable, logged once below `outage_message`.
+    """
+
+    outages: ClassVar[tuple[type[Exception], ...]] = ()
+    outage_message: ClassVar[str] = ""
     pause_seconds: ClassVar[float]
     # Whether the first round comes before the first pause.
     starts_at_once: ClassVar[bool] = False
+
+    def __init__(self, seconds: Seconds = time.monotonic) -> None:
+        super().__init__(seconds)
+        own_logger = logging.getLogger(type(self).__module__)
+        self._outage_of_rounds = OutageLog(own_logger, self.outage_message)
 
     def run(self, stop: threading.Event) -> None:
         self.beat()
@@ -68,6 +78,7 @@ class PeriodicLoop(Loop):
         while not stop.wait(pause):
             try:
                 pause = self.step(stop)
+                self._outage_of_rounds.recovered()
             except Exception as error:  # noqa: BLE001
                 pause = self.pause_seconds
                 self._try_to_report(error)
@@ -85,7 +96,10 @@ class PeriodicLoop(Loop):
 
     def report(self, error: Exception) -> None:
         """Log an exception that ended a round."""
-        logger.error("a round of %s failed; will retry", self.name, exc_info=error)
+        if isinstance(error, self.outages):
+            self._outage_of_rounds.failed(error)
+        else:
+            logger.error("a round of %s failed; will retry", self.name, exc_info=error)
 
 
 class MemoryReleaser(PeriodicLoop):

@@ -15,7 +15,7 @@ from cmcl.contract.api.jobs import JobState
 from cmcl.contract.errors import StorageUnavailable
 from service.context import Context
 from service.core.errors import DatabaseUnavailable, WriteConflict
-from service.core.loops import OutageLog, PeriodicLoop
+from service.core.loops import PeriodicLoop
 from service.core.principal import DEFAULT_OWNER
 from service.database.queries import instances
 from service.database.queries.instances import DriverRow
@@ -43,7 +43,6 @@ _LONGEST_BACKOFF_SECONDS = 60.0
 # States of jobs that need the driver, on a shared cluster and with a cluster of its own.
 _ALONE = (JobState.PREPARING,)
 _SHARED = (*_ALONE, JobState.SUBMITTING, JobState.RUNNING)
-_OUTAGES = (LauncherError, StorageUnavailable, DatabaseUnavailable, WriteConflict)
 
 
 class DriverLoop(PeriodicLoop):
@@ -54,6 +53,8 @@ class DriverLoop(PeriodicLoop):
     """
 
     name = "driver"
+    outages = (LauncherError, StorageUnavailable, DatabaseUnavailable, WriteConflict)
+    outage_message = f"{_WHAT} is not watched; will retry"
     pause_seconds = 1.0
     starts_at_once = True
 
@@ -63,18 +64,9 @@ class DriverLoop(PeriodicLoop):
         self._context = context
         self._wake = wake
         self._is_shared = context.settings.launcher == "ray"
-        self._outage = OutageLog(logger, f"{_WHAT} is not watched; will retry")
 
     def step(self, stop: threading.Event) -> float:
-        is_needed = self.tick()
-        self._outage.recovered()
-        return self.pause_seconds if is_needed else _IDLE_SECONDS
-
-    def report(self, error: Exception) -> None:
-        if isinstance(error, _OUTAGES):
-            self._outage.failed(error)
-        else:
-            super().report(error)
+        return self.pause_seconds if self.tick() else _IDLE_SECONDS
 
     def tick(self) -> bool:
         """Submit or watch the driver. Returns whether a job needs it.

@@ -47,6 +47,8 @@ class AttemptMonitor(PeriodicLoop):
     """Looks at the running attempts of the models that this instance holds the leases of."""
 
     name = "monitor"
+    outages = (DatabaseUnavailable,)
+    outage_message = "running attempts are not watched; will retry"
     pause_seconds = 0.2
     stale_seconds = 120.0
 
@@ -61,7 +63,7 @@ class AttemptMonitor(PeriodicLoop):
         self._states: dict[str, LaunchState | None] = {}
         # Those attempts that have shown their end.
         self._ended: frozenset[str] = frozenset()
-        self._outage = OutageLog(logger, "running attempts are not watched; will retry")
+        self._outage = OutageLog(logger, self.outage_message)
         self._launcher_outage = OutageLog(logger, "the launcher does not list attempts; will retry")
         self._looked_at = self._seconds()
 
@@ -70,12 +72,6 @@ class AttemptMonitor(PeriodicLoop):
         interval = tuning.watch_seconds if self.look() else tuning.launcher_seconds
         # The pace is even, but a look that takes long is followed by a pause of half the interval.
         return max(interval / 2, interval - (self._now() - began))
-
-    def report(self, error: Exception) -> None:
-        if isinstance(error, DatabaseUnavailable):
-            self._outage.failed(error)
-        else:
-            super().report(error)
 
     def problem(self) -> str | None:
         """See Loop: a look that fails does not count."""

@@ -21,7 +21,7 @@ from cmcl.contract.job import submission_id
 from service.context import Context
 from service.core.clock import steady
 from service.core.errors import DatabaseUnavailable, StaleDatabase
-from service.core.loops import HUNG_SECONDS, Loop, OutageLog, PeriodicLoop
+from service.core.loops import HUNG_SECONDS, Loop, PeriodicLoop
 from service.database.engine import Database, Listener
 from service.database.queries import instances, job_queue, models, versions
 from service.database.rows import JobRow, ModelRow, VersionRow
@@ -343,6 +343,8 @@ class Notifications(PeriodicLoop):
     """
 
     name = "notifications"
+    outages = (DatabaseUnavailable,)
+    outage_message = "events of other instances are not received; will retry"
     pause_seconds = 1.0
     starts_at_once = True
 
@@ -353,20 +355,15 @@ class Notifications(PeriodicLoop):
         self._listener = Listener(database)
         self._wake = wake
         self._resync = resync
-        self._outage = OutageLog(logger, "events of other instances are not received; will retry")
 
     def step(self, stop: threading.Event) -> float:
         if self._listener.connect():
             # Events before this moment were missed.
             self._resync()
-        self._outage.recovered()
         for model in self._listener.wait(_WAIT_SECONDS):
             self._wake(model)
         return 0.0
 
     def report(self, error: Exception) -> None:
         self._listener.close()
-        if isinstance(error, DatabaseUnavailable):
-            self._outage.failed(error)
-        else:
-            super().report(error)
+        super().report(error)

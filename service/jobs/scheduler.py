@@ -11,7 +11,6 @@ between, the job is in the state `submitting`, which any instance continues.
 """
 
 import heapq
-import logging
 import math
 import threading
 from collections.abc import Iterator
@@ -24,14 +23,12 @@ from cmcl.contract.job import submission_id
 from cmcl.contract.methods import Priority
 from service.context import Context
 from service.core.errors import DatabaseUnavailable, WriteConflict
-from service.core.loops import OutageLog, PeriodicLoop
+from service.core.loops import PeriodicLoop
 from service.core.settings import Settings
 from service.database.queries import job_queue, jobs, models
 from service.database.queries.job_queue import PREPARATION, TRAINING, Stage
 from service.database.rows import Event, JobRow
 from service.launchers.port import ClusterResources, LauncherError
-
-logger = logging.getLogger(__name__)
 
 # Memory of the processes that start a group of ranks, and of a rank with Ray Train's helpers: see decision 9.
 _GROUP_BYTES = _RANK_BYTES = 700 << 20
@@ -48,6 +45,8 @@ class Scheduler(PeriodicLoop):
     """Admits waiting jobs when others end. Each instance runs it."""
 
     name = "scheduler"
+    outages = (DatabaseUnavailable, WriteConflict)
+    outage_message = "waiting jobs are not admitted; will retry"
     # Jobs that end together are counted once.
     pause_seconds = 0.02
 
@@ -57,24 +56,16 @@ class Scheduler(PeriodicLoop):
         self._context = context
         self._job_changed = job_changed or threading.Event()
         context.database.subscribe(self._wake)
-        self._outage = OutageLog(logger, "waiting jobs are not admitted; will retry")
 
     def step(self, stop: threading.Event) -> float:
         self._job_changed.wait(_SECONDS_BETWEEN_ROUNDS)
         self._job_changed.clear()
         self.tick()
-        self._outage.recovered()
         return self.pause_seconds
 
     def _wake(self, event: Event) -> None:
         if event.job is not None:
             self._job_changed.set()
-
-    def report(self, error: Exception) -> None:
-        if isinstance(error, (DatabaseUnavailable, WriteConflict)):
-            self._outage.failed(error)
-        else:
-            super().report(error)
 
     def tick(self) -> None:
         """Admit what there is room for. Locks nothing if no job waits or there is no room."""

@@ -9,7 +9,7 @@ from cmcl.storage import layout
 from cmcl.storage.documents import read_document
 from service.context import Context
 from service.core.errors import DatabaseUnavailable
-from service.core.loops import OutageLog, PeriodicLoop
+from service.core.loops import PeriodicLoop
 from service.database.queries import models
 
 logger = logging.getLogger(__name__)
@@ -20,22 +20,16 @@ class QueryDriftLoop(PeriodicLoop):
 
     name = "drift"
     pause_seconds = 60.0
+    outages = (StorageUnavailable, DatabaseUnavailable)
+    outage_message = "drift of queries is not read; will retry"
 
     def __init__(self, context: Context) -> None:
         super().__init__()
         self._context = context
-        self._outage = OutageLog(logger, "drift of queries is not read; will retry")
 
     def step(self, stop: threading.Event) -> float:
         self.look()
-        self._outage.recovered()
         return self.pause_seconds
-
-    def report(self, error: Exception) -> None:
-        if isinstance(error, StorageUnavailable | DatabaseUnavailable):
-            self._outage.failed(error)
-        else:
-            super().report(error)
 
     def look(self) -> None:
         """Set the metric, and emit an event for each model whose drifting modalities have changed.

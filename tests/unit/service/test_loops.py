@@ -1,11 +1,10 @@
 """Background loops survive errors, and probes name a stuck one."""
 
-import logging
 import threading
 
 import pytest
 
-from service.core.loops import HUNG_SECONDS, Loop, OutageLog, PeriodicLoop
+from service.core.loops import HUNG_SECONDS, Loop, PeriodicLoop
 from tests.fakes.control_plane import ControlPlane
 
 
@@ -113,9 +112,27 @@ def test_every_loop_that_runs_is_checked_and_measured(plane: ControlPlane) -> No
 
 
 def test_an_outage_is_logged_once_until_it_changes(caplog: pytest.LogCaptureFixture) -> None:
-    outage = OutageLog(logging.getLogger("service.test"), "it failed")
-    for error in ("away", "away", "still away"):
-        outage.failed(OSError(error))
-    outage.recovered()
-    outage.failed(OSError("still away"))
-    assert caplog.messages == ["it failed: away", "it failed: still away", "it failed: still away"]
+    away = OSError("away"), OSError("away"), OSError("still away")
+    rounds = iter([*away, None, away[2], RuntimeError("a bug")])
+
+    class Flaky(PeriodicLoop):
+        name = "flaky"
+        pause_seconds = 0.0
+        outages = (OSError,)
+        outage_message = "it failed"
+
+        def step(self, stop: threading.Event) -> float:
+            error = next(rounds, stop)
+            if isinstance(error, Exception):
+                raise error
+            if error is stop:
+                stop.set()
+            return 0.0
+
+    Flaky().run(threading.Event())
+    assert caplog.messages == [
+        "it failed: away",
+        "it failed: still away",
+        "it failed: still away",
+        "a round of flaky failed; will retry",
+    ]
