@@ -302,7 +302,7 @@ def bounds_by_chance(candidate: VersionManifest) -> dict[BoundName, Check]:
             f"of the ten best results on {name} {100 * share:.4g} % are expected to stay the same; versions from the two "
             f"halves of its rows share {100 * least:.4g} %"
         )
-        found["min_overlap"] = _by_chance(least, share, message if share < least else None)
+        found["min_overlap"] = _by_chance(least, share, message)
     change, variances = backward_transfer(candidate), _variances(candidate)
     if change is not None and variances:
         floor = -_ERRORS * sum(variances) ** 0.5 / len(variances)
@@ -310,23 +310,20 @@ def bounds_by_chance(candidate: VersionManifest) -> dict[BoundName, Check]:
             f"R@1 of the earlier datasets changed by {100 * change:+.2f} points on average since they were learned; by "
             f"chance it changes by {100 * floor:+.2f} points at most"
         )
-        found["min_backward_transfer"] = _by_chance(
-            floor, change, message if change < floor else None
-        )
+        found["min_backward_transfer"] = _by_chance(floor, change, message)
     if (pairs := report.agreement) is not None:
         like = f"those of {names[pairs.dataset]}" if pairs.dataset else "rows without any relation"
         message = (
             f"the pairs of the new dataset agree by {pairs.score:.3g}, and {like} by {pairs.least:.3g}: are some of them "
             "mixed up?"
         )
-        is_less = pairs.score < pairs.least
-        found["min_agreement"] = _by_chance(pairs.least, pairs.score, message if is_less else None)
+        found["min_agreement"] = _by_chance(pairs.least, pairs.score, message)
     return found
 
 
-def _by_chance(permitted: float, found: float, message: str | None) -> Check:
-    check = Check(permitted, found, source="halves")
-    return check if message is None else check.missed(None, message)
+def _by_chance(least: float, found: float, message: str) -> Check:
+    check = Check(least, found, source="halves")
+    return check.missed(None, message) if found < least else check
 
 
 def _variances(candidate: VersionManifest) -> list[float]:

@@ -5,7 +5,7 @@ rejected, is shown beside its parent. Cancelling, retrying, approving and reject
 have a confirmation page each.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -14,7 +14,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 
 from cmcl.contract.api.events import Event
-from cmcl.contract.api.jobs import Attempt, Candidate, Job, JobPhase, JobState
+from cmcl.contract.api.jobs import Attempt, Candidate, Job, JobState
 from cmcl.pictures import job_phases
 from service.api import jobs
 from service.api.dependencies import ContextDep, JobPath, Reader, Reason
@@ -40,7 +40,7 @@ from service.page.forms import (
     see_other,
 )
 from service.page.lists import JOBS, WantedQuery, find
-from service.page.rendering import PREFIX, TWO_THIRDS, Figure, figure, pages_of
+from service.page.rendering import PREFIX, TWO_THIRDS, figure, pages_of
 
 router = APIRouter(prefix=PREFIX)
 
@@ -115,7 +115,7 @@ def job_page(request: Request, job: JobPath, principal: Reader, context: Context
         moving=MOVING,
         phases=PHASES,
         attempts=attempts,
-        time=time_of(phases),
+        time=figure(lambda width: job_phases(phases, width=width), TWO_THIRDS) if phases else None,
         is_in_phase=any(each.running for each in phases),
         candidate=candidate,
         bound=bound,
@@ -169,11 +169,6 @@ def attempts_of(job: Job, principal: Principal, context: Context) -> list[Attemp
     return jobs.list_attempts(
         job.id, principal, context, Seek(None, "desc", _LISTED_ATTEMPTS)
     ).items
-
-
-def time_of(phases: Sequence[JobPhase]) -> Figure | None:
-    """Where the time of a job went; None before it has any."""
-    return figure(lambda width: job_phases(phases, width=width), TWO_THIRDS) if phases else None
 
 
 @dataclass(frozen=True)

@@ -227,7 +227,7 @@ def _line_of(model: ModelRow, learned: Sequence[LearnedDataset], dataset: str) -
             if model.head
             else model.name
         )
-        message = f"{newest} has not learned dataset {dataset}, so there is nothing to unlearn"
+        message = f"{newest} has not learned dataset {dataset}, so nothing of it can be removed"
         raise Conflict(message, FieldProblem("dataset", message, dataset))
     _check_solves(model, line)
     return line
