@@ -14,7 +14,7 @@ MOST_WINDOWS = 300
 _CALM_WINDOWS = 3
 
 
-class QuerySum(Frozen):
+class WrittenSum(Frozen):
     """A sum of queries of one modality, in the numbers of `workers.nullspace.drift`."""
 
     rows: int = Field(ge=FEWEST_ROWS)
@@ -26,7 +26,7 @@ class QuerySums(Frozen):
 
     model: ModelName
     version: int = Field(ge=1)
-    sums: dict[Modality, QuerySum]
+    sums: dict[Modality, WrittenSum]
 
 
 class DriftWindow(Frozen):

@@ -26,8 +26,8 @@ from cmcl.contract.drift import (
     DriftWindow,
     ModalityDrift,
     QuerySums,
+    WrittenSum,
 )
-from cmcl.contract.drift import QuerySum as WrittenSum
 from cmcl.contract.errors import DigestMismatch, InvalidVersion, ObjectNotFound
 from cmcl.contract.version import VersionManifest
 from cmcl.storage import layout
