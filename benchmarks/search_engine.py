@@ -351,7 +351,6 @@ def swapped(replica: Replica, queries_QE: Float32Array) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     over.set()
     asking.join()
-    replica.follower.stop()
     return {
         "seconds": round(seconds, 1),
         "steady": percentiles(steady),

@@ -161,7 +161,8 @@ class Progress(ApiModel):
     )
     ranks: int | None = Field(default=None, description="processes that share the batch")
     note: str | None = Field(
-        default=None, description="why the attempt has no ranks yet; it starts once it has"
+        default=None,
+        description="why the attempt has no ranks yet; or what it waits for, as the object storage",
     )
     resumed_at: int | None = Field(
         default=None, description="updates done before the checkpoint that it resumed from"

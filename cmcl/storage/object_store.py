@@ -3,6 +3,7 @@
 Training retries for minutes (`retry_unavailable`): an outage must not cost hours of it.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -17,6 +18,8 @@ T = TypeVar("T")
 # A store that restarts, or a network that is rerouted, is back by then.
 RETRY_SECONDS = 120.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
+# What the store answered to calls that are being repeated, by thread.
+_answers: dict[int, str] = {}
 
 
 class Writer(Protocol):
@@ -127,13 +130,22 @@ def retry_unavailable(
     `seconds` after the first failure.
     """
     pause, give_up_at = _FIRST_PAUSE, None
-    while True:
-        try:
-            return ask()
-        except StorageUnavailable as error:
-            give_up_at = clock() + seconds if give_up_at is None else give_up_at
-            if clock() + pause > give_up_at:
-                raise
-            print(f"retrying in {pause:g} s: {error}", flush=True)
-        sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE)
+    try:
+        while True:
+            try:
+                return ask()
+            except StorageUnavailable as error:
+                give_up_at = clock() + seconds if give_up_at is None else give_up_at
+                if clock() + pause > give_up_at:
+                    raise
+                _answers[threading.get_ident()] = str(error)
+                print(f"retrying in {pause:g} s: {error}", flush=True)
+            sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+    finally:
+        _answers.pop(threading.get_ident(), None)
+
+
+def unavailable_because() -> str | None:
+    """What the store answered to a call that this process is repeating; None where it repeats none. From any thread."""
+    return next(iter([*_answers.values()]), None)

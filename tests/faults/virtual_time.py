@@ -1,16 +1,20 @@
 """Virtual time: threads that run one at a time, so that code that blocks is simulated unchanged.
 
-A task is a thread that runs until it sleeps or waits. Then time jumps to the next event, whose task
+A task is a greenlet that runs until it sleeps or waits. Then time jumps to the next event, whose task
 continues. So an hour takes as long as the work in it, and a run is the same each time: nothing depends on the system's
 scheduler or clock. Tasks must wait by this module alone, and hold no other lock while they wait.
 """
 
+import asyncio
 import heapq
 import itertools
+import random
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
+
+from greenlet import getcurrent, greenlet
 
 BEGAN = datetime(2026, 11, 29, tzinfo=UTC)
 
@@ -31,16 +35,13 @@ class Task:
     ) -> None:
         self.name = name
         self._before_pause = before_pause
-        self.error: BaseException | None = None
         self.has_ended = False
         self._time = owner
         self._is_killed = False
         # Number of pauses that have ended: what was to end an earlier one is obsolete.
         self.pauses = 0
-        self._go = threading.Lock()
-        self._go.acquire()
-        self._thread = threading.Thread(target=self._run, args=[work], name=name, daemon=True)
-        self._thread.start()
+        self._work = work
+        self._greenlet = greenlet(self._run)
 
     def kill(self) -> None:
         """End the task at its next turn: Killed is raised where it sleeps or waits."""
@@ -52,7 +53,7 @@ class Task:
         if self.has_ended or pause != self.pauses:
             return
         self.pauses += 1
-        self._time.run_task(self, self._go)
+        self._time.run_task(self, self._greenlet)
 
     def prepare_to_pause(self) -> None:
         """Call `before_pause`. For the task itself. Raises Killed."""
@@ -62,40 +63,42 @@ class Task:
 
     def pause(self) -> None:
         """Give way until `resume`. For the task itself. Raises Killed."""
-        self._time.give_way()
-        self._begin()
-
-    def _begin(self) -> None:
-        self._go.acquire()
+        # Of the thread, which all tasks share: each event loop runs in a task of its own.
+        loop = asyncio._get_running_loop()
+        asyncio._set_running_loop(None)
+        parent = self._greenlet.parent
+        assert parent is not None
+        parent.switch()
+        asyncio._set_running_loop(loop)
         if self._is_killed:
             raise Killed(self.name)
 
-    def _run(self, work: Callable[[], None]) -> None:
+    def _run(self) -> None:
         try:
-            self._begin()
-            work()
+            if not self._is_killed:
+                self._work()
         except Killed:
             pass
-        except BaseException as error:  # noqa: BLE001 - raised by `VirtualTime.run`
-            self.error = error
         finally:
             self.has_ended = True
-            self._time.give_way()
 
 
 class VirtualTime:
-    """The time, and the events that are to come. Callable as a clock of the control plane."""
+    """The time, and the events that are to come. Callable as a clock of the control plane.
 
-    def __init__(self) -> None:
+    `order`: the order of events of the same moment; without, first come, first served.
+    """
+
+    def __init__(self, order: random.Random | None = None) -> None:
         self._now = 0.0
         self._until = 0.0
-        self._order = itertools.count()
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._count = itertools.count()
+        self._order = order
+        self._events: list[tuple[float, float, int, Callable[[], None]]] = []
         self._current: Task | None = None
+        # Whether a task runs, and not what is between tasks.
+        self.is_in_task = False
         self._tasks: list[Task] = []
-        # Released by a task that pauses.
-        self._control = threading.Lock()
-        self._control.acquire()
 
     def __call__(self) -> datetime:
         return BEGAN + timedelta(seconds=self._now)
@@ -112,7 +115,8 @@ class VirtualTime:
 
     def after(self, seconds: float, action: Callable[[], None]) -> None:
         """Call `action` after so many seconds, between tasks. It must not wait."""
-        heapq.heappush(self._events, (self._now + seconds, next(self._order), action))
+        place = 0.0 if self._order is None else self._order.random()
+        heapq.heappush(self._events, (self._now + seconds, place, next(self._count), action))
 
     def start(
         self, name: str, work: Callable[[], None], before_pause: Callable[[], None] = lambda: None
@@ -129,7 +133,7 @@ class VirtualTime:
         task.prepare_to_pause()
         wakes_at = self._now + max(0.0, seconds)
         if wakes_at <= self._until and (not self._events or wakes_at < self._events[0][0]):
-            # Nothing else happens before: no other thread needs to run.
+            # Nothing else happens before: no other task needs to run.
             self._now = wakes_at
             return
         self.after(max(0.0, seconds), partial(task.resume, task.pauses))
@@ -142,7 +146,7 @@ class VirtualTime:
             if not self._events or self._events[0][0] > until:
                 self._now = max(self._now, until)
                 return
-            self._now, _, action = heapq.heappop(self._events)
+            self._now, _, _, action = heapq.heappop(self._events)
             action()
 
     def close(self) -> None:
@@ -151,19 +155,16 @@ class VirtualTime:
             task.kill()
         self.run(self._now, lambda: all(task.has_ended for task in self._tasks))
 
-    def run_task(self, task: Task, go: threading.Lock) -> None:
-        """Let a task run until it pauses. For Task."""
+    def run_task(self, task: Task, work: greenlet) -> None:
+        """Let a task run until it pauses. Raises its error. For Task."""
         before, self._current = self._current, task
         assert before is None, f"{task.name} was resumed by the task {before}"
-        go.release()
-        self._control.acquire()
-        self._current = None
-        if task.error is not None:
-            raise task.error
-
-    def give_way(self) -> None:
-        """Return from `run_task`. For Task."""
-        self._control.release()
+        work.parent = getcurrent()
+        self.is_in_task = True
+        try:
+            work.switch()
+        finally:
+            self._current, self.is_in_task = None, False
 
 
 class VirtualEvent(threading.Event):

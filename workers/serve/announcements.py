@@ -7,12 +7,13 @@ Only for speed: replicas poll the store at intervals as well.
 
 import asyncio
 import logging
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
+
+from workers.serve.threads import SYSTEM, Threads
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +118,7 @@ class AnnouncementListener:
         connected: Callable[[bool], None] = lambda _: None,
         open_channel: Callable[[], Channel] = Channel,
         first_pause_seconds: float = _FIRST_PAUSE_SECONDS,
+        threads: Threads = SYSTEM,
     ) -> None:
         """`wake` must not block. `connected` is called with whether announcements arrive."""
         self._open_channel = open_channel
@@ -127,15 +129,11 @@ class AnnouncementListener:
         self._channel: Channel | None = None
         self._is_pausing = False
         self._was_called = False
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
+        self._sleep = threads.sleep
+        self._thread = threads.thread("listener", self._run)
 
     def start(self) -> None:
         self._thread.start()
-
-    def stop(self) -> None:
-        """Stop waking. The thread ends with its call, or with the process."""
-        self._stopping.set()
 
     def announce(self) -> None:
         """Make every replica poll the store: now, and once more for all calls within the next 20 ms.
@@ -160,7 +158,7 @@ class AnnouncementListener:
             self.announce()
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
+        while True:
             try:
                 self._listen(self._open_channel())
             except ChannelLost as error:
@@ -169,26 +167,26 @@ class AnnouncementListener:
                 # A bug, or a new kind of error of Ray's: without this thread no announcement would arrive again.
                 logger.debug("the channel failed", exc_info=error)
                 self._log_outage("no announcements because of an error: %r", error)
-            self._stopping.wait(self._pause_seconds)
+            self._sleep(self._pause_seconds)
             self._pause_seconds = min(2 * self._pause_seconds, _LONGEST_PAUSE_SECONDS)
 
     def _listen(self, channel: Channel) -> None:
         """Wait until the channel is lost. The first answer wakes as well: something may have been missed."""
         seen = _NOTHING
-        while not self._stopping.is_set():
+        while True:
             count = channel.wait(seen)
             if self._channel is None:
                 self._channel = channel
                 self._pause_seconds = self._first_pause_seconds
                 self._connected(True)
-            if count != seen and not self._stopping.is_set():
+            if count != seen:
                 seen = count
                 self._wake()
 
     def _log_outage(self, words: str, error: Exception) -> None:
         """Log once for each outage."""
         is_new = self._channel is not None or self._pause_seconds == self._first_pause_seconds
-        if is_new and not self._stopping.is_set():
+        if is_new:
             logger.warning(words, error)
         self._channel = None
         self._connected(False)

@@ -86,7 +86,7 @@ class Embedder:
         self._live = LiveVersions()
         self._batcher = Batcher(self._metrics)
         self._background = BackgroundExecutor()
-        self._searches = BackgroundExecutor(threads=2)
+        self._searches = BackgroundExecutor(count=2)
         self._admission = Admission(args)
         self._metrics.watch("rows_waiting", lambda: self._batcher.waiting_rows)
         self._cache = VersionCache(

@@ -5,14 +5,13 @@ And a cache of what took long to find out.
 """
 
 import asyncio
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Generator, Hashable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from cmcl.fairness import FairSemaphore
+from workers.serve.threads import SYSTEM, Threads
 
 # The owner of work that no request waits for.
 BACKGROUND = "(background)"
@@ -24,29 +23,19 @@ Steps = Generator[None, None, T]
 
 # How long the steps of one owner run before another owner's turn.
 _TURN_SECONDS = 0.02
-# Keeps a started thread busy: the executor starts no other one while one is idle.
-_START_SECONDS = 0.001
 
 
 class BackgroundExecutor:
     """Threads for heavy work; owners take turns. Used from one event loop.
 
-    `threads`: one where work holds the interpreter or is torch's, since more would only take turns.
+    `count` threads: one where work holds the interpreter or is torch's, since more would only take turns.
     """
 
-    def __init__(
-        self,
-        clock: Callable[[], float] = time.monotonic,
-        executor: ThreadPoolExecutor | None = None,
-        threads: int = 1,
-    ) -> None:
-        self._executor = executor or ThreadPoolExecutor(threads, thread_name_prefix="heavy")
-        # Started now: later, the system may be out of threads.
-        for _ in range(threads):
-            self._executor.submit(time.sleep, _START_SECONDS)
-        self._clock = clock
+    def __init__(self, threads: Threads = SYSTEM, count: int = 1) -> None:
+        self._executor = threads.executor(count, "heavy")
+        self._clock = threads.seconds
         self._began: list[float] = []
-        self._turns = FairSemaphore(threads)
+        self._turns = FairSemaphore(count)
 
     @property
     def busy_seconds(self) -> float:
@@ -73,9 +62,18 @@ class BackgroundExecutor:
     async def run_steps(self, owner: str, steps: Steps[T]) -> T:
         """Run steps, with other owners' turns in between. Returns what they return."""
         while True:
-            done = await self.run(owner, _advance, steps)
+            done = await self.run(owner, self._advance, steps)
             if done is not None:
                 return done[0]
+
+    def _advance(self, steps: Steps[T]) -> tuple[T] | None:
+        until = self._clock() + _TURN_SECONDS
+        try:
+            while self._clock() < until:
+                next(steps)
+        except StopIteration as end:
+            return (end.value,)
+        return None
 
     def _timed(self, work: Callable[[], T]) -> T:
         began = self._clock()
@@ -84,16 +82,6 @@ class BackgroundExecutor:
             return work()
         finally:
             self._began.remove(began)
-
-
-def _advance(steps: Steps[T]) -> tuple[T] | None:
-    until = time.monotonic() + _TURN_SECONDS
-    try:
-        while time.monotonic() < until:
-            next(steps)
-    except StopIteration as end:
-        return (end.value,)
-    return None
 
 
 def run_to_end(steps: Steps[T]) -> T:

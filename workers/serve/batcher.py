@@ -11,7 +11,6 @@ cost more than the product; large ones in the compute thread, while the loop rea
 import asyncio
 import logging
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -23,6 +22,7 @@ from workers.model.heads import unit_rows
 from workers.serve.background import BackgroundExecutor
 from workers.serve.errors import DeadlineExceeded
 from workers.serve.telemetry import ServeMetrics
+from workers.serve.threads import SYSTEM, Threads
 from workers.serve.versions.loading import Float32Array, LoadedHeads, ServedVersion
 
 # Rows of one owner before the next one's turn. Small, so that many owners share a product.
@@ -162,13 +162,13 @@ _Result = list[tuple[Slice, Float32Array | Exception]]
 class Batcher:
     """Applies heads to rows. Used from one event loop, with one thread for products."""
 
-    def __init__(self, metrics: ServeMetrics) -> None:
+    def __init__(self, metrics: ServeMetrics, threads: Threads = SYSTEM) -> None:
         self._metrics = metrics
         self._queue = RowQueue()
         self._flush_is_due = False
         self._thread_is_busy = False
         # One, as torch has one: more would only take turns.
-        self._products = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embed")
+        self._products = threads.executor(1, "embed")
 
     @property
     def waiting_rows(self) -> int:

@@ -11,7 +11,7 @@ from cmcl.contract.errors import CannotCombine, InvalidDataset, StoreDamaged, Wo
 from cmcl.contract.job import AttemptFailureReason, Failure, JobSpec, Phase, Progress
 from cmcl.storage import layout
 from cmcl.storage.documents import write_document
-from cmcl.storage.object_store import ObjectStore, retry_unavailable
+from cmcl.storage.object_store import ObjectStore, retry_unavailable, unavailable_because
 from cmcl.storage.running import ProgressWriter, mark_ended
 from cmcl.tracing import StageLog
 from workers.train.distributed import World
@@ -188,7 +188,10 @@ class Reporter(Watcher):
     def _write(self) -> None:
         """Write the latest progress with the current time."""
         with self._clock:
-            now = {"at": datetime.now(UTC), "seconds": self._seconds_until(time.monotonic())}
+            now: dict[str, object] = {"at": datetime.now(UTC)}
+            now["seconds"] = self._seconds_until(time.monotonic())
+            if (answer := unavailable_because()) is not None:
+                now["note"] = f"it waits for the object storage: {answer}"
             latest = self._progress.model_copy(update=now)
         try:
             self._writer.write(latest)

@@ -335,16 +335,20 @@ def stored_progress(
     return found
 
 
+# Phases in which a note says why the attempt has not started.
+_NO_RANKS = ("waiting", "starting")
+
+
 def store_progress(connection: Connection, reports: Sequence[Report], now: datetime) -> None:
     """Store the progress of attempts that are still those of their jobs.
 
     It counts as a sign of life unless it says why the attempt has not started.
     """
-    started = [report for report in reports if not report.progress.note]
+    waiting = [each for each in reports if each.progress.note and each.progress.phase in _NO_RANKS]
+    started = [each for each in reports if each not in waiting]
     is_seen = (jobs.c.id == bindparam("seen_id"), jobs.c.revision == bindparam("seen_revision"))
     statement = update(jobs).where(*is_seen)
     stored: dict[str, Any] = {"progress": bindparam("document"), "message": bindparam("note")}
-    waiting = [report for report in reports if report.progress.note]
     if waiting:
         connection.execute(statement.values(stored), [_row(report) for report in waiting])
     if started:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from cmcl.contract.version import LivePointer
 from cmcl.storage import layout
 from cmcl.storage.local import LocalStore
 from cmcl.storage.versions import write_live
+from tests.fakes.executor import EndingThreads, InlineThreads
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.letter_encoder import LetterEncoders
 from tests.fakes.memory_folder import tmp_path
@@ -35,11 +36,12 @@ from workers.serve.collections.registry import Registry
 from workers.serve.drift import QueryWatch
 from workers.serve.encoders.client import EncoderClient
 from workers.serve.settings import ServeSettings
+from workers.serve.threads import Threads
 
 if TYPE_CHECKING:
     from workers.serve.otel import OpenTelemetryTracing
 from workers.serve.versions.cache import VersionCache
-from workers.serve.versions.follower import Follower, Swapper
+from workers.serve.versions.follower import Follower, PollTask, Swapper
 from workers.serve.versions.live import LiveVersions, VersionLookup
 from workers.serve.versions.loading import StoredVersions
 
@@ -86,12 +88,14 @@ class Replica:
             self.metrics,
             owner_of=self.owner_of,
         )
-        swapper = Swapper(self.live, self.cache, self.metrics, self.clock, self.tracing)
-        self.follower = Follower(self.store, self.live, swapper, POLL_SECONDS, clock=self.clock)
-        registry = Registry(self.store)
+        self.threads = InlineThreads(self.clock)
+        self.follower = self.follower_of(self.threads, POLL_SECONDS)
+        registry, self.collecting = Registry(self.store), EndingThreads()
         self.collections = Collections(
             registry,
-            CollectionsFollower(registry, self.live, self.cache.load, "me", POLL_SECONDS),
+            CollectionsFollower(
+                *(registry, self.live, self.cache.load, "me", POLL_SECONDS), self.collecting
+            ),
             self.args.collection_limits,
         )
         self.app = self.app_of(self.args)
@@ -113,7 +117,7 @@ class Replica:
             lookup=VersionLookup(self.live, self.cache, args.min_version_wait_seconds),
             batcher=Batcher(self.metrics),
             background=BackgroundExecutor(),
-            searches=BackgroundExecutor(threads=2),
+            searches=BackgroundExecutor(count=2),
             encoders=self.encoders,
             access=AllowAll(),
             admission=Admission(args),
@@ -147,8 +151,21 @@ class Replica:
         fields = {"generation": generation, "version": version, **rest}
         write_live(self.store, MODEL, LivePointer.model_validate(fields))
 
+    def follower_of(
+        self, threads: Threads, poll_seconds: float, tasks: Sequence[PollTask] = ()
+    ) -> Follower:
+        swapper = Swapper(self.live, self.cache, self.metrics, threads, self.tracing)
+        return Follower(self.store, self.live, swapper, poll_seconds, tasks, threads)
+
+    def follow(self, poll_seconds: float = POLL_SECONDS, tasks: Sequence[PollTask] = ()) -> None:
+        """Follow continuously, in threads."""
+        self.following = EndingThreads()
+        self.follower = self.follower_of(self.following, poll_seconds, tasks)
+        self.follower.start()
+
     def poll(self) -> None:
         self.follower.poll()
+        self.threads.run_all()
 
     def live_number(self, model: str = MODEL) -> int | None:
         live = self.live.get(model)

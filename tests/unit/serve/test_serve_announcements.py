@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from cmcl.contract.version import ANNOUNCEMENTS
+from tests.fakes.executor import EndingThreads
 from tests.fakes.waiting import until
 from tests.unit.serve.conftest import Replica
 from workers.serve.announcements import AnnouncementListener, Broadcaster, Channel, ChannelLost
@@ -60,8 +61,9 @@ class Scene:
     wakes: int = 0
 
     def __post_init__(self) -> None:
+        self.threads = EndingThreads()
         self.listener = AnnouncementListener(
-            self._wake, self.hearing.append, self._open, first_pause_seconds=0.01
+            self._wake, self.hearing.append, self._open, 0.01, self.threads
         )
 
     def _open(self) -> FakeChannel:
@@ -86,8 +88,8 @@ class Scene:
 def scene() -> Iterator[Scene]:
     scene = Scene()
     yield scene
-    scene.listener.stop()
     scene.channel.lose()
+    scene.threads.end()
 
 
 def hearing(scene: Scene) -> Scene:
@@ -126,35 +128,12 @@ def test_a_channel_that_is_lost_is_opened_again(
     assert len([line for line in caplog.messages if "no announcements" in line]) == 1
 
 
-def test_an_announcement_reaches_all_replicas_through_the_channel(scene: Scene) -> None:
-    hearing(scene)
-    scene.announce()
-    assert scene.channel.announced == 1
-    until(lambda: scene.wakes == 2)
-
-
 def test_a_flood_of_announcements_is_passed_on_once_now_and_once_later(scene: Scene) -> None:
     hearing(scene)
     scene.announce(1000)
     assert scene.channel.announced == 2
     scene.announce()
     assert scene.channel.announced == 3
-
-
-def test_without_a_channel_the_notified_replica_polls(scene: Scene) -> None:
-    scene.error = ChannelLost("no cluster")
-    scene.listener.start()
-    until(lambda: scene.hearing[-1:] == [False])
-    scene.announce()
-    assert scene.wakes == 1
-
-
-def test_a_stopped_listener_wakes_no_replica(scene: Scene) -> None:
-    hearing(scene)
-    scene.listener.stop()
-    scene.channel.tell()
-    until(lambda: "listener" not in {thread.name for thread in threading.enumerate()})
-    assert scene.wakes == 1
 
 
 LISTENERS = 50

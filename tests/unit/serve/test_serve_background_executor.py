@@ -8,11 +8,11 @@ import json
 import threading
 import time
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
+from tests.fakes.executor import EndingThreads
 from workers.serve.api.wire.requests import Encoding
 from workers.serve.api.wire.vectors import json_embeddings
 from workers.serve.background import BackgroundExecutor, Steps, run_to_end
@@ -21,8 +21,7 @@ TIMEOUT = 60.0
 
 
 def test_after_the_end_what_runs_is_answered_and_what_waits_fails() -> None:
-    threads, release = ThreadPoolExecutor(1), threading.Event()
-    heavy = BackgroundExecutor(executor=threads)
+    heavy, release = BackgroundExecutor(), threading.Event()
 
     def held() -> str:
         assert release.wait(TIMEOUT)
@@ -31,7 +30,7 @@ def test_after_the_end_what_runs_is_answered_and_what_waits_fails() -> None:
     async def ask() -> list[object]:
         asked = [asyncio.ensure_future(heavy.run("a", held)) for _ in range(3)]
         await asyncio.sleep(0)
-        threads.shutdown(wait=False)
+        heavy._executor.shutdown(wait=False)
         release.set()
         return list(await asyncio.gather(*asked, return_exceptions=True))
 
@@ -42,7 +41,7 @@ def test_after_the_end_what_runs_is_answered_and_what_waits_fails() -> None:
 
 def test_two_threads_work_at_the_same_time_and_the_oldest_work_counts() -> None:
     now, begun, both = [10.0], threading.Event(), threading.Barrier(2)
-    heavy = BackgroundExecutor(clock=lambda: now[0], threads=2)
+    heavy = BackgroundExecutor(EndingThreads(lambda: now[0]), 2)
 
     def first() -> float:
         begun.set()

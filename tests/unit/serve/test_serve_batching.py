@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.fakes.executor import EndingThreads
 from tests.fakes.serve_metrics import RecordedMetrics
 from tests.unit.serve.conftest import SPEC, Clock, Replica
 from tests.unit.serve.served_versions import load_version
@@ -154,7 +155,7 @@ def test_a_thread_that_is_stuck_is_detected() -> None:
 
 def test_heavy_work_that_does_not_end_is_detected_and_what_waits_behind_it_is_not() -> None:
     release, clock = threading.Event(), Clock()
-    heavy = BackgroundExecutor(clock)
+    heavy = BackgroundExecutor(EndingThreads(clock))
 
     async def get_stuck() -> list[float]:
         idle = heavy.busy_seconds

@@ -2,11 +2,7 @@
 
 import asyncio
 import gc
-import random
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 
 import httpx
 import pytest
@@ -19,7 +15,7 @@ from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.versions import publish_version, random_heads, store_version, stored_key
 from tests.unit.serve.conftest import Replica
 from workers.serve.settings import ServeSettings
-from workers.serve.versions.cache import NoRoom, VersionCache
+from workers.serve.versions.cache import VersionCache
 from workers.serve.versions.loading import LoadedHeads, Reservation, StoredVersions
 
 BUDGET = 1 << 20
@@ -78,30 +74,6 @@ class Watched(StoredVersions):
         assert self.cache is not None
         self.beside += [each.number for each in self.cache.by_model().get(self.model, [])]
         return super().read(manifest, reservation)
-
-
-def load_at_random(replica: Replica, models: Sequence[str], seed: int) -> None:
-    for model in random.Random(seed).choices(models, k=40):
-        with suppress(NoRoom):
-            replica.cache.load_heads(model, 1)
-
-
-def test_the_budget_is_never_exceeded_while_many_versions_are_loaded_at_once(
-    narrow: Replica,
-) -> None:
-    models = [f"m{number}" for number in range(8)]
-    for model in models:
-        publish(narrow, model)
-    with ThreadPoolExecutor(4) as threads:
-        loads = [threads.submit(load_at_random, narrow, models, seed) for seed in range(4)]
-        most = 0
-        while not all(load.done() for load in loads):
-            most = max(most, narrow.cache.bytes)
-            time.sleep(0.0002)
-    for load in loads:
-        load.result()
-    assert WIDE_BYTES < most <= BUDGET
-    assert narrow.metrics.evictions
 
 
 def test_a_swap_has_the_old_version_and_the_new_one_in_memory(narrow: Replica) -> None:

@@ -115,19 +115,6 @@ def test_a_damaged_version_is_rejected_and_the_old_one_keeps_serving(
     assert "scenes@2 (generation 2) is refused" in caplog.text
 
 
-def test_a_repaired_version_is_taken_after_the_backoff(serving: Replica) -> None:
-    serving.publish(version=2)
-    heads = serving.store.read(key(serving, layout.HEADS))
-    flip_a_bit(serving)
-    serving.poll()
-    serving.store.put(key(serving, layout.HEADS), heads)
-    serving.poll()
-    assert serving.live_number() == 1
-    serving.clock.now += LATER
-    serving.poll()
-    assert serving.live_number() == 2
-
-
 def test_a_refused_generation_is_tried_ever_more_rarely(serving: Replica) -> None:
     serving.publish(version=2)
     flip_a_bit(serving)
@@ -135,33 +122,6 @@ def test_a_refused_generation_is_tried_ever_more_rarely(serving: Replica) -> Non
         serving.poll()
         serving.clock.now += 0.1
     assert 8 <= len(serving.metrics.refusals) <= 14
-
-
-def test_a_newer_generation_does_not_wait_for_the_backoff(serving: Replica) -> None:
-    serving.publish(version=2)
-    flip_a_bit(serving)
-    serving.poll()
-    serving.publish(version=3)
-    serving.poll()
-    assert serving.live_number() == 3
-
-
-def test_rolling_back_is_a_swap_like_any_other(serving: Replica) -> None:
-    serving.publish(version=2)
-    serving.poll()
-    serving.point(generation=3, version=1)
-    serving.poll()
-    assert serving.embed().headers["x-model-version"] == "1"
-    assert serving.metrics.swaps == [(MODEL, 1), (MODEL, 2), (MODEL, 1)]
-
-
-@pytest.mark.parametrize("generation", [1, 2])
-def test_an_older_or_equal_generation_is_ignored(serving: Replica, generation: int) -> None:
-    serving.publish(version=2)
-    serving.poll()
-    serving.point(generation, version=1)
-    serving.poll()
-    assert serving.live_number() == 2
 
 
 def test_the_same_version_again_loads_nothing(serving: Replica) -> None:
@@ -197,18 +157,6 @@ def test_folders_with_odd_names_are_no_models(serving: Replica) -> None:
     assert list(serving.live.all()) == [MODEL]
 
 
-@pytest.mark.parametrize("broken", ["live.json", "versions/2", "blobs/"])
-def test_a_store_that_fails_for_a_while_is_tried_again(serving: Replica, broken: str) -> None:
-    serving.publish(version=2)
-    serving.store.broken = broken
-    serving.poll()
-    assert serving.embed().headers["x-model-version"] == "1"
-    serving.store.broken = None
-    serving.clock.now += LATER
-    serving.poll()
-    assert serving.live_number() == 2
-
-
 def test_an_unavailable_store_makes_one_line_of_log(
     serving: Replica, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -230,11 +178,11 @@ class BuggyStore(FlakyStore):
 def test_the_thread_outlives_a_bug(store: FlakyStore) -> None:
     replica = Replica(BuggyStore(store), ServeSettings(store=store.uri))
     replica.store.broken = "anything"
-    replica.follower.start()
+    replica.follow()
     assert not replica.live.readiness.wait(0.1)
     replica.store.broken = None
     assert replica.live.readiness.wait(5)
-    replica.follower.stop()
+    replica.following.end()
 
 
 @pytest.mark.parametrize("damaged", [layout.HEADS, layout.MANIFEST, layout.SELFTEST])

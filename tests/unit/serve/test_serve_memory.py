@@ -49,7 +49,7 @@ async def swap_and_ask(replica: Replica, swaps: int, generation: int) -> None:
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         for number, version in enumerate(islice(cycle(range(1, VERSIONS + 1)), swaps), generation):
             replica.point(number, version)
-            await asyncio.to_thread(replica.poll)
+            replica.poll()
             response = await client.post("/v1/embeddings", json=body)
             assert (response.status_code, response.headers["x-model-version"]) == (
                 200,

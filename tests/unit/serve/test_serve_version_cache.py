@@ -10,7 +10,6 @@ import torch
 
 from cmcl.contract.version import VersionManifest
 from cmcl.storage import layout
-from tests.fakes.executor import ScarceThreads
 from tests.fakes.versions import publish_version, random_heads, store_version
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
 from workers.serve.errors import Overloaded
@@ -118,15 +117,6 @@ def test_a_swap_reads_no_file_that_is_in_memory(serving: Replica) -> None:
     assert files[layout.INPUTS] not in serving.store.calls
 
 
-def test_a_named_version_that_retires_leaves_memory(serving: Replica) -> None:
-    store_version(serving.store, MODEL, 3, SPEC, random_heads(SPEC, seed=3))
-    assert serving.embed(model="scenes@3").status_code == 200
-    serving.point(generation=1, version=1, revision=1, retired=[3])
-    serving.poll()
-    assert in_memory(serving) == [1]
-    assert serving.embed(model="scenes@3").status_code == 404
-
-
 def test_a_named_version_that_goes_live_is_not_loaded_again(serving: Replica) -> None:
     store_version(serving.store, MODEL, 2, SPEC, random_heads(SPEC, seed=2))
     assert serving.embed(model="scenes@2").status_code == 200
@@ -135,35 +125,6 @@ def test_a_named_version_that_goes_live_is_not_loaded_again(serving: Replica) ->
     serving.poll()
     assert not any("versions/" in call for call in serving.store.calls)
     assert in_memory(serving) == [1, 2]
-
-
-def test_a_version_retired_while_it_loads_is_not_kept(serving: Replica) -> None:
-    store_version(serving.store, MODEL, 2, SPEC, random_heads(SPEC, seed=2))
-
-    class Retiring(StoredVersions):
-        def manifest(self, model: str, number: int) -> VersionManifest:
-            cache.retire(model, [number])
-            return super().manifest(model, number)
-
-    stored = Retiring(serving.store)
-    cache = VersionCache(stored, 2, BUDGET, serving.metrics)
-    assert asyncio.run(cache.find(MODEL, 2)).number == 2
-    assert cache.get(MODEL, 2) is None
-
-
-def test_a_version_retired_while_a_request_loads_it_does_not_answer(serving: Replica) -> None:
-    store_version(serving.store, MODEL, 2, SPEC, random_heads(SPEC, seed=2))
-
-    class Retiring(StoredVersions):
-        def manifest(self, model: str, number: int) -> VersionManifest:
-            serving.point(generation=1, version=1, revision=1, retired=[2])
-            serving.poll()
-            return super().manifest(model, number)
-
-    stored = Retiring(serving.store)
-    serving.cache = VersionCache(stored, 2, BUDGET, serving.metrics)
-    serving.app = serving.app_of(serving.args)
-    assert serving.embed(model="scenes@2").json()["error"]["code"] == "version_retired"
 
 
 def test_a_model_that_is_created_again_does_not_get_the_load_of_the_deleted_one(
@@ -223,22 +184,6 @@ def test_loads_beyond_the_limit_are_429_with_retry_after(serving: Replica) -> No
         assert refused.json()["error"]["code"] == "too_many_loads"
         loads.go_on.set()
         await waiting
-
-    run_with_stored(serving, 3, ask())
-
-
-def test_a_load_that_gets_no_thread_fails_and_delays_nothing(serving: Replica) -> None:
-    threads = ScarceThreads(1)
-    cache = VersionCache(serving.stored, 1, BUDGET, serving.metrics, threads=threads)
-
-    async def ask() -> None:
-        threads.are_gone = True
-        for _ in range(2):
-            with pytest.raises(RuntimeError, match="can't start new thread"):
-                await cache.find(MODEL, 2)
-        threads.are_gone = False
-        assert (await asyncio.wait_for(cache.find(MODEL, 3), TIMEOUT)).number == 3
-        assert (await asyncio.wait_for(cache.find(MODEL, 2), TIMEOUT)).number == 2
 
     run_with_stored(serving, 3, ask())
 

@@ -12,8 +12,10 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.storage import layout
 from cmcl.storage.local import LocalStore
+from cmcl.storage.object_store import retry_unavailable
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.running import newest_progress
+from tests.fakes.waiting import until
 from workers.train.distributed import SINGLE_PROCESS, World
 from workers.train.progress import Reporter
 from workers.train.run import UpdateDone, UpdateStats
@@ -144,6 +146,24 @@ def test_store_that_is_down_ends_neither_training_nor_the_heartbeat(store: Noted
         store.broken = None
         store.wait_for_writes(2)
     assert store.progress().phase == "training"
+
+
+def test_while_a_call_is_repeated_progress_has_what_the_store_answered(store: NotedStore) -> None:
+    notes = []
+
+    def wait_for_a_note(_: float) -> None:
+        until(lambda: store.progress().note is not None)
+        notes.append(store.progress().note)
+        store.broken = None
+
+    with Reporter(store, SPEC, SINGLE_PROCESS, heartbeat=0.01) as reporter:
+        reporter.enter("writing")
+        store.wait_for_writes(1)
+        store.broken = "blobs/"
+        retry_unavailable(lambda: store.put("blobs/x", b""), sleep=wait_for_a_note)
+    expected = "it waits for the object storage: 'blobs/x': the connection is broken (on purpose)"
+    assert notes == [expected]
+    assert store.progress().note is None
 
 
 def test_store_that_hangs_holds_no_update(store: NotedStore) -> None:

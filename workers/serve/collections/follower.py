@@ -5,8 +5,6 @@ logged once, leaves what is searched in place, and is retried later.
 """
 
 import logging
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,6 +17,7 @@ from workers.serve.collections.registry import Registry
 from workers.serve.collections.searching import Searched
 from workers.serve.collections.table import State, VersionGone
 from workers.serve.telemetry import LogOnce
+from workers.serve.threads import SYSTEM, Threads
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import ServedVersion
 
@@ -83,27 +82,26 @@ class CollectionsFollower:
         version_of: VersionOf,
         name: str,
         poll_seconds: float,
-        clock: Callable[[], float] = time.monotonic,
+        threads: Threads = SYSTEM,
     ) -> None:
         self._registry = registry
         self._live = live
         self._version_of = version_of
         self._name = name
         self._poll_seconds = poll_seconds
-        self._clock = clock
+        self._clock = threads.seconds
         self._followed: dict[str, _Followed] = {}
         self._snapshots: Mapping[str, CollectionSnapshot] = MappingProxyType({})
         self._damaged: dict[str, str] = {}
-        self._sweep_at = clock() + _SWEEP_SECONDS
+        self._sweep_at = threads.seconds() + _SWEEP_SECONDS
         self._log = LogOnce(logger, "%s is not followed, what is loaded keeps answering: %s")
         # Of what both threads change: `_followed` and `_snapshots`.
-        self._lock = threading.Lock()
-        self._woken = threading.Event()
-        self._has_work = threading.Event()
-        self._loaded = threading.Event()
-        self._stopping = threading.Event()
+        self._lock = threads.lock()
+        self._woken = threads.event()
+        self._has_work = threads.event()
+        self._loaded = threads.event()
         self._threads = [
-            threading.Thread(target=target, name=f"collections {name}", daemon=True)
+            threads.thread(f"collections {name}", target)
             for name, target in (("follower", self._run), ("builder", self._run_builder))
         ]
 
@@ -111,14 +109,6 @@ class CollectionsFollower:
         """Start the threads."""
         for thread in self._threads:
             thread.start()
-
-    def stop(self) -> None:
-        """Stop the threads and join them. A step that makes an index ends first."""
-        self._stopping.set()
-        self._woken.set()
-        self._has_work.set()
-        for thread in self._threads:
-            thread.join()
 
     @property
     def alive(self) -> bool:
@@ -228,13 +218,13 @@ class CollectionsFollower:
             self.wake()
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
+        while True:
             self._woken.clear()
             seen, begun = self._live.all(), self._clock()
             has_polled = self._poll_safely()
             polled = self._clock()
             due = polled + max(self._poll_seconds, _POLL_SHARE * (polled - begun))
-            while not self._stopping.is_set() and self._clock() < due:
+            while self._clock() < due:
                 if self._woken.is_set() or self._live.all() is not seen:
                     break
                 if has_polled and all(each.work is None for each in self._followed.values()):
@@ -242,7 +232,7 @@ class CollectionsFollower:
                 self._woken.wait(min(_SWAP_SECONDS, max(due - self._clock(), 0)))
 
     def _run_builder(self) -> None:
-        while not self._stopping.is_set():
+        while True:
             self._has_work.clear()
             if not self.work():
                 self._has_work.wait()

@@ -8,10 +8,8 @@ Shapes: B items, F width of the raw feature.
 """
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -30,6 +28,7 @@ from workers.serve.encoders.port import (
     Refusal,
     UnreadableItem,
 )
+from workers.serve.threads import SYSTEM, Threads
 from workers.serve.versions.loading import Float32Array
 
 T = TypeVar("T")
@@ -56,6 +55,7 @@ class EncoderQueue(Generic[ItemT]):
         read_item: Callable[[Raw], ItemT],
         spec: EncoderSpec,
         watch: Watch,
+        threads: Threads = SYSTEM,
     ) -> None:
         """`read_item`: reads one item for a pass, in a thread. Raises ValueError."""
         self._encoder = encoder
@@ -67,8 +67,9 @@ class EncoderQueue(Generic[ItemT]):
         self._waiting: deque[_Waiting[ItemT]] = deque()
         self._passes: asyncio.Task[None] | None = None
         # One thread each: more would only take turns, for passes and for opening files in Python.
-        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read")
-        self._computer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
+        self._reader = threads.executor(1, "read")
+        self._computer = threads.executor(1, "encode")
+        self._clock = threads.seconds
 
     async def encode(self, raw: Sequence[Raw]) -> Encoded:
         """Return features (B × F), or which item is unreadable. Raises ValueError where B > `max_batch`."""
@@ -145,7 +146,7 @@ class EncoderQueue(Generic[ItemT]):
 
     async def _answer(self, batch: list[_Waiting[ItemT]]) -> None:
         items = [item for waiting in batch for item in waiting.items]
-        started = time.perf_counter()
+        started = self._clock()
         loop = asyncio.get_running_loop()
         try:
             rows_BF = await loop.run_in_executor(self._computer, self._encoder.features, items)
@@ -155,7 +156,7 @@ class EncoderQueue(Generic[ItemT]):
                     waiting.answer.set_exception(error)
             return
         _share_out(batch, rows_BF)
-        self._watch(time.perf_counter() - started)
+        self._watch(self._clock() - started)
 
 
 def _read_some(raw: Sequence[RawT], start: int, read: Callable[[RawT], T]) -> list[T]:

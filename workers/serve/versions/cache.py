@@ -9,11 +9,9 @@ last. An owner that holds no more than an equal share loses nothing to another o
 
 import asyncio
 import logging
-import threading
-import time
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -24,6 +22,7 @@ from cmcl.contract.version import VersionManifest
 from cmcl.storage.versions import heads_bytes
 from workers.serve.errors import Overloaded
 from workers.serve.telemetry import ServeMetrics
+from workers.serve.threads import SYSTEM, Threads
 from workers.serve.versions.loading import (
     LoadedHeads,
     Reservation,
@@ -97,13 +96,14 @@ class VersionCache:
         metrics: ServeMetrics,
         *,
         owner_of: OwnerOf = lambda _: None,
-        threads: ThreadPoolExecutor | None = None,
+        threads: Threads = SYSTEM,
     ) -> None:
         """`recent`: how many versions that requests named are kept, and how many may be loading for the
         models of one owner. `budget`: bytes for the heads of all versions together; the models of one owner share its
-        part. `threads`: load what requests need.
+        part.
         """
         self._stored = stored
+        self._threads = threads
         self._recent = recent
         self._owner_of = owner_of
         self._budget = budget
@@ -121,9 +121,9 @@ class VersionCache:
         # By model, while versions of it are read: how many are, and how often it was deleted meanwhile.
         self._reading: Counter[str] = Counter()
         self._deletions: Counter[str] = Counter()
-        self._lock = threading.Lock()
+        self._lock = threads.lock()
         # Separate threads: requests for many versions must not delay a swap.
-        self._threads = threads or ThreadPoolExecutor(_LOADING_THREADS, "version-on-demand")
+        self._on_demand = threads.executor(_LOADING_THREADS, "version-on-demand")
 
     @property
     def bytes(self) -> int:
@@ -154,8 +154,8 @@ class VersionCache:
     async def find(self, model: str, number: int) -> ServedVersion:
         """Return the version for a request, pinned; concurrent requests share one load.
 
-        Raises what loading raises, Overloaded where too many are loading, and RuntimeError where no thread can
-        be started. A client that asks for a missing version again and again has a few loads at a time.
+        Raises what loading raises, and Overloaded where too many are loading: a client that asks for a missing
+        version again and again has a few loads at a time.
         """
         key = (model, number)
         with self._lock:
@@ -164,8 +164,11 @@ class VersionCache:
                 return entry.pinned()
             turn = (key, self._deletions[model])
             future = self._loading.get(turn) or self._begin_on_demand(*turn)
+        loading = asyncio.wrap_future(future)
+        # Without a waiter its error would be logged as one that no one had expected.
+        loading.add_done_callback(lambda done: done.cancelled() or done.exception())
         # Shielded: a client that disconnects must not cancel the load of the others.
-        return (await asyncio.shield(asyncio.wrap_future(future))).pinned()
+        return (await asyncio.shield(loading)).pinned()
 
     def load(self, model: str, number: int, *, evict: bool = True) -> ServedVersion:
         """Load the version in the caller's thread. Raises what loading raises.
@@ -247,7 +250,7 @@ class VersionCache:
                 "model",
                 "too_many_loads",
             )
-        future = self._threads.submit(self._load_on_demand, key, deletions)
+        future = self._on_demand.submit(self._load_on_demand, key, deletions)
         self._loading[key, deletions] = future
         return future
 
@@ -320,12 +323,12 @@ class VersionCache:
         def may_leave(key: Key) -> bool:
             return evict and not (beside_live and key[0] == model and self._is_live(key))
 
-        until = time.monotonic() + _LEAVING_SECONDS
+        until = self._threads.seconds() + _LEAVING_SECONDS
         while not self._reserve(manifest, reservation, may_leave):
-            if time.monotonic() >= until:
+            if self._threads.seconds() >= until:
                 raise self._no_room(manifest)
             # Requests still use what was evicted.
-            time.sleep(_POLL_SECONDS)
+            self._threads.sleep(_POLL_SECONDS)
         try:
             yield reservation
         finally:

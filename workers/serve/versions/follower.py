@@ -11,10 +11,7 @@ keeps answering.
 
 import logging
 import re
-import threading
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -31,6 +28,7 @@ from cmcl.contract.version import LivePointer
 from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.versions import read_live
 from workers.serve.telemetry import LogOnce, ServeMetrics
+from workers.serve.threads import SYSTEM, Threads
 from workers.serve.versions.cache import NoRoom, TooLarge, VersionCache
 from workers.serve.versions.live import LiveVersions, Refusal
 from workers.serve.versions.loading import ServedVersion
@@ -54,20 +52,20 @@ class Swapper:
         live: LiveVersions,
         cache: VersionCache,
         metrics: ServeMetrics,
-        clock: Callable[[], float] = time.monotonic,
+        threads: Threads = SYSTEM,
         tracing: "OpenTelemetryTracing | None" = None,
     ) -> None:
         self._live = live
         self._cache = cache
         self._metrics = metrics
-        self._clock = clock
+        self._clock = threads.seconds
         self._tracing = tracing
         self._seen_at: dict[str, float] = {}
         # Models whose pointer changed while this replica was ready. What it loads when it starts, perhaps weeks after the
         # version was made, is no part of the version's trace.
         self._changed: set[str] = set()
         # Live versions and the cache change together.
-        self._swapping = threading.Lock()
+        self._swapping = threads.lock()
 
     def see(self, model: str, pointer: LivePointer) -> None:
         """Take a new pointer. What needs no loading applies at once."""
@@ -221,54 +219,35 @@ class KeyedExecutor:
     end of the queue, however often that happens. A task that raises is logged.
     """
 
-    def __init__(self, threads: int, name: str) -> None:
-        self._threads = ThreadPoolExecutor(threads, name)
+    def __init__(self, threads: Threads, count: int, name: str) -> None:
+        self._executor = threads.executor(count, name)
         self._waiting: set[str] = set()
         self._running: set[str] = set()
         self._again: dict[str, Callable[[], None]] = {}
-        self._closed = False
-        self._changed = threading.Condition()
+        self._lock = threads.lock()
         self._log = LogOnce(logger, "%s cannot be read, what is loaded keeps answering: %s")
-        # All start now: later, the system may be out of threads.
-        all_started = threading.Barrier(threads)
-        for _ in range(threads):
-            self._threads.submit(all_started.wait)
 
     def submit(self, name: str, task: Callable[[], None]) -> None:
         """Run the task soon; if one of this name is running now, after it."""
-        with self._changed:
-            if self._closed:
-                return
+        with self._lock:
             if name in self._running:
                 self._again[name] = task
             elif name not in self._waiting:
                 self._enqueue(name, task)
 
-    def wait(self) -> None:
-        """Block until nothing runs and nothing is queued."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._running and not self._waiting)
-
-    def close(self) -> None:
-        """Start no further task. Does not wait: a read of the store may hang for long."""
-        with self._changed:
-            self._closed = True
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
     def _enqueue(self, name: str, task: Callable[[], None]) -> None:
         self._waiting.add(name)
-        self._threads.submit(self._run, name, task)
+        self._executor.submit(self._run, name, task)
 
     def _run(self, name: str, task: Callable[[], None]) -> None:
-        with self._changed:
+        with self._lock:
             self._waiting.discard(name)
             self._running.add(name)
         self._attempt(name, task)
-        with self._changed:
+        with self._lock:
             self._running.discard(name)
-            self._changed.notify_all()
             again = self._again.pop(name, None)
-            if again is not None and not self._closed:
+            if again is not None:
                 self._enqueue(name, again)
 
     def _attempt(self, name: str, task: Callable[[], None]) -> None:
@@ -293,7 +272,7 @@ class Follower:
         swapper: Swapper,
         poll_seconds: float,
         tasks: Sequence[PollTask] = (),
-        clock: Callable[[], float] = time.monotonic,
+        threads: Threads = SYSTEM,
     ) -> None:
         """`tasks`: what else is read at every poll, as the list of keys."""
         self._store = store
@@ -301,24 +280,16 @@ class Follower:
         self._swapper = swapper
         self._poll_seconds = poll_seconds
         self._tasks = tasks
-        self._clock = clock
+        self._clock = threads.seconds
         self._missed: dict[str, _Missed] = {}
-        self._reading = KeyedExecutor(_READING_THREADS, "follower-read")
-        self._loading = KeyedExecutor(_LOADING_THREADS, "follower-load")
-        self._stopping = threading.Event()
-        self._woken = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
+        self._reading = KeyedExecutor(threads, _READING_THREADS, "follower-read")
+        self._loading = KeyedExecutor(threads, _LOADING_THREADS, "follower-load")
+        self._sleep = threads.sleep
+        self._woken = threads.event()
+        self._thread = threads.thread("follower", self._run)
 
     def start(self) -> None:
         self._thread.start()
-
-    def stop(self) -> None:
-        """Stop the thread and join it. A read that hangs in the store is abandoned."""
-        self._stopping.set()
-        self._woken.set()
-        self._thread.join()
-        self._reading.close()
-        self._loading.close()
 
     @property
     def alive(self) -> bool:
@@ -328,21 +299,16 @@ class Follower:
         """Poll now instead of after the pause. Calls within 20 ms are one poll."""
         self._woken.set()
 
-    def poll(self) -> None:
-        """Poll everything once, and wait for all reads and loads that it starts."""
-        self._start_poll()
-        self._reading.wait()
-        self._loading.wait()
-
     def _run(self) -> None:
-        while not self._stopping.is_set():
+        while True:
             # Before the poll: a wake-up during it may be for something newer.
             self._woken.clear()
-            self._start_poll()
-            self._stopping.wait(_SHORTEST_PAUSE_SECONDS)
+            self.poll()
+            self._sleep(_SHORTEST_PAUSE_SECONDS)
             self._woken.wait(max(0.0, self._poll_seconds - _SHORTEST_PAUSE_SECONDS))
 
-    def _start_poll(self) -> None:
+    def poll(self) -> None:
+        """Begin to read everything once."""
         for model in self._live.pointers():
             self._begin_reading(model)
         for task in self._tasks:
@@ -367,12 +333,14 @@ class Follower:
                 self._begin_reading(model)
 
     def _read(self, model: str) -> None:
-        loads = False
         try:
-            loads = self._follow(model)
-        finally:
-            if not loads:
-                self._live.readiness.tried(model)
+            if not self._follow(model):
+                self._note_tried(model)
+        except StorageUnavailable:
+            raise  # The next poll tries it.
+        except Exception:
+            self._live.readiness.tried(model)
+            raise
 
     def _follow(self, model: str) -> bool:
         """Do what is quick. Returns whether a load was started in another thread."""
@@ -395,13 +363,15 @@ class Follower:
 
     def _load(self, model: str) -> None:
         """Load one version. If another is due by then, it is loaded after those of other models."""
-        loads = False
-        try:
-            self._swapper.take(model)
-            loads = self._begin_loading(model)
-        finally:
-            if not loads:
-                self._live.readiness.tried(model)
+        self._swapper.take(model)
+        if not self._begin_loading(model):
+            self._note_tried(model)
+
+    def _note_tried(self, model: str) -> None:
+        """Unless only the store is the reason that its version is not live: another replica may have it."""
+        refusal = self._live.refusal(model)
+        if refusal is None or refusal.kind != "unavailable":
+            self._live.readiness.tried(model)
 
     def _miss(self, model: str) -> None:
         if self._live.pointer(model) is None:
@@ -410,10 +380,14 @@ class Follower:
         before = self._missed.get(model)
         if before is not None and now - before.at < self._poll_seconds:
             return
+        # A disk that is not mounted has no models either; that is no reason to stop answering. Asked at each poll: the
+        # disk may be back when the last one asks.
+        if not self._store.folders(""):
+            self._missed.pop(model, None)
+            return
         missed = _Missed(1 if before is None else before.times + 1, now)
         self._missed[model] = missed
-        # A disk that is not mounted has no models either; that is no reason to stop answering.
-        if missed.times >= _POLLS_UNTIL_GONE and self._store.folders(""):
+        if missed.times >= _POLLS_UNTIL_GONE:
             del self._missed[model]
             self._swapper.drop(model)
 

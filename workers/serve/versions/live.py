@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import re
-import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -23,6 +22,7 @@ from workers.serve.errors import (
     VersionDamaged,
     shortened,
 )
+from workers.serve.threads import SYSTEM, Threads
 from workers.serve.versions.cache import NoRoom, TooLarge, VersionCache
 from workers.serve.versions.loading import ServedVersion
 
@@ -38,10 +38,10 @@ class StoreReadiness:
     from several threads.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, threads: Threads = SYSTEM) -> None:
         self._untried: set[str] | None = None
-        self._ready = threading.Event()
-        self._lock = threading.Lock()
+        self._ready = threads.event()
+        self._lock = threads.lock()
         self._reason = "this replica has not seen the store yet"
 
     @property
@@ -151,15 +151,15 @@ class LiveVersions:
     to its last.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, threads: Threads = SYSTEM) -> None:
         self._live: Mapping[str, LiveModel] = MappingProxyType({})
         self._pointers: Mapping[str, LivePointer] = MappingProxyType({})
         self._refusals: Mapping[str, Refusal] = MappingProxyType({})
         self._listed: frozenset[str] = frozenset()
         # Deleted models of which the store still has files: they are not new models.
         self._gone: frozenset[str] = frozenset()
-        self.readiness = StoreReadiness()
-        self._writing = threading.Lock()
+        self.readiness = StoreReadiness(threads)
+        self._writing = threads.lock()
 
     def get(self, model: str) -> LiveModel | None:
         """Return the live version of this model; None before its first."""

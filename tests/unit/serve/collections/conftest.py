@@ -55,7 +55,7 @@ class Searching(Replica):
         self.app = self.app_of(self.args)
 
     def close(self) -> None:
-        self.collections.follower.stop()
+        self.collecting.end()
 
     def app_of(self, args: ServeSettings) -> ASGIApp:
         parts = replace(self.parts(args), access=self.access)

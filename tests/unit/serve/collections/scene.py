@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cmcl.contract.version import LivePointer
+from tests.fakes.executor import EndingThreads
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.conftest import Clock
 from tests.unit.serve.served_versions import rows, version
@@ -70,8 +71,9 @@ class Scene:
         self.generation = 0
         self.served: dict[int, ServedVersion] = {}
         self.registry = Registry(self.store)
+        self.threads = EndingThreads(self.clock)
         self.follower = CollectionsFollower(
-            self.registry, self.live, self.version, self.name, 0.01, self.clock
+            self.registry, self.live, self.version, self.name, 0.01, self.threads
         )
 
     def version(self, model: str, number: int) -> ServedVersion:

@@ -261,4 +261,4 @@ def test_an_unavailable_store_leaves_collections_unloaded(filled: Scene) -> None
         assert not other.follower.wait_loaded(0.1)
         assert other.follower.alive
     finally:
-        other.follower.stop()
+        other.threads.end()

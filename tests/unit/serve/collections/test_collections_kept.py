@@ -258,4 +258,4 @@ def test_being_woken_without_end_does_not_keep_vectors_from_being_made(scene: Sc
     finally:
         stop.set()
         waker.join()
-        scene.follower.stop()
+        scene.threads.end()
