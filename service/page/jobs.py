@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from cmcl.contract.api.events import Event
 from cmcl.contract.api.jobs import Attempt, Candidate, Job, JobState
+from cmcl.contract.errors import StorageUnavailable
 from cmcl.pictures import job_phases
 from service.api import jobs
 from service.api.dependencies import ContextDep, JobPath, Reader, Reason
@@ -100,7 +101,11 @@ def job_page(request: Request, job: JobPath, principal: Reader, context: Context
     events = _events(found, principal, context)
     attempts = attempts_of(found, principal, context)
     phases = jobs.read_phases(job, principal, context).phases
-    candidate = _candidate(found, principal, context)
+    try:
+        candidate = _candidate(found, principal, context)
+    except StorageUnavailable:
+        # The job can be followed without it.
+        candidate = None
     bound = None
     if candidate is not None:
         bound = next(each.permitted for each in candidate.bounds if each.name == "max_drift")

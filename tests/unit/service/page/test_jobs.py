@@ -174,6 +174,15 @@ def test_a_candidate_is_approved_with_a_reason(plane: ControlPlane, person: Brow
     assert plane.job(job).state == JobState.PUBLISHED
 
 
+def test_a_job_can_be_followed_while_storage_is_away(plane: ControlPlane, person: Browser) -> None:
+    job = _held(plane)
+    plane.store.broken = "runs/"
+    page = text_of(person.get(f"/ui/jobs/{job}").text)
+    assert "The candidate cannot be read: the object storage does not respond." in page
+    # But nobody decides on what cannot be read.
+    assert person.get(f"/ui/jobs/{job}/approve").status_code == 503
+
+
 def test_a_decision_needs_a_reason(plane: ControlPlane, person: Browser) -> None:
     job = _held(plane)
     for reason, message in (
