@@ -28,7 +28,7 @@ def s3_environment(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return s3_endpoint
 
 
-@pytest.fixture(params=["file", "s3", "memory"])
+@pytest.fixture(params=["file", "s3"])
 def open_root(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], ObjectStore]:
     """Opens a store at a folder of one root; each test has a root of its own."""
     if request.param == "memory":

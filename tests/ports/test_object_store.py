@@ -12,6 +12,9 @@ from cmcl.storage.object_store import ObjectStore
 
 Root = Callable[[str], ObjectStore]
 
+# The store of the simulations as well, which no address opens.
+pytestmark = pytest.mark.parametrize("open_root", ["file", "s3", "memory"], indirect=True)
+
 BAD_KEYS = ["", "/etc/passwd", "../other", "a/../b", "a/./b", "a//b", "a/", "a\\b", "a\0b", "a\nb"]
 
 
