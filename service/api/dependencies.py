@@ -11,6 +11,7 @@ from fastapi.security import HTTPBearer, SecurityScopes
 from pydantic import BeforeValidator, Field
 
 from cmcl.contract.api.access import Scope
+from cmcl.contract.encoder import WIDEST_FEATURE
 from cmcl.contract.modality import MODALITY_PATTERN, NAME_PATTERN, Frozen
 from service.api.pagination import LARGEST_NUMBER
 from service.context import Context
@@ -62,7 +63,7 @@ Admin = Annotated[Principal, Security(get_principal, scopes=[Scope.ADMIN])]
 
 
 # Limits of one list and of one object in a body.
-_MOST_ITEMS = MOST_SHARDS
+_MOST_ITEMS = max(MOST_SHARDS, WIDEST_FEATURE)
 _MOST_FIELDS = 100
 # Checking for a union instead would take several times as long, for each item.
 _CHECKED = (dict, list, str)

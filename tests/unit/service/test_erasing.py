@@ -3,6 +3,7 @@
 from typing import Any
 
 from cmcl.contract.api.jobs import FailureReason, JobState
+from cmcl.contract.encoder import WIDEST_FEATURE
 from cmcl.storage import layout
 from cmcl.storage.versions import read_version
 from tests.fakes.control_plane import ControlPlane
@@ -114,6 +115,14 @@ def test_requests_that_no_row_can_meet_are_refused(plane: ControlPlane) -> None:
     )
     assert response.status_code == 422
     assert "needs the policy improve" in response.text
+
+
+def test_a_row_of_the_widest_features_fits_into_a_request(plane: ControlPlane) -> None:
+    (first,) = erasable(plane, "one")
+    widest = [-1.2345678901234567e-05] * WIDEST_FEATURE
+    response = erase(plane, first, {"image": widest, "text": widest})
+    assert response.status_code == 422
+    assert "features of 'image' are 4 numbers" in response.text
 
 
 def test_retired_versions_that_had_the_row_lose_their_files(plane: ControlPlane) -> None:
