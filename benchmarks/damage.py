@@ -27,7 +27,7 @@ from pydantic import BaseModel
 from safetensors.torch import save
 
 from benchmarks.command_line import OneLineParser, add_out, count, publish, table
-from cmcl.contract.api.access import KeySnapshot
+from cmcl.contract.api.access import SNAPSHOT_TYPE, KeySnapshot
 from cmcl.contract.dataset import DatasetManifest, Shard, ShardRef
 from cmcl.contract.encoder import EncoderIdentity, EncoderRecord, EncoderSpec
 from cmcl.contract.errors import ObjectNotFound, StorageUnavailable, WorkerError
@@ -49,7 +49,8 @@ from cmcl.storage.versions import (
     read_version,
     write_live,
 )
-from service.auth.key_snapshot import read_signed, sign
+from service.auth.key_snapshot import read_signed
+from service.auth.signing import sign
 from service.maintenance.backup import DamagedRecord, Record, decode, encode
 from workers.files.shards import describe_shard, download, write_shard
 from workers.prepare.encoding import EncodedItem, EncodedItems, _indexes
@@ -266,7 +267,9 @@ def kinds_with_own_digests(store: LocalStore, jobs: Sequence[JobSpec]) -> list[K
         record = encode(Record(rows, 7), "model", name)
         store.put(layout.model_record(name), record)
         snapshot = KeySnapshot(serial=number, issued_at=NOW, keys=())
-        store.put(f"{layout.key_snapshot()}{number}", sign(snapshot, SIGNING_KEY))
+        store.put(
+            f"{layout.key_snapshot()}{number}", sign(snapshot, SNAPSHOT_TYPE, SIGNING_KEY).encode()
+        )
         spec = jobs[0].model_copy(update={"job": f"job-{number}"})
         for update in (1, 2):
             with StoredCheckpoints(store, spec, SINGLE_PROCESS, 0) as checkpoints:

@@ -127,7 +127,8 @@ def _add_key_commands(parser: argparse.ArgumentParser) -> None:
     revoke.add_argument("key", help="its id: key-...")
     revoke.set_defaults(run=_revoke)
     signing = commands.add_parser(
-        "signing-key", help="make the pair that signs and checks the list of keys for replicas"
+        "signing-key",
+        help="make the pair that signs and checks the list of keys for replicas, and receipts",
     )
     signing.set_defaults(run=_make_signing_key)
     encryption = commands.add_parser(
@@ -191,7 +192,7 @@ def _revoke(settings: Settings, options: argparse.Namespace) -> None:
 def _make_signing_key(_: Settings, __: argparse.Namespace) -> None:
     """Both halves on standard output; they are kept nowhere."""
     # It takes a while to import, and only this command needs it.
-    from service.auth.key_snapshot import make_pair
+    from service.auth.signing import make_pair
 
     pair = make_pair()
     print(

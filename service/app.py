@@ -9,11 +9,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI
-from pydantic import SecretStr
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
@@ -40,6 +39,8 @@ from service.api.openapi import PROBLEMS, DescribedApp, operation_id
 from service.api.problems import add_problem_handlers
 from service.api.request_log import RequestLog
 from service.auth.authenticator import Authenticator
+from service.auth.key_snapshot import SnapshotWriter
+from service.auth.oidc import OidcTokens
 from service.auth.sessions import Sessions
 from service.context import Announce, Context, Tuning
 from service.core.clock import Clock, steady, utc_now
@@ -66,9 +67,6 @@ from service.registry.live_pointer import Announcer
 from service.registry.query_drift import QueryDriftLoop
 from service.telemetry.metrics import BacklogCollector, InstrumentedStore, Metrics
 from service.telemetry.spans import Spans
-
-if TYPE_CHECKING:
-    from service.auth.oidc import OidcTokens
 
 logger = logging.getLogger(__name__)
 
@@ -181,12 +179,9 @@ def _context(
     )
 
 
-def _tokens(settings: Settings) -> "OidcTokens | None":
+def _tokens(settings: Settings) -> OidcTokens | None:
     if not settings.oidc_issuer or not settings.oidc_audience:
         return None
-    # `cryptography` takes long to import, and most deployments have no issuer.
-    from service.auth.oidc import OidcTokens
-
     return OidcTokens(settings.oidc_issuer, settings.oidc_audience, settings.oidc_owner_claim)
 
 
@@ -265,8 +260,9 @@ def _loops(context: Context, reconciler: Reconciler, announcer: Announcer) -> li
         loops.append(Notifications(context.database, reconciler.wake, reconciler.resync))
     if context.settings.embeddings_url:
         loops.append(announcer)
-    if context.settings.snapshot_signing_key is not None:
-        loops.append(_snapshot_writer(context, context.settings.snapshot_signing_key))
+    if (signing_key := context.settings.signing_key()) is not None:
+        written_to = (context.store, context.database, context.metrics, context.clock)
+        loops.append(SnapshotWriter(signing_key, context.settings, *written_to))
     return loops
 
 
@@ -275,21 +271,6 @@ def _watch(app: FastAPI, loops: list[Loop]) -> None:
     app.state.loops = loops
     for loop in loops:
         app.state.context.metrics.loop_age.labels(loop.name).set_function(loop.age)
-
-
-def _snapshot_writer(context: Context, signing_key: SecretStr) -> Loop:
-    # `cryptography` takes long to import, and most deployments have no such key.
-    from service.auth.key_snapshot import SnapshotWriter
-    from service.core.setting_values import read_signing_key
-
-    return SnapshotWriter(
-        read_signing_key(signing_key.get_secret_value()),
-        context.settings,
-        context.store,
-        context.database,
-        context.metrics,
-        context.clock,
-    )
 
 
 def _deliverer(context: Context) -> Deliverer:

@@ -426,7 +426,8 @@ def _facts(version: Version) -> dict[str, Cell]:
         **made_of(version),
         "erased rows": "\n".join(
             f"{each.row} of {line.name} in version {each.version}, by {each.requested_by}, {each.requested_at:%Y-%m-%d %H:%M}; "
-            f"sums {each.before[:16]}, since then {each.after[:16]}"
+            f"sums {each.before[:16]}, since then {each.after[:16]}; "
+            + (f"signed:\n{each.signature}" if each.signature else "not signed")
             for line in version.lineage
             for each in line.erased
         ),

@@ -192,6 +192,18 @@ class Erasure(Frozen):
     job: str
     requested_at: datetime
     requested_by: str
+    signature: str | None = Field(
+        default=None,
+        exclude_if=lambda signature: signature is None,
+        description="JWS of the control plane with this receipt, its model and dataset (Ed25519); null: it has no key",
+    )
+
+
+class SignedErasure(Erasure):
+    """The payload of a receipt's signature."""
+
+    model: ModelName
+    dataset: str
 
 
 class LearnedDataset(Frozen):

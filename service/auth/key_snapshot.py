@@ -1,7 +1,5 @@
 """The signed list of keys in object storage, by which replicas of the embeddings endpoint authenticate requests.
 
-It is a JWS in compact form (RFC 7515), signed with Ed25519 (RFC 8037); the keys to sign it are in PEM.
-
 Several instances of the control plane may write it at once: all write what the same rows say, and one that finds the
 list up to date writes nothing. Each list has a larger serial than the one that it replaces, and than one whose rows
 were read earlier. So of two that overtake each other the endpoint takes the later one, and the next round corrects
@@ -10,22 +8,15 @@ the rest. No state is kept that a crash could lose.
 
 import logging
 import threading
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
 from pydantic import ValidationError
 
 from cmcl.contract.api.access import (
     OPERATOR_KEY,
-    SNAPSHOT_ALGORITHM,
+    SIGNING_ALGORITHM,
     SNAPSHOT_TYPE,
     KeySnapshot,
     Scope,
@@ -35,6 +26,7 @@ from cmcl.contract.errors import ObjectNotFound, StorageError
 from cmcl.storage import layout
 from cmcl.storage.object_store import ObjectStore
 from service.auth.keys import OPERATOR, sha256
+from service.auth.signing import JWS, sign
 from service.core.clock import Clock
 from service.core.errors import DatabaseError, StaleDatabase
 from service.core.loops import OutageLog, PeriodicLoop
@@ -49,35 +41,12 @@ logger = logging.getLogger(__name__)
 
 # The object may have been removed or replaced although no key has changed.
 _BETWEEN_CHECKS = timedelta(seconds=30)
-_JWS = jwt.PyJWS(algorithms=[SNAPSHOT_ALGORITHM])
-
-
-@dataclass(frozen=True)
-class PemPair:
-    """A new key pair in PEM."""
-
-    private: str = field(repr=False)
-    public: str
-
-
-def make_pair() -> PemPair:
-    key = Ed25519PrivateKey.generate()
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    return PemPair(private.decode(), public.decode())
-
-
-def sign(snapshot: KeySnapshot, key: Ed25519PrivateKey) -> bytes:
-    """The signed snapshot, as stored in object storage."""
-    payload = snapshot.model_dump_json().encode()
-    token = _JWS.encode(payload, key, SNAPSHOT_ALGORITHM, headers={"typ": SNAPSHOT_TYPE})
-    return token.encode()
 
 
 def read_signed(token: bytes, key: Ed25519PrivateKey) -> KeySnapshot | None:
     """The snapshot; None if it was not signed with this key or cannot be read."""
     try:
-        payload = _JWS.decode(token, key.public_key(), algorithms=[SNAPSHOT_ALGORITHM])
+        payload = JWS.decode(token, key.public_key(), algorithms=[SIGNING_ALGORITHM])
         return KeySnapshot.model_validate_json(payload)
     except (jwt.PyJWTError, ValidationError):
         return None
@@ -155,7 +124,8 @@ class SnapshotWriter(PeriodicLoop):
         # Keys with the scope embed must stay valid although the database that held them was lost.
         check_not_stale(self._store, self._database)
         snapshot = KeySnapshot(serial=serial, issued_at=now, keys=wanted)
-        self._store.put(layout.key_snapshot(), sign(snapshot, self._signing_key))
+        token = sign(snapshot, SNAPSHOT_TYPE, self._signing_key)
+        self._store.put(layout.key_snapshot(), token.encode())
         self._written.labels("written").inc()
         logger.info("wrote the list of keys for the endpoint: %d keys", len(wanted))
 

@@ -16,13 +16,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import Connection, and_
 
-from cmcl.contract.api.access import SESSION_TYPE, SNAPSHOT_ALGORITHM, Scope, SessionToken
+from cmcl.contract.api.access import SESSION_TYPE, Scope, SessionToken
 from service.auth.authenticator import Caller, KeyCache, write_use
 from service.auth.keys import OPERATOR, sha256
+from service.auth.signing import sign
 from service.core.clock import Clock
 from service.core.errors import FieldProblem, Forbidden, NotFound, Unauthorized
 from service.core.principal import Principal
@@ -33,9 +33,6 @@ from service.database.queries.sessions import Condition, SessionRow
 
 # Longer than a request may take, with some room for clocks that differ.
 _TOKEN_SECONDS = 60
-_JWS = jwt.PyJWS(algorithms=[SNAPSHOT_ALGORITHM])
-
-
 _SECRET_BYTES = 32
 _TEXT = re.compile(r"((?:ses|ops)-[0-9a-f]{12})\.([A-Za-z0-9_-]{43})")
 _OF_OPERATOR = "ops-"
@@ -60,8 +57,7 @@ class SessionTokens:
         """The header `Authorization` of a request for this principal, whose session has that id."""
         expires_at = self._clock() + timedelta(seconds=_TOKEN_SECONDS)
         token = SessionToken(session=session, owner=principal.owner, expires_at=expires_at)
-        payload, headers = token.model_dump_json().encode(), {"typ": SESSION_TYPE}
-        return f"Bearer {_JWS.encode(payload, self._signing_key, SNAPSHOT_ALGORITHM, headers)}"
+        return f"Bearer {sign(token, SESSION_TYPE, self._signing_key)}"
 
 
 @dataclass(frozen=True)

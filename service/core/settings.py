@@ -5,7 +5,7 @@ generated from here, and the Helm chart's environment is checked against it.
 """
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -29,7 +29,11 @@ from service.core.setting_values import (
     SigningKey,
     must_be_a_queue,
     read_pod_templates,
+    read_signing_key,
 )
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -158,8 +162,8 @@ class Settings(BaseSettings):
     )
     snapshot_signing_key: SigningKey | None = Field(
         default=None,
-        description="Ed25519 private key in PEM that signs the key snapshot for the embeddings endpoint; "
-        "without it, no snapshot is written",
+        description="Ed25519 private key in PEM that signs the key snapshot for the embeddings endpoint and "
+        "receipts of erased rows; without it, no snapshot is written and receipts are not signed",
     )
     encryption_key: EncryptionKeys | None = Field(
         default=None,
@@ -317,6 +321,10 @@ class Settings(BaseSettings):
     kuberay_submission_mode: Literal["HTTPMode", "K8sJobMode", "SidecarMode"] = Field(
         default="HTTPMode", description="how KubeRay submits the command to Ray"
     )
+
+    def signing_key(self) -> "Ed25519PrivateKey | None":
+        pem = self.snapshot_signing_key
+        return None if pem is None else read_signing_key(pem.get_secret_value())
 
     @property
     def encoders_by_name(self) -> dict[str, EncoderSpec]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from cmcl.contract.api.jobs import Bound, BoundName, BoundSource, FailureReason
 from cmcl.contract.dataset import DatasetManifest
 from cmcl.contract.errors import InvalidVersion
-from cmcl.contract.job import JobSpec
+from cmcl.contract.job import ErasedRow, JobSpec
 from cmcl.contract.model import Gate, ModelSpec
 from cmcl.contract.version import (
     LearnedDataset,
@@ -41,15 +41,14 @@ def check_answers(
         _check_changed(asked, tuple(line for line in earlier if line is not gone), candidate)
         earlier = candidate.learned
     elif asked.erases is not None:
-        erased = candidate.erased_from
-        _must_equal("erased from", asked.erases.dataset, erased and erased.dataset)
-        _must_equal("erased row", asked.erases.row, erased and erased.erased[-1].row)
         # What the sums of the rest are is the worker's to say.
-        rest = tuple(
-            erased if erased is not None and line.dataset == erased.dataset else line
+        rest = (
+            _with_receipt(asked, asked.erases, line, candidate.erased_from)
+            if line.dataset == asked.erases.dataset
+            else line
             for line in earlier
         )
-        _check_changed(asked, rest, candidate)
+        _check_changed(asked, tuple(rest), candidate)
         earlier = candidate.learned
     else:
         _must_equal("merged version", asked.merges, candidate.merged)
@@ -349,6 +348,27 @@ def _check_new_line(asked: JobSpec, dataset: DatasetManifest, line: LearnedDatas
     _must_equal("learned rows", dataset.rows, line.rows)
     digests = tuple(shard.sha256 for shard in dataset.shards)
     _must_equal("learned shards", digests, line.shard_digests)
+
+
+def _with_receipt(
+    asked: JobSpec, row: ErasedRow, before: LearnedDataset, after: LearnedDataset | None
+) -> LearnedDataset:
+    """Return the line without the row. Raises InvalidVersion if its receipt, which is signed, does not belong to the job."""
+    if after is None or after.dataset != before.dataset:
+        raise InvalidVersion(f"the candidate erased no row from {before.dataset}")
+    receipt = after.erased[-1]
+    expected = {
+        **row.model_dump(include={"row", "requested_at", "requested_by"}),
+        "before": before.exact_sums and before.exact_sums.sha256,
+        "after": after.exact_sums and after.exact_sums.sha256,
+        "job": asked.job,
+        "signature": None,
+    }
+    for field, value in expected.items():
+        _must_equal(f"receipt's {field}", value, getattr(receipt, field))
+    _must_equal("rows erased earlier", before.erased, after.erased[:-1])
+    _must_equal("rows", before.rows - receipt.copies, after.rows)
+    return after
 
 
 def _check_changed(

@@ -4,9 +4,10 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
+from cmcl.contract.api.access import RECEIPT_TYPE
 from cmcl.contract.api.jobs import FailureReason, JobState
 from cmcl.contract.errors import StorageUnavailable, WorkerError
-from cmcl.contract.version import LearnedDataset, VersionManifest
+from cmcl.contract.version import LearnedDataset, SignedErasure, VersionManifest
 from cmcl.storage import layout
 from cmcl.storage.versions import (
     check_complete,
@@ -16,6 +17,7 @@ from cmcl.storage.versions import (
     read_candidate,
 )
 from service.auth.ownership import heads_problem
+from service.auth.signing import sign
 from service.context import Context
 from service.database.queries import datasets, jobs, maintenance, models, versions
 from service.database.rows import JobRow, ModelRow, VersionRow
@@ -136,10 +138,23 @@ def _publish(context: Context, job: JobRow, candidate: VersionManifest) -> None:
             message = f"version {candidate.version} exists already; training again from it"
             jobs.move(connection, job, JobState.PREPARED, now, message=message, approval=None)
             return
-        versions.create(connection, candidate, now)
+        versions.create(connection, _signed(context, candidate), now)
         _follow(connection, job, candidate, now)
         if not jobs.move(connection, job, JobState.PUBLISHED, now):
             raise _LostRace
+
+
+def _signed(context: Context, candidate: VersionManifest) -> VersionManifest:
+    """The candidate with a signature of its receipt, if it erased a row and the service has a key."""
+    line, key = candidate.erased_from, context.settings.signing_key()
+    if line is None or key is None:
+        return candidate
+    *earlier, receipt = line.erased
+    document = SignedErasure(model=candidate.model, dataset=line.dataset, **receipt.model_dump())
+    signed = receipt.model_copy(update={"signature": sign(document, RECEIPT_TYPE, key)})
+    changed = line.model_copy(update={"erased": (*earlier, signed)})
+    learned = tuple(changed if each is line else each for each in candidate.learned)
+    return candidate.model_copy(update={"learned": learned})
 
 
 def _follow(connection: Connection, job: JobRow, candidate: VersionManifest, now: datetime) -> None:

@@ -42,7 +42,6 @@ from service.auth.key_snapshot import read_signed
 from service.core.clock import utc_now
 from service.core.errors import Conflict
 from service.core.principal import DEFAULT_OWNER
-from service.core.setting_values import read_signing_key
 from service.core.settings import Settings
 from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
@@ -568,12 +567,11 @@ def run_rebuild(settings: Settings, options: argparse.Namespace) -> int:
     """Run the command: report on standard output, progress on standard error. Returns the exit status."""
     # Checked before the bucket is read, which may take hours.
     database = None if options.dry_run else _empty_database(settings)
-    pem = settings.snapshot_signing_key
     try:
         rebuild = Rebuild(
             store=open_store(settings.store_uri),
             verify=options.verify,
-            signing_key=None if pem is None else read_signing_key(pem.get_secret_value()),
+            signing_key=settings.signing_key(),
             now=utc_now(),
             report=lambda message: print(message, file=sys.stderr, flush=True),
         )

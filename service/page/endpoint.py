@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -19,13 +19,11 @@ from starlette.requests import Request
 from cmcl.contract.api.access import Scope
 from cmcl.contract.version import PARTS, EndpointParts
 from cmcl.fairness import FairSemaphore
+from service.auth.sessions import SessionTokens
 from service.core.clock import Clock
 from service.core.principal import EVERY_OWNER
 from service.core.settings import Settings
 from service.page.rendering import Visitor
-
-if TYPE_CHECKING:
-    from service.auth.sessions import SessionTokens
 
 logger = logging.getLogger(__name__)
 
@@ -188,15 +186,8 @@ class Endpoint:
 
 def open_endpoint(settings: Settings, clock: Clock) -> Endpoint:
     """The endpoint of the settings, with tokens where the control plane signs keys for it."""
-    key = settings.snapshot_signing_key
-    if key is None:
-        return Endpoint(settings.embeddings_url, None)
-    # `cryptography` takes long to import, and most deployments have no such key.
-    from service.auth.sessions import SessionTokens
-    from service.core.setting_values import read_signing_key
-
-    tokens = SessionTokens(read_signing_key(key.get_secret_value()), clock)
-    return Endpoint(settings.embeddings_url, tokens)
+    key = settings.signing_key()
+    return Endpoint(settings.embeddings_url, None if key is None else SessionTokens(key, clock))
 
 
 def _checks_of(parts: EndpointParts) -> dict[str, str]:

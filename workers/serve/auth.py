@@ -26,7 +26,7 @@ from cmcl.contract.api.access import (
     KEY_PATTERN,
     OPERATOR_KEY,
     SESSION_TYPE,
-    SNAPSHOT_ALGORITHM,
+    SIGNING_ALGORITHM,
     SNAPSHOT_TYPE,
     KeySnapshot,
     SessionToken,
@@ -42,7 +42,7 @@ from workers.serve.telemetry import LogOnce
 logger = logging.getLogger(__name__)
 
 # The algorithm of the token's header is not used: a public key alone must not serve as a secret.
-_JWS = jwt.PyJWS(algorithms=[SNAPSHOT_ALGORITHM])
+_JWS = jwt.PyJWS(algorithms=[SIGNING_ALGORITHM])
 _BLOCK = re.compile(r"-----BEGIN [^-]+-----.*?-----END [^-]+-----", re.DOTALL)
 _SCHEME = "bearer"
 _KEY = re.compile(KEY_PATTERN)
@@ -116,11 +116,11 @@ def verified(
     """Return what is signed, if one of these keys has signed it as that kind. Raises NotSigned."""
     for key in keys:
         try:
-            found = _JWS.decode_complete(token, key, algorithms=[SNAPSHOT_ALGORITHM])
+            found = _JWS.decode_complete(token, key, algorithms=[SIGNING_ALGORITHM])
         except jwt.InvalidSignatureError:
             continue
         except jwt.PyJWTError as error:
-            raise NotSigned(f"it is no JWS signed by {SNAPSHOT_ALGORITHM}: {error}") from error
+            raise NotSigned(f"it is no JWS signed by {SIGNING_ALGORITHM}: {error}") from error
         return _parsed(found, model, kind)
     raise NotSigned("its signature is by none of the public keys that are configured")
 

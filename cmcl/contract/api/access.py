@@ -84,11 +84,14 @@ class Quotas(ApiModel):
 #
 # A person who is signed in to the page has no key that the page could send. The page signs a token for each request that
 # it forwards to the endpoint instead, with the same key: it names the owner and is valid for a minute.
+#
+# The receipt of an erased row is signed for people, who check it with the public key.
 
-SNAPSHOT_ALGORITHM = "EdDSA"
-# In the JWS header, so that other tokens signed with the same key are not accepted as snapshots.
+SIGNING_ALGORITHM = "EdDSA"
+# In the JWS header, so that what is signed as one kind is not accepted as another.
 SNAPSHOT_TYPE = "cmcl-keys+jwt"
 SESSION_TYPE = "cmcl-session+jwt"
+RECEIPT_TYPE = "cmcl-erasure+jwt"
 # A key as its holder sends it: the digits are from its id, the rest is secret.
 KEY_PATTERN = r"cmcl_([0-9a-f]{12})_([A-Za-z0-9_-]{43})"
 # The id of the operator's own key (CMCL_ADMIN_KEY), which has no format; all of it is secret.

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from service.__main__ import main
-from service.auth.key_snapshot import make_pair
+from service.auth.signing import make_pair
 from service.core.settings import Settings
 from service.events.webhook_secrets import new_key
 from tests.chart.release import (

@@ -16,9 +16,9 @@ from pydantic import ValidationError
 from cmcl.contract.api.access import OPERATOR_KEY, SNAPSHOT_TYPE, KeySnapshot, SnapshotKey
 from cmcl.storage import layout
 from cmcl.storage.local import LocalStore
-from service.auth.key_snapshot import make_pair, sign
 from service.auth.keys import KeyText, mint
 from service.auth.sessions import SessionTokens
+from service.auth.signing import make_pair, sign
 from service.core.principal import EVERY_SCOPE, Principal
 from service.core.setting_values import read_signing_key
 from tests.fakes.flaky_store import FlakyStore
@@ -83,7 +83,7 @@ def entry(key: KeyText, **more: object) -> SnapshotKey:
 
 def token(keys: Sequence[SnapshotKey], serial: int = 1, private: str = PAIR.private) -> bytes:
     snapshot = KeySnapshot(serial=serial, issued_at=NOW, keys=tuple(keys))
-    return sign(snapshot, read_signing_key(private))
+    return sign(snapshot, SNAPSHOT_TYPE, read_signing_key(private)).encode()
 
 
 def refusal(scene: AuthScene, header: str | None) -> ApiError:

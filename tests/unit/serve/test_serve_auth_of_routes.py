@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 
 import pytest
 
-from cmcl.contract.api.access import KeySnapshot, SnapshotKey
+from cmcl.contract.api.access import SNAPSHOT_TYPE, KeySnapshot, SnapshotKey
 from cmcl.contract.version import ANNOUNCEMENTS, PARTS
 from cmcl.storage import layout
-from service.auth.key_snapshot import make_pair, sign
 from service.auth.keys import KeyText, mint
+from service.auth.signing import make_pair, sign
 from service.core.setting_values import read_signing_key
 from tests.fakes.app_client import AppClient
 from tests.unit.serve.conftest import MODEL, Replica
@@ -34,7 +34,8 @@ def guarded(replica: Replica) -> Parts:
         for key, owner in owners.items()
     )
     snapshot = KeySnapshot(serial=1, issued_at=datetime(2026, 11, 25, tzinfo=UTC), keys=listed)
-    replica.store.put(layout.key_snapshot(), sign(snapshot, read_signing_key(PAIR.private)))
+    token = sign(snapshot, SNAPSHOT_TYPE, read_signing_key(PAIR.private))
+    replica.store.put(layout.key_snapshot(), token.encode())
     keys = SignedKeys(read_public_keys(PAIR.public))
     keys.refresh(replica.store)
     return replace(replica.parts(replica.args), access=keys)

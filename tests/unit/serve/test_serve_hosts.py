@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from cmcl.contract.version import ANNOUNCEMENTS
-from service.auth.key_snapshot import make_pair
+from service.auth.signing import make_pair
 from tests.unit.serve.conftest import MODEL, Replica
 
 BODY = json.dumps({"model": MODEL, "modality": "image", "input": [1, 2, 3, 4, 5]})

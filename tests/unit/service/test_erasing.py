@@ -1,11 +1,20 @@
 """A row is erased from a dataset: the request, the job, the receipt, and what happens to older versions."""
 
+import json
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
+import jwt
+import pytest
+
+from cmcl.contract.api.access import RECEIPT_TYPE
 from cmcl.contract.api.jobs import FailureReason, JobState
 from cmcl.contract.encoder import WIDEST_FEATURE
 from cmcl.storage import layout
 from cmcl.storage.versions import read_version
+from service.auth.signing import make_pair
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 from tests.unit.service.test_unlearning import are_stored, delete, learn, names, sweep_for_days
@@ -48,6 +57,7 @@ def test_a_row_is_erased_once_and_its_receipt_is_kept(plane: ControlPlane) -> No
     (receipt,) = version["lineage"][0]["erased"]
     assert (receipt["row"], receipt["job"]) == (found.erases.row, job["id"])
     assert receipt["requested_by"]
+    assert "signature" not in receipt
     assert receipt["before"] != receipt["after"]
     # A repeat is answered as before, another row is not, and the dataset stays.
     again = erase(plane, first)
@@ -66,7 +76,7 @@ def test_a_failed_job_forgets_the_row_and_another_one_can_erase_it(plane: Contro
     train(plane.store, job, running.attempt, changes={"learned": kept})
     found = plane.run_to_end(job)
     assert (found.state, found.reason) == (JobState.FAILED, FailureReason.INVALID_CANDIDATE)
-    assert "erased from" in str(found.message)
+    assert f"erased no row from {first}" in str(found.message)
     assert found.erases is not None
     assert not found.erases.first
     assert plane.client.post(f"/v1/jobs/{job}/retry").status_code == 202
@@ -78,17 +88,61 @@ def test_a_failed_job_forgets_the_row_and_another_one_can_erase_it(plane: Contro
     assert plane.run_to_end(again.json()["id"]).state == JobState.PUBLISHED
 
 
-def test_a_candidate_that_erased_another_row_is_refused(plane: ControlPlane) -> None:
+def test_a_receipt_that_the_job_did_not_ask_for_is_refused(plane: ControlPlane) -> None:
     (first,) = erasable(plane, "one")
-    job = erase(plane, first).json()["id"]
-    running = plane.tick_to(job, JobState.RUNNING)
-    (line,) = train(plane.store, job, running.attempt, write=False).learned
-    other = line.erased[0].model_copy(update={"row": "0" * 32})
-    changed = line.model_copy(update={"erased": (other,)})
-    train(plane.store, job, running.attempt, changes={"learned": (changed,)})
-    found = plane.run_to_end(job)
-    assert (found.state, found.reason) == (JobState.FAILED, FailureReason.INVALID_CANDIDATE)
-    assert "erased row" in str(found.message)
+    plane.run_to_end(erase(plane, first).json()["id"])
+    another = {**ROW, "text": [3.0, 2.0, 1.0]}
+    for field, value in (
+        ("row", "0" * 32),
+        ("requested_by", "another"),
+        ("before", "0" * 64),
+        ("after", "0" * 64),
+        ("signature", "forged"),
+        ("erased earlier", None),
+    ):
+        job = erase(plane, first, another).json()["id"]
+        running = plane.tick_to(job, JobState.RUNNING)
+        (line,) = train(plane.store, job, running.attempt, write=False).learned
+        *earlier, receipt = line.erased
+        if field == "erased earlier":
+            earlier.clear()
+        else:
+            receipt = receipt.model_copy(update={field: value})
+        changed = line.model_copy(update={"erased": (*earlier, receipt)})
+        train(plane.store, job, running.attempt, changes={"learned": (changed,)})
+        found = plane.run_to_end(job)
+        assert (found.state, found.reason) == (JobState.FAILED, FailureReason.INVALID_CANDIDATE)
+        assert field in str(found.message)
+
+
+def test_a_receipt_is_signed_and_a_changed_one_fails_the_check(tmp_path: Path) -> None:
+    pair = make_pair()
+    with closing(ControlPlane(tmp_path, snapshot_signing_key=pair.private)) as plane:
+        (first,) = erasable(plane, "one")
+        plane.run_to_end(erase(plane, first).json()["id"])
+        learn(plane, "two", model="erasable")
+
+        def checked(signature: str, key: str) -> Any:
+            return json.loads(jwt.PyJWS(["EdDSA"]).decode(signature, key, ["EdDSA"]))
+
+        for number in (2, 3):
+            version = plane.client.get(f"/v1/models/erasable/versions/{number}").json()
+            receipt = version["lineage"][0]["erased"][0]
+            (stored,) = read_version(plane.store, "erasable", number).learned[0].erased
+            signature = receipt.pop("signature")
+            assert stored.signature == signature
+            assert checked(signature, pair.public) == {
+                **receipt,
+                "model": "erasable",
+                "dataset": first,
+            }
+        assert jwt.get_unverified_header(signature)["typ"] == RECEIPT_TYPE
+        header, payload, own = signature.split(".")
+        changed = urlsafe_b64decode(payload + "==").replace(b'"copies":1', b'"copies":2')
+        forged = ".".join([header, urlsafe_b64encode(changed).rstrip(b"=").decode(), own])
+        for text, key in ((forged, pair.public), (signature, make_pair().public)):
+            with pytest.raises(jwt.InvalidSignatureError):
+                checked(text, key)
 
 
 def test_requests_that_no_row_can_meet_are_refused(plane: ControlPlane) -> None:

@@ -14,7 +14,8 @@ from cmcl.contract.api.access import OPERATOR_KEY, SNAPSHOT_TYPE, KeySnapshot
 from cmcl.contract.errors import ObjectNotFound
 from cmcl.storage import layout
 from service.__main__ import main
-from service.auth.key_snapshot import SnapshotWriter, make_pair
+from service.auth.key_snapshot import SnapshotWriter
+from service.auth.signing import make_pair
 from service.context import Context
 from service.core.setting_values import read_signing_key
 from service.telemetry.logs import JsonLines, secret_texts

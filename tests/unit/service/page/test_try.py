@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cmcl.contract.api.access import SESSION_TYPE, KeySnapshot, SessionToken
+from cmcl.contract.api.access import SESSION_TYPE, SNAPSHOT_TYPE, KeySnapshot, SessionToken
 from cmcl.contract.api.endpoint import (
     CollectionList,
     ItemsResponse,
@@ -22,8 +22,8 @@ from cmcl.contract.dataset import DatasetManifest
 from cmcl.contract.modality import ModalityPair
 from cmcl.storage import layout
 from cmcl.storage.local import LocalStore
-from service.auth.key_snapshot import make_pair, sign
 from service.auth.sessions import SessionTokens
+from service.auth.signing import make_pair, sign
 from service.core.principal import LOCAL
 from service.core.setting_values import read_signing_key
 from service.page.endpoint import Endpoint, EndpointProblem
@@ -455,7 +455,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         prepare(replica, folder)
         signing_key = read_signing_key(PAIR.private)
         snapshot = KeySnapshot(serial=1, issued_at=datetime.now(UTC), keys=())
-        store.put(layout.key_snapshot(), sign(snapshot, signing_key))
+        store.put(layout.key_snapshot(), sign(snapshot, SNAPSHOT_TYPE, signing_key).encode())
         access = SignedKeys(read_public_keys(PAIR.public), clock=lambda: plane.clock().timestamp())
         access.refresh(store)
         replica.access = access

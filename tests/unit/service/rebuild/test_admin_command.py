@@ -10,7 +10,8 @@ import pytest
 from cmcl.cli import main as client_main
 from cmcl.storage import layout
 from service.__main__ import main
-from service.auth.key_snapshot import SnapshotWriter, make_pair
+from service.auth.key_snapshot import SnapshotWriter
+from service.auth.signing import make_pair
 from service.core.setting_values import read_signing_key
 from service.database.engine import open_database
 from service.database.migrations import upgrade

@@ -12,8 +12,9 @@ from cmcl.contract.api.jobs import JobState
 from cmcl.contract.version import LivePointer
 from cmcl.storage import layout
 from cmcl.storage.versions import read_live, write_live
-from service.auth.key_snapshot import SnapshotWriter, make_pair
+from service.auth.key_snapshot import SnapshotWriter
 from service.auth.keys import sha256
+from service.auth.signing import make_pair
 from service.core.errors import StaleDatabase
 from service.core.setting_values import read_signing_key
 from service.database.migrations import upgrade
