@@ -6,6 +6,9 @@ searched, and indexes them; every replica searches what is in the store.
 
 import os
 
-# Read when Lance is imported. With one thread it can wait for itself; its warnings are about its own work.
+# Read when Lance is imported; its warnings are about its own work. With one thread for products it can wait for itself.
+# While an index is trained, one of its threads for everything else takes no other work, and a search that was given to
+# it waits: seconds, where there are as many threads as cores, and these are two.
 os.environ.setdefault("LANCE_CPU_THREADS", "2")
+os.environ.setdefault("TOKIO_WORKER_THREADS", str(max(8, os.cpu_count() or 1)))
 os.environ.setdefault("LANCE_LOG", "error")
