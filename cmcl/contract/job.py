@@ -32,10 +32,10 @@ AttemptFailureReason = Literal[
     "invalid_dataset", "training_failed", "store_damaged", "cannot_combine"
 ]
 
-# learn: a dataset becomes a part of the next version. unlearn: the next version is one that never saw a dataset. erase:
-# it is one whose dataset never had a row. merge:
-# it is one that has learned what two branches have; both read moments alone, and no row. evaluate: a dataset is
-# measured with the live version, and no version is made.
+# learn: a dataset becomes a part of the next version.
+# unlearn, erase, merge: the next version is one that never saw a dataset, whose dataset never had a row, or that has
+# learned what two branches have. They read moments alone, and no row.
+# evaluate: a dataset is measured with the live version, and no version is made.
 JobKind = Literal["learn", "unlearn", "erase", "merge", "evaluate"]
 # Kinds whose dataset is prepared.
 READS_ROWS: frozenset[JobKind] = frozenset({"learn", "evaluate"})

@@ -140,7 +140,6 @@ class JobRow:
     revision: int
     attempt: int
     attempts_before_retry: int
-    submission_id: str | None
     parent_version: int | None
     version: int | None
     progress: Progress | None

@@ -191,7 +191,6 @@ jobs = Table(
     Column("attempt", Integer, nullable=False),
     # Attempts that were used before the last retry by a user.
     Column("attempts_before_retry", Integer, nullable=False),
-    Column("submission_id", String(64), nullable=True),
     Column("parent_version", Integer, nullable=True),
     Column("version", Integer, nullable=True),
     json_column("progress", nullable=True),

@@ -1,5 +1,6 @@
 """The steps from a complete candidate to a live version: judge, publish, store its manifest."""
 
+from contextlib import suppress
 from datetime import datetime
 
 from sqlalchemy import Connection
@@ -61,7 +62,9 @@ def judge(context: Context, job: JobRow, model: ModelRow) -> None:
         message = "waits for approval (manual_approval)"
         move(context, job, JobState.HELD, message=message)
     else:
-        _publish_unless_late(context, job, candidate)
+        # Lost: nothing was written. The next pass sees what the other instance did.
+        with suppress(_LostRace):
+            _publish(context, job, candidate)
 
 
 def store_version(context: Context, version: VersionRow) -> None:
@@ -88,14 +91,6 @@ def store_version(context: Context, version: VersionRow) -> None:
         context.metrics.spans.add(PastSpan("storing", job.traceparent, seconds, about))
     if job is not None and is_live:
         context.metrics.post_to_live.observe((now - job.created_at).total_seconds())
-
-
-def _publish_unless_late(context: Context, job: JobRow, candidate: VersionManifest) -> None:
-    try:
-        _publish(context, job, candidate)
-    except _LostRace:
-        # Nothing was written. The next pass sees what the other instance did.
-        return
 
 
 def _sound_candidate(context: Context, job: JobRow, model: ModelRow) -> VersionManifest:

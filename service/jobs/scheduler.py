@@ -19,7 +19,6 @@ from functools import partial
 from sqlalchemy import Connection
 
 from cmcl.contract.api.jobs import JobState
-from cmcl.contract.job import submission_id
 from cmcl.contract.methods import Priority
 from service.context import Context
 from service.core.errors import DatabaseUnavailable, WriteConflict
@@ -172,8 +171,7 @@ class _Admission:
         if model is None:
             return False
         parent = model.live_version if job.kind == "evaluate" else model.head or None
-        attempt = submission_id(job.id, job.attempt + 1)
-        return job_queue.start_attempt(self._connection, job, parent, attempt, now)
+        return job_queue.start_attempt(self._connection, job, parent, now)
 
 
 def limit_of(context: Context, stage: Stage) -> float:

@@ -23,7 +23,7 @@ from cmcl.contract.api.access import OPERATOR_KEY, Scope
 from cmcl.contract.api.jobs import JobState
 from cmcl.contract.dataset import DatasetManifest, Shard
 from cmcl.contract.errors import InvalidVersion, ObjectNotFound, StorageError, WorkerError
-from cmcl.contract.job import READS_ROWS, submission_id
+from cmcl.contract.job import READS_ROWS
 from cmcl.contract.modality import FileEntry
 from cmcl.contract.version import LivePointer, VersionManifest
 from cmcl.storage import layout
@@ -529,7 +529,6 @@ def _as_published(manifest: VersionManifest, now: datetime) -> Row:
         "reason": None,
         "message": None,
         "attempt": manifest.attempt,
-        "submission_id": submission_id(manifest.job, manifest.attempt),
         "parent_version": manifest.parent,
         "version": manifest.version,
         "cancel_requested": False,

@@ -101,7 +101,7 @@ def test_a_transition_requires_the_current_revision(model: Database) -> None:
         jobs.move(connection, _job_in(connection, seen), JobState.PREPARED, NOW, prepared=NOTHING)
     prepared = _job(model, seen)
     with model.write() as connection:
-        job_queue.start_attempt(connection, prepared, None, "job-a1", NOW)
+        job_queue.start_attempt(connection, prepared, None, NOW)
     submitting = _job(model, seen)
     stale = replace(submitting, revision=prepared.revision)
     with model.write() as connection:
@@ -128,9 +128,9 @@ def test_an_illegal_move_is_an_error(model: Database) -> None:
 def test_a_second_job_of_a_model_does_not_begin(model: Database) -> None:
     first, second = _prepared(model, "x"), _prepared(model, "y")
     with model.write() as connection:
-        assert not job_queue.start_attempt(connection, second, None, f"{second.id}-a1", NOW)
-        assert job_queue.start_attempt(connection, first, None, f"{first.id}-a1", NOW)
-        assert not job_queue.start_attempt(connection, second, None, f"{second.id}-a1", NOW)
+        assert not job_queue.start_attempt(connection, second, None, NOW)
+        assert job_queue.start_attempt(connection, first, None, NOW)
+        assert not job_queue.start_attempt(connection, second, None, NOW)
         current = job_queue.current(connection, "scenes")
     assert current is not None
     assert current.id == first.id
@@ -237,7 +237,7 @@ def test_only_a_running_attempt_with_progress_is_training(model: Database) -> No
     for step in (
         lambda c, job: jobs.move(c, job, JobState.PREPARING, NOW),
         lambda c, job: jobs.move(c, job, JobState.PREPARED, NOW, prepared=NOTHING),
-        lambda c, job: job_queue.start_attempt(c, job, None, f"{job.id}-a1", NOW),
+        lambda c, job: job_queue.start_attempt(c, job, None, NOW),
         lambda c, job: jobs.move(c, job, JobState.RUNNING, NOW),
         lambda c, job: _store_progress(c, job, progress),
         lambda c, job: jobs.move(c, job, JobState.GATING, NOW),

@@ -9,7 +9,6 @@ when rows are added, and a larger share holds out a superset. The digest is of t
 the id: rows with an equal `feature_a` (one picture with five captions, an exact copy under another id)
 are on the same side, since training on four captions of a picture and testing on the fifth would
 overestimate every method. If `feature_a` has few distinct values, the share of rows can differ much
-from blake3 import blake3
 from the share of values.
 """
 

@@ -55,7 +55,7 @@ from cmcl.storage.layout import run_prefix
 from cmcl.storage.s3 import S3Store
 from cmcl.storage.uris import open_store
 from workers.sandbox.child_process import give_way_to_queries
-from workers.train.queue import Assignment, Retire
+from workers.train.queue import RESTARTS, Assignment, Retire
 from workers.train.settings import Ranks, TrainSettings
 
 if TYPE_CHECKING:
@@ -63,8 +63,6 @@ if TYPE_CHECKING:
 
     from workers.train.distributed import World
 
-# Failures that a run of one attempt survives. Preemptions and changes of size are not counted.
-_RESTARTS = 2
 _UNLIMITED = -1
 _SHUTDOWN_SECONDS = "3"
 # Prefix of Ray Train's own files of pools in the store; they are small and few.
@@ -76,7 +74,9 @@ def run_attempt(store_uri: str, job: str, attempt: int, ranks: Ranks) -> None:
     arguments = {"store_uri": store_uri, "job": job, "attempt": attempt}
     # One run name per attempt: Ray silently resumes under a name that it has had before.
     files = _run_files(store_uri, f"{run_prefix(job, attempt)}/ray", submission_id(job, attempt))
-    failures = FailureConfig(max_failures=_RESTARTS)
+    failures = FailureConfig(
+        max_failures=RESTARTS
+    )  # Preemptions and changes of size are not counted.
     callbacks: list[Any] = [_StopOnNonRetryable()]
     run = RunConfig(failure_config=failures, callbacks=callbacks, **files)
     _trainer(_train_one, arguments, run, ranks).fit()

@@ -170,9 +170,7 @@ def _is_any_in(connection: Connection, model: str, states: frozenset[JobState]) 
     return connection.execute(query).first() is not None
 
 
-def start_attempt(
-    connection: Connection, seen: JobRow, parent: int | None, submission_id: str, now: datetime
-) -> bool:
+def start_attempt(connection: Connection, seen: JobRow, parent: int | None, now: datetime) -> bool:
     """Assign the next attempt, from version `parent`, before it is submitted to the launcher.
 
     Of an evaluation, `parent` is the version that is measured, and no version is made.
@@ -187,7 +185,6 @@ def start_attempt(
         JobState.SUBMITTING,
         now,
         attempt=number,
-        submission_id=submission_id,
         parent_version=parent,
         version=None if seen.kind == "evaluate" else (parent or 0) + 1,
         **moves.NO_ATTEMPT,

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from cmcl.contract.api.jobs import FailureReason, JobState
-from cmcl.contract.job import JobSpec
+from cmcl.contract.job import JobSpec, submission_id
 from cmcl.contract.version import LivePointer
 from cmcl.storage import layout
 from cmcl.storage.documents import read_document
@@ -393,7 +393,7 @@ def test_an_attempt_that_runs_keeps_its_work(plane: ControlPlane) -> None:
     running = plane.tick_to(job, JobState.RUNNING)
     checkpoint = leave_checkpoint(plane.store, job, running.attempt, 5)
     add(plane)
-    plane.launcher.lose(str(running.submission_id))
+    plane.launcher.lose(submission_id(running.id, running.attempt))
     plane.tick(3)
     second = plane.tick_to(job, JobState.RUNNING)
     assert second.attempt == 2

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cmcl.contract.api.jobs import FailureReason, JobState
-from cmcl.contract.job import JobSpec
+from cmcl.contract.job import JobSpec, submission_id
 from cmcl.contract.version import EvaluationResult
 from cmcl.storage import layout
 from cmcl.storage.documents import read_document
@@ -103,7 +103,7 @@ def test_a_lost_attempt_is_repeated_and_a_failure_can_be_retried(plane: ControlP
     plane.run_to_end(plane.post_dataset("one"))
     job = measure(plane)
     running = plane.tick_to(job, JobState.RUNNING)
-    plane.launcher.end(str(running.submission_id), LaunchState.FAILED)
+    plane.launcher.end(submission_id(running.id, running.attempt), LaunchState.FAILED)
     plane.tick(3)
     again = plane.tick_to(job, JobState.RUNNING)
     assert again.attempt == 2

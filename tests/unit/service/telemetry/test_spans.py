@@ -11,6 +11,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from cmcl.contract.api.jobs import JobState
+from cmcl.contract.job import submission_id
 from cmcl.contract.model import ModelSpec
 from cmcl.tracing import close_provider, exporter_from, open_provider
 from service.app import open_spans
@@ -203,7 +204,7 @@ def test_a_failure_is_marked_with_its_reason(traced: Traced) -> None:
 def test_a_lost_attempt_is_marked_and_the_next_one_linked_to_it(traced: Traced) -> None:
     job = traced.post()
     running = traced.plane.tick_to(job, JobState.RUNNING)
-    traced.plane.launcher.end(str(running.submission_id), LaunchState.FAILED)
+    traced.plane.launcher.end(submission_id(running.id, running.attempt), LaunchState.FAILED)
     traced.plane.tick(3)
     traced.plane.run_to_end(job)
     first, second = traced.named("running")
