@@ -1,32 +1,6 @@
-"""The layout of the bucket: every key is built here.
+"""The layout of the bucket: every key is built here, but for what Ray Train writes (`workers/train/ranks.py`).
 
-preparations/<dataset>.json                 a request to prepare a dataset
-datasets/<dataset>/preparation/progress.json, failure.json, report.json, stages.json
-                               units/<request>/<unit>.json, .ids, .parquet    units that are done; deleted with the last one
-                   manifest.json            verified shards
-                   rejected.jsonl           rows that were left out, and why
-                   training-<i>-<digest>.parquet     converted or split rows, until they are trained
-                   evaluation-<i>-<digest>.parquet   held-out rows, copied
-encoders/<digest>.json                      identity of an encoder, and its features of the probe items
-encoded/<owner>/<encoder>/<time>-<digest>-<count>.items   digests of raw items and their features, of one unit;
-                                            immutable, deleted some time after they were encoded
-driver.json                                 since when the driver on the cluster is warm; a hint
-attempts/<attempt>.json                     a request to train an attempt, until it has ended
-outcomes/<attempt>.json                     how it has ended
-running/<attempt>_<...>                      what running attempts show (`cmcl.storage.running`)
-blobs/<sha256>                              files of versions and of candidates, and moments of datasets; immutable
-runs/<job>/a<attempt>/spec.json, failure.json, stages.json; temporary
-                      candidate.json        the manifest of its candidate, written last
-                      evaluation.json       instead of a candidate: of a dataset that is measured only
-                      checkpoints/<updates>-<digest>.safetensors    the last two
-models/<model>/versions/<n>/manifest.json   a published version: it names blobs
-models/<model>/live.json                    the live version
-access/keys.jwt                             keys for the replicas, signed by the control plane
-records/models/<model>.json                 copies of database rows, from which it can be rebuilt
-        datasets/<dataset>.json
-collections/<name>/<n>.lance/               a collection, a table of Lance; deleted ones of that name come before
-collection-numbers/<n>                      numbers of later collections and their revisions are above
-uploads/<upload>/<id>                       the file; the row says which object it is, if it was sent more than once
+docs/architecture.md, "Object storage", says what each object holds, who writes it, and until when it stays.
 """
 
 import re

@@ -50,21 +50,13 @@ def digests_of_file(path: Path) -> Digests:
     # The control plane reads versions and has no blake3: it computes no digest of a shard.
     from blake3 import blake3
 
-    return Digests(*_of_file(path, hashlib.sha256(), blake3()))
-
-
-def sha256_of_file(path: Path) -> str:
-    """SHA-256 of a local file, in constant memory."""
-    return _of_file(path, hashlib.sha256())[0]
-
-
-def _of_file(path: Path, *hashers: Hasher) -> list[str]:
+    hashers = hashlib.sha256(), blake3()
     buffer = memoryview(bytearray(_CHUNK))
     with path.open("rb", buffering=0) as file:
         while size := file.readinto(buffer):
             for hasher in hashers:
                 hasher.update(buffer[:size])
-    return [hasher.hexdigest() for hasher in hashers]
+    return Digests(*(hasher.hexdigest() for hasher in hashers))
 
 
 def entry_for(data: bytes) -> FileEntry:

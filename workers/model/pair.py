@@ -81,14 +81,6 @@ class PairInEigenCoordinates(nn.Module):
         drifts = [head.drift_so_far() for head in (self.first, self.second)]
         return max((drift for drift in drifts if drift is not None), default=None)
 
-    def weights(self) -> tuple[Tensor, Tensor]:
-        """Both heads now, from rotated inputs to the output coordinates of the second head."""
-        first_EI, second_EI = self.first.weight_EI, self.second.weight_EI
-        # V₂ᵀ V₁ (VᵀW₀U + M): from the first head's output basis to the second's.
-        if not self._one_basis:
-            first_EI = self.rotation_EE @ first_EI
-        return first_EI, second_EI
-
     @property
     def changes(self) -> tuple[nn.Parameter, nn.Parameter]:
         """The trained parameters: M of the first and of the second head."""

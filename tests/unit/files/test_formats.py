@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from cmcl.contract.errors import InvalidDataset
-from cmcl.storage.versions import sha256_of_file
+from cmcl.storage.versions import digests_of_file
 from tests.unit.files.user_files import (
     NAMED,
     URI,
@@ -148,7 +148,7 @@ def test_made_ids_are_unique_and_repeatable(form: str, path: Path) -> None:
     first = written(form, path, arrays()).column("id").to_pylist()
     assert first == rows_of(path).column("id").to_pylist()
     assert len(set(first)) == 20
-    assert first[3] == f"{sha256_of_file(path)[:16]}-3"
+    assert first[3] == f"{digests_of_file(path).sha256[:16]}-3"
     other = written(form, path, arrays(rows=21)).column("id").to_pylist()
     assert not set(first) & set(other)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cmcl.contract.dataset import ShardRef
 from cmcl.contract.errors import InvalidDataset, InvalidUri, StorageUnavailable
-from cmcl.storage.versions import sha256_of_file
+from cmcl.storage.versions import digests_of_file
 from tests.fakes.feature_shards import fetch, read_rows
 from tests.unit.files.user_files import (
     URI,
@@ -104,7 +104,7 @@ def test_large_strings_are_text_too(path: Path) -> None:
 
 def test_a_fetched_shard_is_described_as_it_is(path: Path, tmp_path: Path) -> None:
     pq.write_table(paired(rows=12), path)
-    digest = sha256_of_file(path)
+    digest = digests_of_file(path).sha256
     for promised in (None, digest):
         shard = fetch(ref(path, promised), tmp_path / "fetched")
         assert (shard.sha256, shard.bytes, shard.rows) == (digest, path.stat().st_size, 12)
@@ -121,7 +121,9 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 
 def test_a_digest_mismatch_is_rejected_with_both_digests(path: Path, tmp_path: Path) -> None:
     pq.write_table(paired(), path)
-    with pytest.raises(InvalidDataset, match=f"is {sha256_of_file(path)}, expected {'0' * 64}"):
+    with pytest.raises(
+        InvalidDataset, match=f"is {digests_of_file(path).sha256}, expected {'0' * 64}"
+    ):
         fetch(ref(path, "0" * 64), tmp_path / "fetched")
 
 

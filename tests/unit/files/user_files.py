@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 
-from cmcl.storage.versions import sha256_of_file
+from cmcl.storage.versions import digests_of_file
 from workers.files.columns import Side, UserFile, check_rows
 from workers.files.formats import format_of
 
@@ -82,7 +82,7 @@ NAMED = ("npz", "packed npz", "safetensors")
 
 def opened(path: Path) -> UserFile:
     """The file as it is after the fetch."""
-    return UserFile(path, URI, sha256_of_file(path), SIDES)
+    return UserFile(path, URI, digests_of_file(path).sha256, SIDES)
 
 
 def rows_of(path: Path) -> pa.Table:
@@ -92,7 +92,7 @@ def rows_of(path: Path) -> pa.Table:
 
 def check_file(path: Path, left_out: dict[int, str] | None = None) -> bytearray:
     """Check all rows of a file; see `check_rows`."""
-    theirs = UserFile(path, URI, sha256_of_file(path), SIDES, left_out)
+    theirs = UserFile(path, URI, digests_of_file(path).sha256, SIDES, left_out)
     return check_rows(format_of(path, URI).read(theirs), theirs)
 
 
