@@ -40,6 +40,8 @@ def fits(limit: int, held: int, total: int, amount: int) -> bool:
     Small limits are whole numbers: an owner that holds nothing may always take one that is free, and any amount while
     nothing is held at all.
     """
+    assert 0 <= held <= total
+    assert amount >= 0
     free = limit - total - amount
     if held + amount <= _TIMES_FREE * free:
         return True
@@ -91,6 +93,7 @@ class Quota:
         """Stop counting `amount`; a negative one is counted without a check."""
         self.total -= amount
         self._held[owner] -= amount
+        assert self.total >= self._held[owner] >= 0, f"{self._what} were released twice"
         if not self._held[owner]:
             del self._held[owner]
 
@@ -146,6 +149,7 @@ class FairQueue(Generic[T]):
     def pop(self) -> T:
         """Remove and return `next`; it stays this owner's turn while it has more. Raises StopIteration."""
         owner, waiting = next(iter(self._by_owner.items()))
+        assert waiting, "an owner with nothing that waits has a turn"
         taken = waiting.popleft()
         if not waiting:
             del self._by_owner[owner]
@@ -194,6 +198,7 @@ class FairSemaphore:
 
     async def acquire(self, owner: str, amount: int = 1) -> Callable[[], None]:
         """Wait for `amount`. Return the function that releases it, once. Raises as `held`."""
+        assert 0 < amount <= min(self._of_owner, self._total), "it would wait for ever"
         turn = _Turn(amount, asyncio.get_running_loop().create_future())
         turns = self._waiting.setdefault(owner, deque())
         turns.append(turn)
@@ -234,6 +239,7 @@ class FairSemaphore:
 
     def _release(self, owner: str, amount: int) -> None:
         self._held[owner] -= amount
+        assert self._held[owner] >= 0, "released twice"
         if not self._held[owner]:
             del self._held[owner]
         self._grant()
@@ -243,6 +249,7 @@ class FairSemaphore:
         while (owner := self._next()) is not None:
             turn = self._waiting[owner][0]
             self._remove(owner, turn)
+            assert not turn.granted.done()
             self._held[owner] += turn.amount
             turn.granted.set_result(None)
 

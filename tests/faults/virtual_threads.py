@@ -6,12 +6,11 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 from tests.faults.virtual_time import Task, VirtualEvent, VirtualTime
-from workers.serve.threads import Threads
+from workers.serve.threads import Lock, Threads
 
 # How often a thread loses the processor where it takes a lock, and for how many seconds.
 _LOSES, _PAUSES = 0.1, (0.0, 0.0, 0.0, 0.001, 0.1)
@@ -31,7 +30,7 @@ class VirtualThreads(Threads):
     def sleep(self, seconds: float) -> None:
         self.time.sleep(seconds)
 
-    def lock(self) -> AbstractContextManager[object]:
+    def lock(self) -> Lock:
         return _VirtualLock(self)
 
     def event(self) -> threading.Event:
@@ -90,6 +89,9 @@ class _VirtualLock:
                 self._freed.clear()
                 self._freed.wait()
             self._is_held = True
+
+    def locked(self) -> bool:
+        return self._is_held or not self._threads.time.is_in_task
 
     def __exit__(self, *_: object) -> None:
         if self._threads.time.is_in_task:

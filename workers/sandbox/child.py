@@ -202,7 +202,7 @@ class _Process:
             # Ctrl-C in a terminal ends the parent; for the child it would look like a crash.
             start_new_session=True,
         )
-        assert self.popen.stdout is not None  # noqa: S101 - for the type checker
+        assert self.popen.stdout is not None
         if hasattr(fcntl, "F_SETPIPE_SZ"):
             # Images of megabytes pass with fewer switches. A user may have used up its pages for pipes.
             with suppress(PermissionError):
@@ -272,7 +272,7 @@ class _Process:
         self.popen.kill()
         self.popen.wait()
         for pipe in (self.popen.stdin, self.popen.stdout, self._log):
-            assert pipe is not None  # noqa: S101 - for the type checker
+            assert pipe is not None
             pipe.close()
 
 
@@ -341,7 +341,7 @@ class Child:
         """
         self.start()
         process = self._process
-        assert process is not None  # noqa: S101 - for the type checker
+        assert process is not None
         self.tasks += 1
         is_alive = False
         try:

@@ -152,6 +152,7 @@ class AnnouncementListener:
             self._channel.announce()
 
     def _resume(self) -> None:
+        assert self._is_pausing
         self._is_pausing = False
         if self._was_called:
             self._was_called = False
@@ -175,6 +176,7 @@ class AnnouncementListener:
         seen = _NOTHING
         while True:
             count = channel.wait(seen)
+            assert count >= 0
             if self._channel is None:
                 self._channel = channel
                 self._pause_seconds = self._first_pause_seconds

@@ -251,6 +251,9 @@ class SignedKeys:
             self._refused()
             return f"the stored list is not believed: {error}"
         entries = {key.id: _entry(key) for key in snapshot.keys}
+        assert self._list is None or self._list.serial <= snapshot.serial, (
+            "a list of keys went back"
+        )
         self._list = _KeyList(snapshot.serial, entries)
         logger.info("%d keys may ask (list %d)", len(snapshot.keys), snapshot.serial)
         return ""

@@ -98,6 +98,7 @@ class AsyncLRUCache(Generic[K, T]):
     """Async LRU cache that coalesces concurrent loads. Used from one event loop."""
 
     def __init__(self, most: int) -> None:
+        assert most > 0
         self._most = most
         self._tasks: OrderedDict[K, asyncio.Task[T]] = OrderedDict()
 

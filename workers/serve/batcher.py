@@ -121,6 +121,7 @@ class RowQueue:
         return bool(self._queue)
 
     def add(self, work: PendingRows) -> None:
+        assert not work.taken, "work is queued once"
         self._queue.add(work.ticket.owner, work)
         self.rows += work.waiting
 
@@ -141,10 +142,14 @@ class RowQueue:
             self.rows -= rows
             free -= rows
             self._end_turn(work, rows)
+        assert free >= 0
+        assert self.rows >= 0
+        assert bool(self._queue) or not self.rows, "rows wait that are in no queue"
         return list(taken.values())
 
     def _end_turn(self, work: PendingRows, rows: int) -> None:
         """Where the owner has used its quantum, or has nothing more."""
+        assert 0 < rows <= self._left or not work.waiting
         self._left -= rows
         if not work.waiting:
             self._queue.pop()
@@ -192,6 +197,8 @@ class Batcher:
         heads = version.source.in_memory
         if heads is None:
             heads = await asyncio.to_thread(version.source.load)
+        assert rows_BF.ndim == 2
+        assert rows_BF.dtype == np.float32
         future: asyncio.Future[Float32Array] = loop.create_future()
         self._queue.add(PendingRows(heads, modality, rows_BF, normalize, ticket, future))
         self._schedule(loop)
@@ -215,8 +222,10 @@ class Batcher:
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         self._flush_is_due = False
+        assert not self._thread_is_busy, "one product at a time"
         taken = [each for each in self._queue.take(_MOST_ROWS) if _in_time(each.work, loop.time())]
         rows = sum(each.stop - each.start for each in taken)
+        assert rows <= _MOST_ROWS
         if rows:
             self._metrics.batch(len(taken), rows)
         if rows > _INLINE_ROWS:
@@ -229,6 +238,7 @@ class Batcher:
             self._schedule(loop)
 
     def _after(self, done: asyncio.Future[_Result], loop: asyncio.AbstractEventLoop) -> None:
+        assert self._thread_is_busy
         self._thread_is_busy = False
         _deliver(done.result())
         if self._queue:
@@ -267,6 +277,7 @@ def _product(together: list[Slice]) -> _Result:
     first = together[0].work
     head = first.heads.serving[first.modality]
     outputs_BE = head.outputs(torch.from_numpy(rows_BF))
+    assert outputs_BE.shape == (len(rows_BF), len(head.bias_E))
     outputs = outputs_BE.numpy()
     # All rows at once: the operation costs as much for one row as for 32.
     units = (
@@ -278,6 +289,7 @@ def _product(together: list[Slice]) -> _Result:
         stop = start + len(rows_BF)
         results.append((each, (units if each.work.normalize else outputs)[start:stop]))
         start = stop
+    assert start == len(outputs), "rows without an answer"
     return results
 
 

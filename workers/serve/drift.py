@@ -84,6 +84,7 @@ class QueryWatch:
             if rows < _MOST_ROWS_PER_SECOND:
                 parts.append(rows_BF[: _MOST_ROWS_PER_SECOND - rows])
                 self._waiting[key] = rows + len(parts[-1]), parts
+                assert rows + len(parts[-1]) <= _MOST_ROWS_PER_SECOND
 
     def poll(self, store: ObjectStore) -> None:
         """Add up what waits; once a minute write sums and make reports. Raises StorageUnavailable."""
@@ -105,6 +106,8 @@ class QueryWatch:
             for rows_BF in parts:
                 grid_BF = on_grid(unit_rows(torch.from_numpy(rows_BF)))
                 new, known = QuerySum(len(rows_BF), grid_BF.sum(0)), self._sums.get(key)
+                assert new.sum_F.isfinite().all()
+                assert known is None or known.sum_F.shape == new.sum_F.shape
                 self._sums[key] = known + new if known else new
         for oldest in list(self._sums)[:-_MOST_SUMS]:
             del self._sums[oldest]
@@ -212,6 +215,7 @@ def report_drift(
         windows_a_month = _MONTH_SECONDS / max(seconds, WINDOW_SECONDS) * len({*known, modality})
         false_alarms = min(1 / windows_a_month, _MOST_FALSE_ALARMS)
         compared = find(store, of)
+        assert len(compared.datasets) == len(set(compared.datasets))
         # As far as the fewest queries may lie: where many show a smaller difference, it is not drift.
         found = compared.reference.deviation(queries.mean_K, FEWEST_ROWS, false_alarms)
         shares = zip(found.shares_D.tolist(), compared.datasets, strict=True)

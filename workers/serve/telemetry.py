@@ -140,6 +140,7 @@ class ServeMetrics:
         self._set("announcements_connected", float(announcements))
 
     def _add(self, name: str, amount: float, **labels: str) -> None:
+        assert amount >= 0, f"{name} would fall"
         with self._lock:
             self._sums[name, tuple(labels.items())] += amount
 

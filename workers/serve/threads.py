@@ -5,6 +5,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from typing import Protocol
+
+
+class Lock(AbstractContextManager[object], Protocol):
+    """What is used of `threading.Lock`."""
+
+    def locked(self) -> bool: ...
 
 
 class Threads:
@@ -17,7 +24,7 @@ class Threads:
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
 
-    def lock(self) -> AbstractContextManager[object]:
+    def lock(self) -> Lock:
         return threading.Lock()
 
     def event(self) -> threading.Event:

@@ -2,19 +2,28 @@
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from cmcl.contract.version import VersionManifest
+from cmcl.contract.version import LivePointer, VersionManifest
 from cmcl.storage import layout
 from tests.fakes.versions import publish_version, random_heads, store_version
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
+from tests.unit.serve.served_versions import version
 from workers.serve.errors import Overloaded
 from workers.serve.versions.cache import KEPT_FOR_ROLLING_BACK, VersionCache
-from workers.serve.versions.loading import ServedVersion, StoredVersions
+from workers.serve.versions.live import LiveVersions
+from workers.serve.versions.loading import (
+    Reservation,
+    ServedVersion,
+    SharedTensor,
+    StoredVersions,
+    TensorPool,
+)
 
 TIMEOUT = 60.0
 BUDGET = 1 << 30
@@ -46,8 +55,8 @@ def asked_for(cache: VersionCache, number: int) -> asyncio.Task[ServedVersion]:
 
 def publish_up_to(replica: Replica, last: int) -> None:
     """Publish versions in turn; the last one is live."""
-    for version in range(2, last + 1):
-        replica.publish(version)
+    for number in range(2, last + 1):
+        replica.publish(number)
         replica.poll()
 
 
@@ -146,10 +155,44 @@ def test_a_model_that_is_created_again_does_not_get_the_load_of_the_deleted_one(
     assert loads.begun == [2, 2]
 
 
+def test_the_load_of_a_deleted_model_does_not_go_live_under_its_name() -> None:
+    """Its pointer is later than that of the new model, which would then never be due."""
+    live, old, new = LiveVersions(), pointer(generation=5), pointer(generation=1)
+    live.update("m", old)
+    live.forget("m")
+    live.update("m", new)
+    assert not live.swap("m", old, version(1))
+    assert live.swap("m", new, version(1))
+
+
+def pointer(generation: int) -> LivePointer:
+    return LivePointer(generation=generation, version=1)
+
+
+class ReadingMeanwhile(set[Reservation]):
+    """Reservations, one of whose tensors is read in another thread at the moment at which they are added up."""
+
+    def __init__(self, pool: TensorPool, reservation: Reservation) -> None:
+        super().__init__({reservation})
+        self._read = partial(pool.share, torch.ones(reservation.left // 4), reservation)
+        self.kept: list[SharedTensor] = []
+
+    def __iter__(self) -> Iterator[Reservation]:
+        self.kept.append(self._read())
+        return super().__iter__()
+
+
+def test_what_is_read_meanwhile_counts_against_the_budget(serving: Replica) -> None:
+    before = serving.cache.bytes
+    pool, reservation = serving.cache._stored.pool, Reservation(None, 400)
+    serving.cache._reservations = ReadingMeanwhile(pool, reservation)
+    assert serving.cache.bytes == before + 400
+
+
 def run_with_stored(replica: Replica, last: int, use: Coroutine[Any, Any, None]) -> None:
     """Run with versions 2 to `last` in the store, none of them live."""
-    for version in range(2, last + 1):
-        store_version(replica.store, MODEL, version, SPEC, random_heads(SPEC, seed=version))
+    for number in range(2, last + 1):
+        store_version(replica.store, MODEL, number, SPEC, random_heads(SPEC, seed=number))
     asyncio.run(use)
 
 

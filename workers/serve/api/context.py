@@ -115,6 +115,7 @@ class Holding:
         self._held: dict[Quota, int] = {}
 
     def add(self, quota: Quota, owner: str, amount: int) -> None:
+        assert self._owner in ("", owner), "a request has one owner"
         self._owner = owner
         self._held[quota] = self._held.get(quota, 0) + amount
 
@@ -133,6 +134,7 @@ class Holding:
 
 def hold_for(scope: Scope) -> Holding:
     """Begin to note what the request of this scope holds."""
+    assert _HOLDING not in scope
     holding = scope[_HOLDING] = Holding()
     return holding
 

@@ -182,6 +182,7 @@ class _Embeddings:
             ticket=context.ticket,
         )
         timer.stage("embed")
+        assert embeddings_BE.shape == (rows, version.spec.width), "not one embedding for each row"
         return truncated(embeddings_BE, dimensions, normalize=query.options.normalize)
 
     async def _parts(

@@ -80,6 +80,11 @@ class HeldOutRows:
     labels: tuple[str, ...] | None
     features: Mapping[str, Float32Array]
 
+    def __post_init__(self) -> None:
+        assert self.labels is None or len(self.labels) == len(self.ids)
+        assert all(len(each) == len(self.ids) for each in self.features.values())
+        assert len(self.ids) <= self.stored
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -283,6 +288,7 @@ class _HeldOut:
         async with posted(request, replica, read) as (context, _, wanted):
             version, found = await self._find(model, dataset, context)
             asked, sides = _sides(wanted, found)
+            assert sides, "nothing would be searched"
             rows = 1 + len(found) * len(sides)
             with replica.admission.rows.held(context.owner, rows):
                 query_E = await self._query(version, wanted, found, context)
@@ -322,6 +328,7 @@ class _HeldOut:
                     await replica.batcher.embed(version, side, features, ticket=context.ticket)
                     for side, features in ((asked, features_BF), (other, found.features[other]))
                 ]
+        assert len(asked_BE) <= len(other_NE) == len(found), "a row without its other side"
         scores_BN = asked_BE @ other_NE.T
         ranks_B = 1 + np.count_nonzero(scores_BN > np.diagonal(scores_BN)[:, None], axis=1)
         # Ties by number.
@@ -378,6 +385,7 @@ class _HeldOut:
             version, side, found.features[side], ticket=context.ticket
         )
         scores_N: Float32Array = np.vecdot(embedded_NE, query_E)
+        assert scores_N.shape == (len(found),)
         return scores_N
 
 

@@ -226,6 +226,7 @@ async def embed_parts(
     """Return embeddings (B × E) of all parts, each row at its position."""
 
     def embedded(part: ModalityRows) -> Coroutine[Any, Any, Float32Array]:
+        assert len(part.rows_BF) == len(part.positions_B)
         if replica.queries is not None:
             replica.queries.add(version, part.modality, part.rows_BF)
         return replica.batcher.embed(
@@ -237,6 +238,7 @@ async def embed_parts(
         return await embedded(parts[0])
     all_embedded = await asyncio.gather(*map(embedded, parts))
     rows = sum(len(part.positions_B) for part in parts)
+    assert {row for part in parts for row in part.positions_B.tolist()} == set(range(rows))
     together_BE = np.empty((rows, version.spec.width), np.float32)
     for part, embeddings_BE in zip(parts, all_embedded, strict=True):
         together_BE[part.positions_B] = embeddings_BE
@@ -282,6 +284,7 @@ async def _features(
     except WrongRow as error:
         index = indices[places[error.row]]
         raise error.at(index, field, _name(items[index], index, field)) from error
+    assert len(features) + sum(map(len, raw.values())) == len(indices), "rows without a feature"
     return ModalityRows(modality, rows_BF, np.array(indices))
 
 

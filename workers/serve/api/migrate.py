@@ -269,6 +269,7 @@ def _read(request: Request, body: bytes, most: int) -> _Query:
 @torch.inference_mode()
 def _apply(found: Migration, vectors_BE: Float32Array) -> Float32Array:
     migrated_BE: Float32Array = found.apply_unit(torch.from_numpy(vectors_BE)).numpy()
+    assert len(migrated_BE) == len(vectors_BE)
     lost = np.flatnonzero(~migrated_BE.any(axis=1))
     if len(lost):
         raise WrongRow(int(lost[0]), "has no component that the new version can represent")
@@ -354,6 +355,7 @@ class Migrations:
             check_same_conditioning(modality, _numbered(old), _numbered(new))
         except CannotMigrate as error:
             return error
+        assert old.model == new.model
         memory = await asyncio.to_thread(read_memory, self._store, old)
         return await self._background.run(owner, _map, modality, memory, old, new)
 
@@ -419,5 +421,6 @@ def _changes(
         key = ModalityPair(first=first, second=second).key
         comparable = all(same_conditioning(each, old, new) for each in (first, second))
         weights = [PairWeights(each.weights[first], each.weights[second]) for each in (old, new)]
+        assert weights[0].first_EI.shape == weights[1].first_EI.shape or not comparable
         found[key] = stored_change(moments, *weights) if comparable else None
     return found

@@ -165,6 +165,7 @@ class Search:
                 query_E = await self._embedded(searched.version, query.query, context.ticket)
                 wanted = replace(wanted, query_E=query_E)
             found = await self.read(context, searched.search, wanted)
+            assert len(found.hits) <= wanted.top_k
         replica.metrics.answered(searched.version.model, 1, timer.seconds)
         return found
 
@@ -199,6 +200,7 @@ class Search:
                 )
         rows = await self.read(context, searched.rows, modality)
         following = offset + len(found)
+        assert not found or following <= rows
         answer = {
             "object": "list",
             "data": [_described(each, include) for each in found],

@@ -92,6 +92,7 @@ class Collections:
         versions = self.follower.versions_of(state)
         versions.live()
         revision = state.table.write(rows, versions.embed, mark, replaced)
+        assert revision >= state.head.revision
         self.follower.wake()
         return revision
 
@@ -100,6 +101,7 @@ class Collections:
         if not more or mark in state.head.marks:
             return  # A repeated write adds nothing.
         spec, states = state.head.spec, [each.state for each in self.follower.snapshots().values()]
+        assert more > 0
         present = sum(each.rows for each in states if each.table == state.table)
         if present + more > self._limits.rows:
             raise CollectionFull(

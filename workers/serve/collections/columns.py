@@ -120,6 +120,8 @@ class Versions:
         has not learned. Raises VersionGone, InvalidVersion.
         """
         version = self.of(column)
+        assert version.model == self._spec.model
+        assert column_of(version) == column
         width = version.spec.widths.get(modality)
         # A version from before the model had the modality is still searched, while vectors of the next one are made.
         if width is None or modality in version.not_learned:
@@ -161,6 +163,7 @@ class ColumnBuilder:
         process.
         """
         spec, column = self._table.read().head.spec, column_of(version)
+        assert version.model == spec.model
         field = pa.field(column, column_type(spec.vector_type, vector_width(spec, version)))
         self._add(field)
         yield from self._fill(field, version.learned, embed)
@@ -170,6 +173,7 @@ class ColumnBuilder:
 
         def change(head: Head) -> Head:
             complete = (*head.without(column).complete, column)
+            assert len(set(complete)) == len(complete)
             return head.model_copy(update={"complete": complete, "making": None})
 
         self._table.update(change)
@@ -232,6 +236,7 @@ class ColumnBuilder:
             places = found["_rowaddr"].to_numpy()
             if not len(places):
                 return
+            assert len(places) <= state.rows
             yield 1 - len(places) / max(state.rows, 1)
             fragment = int(places[0]) >> 32
             # Two handles: one cannot be read while it is updated.
@@ -354,6 +359,7 @@ def _vectors(
                 vectors_BE = embed(column.name, modality, features_BF)
                 if vectors_BE is None:
                     raise ValueError(f"{column.name} embeds no {modality}")
+                assert len(vectors_BE) == batch.num_rows
                 numbers = pa.array(encoded(vectors_BE, column.type).ravel())
                 made = pa.FixedSizeListArray.from_arrays(numbers, column.type.list_size)
                 yield pa.record_batch([batch["_rowid"], made], schema=schema)

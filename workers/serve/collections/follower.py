@@ -196,6 +196,7 @@ class CollectionsFollower:
                 self._has_work.set()
 
     def _next_work(self, followed: _Followed, live: ServedVersion) -> Iterator[float | None] | None:
+        assert followed.work is None
         state = followed.snapshot.state
         builder = ColumnBuilder(state.table, self._name)
         if column_of(live) not in state.head.complete:
@@ -205,9 +206,10 @@ class CollectionsFollower:
         return None
 
     def _step(self, name: str, followed: _Followed) -> None:
-        assert followed.work is not None  # noqa: S101
+        assert followed.work is not None
         try:
             share = next(followed.work)
+            assert share is None or 0 <= share <= 1
             left = (self._clock() - followed.begun) * (1 / share - 1) if share else None
             self._put(name, progress=share, seconds_left=left)
         except StopIteration:

@@ -150,6 +150,7 @@ class Registry:
     def _retired(self) -> int:
         """The highest number or revision of a swept table. Later ones are above, so no file is written over."""
         keys = [*self._store.keys(layout.collection_numbers())]
+        assert keys == sorted(keys), "the highest is last"
         for key in keys[:-1]:
             self._store.delete(key)
         return int(keys[-1].rpartition("/")[2]) if keys else 0

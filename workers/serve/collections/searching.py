@@ -170,7 +170,9 @@ class Searched:
                 best.setdefault(hit.id if hit.parent is None else hit.parent, hit)
             if len(best) >= wanted.top_k or len(found.hits) < times * wanted.top_k:
                 break
-        return SearchResult([*best.values()][: wanted.top_k], found.exact)
+        hits = [*best.values()][: wanted.top_k]
+        assert hits == _ranked(hits), "the best one is first"
+        return SearchResult(hits, found.exact)
 
     def _items(self, wanted: SearchQuery) -> SearchResult:
         if wanted.words is None:
@@ -188,7 +190,8 @@ class Searched:
         return SearchResult(fused[: wanted.top_k], near.exact)
 
     def _nearest(self, wanted: SearchQuery, count: int) -> SearchResult:
-        assert wanted.query_E is not None  # noqa: S101
+        assert wanted.query_E is not None
+        assert wanted.query_E.shape == (self.version.spec.width,)
         has_index = self.column in self.state.indexes
         exact = wanted.exact or not (has_index or self.are_compressed)
         if not exact and wanted.filter is not None:
@@ -197,6 +200,7 @@ class Searched:
             every = self.version.spec.modalities if wanted.modalities is None else wanted.modalities
             return SearchResult(self._rescored(replace(wanted, modalities=every), count), exact)
         query_1N = encoded(truncated(wanted.query_E[None], self.width), self._type)
+        assert query_1N.shape == (1, self._type.list_size)
         nearest: dict[str, Any] = {
             "column": self.column,
             "q": pa.array(query_1N[0]) if is_bits(self._type) else query_1N[0],
@@ -218,7 +222,7 @@ class Searched:
 
     def _rescored(self, wanted: SearchQuery, count: int, **how: Any) -> list[Hit]:
         """Return the best of the rows that are found, by the cosine of the query and their embeddings."""
-        assert wanted.query_E is not None  # noqa: S101
+        assert wanted.query_E is not None
         best: list[Hit] = []
         with reading(self.state.table.uri):
             for batch in self._scanner(wanted, "feature", **how).to_batches():
@@ -240,6 +244,7 @@ class Searched:
         """Return the embeddings (B x E) of features that are stored."""
         made_BE = np.empty((batch.num_rows, self.version.spec.width), np.float32)
         modalities_B = batch["modality"].to_numpy(zero_copy_only=False)
+        assert set(modalities_B) <= self.version.learned, "rows without an embedding"
         for modality in set(modalities_B):
             places = np.flatnonzero(modalities_B == modality)
             values = batch["feature"].take(pa.array(places)).flatten().to_numpy()

@@ -322,6 +322,8 @@ class CollectionTable:
             head = change(state.head)
             if head is None:
                 return state.head
+            assert head.spec == state.head.spec
+            assert head.revision >= state.head.revision
             if not self._add_ranges(state, ranges):
                 try:
                     every = [*rows, *_other_parts(state, replaced, rows)]
@@ -356,6 +358,7 @@ class CollectionTable:
             if is_conflict(error):
                 return None
             raise StorageUnavailable(str(error)) from error
+        assert done["num_updated_rows"] >= 1, "the head was not written"
         return int(done["num_updated_rows"]) - 1  # Without the head.
 
     def _add_ranges(self, state: State, wanted: Collection[str]) -> bool:
@@ -406,6 +409,8 @@ _AS_GIVEN = ("parent", "start", "end", "source", "thumbnail")
 
 def _batch(schema: pa.Schema, rows: Sequence[Row], head: Head, embed: Embed) -> pa.Table:
     """Return rows as they are stored, and the head, with a vector for each column of vectors."""
+    assert all(row.id != HEAD_ID for row in rows), "an item would replace the head"
+    assert len({row.id for row in rows}) == len(rows), "an item is written twice"
     payloads = [None if row.feature_F is None else row.payload for row in rows]
     terms = [PayloadTerms(payload) for payload in payloads]
     columns: dict[str, object] = {
@@ -446,10 +451,12 @@ def _vectors(name: str, kind: pa.DataType, rows: Sequence[Row], embed: Embed) ->
     features: dict[str, dict[int, Float32Array]] = defaultdict(dict)
     for at, row in enumerate(rows):
         if row.feature_F is not None:
+            assert row.feature_F.ndim == 1
             features[row.modality][at] = row.feature_F
     for modality, by_place in features.items():
         vectors_BE = embed(name, modality, np.stack([*by_place.values()]))
         if vectors_BE is not None:
+            assert len(vectors_BE) == len(by_place)
             values_BN[[*by_place]] = encoded(vectors_BE, kind)
             missing_B[[*by_place]] = False
     return pa.FixedSizeListArray.from_arrays(

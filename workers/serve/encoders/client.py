@@ -78,7 +78,9 @@ class EncoderClient:
         """
         for index, item in enumerate(raw):
             _check(index, item, self.spec)
-        return np.concatenate(await self._in_parts(raw, owner, expected))
+        rows_BF = np.concatenate(await self._in_parts(raw, owner, expected))
+        assert len(rows_BF) == len(raw), "not one feature for each item"
+        return rows_BF
 
     async def encode_parts(
         self, file: bytes, owner: str, expected: EncoderIdentity | None, wanted: Wanted

@@ -80,7 +80,7 @@ class EncoderReplica:
         """Return a file, or the windows that cover it, with features (F); or as `encode`."""
         if (refusal := await self._identity.refusal(expected)) is not None:
             return refusal
-        assert self._files is not None  # noqa: S101 - `EncoderClient` sends files to no other encoder
+        assert self._files is not None  # `EncoderClient` sends files to no other encoder
         return await self._queue.encode_parts(file, partial(self._files.parts, wanted=wanted))
 
     def _watch(self, seconds: float) -> None:

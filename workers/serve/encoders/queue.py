@@ -102,6 +102,7 @@ class EncoderQueue(Generic[ItemT]):
 
     async def _in_a_pass(self, items: list[ItemT]) -> Float32Array:
         """Return features (B × F) of at most `max_batch` items."""
+        assert 1 <= len(items) <= self._max_batch, "no pass would take it"
         loop = asyncio.get_running_loop()
         waiting = _Waiting(items, loop.create_future())
         self._waiting.append(waiting)
@@ -142,6 +143,7 @@ class EncoderQueue(Generic[ItemT]):
             if not waiting.answer.done():
                 batch.append(waiting)
                 room -= len(waiting.items)
+        assert room >= 0
         return batch
 
     async def _answer(self, batch: list[_Waiting[ItemT]]) -> None:
@@ -150,6 +152,7 @@ class EncoderQueue(Generic[ItemT]):
         loop = asyncio.get_running_loop()
         try:
             rows_BF = await loop.run_in_executor(self._computer, self._encoder.features, items)
+            assert len(rows_BF) == len(items), "not one feature for each item"
         except Exception as error:  # noqa: BLE001 - any error of a model goes to each caller
             for waiting in batch:
                 if not waiting.answer.done():
@@ -222,6 +225,7 @@ class IdentityCheck:
                         f"the record of its identity cannot be read now: {error}"
                     )
                 self._is_checked = True
+        assert self._is_checked
         return self._mismatch
 
     async def _compare(self) -> EncoderMismatch | None:

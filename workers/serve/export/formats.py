@@ -155,7 +155,11 @@ def tar(files: Iterable[ExportedFile], changed: datetime) -> Iterator[bytes]:
         entry = tarfile.TarInfo(file.name)
         entry.size, entry.mtime = file.size, int(changed.timestamp())
         yield entry.tobuf(tarfile.PAX_FORMAT)
-        yield from file.pieces
+        sent = 0
+        for piece in file.pieces:
+            sent += len(piece)
+            yield piece
+        assert sent == file.size, f"the archive is damaged from {file.name} on"
         yield b"\0" * (-file.size % tarfile.BLOCKSIZE)
     yield b"\0" * (2 * tarfile.BLOCKSIZE)
 

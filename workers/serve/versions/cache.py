@@ -129,7 +129,8 @@ class VersionCache:
     def bytes(self) -> int:
         """Bytes of heads in memory or being read. Never above the budget."""
         with self._lock:
-            return self._stored.pool.bytes + self._reserved()
+            # In this order: what is read meanwhile counts twice, and never not at all.
+            return self._reserved() + self._stored.pool.bytes
 
     def get(self, model: str, number: int) -> ServedVersion | None:
         """Return the version, if it is in memory."""
@@ -203,6 +204,7 @@ class VersionCache:
             while len(answered) > 1 + KEPT_FOR_ROLLING_BACK:
                 number, _ = answered.popitem(last=False)
                 self._entries.pop((live.model, number), None)
+            assert next(reversed(answered)) == live.number, "the live version is never dropped"
             self._live[live.model] = live.number
 
     def retire(self, model: str, numbers: Collection[int]) -> None:
@@ -237,9 +239,12 @@ class VersionCache:
 
     def _oldest_first(self) -> list[Key]:
         """All keys in the order in which those of one owner would be evicted."""
+        assert self._lock.locked()
         return sorted(self._entries, key=self._order)
 
     def _begin_on_demand(self, key: Key, deletions: int) -> Future[CachedVersion]:
+        assert self._lock.locked()
+        assert (key, deletions) not in self._loading, "one load for all who wait"
         owner = self._owner_of(key[0])
         under_way = sum(self._owner_of(model) == owner for (model, _), _ in self._loading)
         if under_way >= self._recent:
@@ -262,6 +267,7 @@ class VersionCache:
             return entry
         finally:
             with self._lock:
+                assert (key, deletions) in self._loading
                 self._loading.pop((key, deletions), None)
 
     def _load(self, key: Key, *, evict: bool, beside_live: bool) -> CachedVersion:
@@ -274,16 +280,19 @@ class VersionCache:
             deletions = self._deletions[model]
         try:
             entry = self._read(key, evict=evict, beside_live=beside_live)
+            assert (entry.version.model, entry.version.number) == key
             with self._lock:
                 entry.used = next(self._uses)
                 # Not what was retired, or whose model was deleted, while it loaded.
                 is_retired = number in self._retired.get(model, ()) and not self._is_live(key)
                 if deletions == self._deletions[model] and not is_retired:
                     self._entries[key] = entry
+                assert self._stored.pool.bytes <= self._budget, "heads are over their budget"
             return entry
         finally:
             with self._lock:
                 self._reading[model] -= 1
+                assert self._reading[model] >= 0
                 if not self._reading[model]:
                     del self._reading[model]
                     self._deletions.pop(model, None)
@@ -295,6 +304,7 @@ class VersionCache:
             with self._room_for(manifest, evict=evict, beside_live=beside_live) as reservation:
                 loaded = self._stored.read(manifest, reservation)
         self._stored.check(manifest, loaded)
+        assert loaded.serving.keys() == manifest.spec.modalities.keys()
         version = described(manifest, _OnDemand(self, *key, manifest.created_at))
         return CachedVersion(version, loaded)
 
@@ -348,13 +358,15 @@ class VersionCache:
                 del self._entries[victim]
                 self._metrics.evicted(victim[0])
                 logger.info("%s@%d is evicted: the budget for heads is full", *victim)
-            if self._stored.pool.bytes + self._reserved() > most:
+            if self._reserved() + self._stored.pool.bytes > most:
                 return False
+            assert reservation not in self._reservations
             self._reservations.add(reservation)
             return True
 
     def _victim(self, reservation: Reservation, may_leave: Callable[[Key], bool]) -> Key | None:
         """The version to evict next. Only owners above an equal share lose versions to another owner."""
+        assert self._lock.locked()
         held: dict[str | None, list[Key]] = {}
         for key in self._entries:
             held.setdefault(self._owner_of(key[0]), []).append(key)
@@ -363,6 +375,7 @@ class VersionCache:
         }
         for each in (*self._reservations, reservation):
             usage[each.owner] = usage.get(each.owner, 0) + each.left
+        assert min(usage.values()) >= 0
         share = self._budget / len(usage)
         for owner in sorted(usage, key=lambda each: usage[each], reverse=True):
             if usage[owner] <= share and owner != reservation.owner:

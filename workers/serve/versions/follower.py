@@ -135,11 +135,13 @@ class Swapper:
         logger.info("%s was deleted and no longer answers", model)
 
     def _swap(self, model: str, pointer: LivePointer, version: ServedVersion) -> None:
+        assert (version.model, version.number) == (model, pointer.version)
         with self._swapping:
             before = self._live.get(model)
             done = self._live.swap(model, pointer, version)
             self._hold(model)
             seconds = self._clock() - self._seen_at.get(model, self._clock())
+            assert seconds >= 0
         if not done:
             logger.info("%s was superseded while it loaded", version.label)
         elif before is None or before.version != version:
@@ -236,15 +238,20 @@ class KeyedExecutor:
                 self._enqueue(name, task)
 
     def _enqueue(self, name: str, task: Callable[[], None]) -> None:
+        assert self._lock.locked()
+        assert name not in self._waiting, "queued twice"
         self._waiting.add(name)
         self._executor.submit(self._run, name, task)
 
     def _run(self, name: str, task: Callable[[], None]) -> None:
         with self._lock:
             self._waiting.discard(name)
+            assert name not in self._running, f"{name} runs twice"
             self._running.add(name)
         self._attempt(name, task)
         with self._lock:
+            assert name in self._running
+            assert name not in self._waiting
             self._running.discard(name)
             again = self._again.pop(name, None)
             if again is not None:
@@ -387,6 +394,7 @@ class Follower:
             return
         missed = _Missed(1 if before is None else before.times + 1, now)
         self._missed[model] = missed
+        assert missed.times <= _POLLS_UNTIL_GONE
         if missed.times >= _POLLS_UNTIL_GONE:
             del self._missed[model]
             self._swapper.drop(model)

@@ -79,6 +79,8 @@ class StoreReadiness:
                 self._check()
 
     def _check(self) -> None:
+        assert self._lock.locked()
+        assert self._untried is not None
         if not self._untried:
             self._ready.set()
         else:
@@ -194,6 +196,7 @@ class LiveVersions:
             self._gone -= {model}
             self._refusals = _without(self._refusals, model)
             live = self._live.get(model)
+            assert live is None or live.order <= pointer.order, "a pointer went back"
             if live is not None:
                 self._live = _with(self._live, model, live.updated(pointer))
             return True
@@ -204,8 +207,11 @@ class LiveVersions:
             newest, live = self._pointers.get(model), self._live.get(model)
             if newest is None or (live is not None and pointer.order <= live.order):
                 return False
+            if pointer.order > newest.order:
+                return False  # It is that of a deleted model, whose name is used again.
             if version.number in newest.retired and version.number != newest.version:
                 return False
+            assert version.model == model
             swapped = LiveModel(*pointer.order, version).updated(newest)
             self._live = _with(self._live, model, swapped)
             self._refusals = _without(self._refusals, model)
@@ -297,7 +303,10 @@ class VersionLookup:
         Raises InvalidRequest, NotFound, NotReady, Overloaded, VersionDamaged.
         """
         if wanted.version is None:
-            return await self._find_live(wanted.name, min_version, caller)
+            found = await self._find_live(wanted.name, min_version, caller)
+            assert found.model == wanted.name
+            assert found.number >= min_version
+            return found
         if wanted.version < min_version:
             raise InvalidRequest(
                 f"model asks for exactly version {wanted.version}, the header x-min-model-version "
@@ -348,6 +357,7 @@ class VersionLookup:
         version = (in_memory and in_memory.pinned()) or await self._load(name, number)
         # Again: it may have been retired, or its model deleted, while it was loaded.
         self._check_exact(name, number, caller)
+        assert (version.model, version.number) == (name, number)
         return version
 
     def _check_exact(self, name: str, number: int, caller: Caller) -> None:

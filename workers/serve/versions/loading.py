@@ -55,6 +55,8 @@ class ServingHead:
     def from_heads(cls, heads: ModalityHeads, modality: str) -> "ServingHead":
         """Return the head of this modality. Raises KeyError."""
         weight_EI = heads.weights[modality]
+        assert weight_EI.ndim == 2
+        assert weight_EI.dtype == torch.float32
         return cls(heads, modality, weight_EI[:, :-1], weight_EI[:, -1])
 
     def outputs(self, raw_BF: Tensor) -> Tensor:
@@ -111,10 +113,13 @@ class TensorPool:
         with self._lock:
             while self._freed:
                 self._bytes -= self._freed.popleft()
+            assert self._bytes >= 0, "more was freed than shared"
             return self._bytes
 
     def share(self, tensor: Tensor, reservation: Reservation) -> SharedTensor:
         """Return the tensor, or the one with the same shape and entries that is in the pool."""
+        assert tensor.dtype == torch.float32
+        assert tensor.is_contiguous()
         content = (
             tuple(tensor.shape),
             blake3(tensor.flatten().numpy().view(np.uint8).data).digest(),
@@ -153,6 +158,9 @@ class LoadedHeads:
     def __post_init__(self) -> None:
         laid_out = {name: ServingHead.from_heads(self.heads, name) for name in self.heads.weights}
         object.__setattr__(self, "serving", laid_out)
+        assert len({len(head.bias_E) for head in laid_out.values()}) <= 1, (
+            "heads of different widths"
+        )
 
     @property
     def in_memory(self) -> "LoadedHeads":
@@ -166,6 +174,7 @@ def truncated(embeddings_BE: Float32Array, count: int, *, normalize: bool = True
     """Return the first numbers of each row (B x D), at unit length if the whole rows are."""
     if count == embeddings_BE.shape[1]:
         return embeddings_BE
+    assert 0 < count < embeddings_BE.shape[1]
     prefix_BD = embeddings_BE[:, :count].copy()
     if normalize:
         size_B1 = np.linalg.norm(prefix_BD, axis=1, keepdims=True)
@@ -294,6 +303,7 @@ class StoredVersions:
 
 
 def described(manifest: VersionManifest, source: HeadsSource) -> ServedVersion:
+    assert not manifest.learned or manifest.learned[-1].version == manifest.version
     return ServedVersion(
         manifest.model,
         manifest.version,
@@ -308,6 +318,7 @@ def described(manifest: VersionManifest, source: HeadsSource) -> ServedVersion:
 
 def _loaded(manifest: VersionManifest, files: Sequence[SharedFile]) -> LoadedHeads:
     tensors = {name: each.tensor for file in files for name, each in file.tensors.items()}
+    assert len(tensors) == sum(len(file.tensors) for file in files), "a tensor is in two files"
     return LoadedHeads(heads_from(tensors, manifest.spec), tuple(files))
 
 

@@ -276,7 +276,7 @@ def _invalid_request(
 def _parts(problem: str) -> tuple[str, str]:
     """Return what is wrong and where, a path into the body: `input[2].feature[7]`."""
     found = _PROBLEM.fullmatch(problem)
-    assert found is not None  # noqa: S101
+    assert found is not None
     return found[1], found[2] or ""
 
 

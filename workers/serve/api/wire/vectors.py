@@ -101,6 +101,8 @@ def vectors_response(
 
     In steps, if it is JSON: writing 4,096 rows takes a tenth of a second and more.
     """
+    assert vectors_BE.ndim == 2
+    assert vectors_BE.dtype == np.float32
     all_headers = {
         **headers,
         "x-rows": str(len(vectors_BE)),
