@@ -165,6 +165,16 @@ def test_the_load_of_a_deleted_model_does_not_go_live_under_its_name() -> None:
     assert live.swap("m", new, version(1))
 
 
+def test_a_version_that_has_unlearned_the_newest_dataset_goes_live(serving: Replica) -> None:
+    manifest = store_version(serving.store, MODEL, 2, SPEC, random_heads(SPEC, seed=2))
+    left = tuple(line.model_copy(update={"version": 1}) for line in manifest.learned)
+    data = manifest.model_copy(update={"learned": left}).model_dump_json().encode()
+    serving.store.put(layout.version_manifest(MODEL, 2), data)
+    serving.point(generation=2, version=2)
+    serving.poll()
+    assert serving.live_number() == 2
+
+
 def pointer(generation: int) -> LivePointer:
     return LivePointer(generation=generation, version=1)
 

@@ -303,7 +303,6 @@ class StoredVersions:
 
 
 def described(manifest: VersionManifest, source: HeadsSource) -> ServedVersion:
-    assert not manifest.learned or manifest.learned[-1].version == manifest.version
     return ServedVersion(
         manifest.model,
         manifest.version,
