@@ -28,6 +28,7 @@ G (I × J) is never formed. With M = W C Wᵀ (E × E), tr(C_u G C_v Gᵀ) = tr(
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -106,15 +107,12 @@ class PairScores:
         C_v − m mᵀ of the rows in place of C_v, tr(C_u G₀ (C_v − m mᵀ) Gᵀ) is the covariance of the scores, in the mean
         over the queries. 1 for equal heads, and where scores are all equal in both.
         """
-        sides = (
-            (self._first, then.first_EI, now.first_EI),
-            (self._second, then.second_EJ, now.second_EJ),
+        first = self._first.moved(then.first_EI, now.first_EI)
+        second = self._second.moved(then.second_EJ, now.second_EJ)
+        return (
+            _correlation(first.products(), second.centred_products()),
+            _correlation(second.products(), first.centred_products()),
         )
-        (first, second), (first_centred, second_centred) = (
-            [side.between(one, other, centred=centred) for side, one, other in sides]
-            for centred in (False, True)
-        )
-        return _correlation(first, second_centred), _correlation(second, first_centred)
 
     def norm_changes(self, then: PairWeights, now: PairWeights) -> tuple[float, float]:
         """Relative change of the root mean square norm of each side's embeddings on a dataset.
@@ -162,13 +160,31 @@ class PairScores:
                 return measured
         first_EI, second_EJ = heads.first_EI.double(), heads.second_EJ.double()
         # M = W C Wᵀ of both sides (E × E), and tr(M_u M_v) = Σ M_u ∘ M_v: they are symmetric.
-        first_EE = self._first.image(heads.first_EI) @ first_EI.mT
-        second_EE = self._second.image(heads.second_EJ) @ second_EJ.mT
+        first_EE = self._first.image(heads.first_EI).square_EE
+        second_EE = self._second.image(heads.second_EJ).square_EE
         # tr(Gᵀ X) = tr(W_u X W_vᵀ) = Σ (W_u X) ∘ W_v.
         agreement = ((first_EI @ self._moments.cross_IJ) * second_EJ).sum()
         found = float((first_EE * second_EE).sum()), float(agreement) / max(self._moments.count, 1)
         self._measured = [*self._measured[1 - KEPT_HEADS :], (heads, found)]
         return found
+
+
+@dataclass(frozen=True)
+class _Image:
+    """A head W and its product W C with a mean moment, both float64 (E × I)."""
+
+    weight_EI: Tensor
+    image_EI: Tensor
+
+    @cached_property
+    def square_EE(self) -> Tensor:
+        """W C Wᵀ."""
+        return self.image_EI @ self.weight_EI.mT
+
+    @property
+    def mean_E(self) -> Tensor:
+        """The mean of W x: the constant 1 is the last column of x."""
+        return self.image_EI[:, -1]
 
 
 class _Side:
@@ -177,53 +193,42 @@ class _Side:
     def __init__(self, moment: SecondMoment) -> None:
         self._moment = moment
         # The one that was asked for last at the end.
-        self._images: list[tuple[Tensor, Tensor]] = []
+        self._images: list[tuple[Tensor, _Image]] = []
+        self._moved: _Moved | None = None
 
-    def image(self, weight_EI: Tensor) -> Tensor:
-        """W C (E × I). Heads that are equal have the same one, to the bit."""
-        for number, (known_EI, image_EI) in enumerate(self._images):
+    def image(self, weight_EI: Tensor) -> _Image:
+        """Heads that are equal have the same one, to the bit."""
+        for number, (known_EI, found) in enumerate(self._images):
             if known_EI is weight_EI or torch.equal(known_EI, weight_EI):
                 self._images.append(self._images.pop(number))
-                return image_EI
+                return found
         sum_II = self._moment.sum_II
-        found_EI: Tensor = weight_EI.to(sum_II) @ sum_II / max(self._moment.count, 1)
-        self._images = [*self._images[1 - KEPT_HEADS :], (weight_EI, found_EI)]
-        return found_EI
+        exact_EI = weight_EI.to(sum_II)
+        found = _Image(exact_EI, exact_EI @ sum_II / max(self._moment.count, 1))
+        self._images = [*self._images[1 - KEPT_HEADS :], (weight_EI, found)]
+        return found
 
     def moved(self, then_EI: Tensor, now_EI: Tensor) -> "_Moved":
-        image_EI, change_EI = self.image(then_EI), now_EI.double() - then_EI.double()
-        change_image_EI = self.image(now_EI) - image_EI
-        return _Moved(
-            image_EI @ then_EI.double().mT,
-            change_image_EI @ then_EI.double().mT,
-            change_image_EI @ change_EI.mT,
-        )
-
-    def between(self, then_EI: Tensor, now_EI: Tensor, *, centred: bool) -> "_Between":
-        """W₀ C W₀ᵀ, W₀ C Wᵀ and W C Wᵀ; of the covariance if `centred`."""
-        rows = (then_EI.double(), self.image(then_EI)), (now_EI.double(), self.image(now_EI))
-
-        def product(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
-            found_EE: Tensor = one[1] @ other[0].mT
-            # The constant 1 is the last column, so the last column of W C is the mean of W x.
-            return found_EE - one[1][:, -1].outer(other[1][:, -1]) if centred else found_EE
-
-        then, now = rows
-        return product(then, then), product(then, now), product(now, now)
+        """Of the two heads that were asked for last, as before."""
+        then, now = self.image(then_EI), self.image(now_EI)
+        known = self._moved
+        if known is None or known.then is not then or known.now is not now:
+            self._moved = known = _Moved.between(then, now)
+        return known
 
     def norm_change(self, then_EI: Tensor, now_EI: Tensor) -> float:
         before, after = self._square_norm(then_EI), self._square_norm(now_EI)
         return float((max(after, 0.0) / before) ** 0.5) - 1.0 if before > 0 else 0.0
 
     def _square_norm(self, weight_EI: Tensor) -> float:
-        """Mean of |W x|² over the rows: tr(W C Wᵀ) = Σ (W C) ∘ W."""
-        return float((self.image(weight_EI) * weight_EI).sum())
+        """Mean of |W x|² over the rows: tr(W C Wᵀ)."""
+        return float(self.image(weight_EI).square_EE.trace())
 
 
-_Between = tuple[Tensor, Tensor, Tensor]
+_Products = tuple[Tensor, Tensor, Tensor]
 
 
-def _correlation(queries: _Between, rows: _Between) -> float:
+def _correlation(queries: _Products, rows: _Products) -> float:
     # tr(C_u G₀ C_v Gᵀ) = tr(W_u C_u W_u,0ᵀ · W_v,0 C_v W_vᵀ) = Σ (W_u,0 C_u W_uᵀ) ∘ (W_v,0 C_v W_vᵀ).
     then, both, now = (float((one * other).sum()) for one, other in zip(queries, rows, strict=True))
     if then <= 0 or now <= 0:
@@ -233,11 +238,23 @@ def _correlation(queries: _Between, rows: _Between) -> float:
 
 @dataclass(frozen=True)
 class _Moved:
-    """A side's mean moment between its head then (W) and its change (Δ), each E × E, float64."""
+    """A side's mean moment between its head then (W) and its change (Δ), E × E, float64."""
 
-    then_EE: Tensor  # W C Wᵀ
+    then: _Image
+    now: _Image
     mixed_EE: Tensor  # Δ C Wᵀ
     moved_EE: Tensor  # Δ C Δᵀ
+
+    @classmethod
+    def between(cls, then: _Image, now: _Image) -> "_Moved":
+        change_EI = now.weight_EI - then.weight_EI
+        change_image_EI = now.image_EI - then.image_EI
+        return cls(then, now, change_image_EI @ then.weight_EI.mT, change_image_EI @ change_EI.mT)
+
+    @property
+    def then_EE(self) -> Tensor:
+        """W C Wᵀ."""
+        return self.then.square_EE
 
     @property
     def now_mixed_EE(self) -> Tensor:
@@ -248,6 +265,20 @@ class _Moved:
     def now_EE(self) -> Tensor:
         """(W + Δ) C (W + Δ)ᵀ."""
         return self.then_EE + self.mixed_EE + self.mixed_EE.mT + self.moved_EE
+
+    def products(self) -> _Products:
+        """W C Wᵀ, W C (W + Δ)ᵀ and (W + Δ) C (W + Δ)ᵀ."""
+        return self.then_EE, self.then_EE + self.mixed_EE.mT, self.now.square_EE
+
+    def centred_products(self) -> _Products:
+        """The same of the covariance of the rows in place of C."""
+        then_E, now_E = self.then.mean_E, self.now.mean_E
+        then_EE, both_EE, now_EE = self.products()
+        return (
+            then_EE - then_E.outer(then_E),
+            both_EE - then_E.outer(now_E),
+            now_EE - now_E.outer(now_E),
+        )
 
 
 # --- Optimality ---------------------------------------------------------------------------------
