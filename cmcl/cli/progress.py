@@ -68,7 +68,8 @@ class StateLines:
             self._printed = line
             rows = _count(job)[1]
             about = f" ({rows:,} rows)" if isinstance(now, PrepareProgress) and rows else ""
-            self._console.print(f"{line}{about}", highlight=False, markup=False, soft_wrap=True)
+            lines = [f"{line}{about}", *(details(job) if job.state == "held" else ())]
+            self._console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 
 class JobView:
@@ -130,7 +131,11 @@ def details(job: Job) -> list[str]:
         found = preparation_figures(now)
     else:
         found = figures(now) if now else {}
-    return [*(f"{name} {value}" for name, value in found.items()), *([message] if message else [])]
+    lines = [*(f"{name} {value}" for name, value in found.items()), *([message] if message else [])]
+    if job.state == "held":
+        commands = ("see cmcl job show", "then cmcl job approve", "or cmcl job reject")
+        lines += [f"{command} {job.id}" for command in commands]
+    return lines
 
 
 def _current(job: Job) -> Progress | PrepareProgress | None:

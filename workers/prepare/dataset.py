@@ -499,7 +499,10 @@ def _write_report(
 ) -> None:
     """Write the report of a dry run and the list of rows that would be left out, and delete the prepared shards."""
     write_rejected(store, request.dataset, prepared.rejected)
-    written = PrepareReport(request=request.request, report=report)
+    named = report.model_copy(
+        update={"advice": tuple(_with_names(each, request) for each in report.advice)}
+    )
+    written = PrepareReport(request=request.request, report=named)
     write_document(store, layout.preparation_file(request.dataset, "report"), written)
     kept = (layout.preparation_files(request.dataset), layout.rejected_rows(request.dataset))
     for key in list(store.keys(layout.dataset_prefix(request.dataset))):

@@ -209,12 +209,16 @@ def _without_row(store: ObjectStore, spec: JobSpec, row: ErasedRow, parent: Pare
     halves, digests = read_halves(store, line)
     first, second = (np.array(side, np.float32) for side in (row.first, row.second))
     digest = row_digest(line.dataset, first.tobytes(), second.tobytes())
+    one = paired_rows(Rows(first[None], second[None], None))
+    _check_not_held_out(store, line, one)
     is_row_N = digests == int.from_bytes(bytes.fromhex(digest[:16]), "big", signed=True)
     copies = int(is_row_N.sum())
     if not copies:
-        raise CannotCombine(f"dataset {line.name!r} ({line.dataset}) has no row {digest}")
-    raw = paired_rows(Rows(first[None], second[None], None)).at(torch.zeros(copies).long())
-    _check_not_held_out(store, line, raw)
+        raise CannotCombine(
+            f"dataset {line.name!r} ({line.dataset}) has learned no row with these features to the bit (digest {digest}), "
+            "or it was erased: compare them with the row of its shard"
+        )
+    raw = one.at(torch.zeros(copies).long())
     heads = parent.model_state.heads
     for number, own in enumerate(exact_rows(heads, line.pair, raw).halves()):
         halves[number] -= pair_moments(own.first_NI, own.second_NJ)
@@ -272,10 +276,10 @@ def _check_not_held_out(store: ObjectStore, line: LearnedDataset, row: PairedRow
         is_held_out = any((records.keys_B2 == keys_2).all(1).any() for records in held_out)
     except UNREADABLE as error:
         raise CannotCombine(
-            f"whether dataset {line.name!r} also holds out the row cannot be read: {error}. Restore these rows, or {do_this}"
+            f"whether dataset {line.name!r} holds out the row cannot be read: {error}. Restore these rows, or {do_this}"
         ) from error
     if is_held_out:
-        raise CannotCombine(f"the row is also a held-out row of dataset {line.name!r}: {do_this}")
+        raise CannotCombine(f"the row is held out of dataset {line.name!r}: {do_this}")
 
 
 # --- Merge --------------------------------------------------------------------------------------

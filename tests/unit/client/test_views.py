@@ -223,6 +223,9 @@ WORDS = [
 ]
 
 
+DECIDE = [f"see cmcl job show {JOB}", f"then cmcl job approve {JOB}", f"or cmcl job reject {JOB}"]
+
+
 def job(state: str, progress: Progress | None = None, **more: Any) -> Job:
     return response(Job, id=JOB, state=state, progress=progress, **more)
 
@@ -259,6 +262,12 @@ STARTING = response(Progress, phase="starting", note="the ranks are starting")
         ),
         (job("running", STARTING), (None, 0, "starting", "", ""), ["the ranks are starting"]),
         (job("submitting", message="[red]"), (None, 0, "submitting", "", ""), ["[red]"]),
+        # A person has to decide.
+        (
+            job("held", message="it drifts"),
+            (None, 0, "held", "", ""),
+            ["it drifts", *DECIDE],
+        ),
         # Zero is a reported figure, unlike None.
         (
             job("running", response(Progress, phase="training", removed_share=0.0, drift=0.0)),
@@ -307,7 +316,8 @@ def test_a_watched_job_is_drawn_while_it_runs(client: Client, server: RestServer
 
 def test_without_a_terminal_each_state_has_a_line(server: RestServer) -> None:
     server.answer = states_of(
-        job("queued"), PREPARING, PREPARING, job("running", READING), job("published", TRAINING)
+        *(job("queued"), PREPARING, PREPARING, job("running", READING)),
+        *(job("held", message="it drifts"), job("published", TRAINING)),
     )
     output = io.StringIO()
     with Client(server.url) as client:
@@ -315,7 +325,7 @@ def test_without_a_terminal_each_state_has_a_line(server: RestServer) -> None:
     lines = output.getvalue().splitlines()
     assert lines[0] == "fashion: queued"
     assert "fashion: preparing, encoding (12,000 rows)" in lines
-    assert lines[-1] == "fashion: published"
+    assert lines[-6:] == ["fashion: held", "it drifts", *DECIDE, "fashion: published"]
     assert len(lines) == len(set(lines))
 
 

@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -320,8 +321,25 @@ def test_a_dry_run_leaves_only_its_report(ground: Ground) -> None:
     assert keys == [layout.preparation_file("ds-0123456789ab", "report")]
 
 
-def dry_run(ground: Ground, *names: str, report_version: int) -> PrepareReport:
-    request = ground.request(*names, report_version=report_version)
+def test_a_dry_run_names_a_bad_shard_as_its_user_does(ground: Ground) -> None:
+    """The address of an upload says nothing to who sent it."""
+    draw = np.random.default_rng(0)
+    turn = draw.normal(size=(4, 3))
+    for part in "abcd":
+        image = draw.normal(size=(80, 4))
+        text = np.roll(image, int(part == "c"), axis=0) @ turn
+        np.savez(ground.folder / f"{part}.npz", image=image, text=text)
+    names = {f"{part}.npz": f"part-{part}.npz" for part in "abcd"}
+    shards = [
+        {"uri": (ground.folder / file).as_uri(), "name": name} for file, name in names.items()
+    ]
+    report = dry_run(ground, shards=shards, report_version=0).report
+    assert [each.file for each in report.bad_shards] == [shards[2]["uri"]]
+    assert [each[:11] for each in report.advice if "belong together" in each] == ["part-c.npz:"]
+
+
+def dry_run(ground: Ground, *names: str, **more: Any) -> PrepareReport:
+    request = ground.request(*names, **more)
     with pytest.raises(AssertionError):  # there is no manifest
         ground.prepare(request)
     key = layout.preparation_file(request.dataset, "report")

@@ -182,12 +182,19 @@ def refused(bench: Bench, version: int) -> str:
 def test_what_cannot_be_erased_is_refused_by_name(tmp_path: Path) -> None:
     rows = real_rows("fashion_vt", slice(0, 60))
     bench = bench_of(tmp_path / "one")
-    bench.learn(1, VT, rows, (rows[0][50:60], rows[1][50:60]))
+    held_out = real_rows("fashion_vt", slice(50, 62))
+    bench.learn(1, VT, rows, held_out)
     for row, sides, words in (
-        (3, real_rows("fashion_vt", slice(60, 70)), "dataset 'dataset-1' (ds-1) has no row"),
+        (
+            3,
+            real_rows("fashion_vt", slice(60, 70)),
+            "dataset 'dataset-1' (ds-1) has learned no row",
+        ),
         # A row's features with another row's partner.
-        (3, (rows[0], rows[1][::-1]), "has no row"),
-        (55, rows, "is also a held-out row of dataset 'dataset-1'"),
+        (3, (rows[0], rows[1][::-1]), "has learned no row"),
+        (55, rows, "is held out of dataset 'dataset-1'"),
+        # It was never learned, but is kept.
+        (11, held_out, "is held out of dataset 'dataset-1'"),
     ):
         with pytest.raises(CannotCombine):
             bench.erase(2, "ds-1", sides, row)
@@ -201,12 +208,12 @@ def test_what_cannot_be_erased_is_refused_by_name(tmp_path: Path) -> None:
     ):
         kept = lost.read_bytes()
         lost.unlink()
-        with pytest.raises(CannotCombine, match="also holds out the row cannot be read"):
+        with pytest.raises(CannotCombine, match="holds out the row cannot be read"):
             bench.erase(3, "ds-1", rows, 4)
         lost.write_bytes(kept)
         bench.store.delete(layout.run_failure("job-3", 1))
     # What was erased was never in.
-    with pytest.raises(CannotCombine, match="has no row"):
+    with pytest.raises(CannotCombine, match="has learned no row"):
         bench.erase(3, "ds-1", rows, 3)
 
 
