@@ -174,7 +174,7 @@ def adopt(  # noqa: PLR0913 - where from, as what, where to
     aligned_to: Annotated[
         str | None, typer.Option(help="modality of the same items whose encoder the model has")
     ] = None,
-    takes: Annotated[Media, typer.Option(help="what the encoder takes")] = "text",
+    takes: Annotated[Media, typer.Option(help="what the encoder of a new modality takes")] = "text",
     yes: Yes = False,
     url: Url = DEFAULT_URL,
     embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
@@ -251,7 +251,8 @@ class _Target:
                 f"{self.model} has no version yet: learn a dataset with the new encoder first"
             )
         before = found.encoders.get(self.modality)
-        if before is not None and before.difference(self.identity) is not None:
+        # Later vectors of the same encoder need no --takes.
+        if before and before.difference(self.identity.model_copy(update={"takes": before.takes})):
             raise CommandError(
                 f"the features of {name} are by {_title(before)}, and these vectors by {_title(self.identity)}: "
                 "scores between them mean nothing. Adopt them as another modality"

@@ -36,6 +36,7 @@ _WIDEST = 100
 # Length of the longest phase or state of a running job.
 _PHASE_WIDTH = 10
 _SUCCEEDED = ("published", "reported", "evaluated")
+_DECIDE = ("see cmcl job show", "then cmcl job approve", "or cmcl job reject")
 
 
 def watch_with_bar(client: Client, job: str, title: str, console: Console) -> Job:
@@ -131,11 +132,12 @@ def details(job: Job) -> list[str]:
         found = preparation_figures(now)
     else:
         found = figures(now) if now else {}
-    lines = [*(f"{name} {value}" for name, value in found.items()), *([message] if message else [])]
-    if job.state == "held":
-        commands = ("see cmcl job show", "then cmcl job approve", "or cmcl job reject")
-        lines += [f"{command} {job.id}" for command in commands]
-    return lines
+    decide = _DECIDE if job.state == "held" else ()
+    return [
+        *(f"{name} {value}" for name, value in found.items()),
+        *([message] if message else []),
+        *(f"{command} {job.id}" for command in decide),
+    ]
 
 
 def _current(job: Job) -> Progress | PrepareProgress | None:

@@ -69,8 +69,8 @@ class WaitTimeout(CmclError):
     """The timeout of a wait expired. The job continues."""
 
 
-# Too many requests; a gateway without a backend; not ready.
-TRANSIENT_STATUSES = frozenset({429, 502, 503, 504})
+# A body that arrived too slowly; too many requests; a gateway without a backend; not ready.
+TRANSIENT_STATUSES = frozenset({408, 429, 502, 503, 504})
 
 
 def is_transient(error: CmclError) -> bool:

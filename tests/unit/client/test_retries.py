@@ -33,7 +33,7 @@ def delete(outcomes: Outcomes) -> Driven:
     return Driven(lambda client: client._session.delete("/v1/x"), outcomes, RETRIES)
 
 
-@pytest.mark.parametrize("status", [429, 502, 503, 504])
+@pytest.mark.parametrize("status", [408, 429, 502, 503, 504])
 def test_transient_errors_are_retried_with_exponential_backoff(status: int) -> None:
     driven = post([answer(status)] * 3 + [answer(200)])
     assert driven.paused == [1.0, 2.0, 4.0]
