@@ -27,7 +27,7 @@ _ALONG = tuple(0.5 + sign * step / 50 for step in range(18) for sign in (1, -1))
 
 @dataclass(frozen=True)
 class Pair:
-    """Two modalities. `emergent`: never trained together, measured only. `recall`: 0 to 1."""
+    """Two modalities. `emergent`: never trained together, measured only. `recall`: R@1, 0 to 1."""
 
     first: str
     second: str
@@ -67,13 +67,9 @@ class _Box:
 
 
 def modality_graph(
-    pairs: Sequence[Pair],
-    modalities: Sequence[str] = (),
-    *,
-    metric: str = "R@1",
-    width: float = WIDTH,
+    pairs: Sequence[Pair], modalities: Sequence[str] = (), *, width: float = WIDTH
 ) -> Picture:
-    """Draw modalities as nodes; learned pairs are solid edges, emergent ones dashed, with their recall in %.
+    """Draw modalities as nodes; learned pairs are solid edges, emergent ones dashed, with their R@1 in %.
 
     `modalities`: those without a pair as well. The ten with the most pairs are drawn. A label that finds no free place
     is left to the table.
@@ -92,14 +88,14 @@ def modality_graph(
         line = f"M{number(a.x)} {number(a.y)}L{number(b.x)} {number(b.y)}"
         colour, dashes = ("2", "6 4") if pair.emergent else ("1", "")
         body += path(line, colour, 2, pair.describe(), dashes=dashes)
-    body += "".join(_labels(edges, boxes, metric))
+    body += "".join(_labels(edges, boxes))
     for name, box in boxes.items():
         room = box.width - 20
         written = text((box.x, box.y + 4), name, room, anchor="middle", weight="600")
         body += box.draw("even", _PILL / 2) + written
     if not nodes:
         body = text((24, height / 2), "no modality yet", colour="muted")
-    key = f"Solid: learned, {metric} in %. Dashed: never trained together."
+    key = "Solid: learned, R@1 in %. Dashed: never trained together."
     body += text((12, height + 12), key, width - 24, size=SMALL, colour="muted")
     learned = sum(not pair.emergent for pair in pairs)
     words = f"{counted(len(degree), 'modality')}, {counted(learned, 'learned pair')}"
@@ -121,7 +117,7 @@ def modality_graph(
         )
         for pair in pairs
     ]
-    headings = ("modality", "with", "kind", "datasets", f"{metric} (%)")
+    headings = ("modality", "with", "kind", "datasets", "R@1 (%)")
     table = Table("Pairs of modalities", headings, rows, names=3)
     return Picture("Modalities and their pairs", f"{words}.", table, width, height + 20, body)
 
@@ -140,7 +136,7 @@ def _placed(nodes: Sequence[str], width: float, height: float) -> dict[str, _Box
     return boxes
 
 
-def _labels(edges: Sequence[Pair], boxes: Mapping[str, _Box], metric: str) -> Iterator[str]:
+def _labels(edges: Sequence[Pair], boxes: Mapping[str, _Box]) -> Iterator[str]:
     """Yield the recall of each edge, at the first place along it that is free."""
     taken = list(boxes.values())
     for pair in edges:
@@ -153,6 +149,6 @@ def _labels(edges: Sequence[Pair], boxes: Mapping[str, _Box], metric: str) -> It
             if not any(map(box.overlaps, taken)):
                 taken.append(box)
                 written = text((box.x, box.y + 4), shown, size=SMALL, anchor="middle")
-                says = title(f"{metric}: {pair.describe()}")
+                says = title(f"R@1: {pair.describe()}")
                 yield group(box.draw("surface", 3) + written + says, {})
                 break

@@ -9,24 +9,14 @@ from statistics import fmean
 from typing import NamedTuple
 
 from cmcl.contract.api.jobs import Candidate, JobPhase
-from cmcl.contract.api.versions import (
-    EvaluationRow,
-    Version,
-    VersionSummary,
-)
+from cmcl.contract.api.versions import EvaluationRow, Version, VersionSummary
 from cmcl.contract.version import LearnedDataset, MeasuredDataset, Recall, VersionManifest
 from cmcl.pictures.graph import Pair, modality_graph
 from cmcl.pictures.lines import Line, lines
 from cmcl.pictures.matrix import Memory, MemoryRow, forgetting_matrix
 from cmcl.pictures.picture import WIDTH, Picture
 from cmcl.pictures.rows import Bar, RecallChange, bars, dumbbells
-from cmcl.pictures.scales import (
-    duration,
-    fine_percent,
-    percent,
-    points_of,
-    significant,
-)
+from cmcl.pictures.scales import duration, fine_percent, percent, points_of, significant
 from cmcl.pictures.svg import brief
 
 # Curves of more datasets than this are drawn without names, but for those that lost most.
@@ -217,7 +207,6 @@ def recall_changes(
     before: str = "before",
     after: str = "after",
     *,
-    metric: str = "R@1",
     width: float = WIDTH,
 ) -> Picture:
     """Draw the recall of each dataset before and after, the largest loss first.
@@ -229,7 +218,7 @@ def recall_changes(
     words = "No dataset was measured both before and after."
     if known:
         words = f"Lowest change: {points_of(known[0].change)} points, {brief(known[0].name)}."
-    texts = (f"{metric} of each dataset, {before} and {after}", words)
+    texts = (f"R@1 of each dataset, {before} and {after}", words)
     return dumbbells(texts, in_order, (before, after), width=width)
 
 
@@ -243,12 +232,13 @@ def drift_curve(
     words = (
         f"Largest of all versions: {fine_percent(max(known))} %." if known else "Not measured yet."
     )
+    limit = None
     if bound is not None:
-        limit, over = f"{significant(100 * bound)} %", sum(value > bound for value in known)
-        words += f" Bound: {limit}, exceeded in {over} of {len(known)} versions."
-        drawn.append(Line(f"bound {limit}", [(x, bound) for x, _ in points], "", None, True))
+        says, over = f"{significant(100 * bound)} %", sum(value > bound for value in known)
+        words += f" Bound: {says}, exceeded in {over} of {len(known)} versions."
+        limit = (bound, f"bound {says}")
     texts, axes = ("Largest drift by version", words), ("version", "change of scores in %")
-    return lines(texts, drawn, axes, times=100, reaches=(0.0,), width=width)
+    return lines(texts, drawn, axes, limit, times=100, reaches=(0.0,), width=width)
 
 
 def job_phases(phases: Sequence[JobPhase], *, width: float = WIDTH) -> Picture:

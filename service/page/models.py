@@ -31,8 +31,9 @@ from service.context import Context
 from service.core.principal import Principal
 from service.database.engine import Seek
 from service.page.day import last_day
+from service.page.formats import plural
 from service.page.lists import MODELS, VERSIONS, WantedQuery, find
-from service.page.rendering import PREFIX, TWO_THIRDS, figure, pages_of
+from service.page.rendering import PREFIX, TWO_THIRDS, WHOLE, figure, pages_of
 from service.page.start import has_sample
 
 router = APIRouter(prefix=PREFIX)
@@ -161,7 +162,7 @@ def model_page(
         summary=summary,
         graph=graph,
         drift=drift,
-        drift_picture=figure(partial(_drift_picture, drift), TWO_THIRDS) if drift.windows else None,
+        drift_picture=figure(partial(_drift_picture, drift), WHOLE) if drift.windows else None,
         gate=read_gate(model, principal, context, Response()),
         found=found,
         versions=list_versions(model, principal, context, found.seek).items,
@@ -172,24 +173,18 @@ def model_page(
 
 
 def _drift_picture(drift: QueryDrift, width: float) -> Picture:
-    """The level of each modality over the last windows, and the bound."""
+    """The level of each modality over the last windows, and the band of what was learned."""
     newest = max(windows[-1].at for windows in drift.windows.values())
-    drawn = [
-        Line(
-            name,
-            [((each.at - newest).total_seconds() / 60, each.level) for each in windows],
-            f"{windows[-1].level:.2f}",
-            place,
-        )
-        for place, (name, windows) in enumerate(sorted(drift.windows.items()))
-    ]
-    first = min(min(at for at, _ in line.points) for line in drawn)
-    bound = Line("drift", [(first, 1.0), (0.0, 1.0)], place=None, is_dashed=True)
-    what = "Distance of the mean of queries from the nearest mixture of datasets; above 1 is drift."
-    return lines(
-        ("Drift of queries", what),
-        [*drawn, bound],
-        ("minutes", "level"),
-        reaches=(0.0, 1.2),
-        width=width,
+    drawn, above = [], []
+    for place, (name, windows) in enumerate(sorted(drift.windows.items())):
+        points = [((each.at - newest).total_seconds() / 60, each.level) for each in windows]
+        drawn.append(Line(name, points, f"{windows[-1].level:.2f}", place))
+        if over := sum(each.level > 1 for each in windows):
+            above.append(f"{name} in {over} of {plural(len(windows), 'window')}")
+    words = (
+        "Distance of the mean of queries from the nearest mixture of datasets. "
+        "Queries of these datasets lie within the band; above it: "
     )
+    texts = ("Drift of queries", f"{words}{', '.join(above) or 'no window'}.")
+    bound = (1.0, "drift")
+    return lines(texts, drawn, ("minutes", "level"), bound, reaches=(0.0, 1.2), width=width)

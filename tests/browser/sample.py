@@ -16,6 +16,7 @@ from service.database.rows import PreparedRows
 from tests.browser.sample_figures import UPDATES, WIDTH, WIDTHS, recall_of, report_of, solved
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table
+from tests.fakes.query_drift import report_query_drift
 from tests.fakes.trainer import report_progress, train
 
 _LOG = b"rank 0: read 12,430 rows a second\nrank 0: 408 of 780 updates, loss 0.83\n"
@@ -94,9 +95,18 @@ def build(plane: ControlPlane) -> Names:
         open_dataset=_open_dataset(plane),
     )
     plane.store.put(layout.run_log(names.running, 1), _LOG)
+    _query(plane)
     _move_back(plane)
     plane.clock.advance(41)
     return names
+
+
+def _query(plane: ControlPlane) -> None:
+    """Two hours of queries; images were like nothing that was learned for a while."""
+    drawn = random.Random("queries")
+    levels = {name: [drawn.uniform(0.2, 0.7) for _ in range(120)] for name in ("image", "text")}
+    levels["image"][60:80] = [drawn.uniform(0.8, 2.4) for _ in range(20)]
+    report_query_drift(plane.store, levels, SCENES.model)
 
 
 def _post(plane: ControlPlane, model: str, name: str, pair: str) -> str:

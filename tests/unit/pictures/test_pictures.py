@@ -190,7 +190,7 @@ TABLES: dict[str, tuple[Picture, list[list[str]]]] = {
     ),
     "lines": (
         pictures.drift_curve({3: 0.5, 4: None}, 0.25),
-        [["3", "50"], ["4", "–"]],
+        [["3", "50, over the bound"], ["4", "–"]],
     ),
     "graph": (
         pictures.modality_graph([pictures.Pair("image", "text", 0.734, emergent=True)]),

@@ -1,5 +1,7 @@
 """Drift that replicas report becomes a metric, one event when it begins and one when it ends, and a picture."""
 
+import re
+
 import pytest
 from sqlalchemy import select
 
@@ -80,13 +82,28 @@ def test_a_page_needs_no_report(plane: ControlPlane, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("is_queried", [False, True])
 def test_api_and_page_show_the_windows(plane: ControlPlane, is_queried: bool) -> None:
     if is_queried:
-        report_query_drift(plane.store, {"image": [0.5, 2.5]})
+        report_query_drift(plane.store, {"image": [0.5, 2.5], "text": [0.1, 1.0, 0.3]})
     found = plane.client.get("/v1/models/scenes/drift").json()
-    page = text_of(Browser(plane).get("/ui/models/scenes").text)
+    markup = Browser(plane).get("/ui/models/scenes").text
+    page = text_of(markup)
     if not is_queried:
         assert found == {"drifting": [], "windows": {}}
         assert "Drift of queries" not in page
+        assert "query-drift" not in markup
         return
     assert found["drifting"] == ["image"]
     assert [each["level"] for each in found["windows"]["image"]] == [0.5, 2.5]
     assert "Those of image are not like what was learned." in page
+    assert "above it: image in 1 of 2 windows." in page
+    figure = markup[markup.index('id="figure-query-drift"') :]
+    wide = figure[: figure.index("</svg>")]
+    drawn = re.findall(
+        r'<path d="([^"]*)" class="cmcl-s-[12]" fill="none" [^>]*stroke-width="2"', wide
+    )
+    assert [len(re.findall("[ML]", line)) for line in drawn] == [2, 3]
+    # A triangle at the window above the band, whose lower edge is at its point.
+    (mark,) = re.findall(r'd="M([0-9.]+) ([0-9.]+)l4 8h-8z"', wide)
+    x, y = map(float, re.findall(r"L([0-9.]+) ([0-9.]+)$", drawn[0])[0])
+    assert (float(mark[0]), float(mark[1])) == (x, pytest.approx(y - 5, abs=0.11))
+    numbers = re.findall(r"<td>([^<]*)</td>", figure[: figure.index("</table>")])
+    assert numbers == ["0.5", "0.1", "2.5, over the bound", "1", "–", "0.3"]
