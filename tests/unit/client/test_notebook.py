@@ -152,7 +152,7 @@ def test_the_history_of_a_model_is_drawn_in_order_with_names() -> None:
         ("2", "set 2", "37.5 (−12.5)", "75.0", "25.0"),
     ]
     assert drawn.drift is not None
-    assert list(drawn.drift.table.rows) == [("1", "–"), ("2", "25")]
+    assert list(drawn.drift.table.rows) == [("1", "–"), ("2", "25, over the bound")]
     assert "exceeded in 1 of 1" in drawn.drift.description
     assert history_pictures([]) == (None, None, None)
 
