@@ -227,7 +227,7 @@ def _lifespan(context: Context, reconciler: Reconciler, announcer: Announcer) ->
         _watch(app, loops)
         # Daemons: a call that hangs must not keep the process from exiting. No state is lost.
         threads = [
-            threading.Thread(target=loop.run, args=[stop], name=loop.name, daemon=True)
+            threading.Thread(target=loop.work, args=[stop], name=loop.name, daemon=True)
             for loop in loops
         ]
         for thread in threads:

@@ -93,12 +93,12 @@ class Probes:
 
 @router.get("/healthz", response_model=Health, responses={503: {"model": Health}})
 async def healthz(loops: LoopsDep) -> JSONResponse:
-    """Liveness: 503 if a background loop has hung for half an hour, which only a restart ends.
+    """Liveness: 503 if a background loop has hung for half an hour, or a thread of it has ended: only a restart helps.
 
     Database and object storage are not asked: their outage must not restart the service.
     """
     # Not in a thread: all threads may be waiting for what hangs.
-    hung = {loop.name: problem for loop in loops if (problem := loop.hung()) is not None}
+    hung = {loop.name: problem for loop in loops if (problem := loop.ended or loop.hung())}
     if not hung:
         return JSONResponse(Health(status="ok").model_dump())
     return JSONResponse(Health(status="hung", checks=hung).model_dump(), 503)
@@ -125,7 +125,7 @@ async def check_health(context: Context, loops: Sequence[Loop], probes: Probes) 
         probes.ask("store", lambda: _ask_store(context)),
     )
     shared = {"database": database, "store": store}
-    own = {loop.name: loop.problem() or "ok" for loop in loops}
+    own = {loop.name: loop.ended or loop.problem() or "ok" for loop in loops}
     if set(shared.values()) != {"ok"}:
         status = "degraded"
     else:

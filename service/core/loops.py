@@ -1,9 +1,12 @@
 """Background loops of the process: one base class, with a heartbeat that the probes and the metrics read."""
 
 import logging
+import math
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 from cmcl.memory import trim_heap
@@ -28,6 +31,23 @@ class Loop(ABC):
     def __init__(self, seconds: Seconds = time.monotonic) -> None:
         self._seconds = seconds
         self._beat_at = seconds()
+        # Why a thread of it has ended before the process stops, for /readyz and /healthz. Only a restart helps.
+        self.ended: str | None = None
+
+    def work(self, stop: threading.Event) -> None:
+        """Run in this thread, and note why it ends before `stop` is set."""
+        with self._noting_end():
+            self.run(stop)
+            assert stop.is_set(), "a loop returned"
+
+    @contextmanager
+    def _noting_end(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self.ended = f"a thread has ended: {error!r}"
+            logger.critical("a thread of loop %s has ended", self.name, exc_info=error)
+            raise
 
     @abstractmethod
     def run(self, stop: threading.Event) -> None:
@@ -40,7 +60,8 @@ class Loop(ABC):
         """Release what other instances wait for, when the process stops. Raises DatabaseError."""
 
     def age(self) -> float:
-        return self._seconds() - self._beat_at
+        """Seconds since the last heartbeat, for the metrics; infinite once a thread has ended."""
+        return math.inf if self.ended else self._seconds() - self._beat_at
 
     def problem(self) -> str | None:
         """Why this loop is not ready, for /readyz; None if it is."""

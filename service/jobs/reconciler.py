@@ -329,11 +329,12 @@ class Workers(Loop):
         return super().hung()
 
     def _work(self, stop: threading.Event) -> None:
-        while not stop.is_set():
-            key = self._queue.get(_WAIT_SECONDS)
-            if key is not None:
-                self._process(key)
-            self.beat()
+        with self._noting_end():
+            while not stop.is_set():
+                key = self._queue.get(_WAIT_SECONDS)
+                if key is not None:
+                    self._process(key)
+                self.beat()
 
 
 class Notifications(PeriodicLoop):

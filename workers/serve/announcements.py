@@ -135,6 +135,10 @@ class AnnouncementListener:
     def start(self) -> None:
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
     def announce(self) -> None:
         """Make every replica poll the store: now, and once more for all calls within the next 20 ms.
 

@@ -109,7 +109,7 @@ class Embedder:
         self._metrics.watch("ready", lambda: self._live.readiness.ready)
         # From the start, so that an endpoint without a model has the series.
         self._metrics.connected(False)
-        export_metrics(self._metrics)
+        self._exporter = export_metrics(self._metrics)
         wait_until_ready(
             self._live.readiness,
             args.first_poll_seconds,
@@ -148,10 +148,14 @@ class Embedder:
             self._batcher, (self._background, self._searches), _STUCK_SECONDS
         ):
             raise RuntimeError(problem)
-        if not self._follower.alive:
-            raise RuntimeError("the follower of the live pointers has stopped in this replica")
-        if not self._collections.follower.alive:
-            raise RuntimeError("the follower of the collections has stopped in this replica")
+        threads = {
+            "the follower of the live pointers": self._follower.alive,
+            "the follower of the collections": self._collections.follower.alive,
+            "the listener for announcements": self._listener.alive,
+            "the export of metrics": self._exporter.is_alive(),
+        }
+        if ended := [name for name, is_alive in threads.items() if not is_alive]:
+            raise RuntimeError(f"{' and '.join(ended)} ended in this replica")
 
     def _start_collections(self) -> Collections:
         """Follow the collections, and wait for them if the store is available."""
@@ -194,8 +198,8 @@ def _authenticator(args: ServeSettings, metrics: ServeMetrics) -> tuple[Access, 
     return keys, (keys.refresh,)
 
 
-def export_metrics(metrics: ServeMetrics) -> None:
-    """Start a thread that passes metrics to Ray, whose nodes export them to Prometheus.
+def export_metrics(metrics: ServeMetrics) -> threading.Thread:
+    """Start and return a thread that passes metrics to Ray, whose nodes export them to Prometheus.
 
     What prometheus_client counts inside a Ray worker is not exported. Ray drops a gauge that was not set for two of
     its report intervals (20 s), so each is set every second, changed or not.
@@ -217,7 +221,9 @@ def export_metrics(metrics: ServeMetrics) -> None:
             for short, labels, value in metrics.drain():
                 record[short](value, labels)
 
-    threading.Thread(target=export, name="metrics", daemon=True).start()
+    thread = threading.Thread(target=export, name="metrics", daemon=True)
+    thread.start()
+    return thread
 
 
 EMBEDDER: serve.Deployment = serve.deployment(

@@ -1,10 +1,14 @@
 """Background loops survive errors, and probes name a stuck one."""
 
 import threading
+import time
+from collections.abc import Callable
 
 import pytest
 
 from service.core.loops import HUNG_SECONDS, Loop, PeriodicLoop
+from service.jobs.reconciler import Workers
+from service.jobs.workqueue import Key, Work, WorkQueue
 from tests.fakes.control_plane import ControlPlane
 
 
@@ -136,3 +140,51 @@ def test_an_outage_is_logged_once_until_it_changes(caplog: pytest.LogCaptureFixt
         "it failed: still away",
         "a round of flaky failed; will retry",
     ]
+
+
+class Ending(Loop):
+    """A loop that returns, or ends by an error."""
+
+    name = "ending"
+
+    def __init__(self, error: BaseException | None) -> None:
+        super().__init__()
+        self._error = error
+
+    def run(self, stop: threading.Event) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+def process_nothing(key: Key) -> None:
+    raise AssertionError("planted")
+
+
+def one_worker(_: object) -> Workers:
+    queue = WorkQueue(time.monotonic, {}, 1)
+    queue.add(Key("scenes", Work.JOBS))
+    return Workers(queue, process_nothing, 1)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (Ending, AssertionError("planted")),
+        (Ending, MemoryError()),
+        (Ending, None),
+        (one_worker, None),
+    ],
+)
+def test_a_thread_that_ends_is_shown_by_both_probes_at_once(
+    plane: ControlPlane, make: Callable[[object], Loop], error: BaseException | None
+) -> None:
+    loop, stop = make(error), threading.Event()
+    thread = threading.Thread(target=loop.work, args=[stop])
+    thread.start()
+    thread.join()
+    plane.app.state.loops = [loop]
+    for path in ("/healthz", "/readyz"):
+        response = plane.client.get(path)
+        assert response.status_code == 503
+        assert "a thread has ended" in response.text
