@@ -21,6 +21,9 @@ class Chosen:
 
     numbers: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        assert list(self.numbers) == sorted(self.numbers)
+
     def __add__(self, other: "Chosen") -> "Chosen":
         return Chosen(tuple(sorted(self.numbers + other.numbers)))
 
@@ -33,6 +36,7 @@ class Chosen:
     def ridge(self) -> float:
         """The geometric mean, divided by √count: the noise of pooled covariances falls with datasets."""
         count = len(self.numbers)
+        assert count, "no dataset chose a ridge"
         # A sum that is rounded once, so that the order of datasets does not matter.
         return math.exp(math.fsum(map(math.log, self.numbers)) / count) / math.sqrt(count)
 
@@ -113,6 +117,7 @@ class Memory:
         pairs = {**self.centred, key: rest}
         counts = {**self.datasets, key: self.datasets[key] - 1}
         counted = {**self.significant, key: self.significant[key].without(_number(significant))}
+        assert counts[key] >= 0
         if not counts[key]:
             # A pair without a dataset connects nothing.
             del pairs[key], counts[key], counted[key]

@@ -139,6 +139,7 @@ def solve(
     if wanted < 1:
         raise ValueError(f"{wanted} directions are wanted, it must be 1 at least")
     groups = components(moments.crosses)
+    assert sum(len(group) for group in groups) == len(moments.modalities), "groups share none"
     settings = _Settings(ridges, wanted, precision, limits, tolerance)
     return Solution(tuple(_directions(moments.part(group), settings) for group in groups))
 
@@ -183,6 +184,7 @@ def _directions(moments: Pooled, settings: _Settings) -> Directions:
     start_DN = random_start(size, count, torch.zeros((), dtype=precision))
     leading = leading_eigenvectors(product, start_DN, count, settings.tolerance)
     real = int((leading.values_K > NO_CORRELATION).sum())
+    assert real <= count <= size
     vectors_DK = with_canonical_signs(leading.vectors_DK[:, :real].to(roots[names[0]]))
     # w = L⁻ᵀ q for all directions at once.
     solved = in_threads(
@@ -223,6 +225,7 @@ def root(covariance_FF: Tensor, ridge: float) -> tuple[Tensor, float]:
     factor = torch.linalg.cholesky_ex(raised_FF)
     if int(factor.info):
         return root(covariance_FF, 10 * ridge)
+    assert floor > 0
     return factor.L, floor
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workers.nullspace.subspace import is_orthonormal
 from workers.nullspace.threads import in_threads, one_thread
 
 Product = Callable[[Tensor], Tensor]
@@ -72,6 +73,9 @@ def leading_eigenvectors(
         ends = float(values_N[-1]), float(values_N[0])
         filtered_DN = _filtered(product, block_DN, ends, _DEGREE)
         found, values_N, block_DN = _ritz(product, _orthonormal(filtered_DN), wanted)
+    assert len(found.values_K) == found.vectors_DK.shape[1] == wanted
+    assert bool((found.values_K.diff() <= 0).all()), "eigenvalues fall"
+    assert is_orthonormal(found.vectors_DK, 5e-2)
     return found
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.nullspace.subspace import EigenBasis, directions_within, identity_basis
+from workers.nullspace.subspace import EigenBasis, directions_within, identity_basis, is_orthonormal
 
 # Entries below this share of the largest energy are rounding of zero in float64.
 _ZERO = 1e-12
@@ -45,6 +45,10 @@ class UpdateSpace:
     outputs: EigenBasis  # V (E × E): row i of M writes along its column i
     inputs: EigenBasis  # U (I × I): column j of M reads along its column j
     free_EI: Tensor
+
+    def __post_init__(self) -> None:
+        assert self.free_EI.shape == (self.outputs.width, self.inputs.width)
+        assert self.free_EI.dtype == torch.bool
 
     @property
     def energy_EI(self) -> Tensor:
@@ -91,6 +95,7 @@ def product_mask(outputs: EigenBasis, inputs: EigenBasis, kept_energy: float) ->
     # Freeing entries by rising energy until the budget is used is optimal: as many other entries would
     # spend at least as much.
     low, high = _bracket(outputs.values_I, inputs.values_I, most)
+    assert low <= high
     # Below `low` everything fits, above `high` nothing does. Only what is between needs sorting.
     free_EI = energy_EI <= low
     doubtful_EI = (energy_EI <= high) & ~free_EI
@@ -220,6 +225,7 @@ def _share(
     rest_EK = directions_within(moment_EE, free_EK[:, ~own_K])
     own_EK = directions_within(moment_EE, free_EK[:, own_K])
     vectors_EE = torch.cat([protected_EK, rest_EK, own_EK], dim=1)
+    assert is_orthonormal(vectors_EE, 1e-6)
     # vᵀ D v for each column v: the diagonal of Vᵀ D V without the rest of it.
     values_E = (vectors_EE * (moment_EE @ vectors_EE)).sum(0).clamp_min(0)
     outputs = EigenBasis(vectors_EE, values_E)

@@ -33,13 +33,16 @@ class SecondMoment:
     # Σ over two sets of rows is the sum of both Σ: ranks, shards and datasets add up, and a dataset is
     # removed by subtracting its own.
     def __add__(self, other: "SecondMoment") -> "SecondMoment":
+        assert self.sum_II.shape == other.sum_II.shape, "sums of different widths"
         return SecondMoment(self.count + other.count, self.sum_II + other.sum_II)
 
     def __sub__(self, other: "SecondMoment") -> "SecondMoment":
+        assert self.sum_II.shape == other.sum_II.shape, "sums of different widths"
         return SecondMoment(self.count - other.count, self.sum_II - other.sum_II)
 
     def add_rows_(self, rows_BI: Tensor) -> "SecondMoment":
         """Add that of further rows in place, and return the sum. This object is not to be used afterwards."""
+        assert self.sum_II.dtype == torch.float64
         total_II = _add_products(self.sum_II, rows_BI, rows_BI)
         return SecondMoment(self.count + len(rows_BI), total_II)
 
@@ -70,6 +73,10 @@ class PairMoments:
     first: SecondMoment
     second: SecondMoment
     cross_IJ: Tensor
+
+    def __post_init__(self) -> None:
+        assert self.first.count == self.second.count
+        assert self.cross_IJ.shape == (len(self.first.sum_II), len(self.second.sum_II))
 
     def __add__(self, other: "PairMoments") -> "PairMoments":
         return PairMoments(

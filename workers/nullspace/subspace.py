@@ -24,6 +24,9 @@ class EigenBasis:
     vectors_II: Tensor  # U: column j is the direction u_j
     values_I: Tensor  # s_j = u_jᵀ S u_j = Σ (u_jᵀ x)²: the energy of all rows along u_j
 
+    def __post_init__(self) -> None:
+        assert self.vectors_II.shape == (self.width, self.width)
+
     @property
     def width(self) -> int:
         return len(self.values_I)
@@ -51,6 +54,7 @@ class EigenBasis:
         missing_I = total - self.values_I.cumsum(0)
         enough = missing_I <= (1 - kept_energy) * total + _ZERO * total
         # argmax of a boolean (as 0 and 1) is the index of its first True.
+        assert bool(enough[-1]), "all directions hold less than all of the energy"
         return int(enough.double().argmax()) + 1
 
     def leading(self, kept_energy: float) -> Tensor:
@@ -73,6 +77,14 @@ def eigenbasis(moment: SecondMoment) -> EigenBasis:
     if not sum_II.isfinite().all():
         raise ValueError(f"moment of {moment.count} rows has values that are not finite")
     return _decompose(sum_II)
+
+
+def is_orthonormal(vectors_IK: Tensor, tolerance: float) -> bool:
+    """Whether columns are orthonormal, as far as one vector shows: products with it cost no more than reading them."""
+    vectors_IK = vectors_IK.double()
+    probe_K = torch.linspace(1, 2, vectors_IK.shape[1]).to(vectors_IK)
+    rest_K = vectors_IK.mT @ (vectors_IK @ probe_K) - probe_K
+    return float(rest_K.norm()) <= tolerance * float(probe_K.norm())
 
 
 def common_eigenbasis(moments: Sequence[SecondMoment]) -> EigenBasis:
@@ -147,4 +159,6 @@ def _decompose(sum_II: Tensor, scale: float = 0.0) -> EigenBasis:
     # Values fall, so counting those above the threshold gives the first index of the null space.
     rank = int((values_I > _ZERO * max(float(values_I[0]), scale)).sum())
     vectors_II[:, rank:] = _canonical(vectors_II[:, rank:])
+    assert bool((values_I.diff() <= 0).all()), "eigenvalues fall"
+    assert is_orthonormal(vectors_II, 1e-8)
     return EigenBasis(vectors_II, values_I)
