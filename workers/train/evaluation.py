@@ -88,11 +88,12 @@ class Evaluation:
         parent: ModalityHeads | None = None,
     ) -> None:
         """Measure one more dataset, and what its results have in common with those of the parent."""
-        first_NE, second_NE = embeddings(heads, pair, rows)
-        if parent is not None:
-            self.overlap[dataset] = overlap(embeddings(parent, pair, rows), (first_NE, second_NE))
-        self.now[dataset] = recall(first_NE, second_NE, rows)
-        self.score_errors[dataset] = score_errors(first_NE, second_NE)
+        now = embeddings(heads, pair, rows)
+        then = None if parent is None else embeddings(parent, pair, rows)
+        self.now[dataset], overlap = recall_and_overlap(now, then, rows)
+        if overlap is not None:
+            self.overlap[dataset] = overlap
+        self.score_errors[dataset] = score_errors(*now)
 
 
 def evaluate(
@@ -329,15 +330,25 @@ def embeddings(
 
 def recall(first_NE: Tensor, second_NE: Tensor, held_out: HeldOut) -> Recall:
     """Recall of unit embeddings, averaged over both directions."""
+    return recall_and_overlap((first_NE, second_NE), None, held_out)[0]
+
+
+def recall_and_overlap(
+    now: tuple[Tensor, Tensor], then: tuple[Tensor, Tensor] | None, held_out: HeldOut
+) -> tuple[Recall, float | None]:
+    """Recall of unit embeddings (N × E) of both sides, and the share of the ten best results that are among those of another
+    version as well, `then`; None without one. Averaged over both directions.
+    """
     rows, labels_N = held_out.rows, held_out.labels_N
-    ways = ((first_NE, second_NE), (second_NE, first_NE))
+    ways = (now, now[::-1])
+    old = (None, None) if then is None else (then, then[::-1])
     keys = (rows.second_keys_N, rows.first_keys_N)
-    places = [_places(*way, held_out, keys_N) for way, keys_N in zip(ways, keys, strict=True)]
-    nearest_N, item_N, own_N = (torch.cat(each) for each in zip(*places, strict=True))
+    places = [_places(*each, held_out) for each in zip(ways, old, keys, strict=True)]
+    nearest_N, item_N, own_N, stay_P = (torch.cat(each) for each in zip(*places, strict=True))
     accuracy = None
     if labels_N is not None:
         accuracy = fmean(_class_accuracy(*way, labels_N) for way in ways)
-    return Recall(
+    measured = Recall(
         rows=len(held_out),
         at_1=_share(nearest_N, 1),
         at_5=_share(item_N, 5),
@@ -346,28 +357,7 @@ def recall(first_NE: Tensor, second_NE: Tensor, held_out: HeldOut) -> Recall:
         own_at_10=_share(own_N, 10),
         accuracy=accuracy,
     )
-
-
-def overlap(then: tuple[Tensor, Tensor], now: tuple[Tensor, Tensor]) -> float:
-    """Share of the ten best results of held-out queries that two versions have in common, averaged over both directions.
-
-    `then`, `now`: the unit embeddings (N × E) of both sides. Rows that tie with the tenth best one are among the best.
-    """
-    ways = (then, now), (then[::-1], now[::-1])
-    return fmean(_overlap(*way) for way in ways)
-
-
-def _overlap(then: tuple[Tensor, ...], now: tuple[Tensor, ...]) -> float:
-    (old_NE, old_rows_NE), (new_NE, new_rows_NE) = then, now
-    best = min(BEST, len(old_NE))
-    shared = 0
-    for start in range(0, len(old_NE), _QUERIES_AT_ONCE):
-        part = slice(start, start + _QUERIES_AT_ONCE)
-        scores_QN = old_NE[part] @ old_rows_NE.mT
-        last_Q1 = scores_QN.topk(best, dim=1).values[:, -1:]
-        found_QK = (new_NE[part] @ new_rows_NE.mT).topk(best, dim=1).indices
-        shared += int((scores_QN.gather(1, found_QK) >= last_Q1).sum())
-    return shared / max(best * len(old_NE), 1)
+    return measured, None if then is None else float(stay_P.double().mean())
 
 
 def _share(places_N: Tensor, most: int) -> float:
@@ -375,29 +365,38 @@ def _share(places_N: Tensor, most: int) -> float:
 
 
 def _places(
-    queries_NE: Tensor, gallery_NE: Tensor, held_out: HeldOut, keys_N: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Places, from 1, of the best row with the query's label or item, of the best one with its item, and of its own row.
+    now: tuple[Tensor, Tensor],
+    then: tuple[Tensor, Tensor] | None,
+    keys_N: Tensor,
+    held_out: HeldOut,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Places, from 1, of the best row with the query's label or item, of the best one with its item, and of its own row;
+    and whether each of the best rows was among them `then`.
 
-    `keys_N`: of the gallery's items. Places beyond the ten best are some number above ten.
+    `now`, `then`: queries and gallery. `keys_N`: of the gallery's items. Places beyond the ten best are some number
+    above ten.
     """
+    queries_NE, gallery_NE = now
     rows, labels_N = held_out.rows, held_out.labels_N
     _, same_N, counts = torch.unique(keys_N, return_inverse=True, return_counts=True)
     nearest, items, owns = list[Tensor](), list[Tensor](), list[Tensor]()
+    stay = [torch.zeros(0, dtype=torch.bool)]
     for start in range(0, len(queries_NE), _QUERIES_AT_ONCE):
         part_Q = torch.arange(start, min(start + _QUERIES_AT_ONCE, len(queries_NE)))
-        found = _Best.from_scores(queries_NE[part_Q] @ gallery_NE.mT, part_Q)
+        found = Best.from_scores(queries_NE[part_Q] @ gallery_NE.mT, part_Q)
         same_item_P = found.share(rows.first_keys_N) | found.share(rows.second_keys_N)
         items.append(found.places(same_item_P))
         # Rows with the same item have the same embedding: they tie, however their scores are rounded.
         owns.append(found.places(found.share(keys_N)) + counts[same_N[part_Q]] - 1)
         if labels_N is not None:
             nearest.append(found.places(same_item_P | found.share(labels_N)))
-    return torch.cat(nearest or items), torch.cat(items), torch.cat(owns)
+        if then is not None:
+            stay.append(found.are_best_of(then[0][part_Q] @ then[1].mT))
+    return torch.cat(nearest or items), torch.cat(items), torch.cat(owns), torch.cat(stay)
 
 
 @dataclass(frozen=True)
-class _Best:
+class Best:
     """The rows of each query that score no less than its tenth best one: ten, and more where these tie with others.
 
     Shapes: P such pairs of a query and a row. `index_P`: of the query among these Q.
@@ -409,7 +408,7 @@ class _Best:
     scores_P: Tensor
 
     @classmethod
-    def from_scores(cls, scores_QN: Tensor, queries_Q: Tensor) -> "_Best":
+    def from_scores(cls, scores_QN: Tensor, queries_Q: Tensor) -> "Best":
         best = scores_QN.topk(min(BEST + 1, scores_QN.shape[1]), dim=1)
         rows_QK, tenth_Q1 = best.indices[:, :BEST], best.values[:, :BEST][:, -1:]
         # Where the eleventh ties with the tenth, more rows may: all scores of these queries are compared.
@@ -423,6 +422,11 @@ class _Best:
     def share(self, values_N: Tensor) -> Tensor:
         """Whether query and row have the same value (bool, P)."""
         return values_N[self.queries_Q[self.index_P]] == values_N[self.rows_P]
+
+    def are_best_of(self, scores_QN: Tensor) -> Tensor:
+        """Whether each is among the best of the same query by other scores (bool, P)."""
+        tenth_Q = scores_QN.topk(min(BEST, scores_QN.shape[1]), dim=1).values[:, -1]
+        return scores_QN[self.index_P, self.rows_P] >= tenth_Q[self.index_P]
 
     def places(self, is_hit_P: Tensor) -> Tensor:
         """The place of each query's best hit, from 1. Other rows that score the same come before it."""

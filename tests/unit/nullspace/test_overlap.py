@@ -8,7 +8,7 @@ from workers.model.loss import unit
 from workers.nullspace.certificate import PairScores, PairWeights
 from workers.nullspace.moments import pair_moments
 from workers.nullspace.overlap import expected_overlap
-from workers.train.evaluation import overlap
+from workers.train.evaluation import Best
 
 ROWS, WIDTH, FEATURES = 400, 16, 24
 
@@ -46,12 +46,21 @@ def embedded(weights: PairWeights) -> tuple[Tensor, Tensor]:
     return unit(first @ weights.first_EI.mT), unit(second @ weights.second_EJ.mT)
 
 
+def overlap(then: tuple[Tensor, Tensor], now: tuple[Tensor, Tensor]) -> float:
+    """Of queries and rows, by two versions."""
+    before_QN, scores_QN = (queries @ rows.mT for queries, rows in (then, now))
+    best = Best.from_scores(scores_QN, torch.arange(len(scores_QN)))
+    return float(best.are_best_of(before_QN).double().mean())
+
+
 @pytest.mark.parametrize("size", [0.05, 0.2, 0.5, 1.0, 3.0])
 def test_overlap_is_expected_from_moments_within_a_twentieth(size: float) -> None:
     then, now = moved(size)
     ways = PairScores(pair_moments(*rows())).correlations(then, now)
-    expected = sum(expected_overlap(way, ROWS) for way in ways) / 2
-    assert expected == pytest.approx(overlap(embedded(then), embedded(now)), abs=0.05)
+    before, after = embedded(then), embedded(now)
+    measured = overlap(before, after), overlap(before[::-1], after[::-1])
+    for way, found in zip(ways, measured, strict=True):
+        assert expected_overlap(way, ROWS) == pytest.approx(found, abs=0.05)
 
 
 def test_a_correlation_is_that_of_the_scores_of_each_query_about_their_mean() -> None:
