@@ -460,6 +460,7 @@ def _specification(model: Model) -> dict[str, Cell]:
         "modalities": ", ".join(modalities),
         "policy": model.policy,
         "method": model.method,
+        "erasable": model.erasable,
         "permitted drift": model.max_drift,
         "training": _settings(dict(model.training)),
         "seed": model.seed,

@@ -420,8 +420,9 @@ def lineage(lines: tuple[LearnedDataset, ...]) -> Grid:
 
 
 def _facts(version: Version) -> dict[str, Cell]:
+    """What is known of the version."""
     report = version.manifest.report
-    return {
+    facts: dict[str, Cell] = {
         "parent": version.parent,
         **made_of(version),
         "erased rows": "\n".join(
@@ -441,6 +442,7 @@ def _facts(version: Version) -> dict[str, Cell]:
         "stored": version.stored_at,
         "retired": version.retired_at,
     }
+    return {name: fact for name, fact in facts.items() if fact not in (None, "")}
 
 
 def _counted(dataset: str, rows: list[EvaluationRow]) -> str:

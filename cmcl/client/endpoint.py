@@ -132,7 +132,11 @@ def encode_inputs(modality: str, inputs: Inputs) -> dict[str, Any]:
                     "each modality in a separate call"
                 )
             return {"input": items, "encoding_format": "base64"}  # Each item names its modality.
-        rows = [row if isinstance(row, str) else list(row) for row in given]
+        # Rows of an array become Python's numbers, which JSON can have.
+        rows = [
+            row if isinstance(row, str) else list(getattr(row, "tolist", lambda row=row: row)())
+            for row in given
+        ]
     except TypeError as error:
         raise InvalidArgument(
             f"input is {shortened(repr(inputs))}; it must be a list of features (each a list of numbers; "

@@ -34,8 +34,6 @@ class NewErasure(Frozen):
     """A row that is to be erased, as it is posted."""
 
     features: dict[Modality, list[float]] = Field(
-        min_length=2,
-        max_length=2,
         description="by modality, both sides of the row as they were learned: the numbers of its shard",
     )
     model: ModelName | None = Field(

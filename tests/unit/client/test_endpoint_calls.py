@@ -3,7 +3,9 @@
 import base64
 import struct
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 
 from cmcl import Client, CmclError, Query
@@ -40,7 +42,8 @@ def test_embeddings_are_the_floats_that_were_sent_and_name_their_version(
     data = [base64.b64encode(struct.pack("<2f", *vector)).decode() for vector in vectors]
     answer = {"model": "scenes@12", "data": [{"embedding": text} for text in data]}
     server.always((200, answer))
-    embeddings = client.embed("scenes", "image", [(1.0, 2.0), [3.0, 4.0]])
+    rows: Any = [(1.0, 2.0), np.array([3.0, 4.0], np.float32)]
+    embeddings = client.embed("scenes", "image", rows)
     assert embeddings.version == 12
     assert embeddings.vectors == [pytest.approx(vector, rel=1e-7) for vector in vectors]
     assert server.asked[0].body["input"] == [[1.0, 2.0], [3.0, 4.0]]
