@@ -170,6 +170,7 @@ def _chunks(file: BinaryIO, key: str) -> Iterator[bytes]:
         left = os.fstat(file.fileno()).st_size
         while chunk := file.read(min(CHUNK_BYTES, left)):
             left -= len(chunk)
+            assert left >= 0
             yield chunk
         if left:
             raise StorageUnavailable(f"{key!r} ended {left} bytes before its declared length")

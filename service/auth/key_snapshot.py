@@ -123,6 +123,7 @@ class SnapshotWriter(PeriodicLoop):
     def _write(self, wanted: tuple[SnapshotKey, ...], serial: int, now: datetime) -> None:
         # Keys with the scope embed must stay valid although the database that held them was lost.
         check_not_stale(self._store, self._database)
+        assert len({each.id for each in wanted}) == len(wanted), "two keys with one id"
         snapshot = KeySnapshot(serial=serial, issued_at=now, keys=wanted)
         token = sign(snapshot, SNAPSHOT_TYPE, self._signing_key)
         self._store.put(layout.key_snapshot(), token.encode())

@@ -58,6 +58,7 @@ class SlidingWindow:
             is_next = minute == self._minute + 1
             self._before = self._present if is_next else Counter()
             self._present, self._minute = Counter(), int(minute)
+        assert 0 <= seconds < _MINUTE
         return seconds
 
 

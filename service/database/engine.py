@@ -79,6 +79,7 @@ class WriterLock:
     def __enter__(self) -> None:
         with self._lock:
             if not self._is_taken:
+                assert not self._waiting, "a writer waits for a lock that is free"
                 self._is_taken = True
                 return
             turn = threading.Event()
@@ -98,6 +99,7 @@ class WriterLock:
         traceback: TracebackType | None,
     ) -> None:
         with self._lock:
+            assert self._is_taken, "released twice"
             if self._waiting:
                 self._waiting.popleft().set()
             else:

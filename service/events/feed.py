@@ -238,6 +238,7 @@ class Feed:
                 return
             del self._listeners[excess]
             excess.offer(None)
+        assert len(self._listeners) < self._most_listeners
         self._listeners[listener] = None
 
     def _excess(self, owner: str | None) -> _Listener | None:
@@ -254,6 +255,7 @@ class Feed:
             return
         while not listener.is_over:
             found = await asyncio.to_thread(self._page, listener.wanted, after)
+            assert all(event.sequence > after for event in found)
             for event in found:
                 if listener.is_over:
                     return
@@ -285,6 +287,7 @@ class Feed:
 
     def _distribute(self, seen: _Seen) -> None:
         for event in seen.events:
+            assert event.sequence > self._position, "an event appeared before one that was read"
             self._position = event.sequence
             for listener in self._listeners:
                 if listener.wanted.covers(event):

@@ -415,6 +415,7 @@ class Deliverer(Loop):
         for webhook in await asyncio.to_thread(self._claim, MAX_RUNNING - len(self._busy)):
             task = asyncio.create_task(self._serve(webhook))
             self._busy.add(task)
+            assert len(self._busy) <= MAX_RUNNING
             task.add_done_callback(self._busy.discard)
 
     def _claim(self, slots: int) -> list[WebhookRow]:
@@ -513,6 +514,7 @@ def seconds_to_next(
     """
     if attempts >= MAX_ATTEMPTS:
         return None
+    assert attempts >= 1
     seconds = STEPS[attempts - 1] * (1 + _JITTER * chance())
     return max(seconds, min(retry_after or 0.0, LONGEST_RETRY_AFTER_SECONDS))
 

@@ -132,8 +132,7 @@ def try_webhook(connection: Connection, webhook: str, registrar: Registrar) -> D
     message = webhooks.payload(found, event, registrar.now)
     made = deliveries.add(connection, found.id, message, registrar.now)
     delivery = deliveries.find(connection, made)
-    if delivery is None:
-        raise RuntimeError(f"delivery {made} was inserted and is not there")
+    assert delivery is not None, f"delivery {made} was inserted and is not there"
     return delivery
 
 

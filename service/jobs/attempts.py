@@ -89,6 +89,7 @@ def _problem(context: Context, job: JobRow) -> str | None:
 
 def submit(context: Context, job: JobRow, model: ModelRow) -> None:
     """submitting -> running. Idempotent: the attempt's id is in the database already."""
+    assert job.attempt > job.attempts_before_retry
     spec = attempt_spec(context.store, job_spec(context, job, model))
     key = layout.run_spec(job.id, job.attempt)
     write_document(context.store, key, spec)
@@ -370,6 +371,7 @@ def _lose_attempt(context: Context, job: JobRow, why: str) -> None:
     Its dataset stays prepared.
     """
     used = job.attempt - job.attempts_before_retry
+    assert used > 0, "an attempt was lost that had not begun"
     permitted = context.settings.max_attempts
     if used >= permitted:
         message = f"{used} of {permitted} permitted attempts were lost; the last one: {why}"
@@ -404,8 +406,8 @@ def job_spec(context: Context, job: JobRow, model: ModelRow) -> JobSpec:
     """The specification of the job's current attempt, without a checkpoint to resume from."""
     manifest = None if job.own_dataset is None else dataset_of(context, job).manifest
     version = job.parent_version if job.kind == "evaluate" else job.version
-    if version is None or (manifest is None and job.own_dataset is not None):
-        raise RuntimeError(f"job {job.id} is {job.state} without a manifest or a version")
+    assert version is not None, f"job {job.id} is {job.state} without a version"
+    assert manifest is not None or job.own_dataset is None, f"job {job.id} has no manifest"
     return JobSpec(
         unlearns=job.dataset if job.kind == "unlearn" else None,
         merges=job.merges,
@@ -436,8 +438,7 @@ def _measured_only(context: Context, job: JobRow) -> tuple[EvaluationDataset, ..
 def dataset_of(context: Context, job: JobRow) -> DatasetRow:
     with context.database.read() as connection:
         dataset = None if job.dataset is None else datasets.find(connection, job.dataset)
-    if dataset is None:
-        raise RuntimeError(f"job {job.id} has no dataset")
+    assert dataset is not None, f"job {job.id} has no dataset"
     return dataset
 
 

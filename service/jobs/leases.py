@@ -59,6 +59,7 @@ class ModelLeases:
         self._leased = shares.get(self._instance, 0)
         free = with_work - self._leased - sum(shares.get(other, 0) for other in others)
         claims = min(free, max(0, most - self._leased))
+        assert free >= 0, "instances lease more models than there are with work"
         excess = self._leased - most if self._leased > most + _slack(most) else 0
         is_renewed = alive.get(self._instance, now) > now + self._duration / 2
         if is_renewed and not claims and not excess:
@@ -70,6 +71,7 @@ class ModelLeases:
             return []
         with self._context.database.write() as connection:
             claimed = instances.claim(connection, self._instance, now, claims)
+        assert len(claimed) <= claims
         self._leased += len(claimed)
         return claimed
 
@@ -113,6 +115,7 @@ class ModelLeases:
     def _release(self, number: int) -> None:
         with self._context.database.write() as connection:
             names = instances.leased(connection, self._instance)
+            assert number > 0
             idle = [name for name in names if not self._is_busy(name)][:number]
             instances.release(connection, self._instance, idle)
         self._leased -= len(idle)
@@ -122,6 +125,7 @@ class Lease:
     """A named lease in the database: one instance at a time runs a loop for all."""
 
     def __init__(self, context: Context, name: str, duration: timedelta) -> None:
+        assert duration > timedelta(0)
         self._context = context
         self._name = name
         self._duration = duration

@@ -76,6 +76,7 @@ def store_version(context: Context, version: VersionRow) -> None:
         job = None if version.job is None else jobs.find(connection, version.job)
     with context.metrics.step("store", job):
         check_model_not_stale(context.store, context.database, version.model)
+        assert (version.manifest.model, version.manifest.version) == (version.model, version.number)
         publish_manifest(context.store, version.manifest)
         now = context.clock()
         with context.database.write() as connection:
@@ -118,8 +119,7 @@ def _lineage(context: Context, job: JobRow) -> tuple[LearnedDataset, ...]:
         return ()
     with context.database.read() as connection:
         parent = versions.find(connection, job.model, job.parent_version)
-    if parent is None:
-        raise RuntimeError(f"job {job.id} has no parent version {job.parent_version}")
+    assert parent is not None, f"job {job.id} has no parent version {job.parent_version}"
     return parent.manifest.learned
 
 
@@ -127,6 +127,8 @@ def _publish(context: Context, job: JobRow, candidate: VersionManifest) -> None:
     """In one transaction: advance the head, create the version, finish the job."""
     now = context.clock()
     with context.database.write() as connection:
+        assert (candidate.model, candidate.job) == (job.model, job.id)
+        assert candidate.version == (candidate.parent or 0) + 1
         if not models.advance_head(connection, job.model, candidate.parent, candidate.version):
             # The model has a version newer than the parent, which this candidate would undo. The
             # dataset is valid, so it is learned again from the newer version.

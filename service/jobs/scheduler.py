@@ -124,8 +124,10 @@ class _Admission:
             if job is None:
                 continue
             if self._start(job):
+                assert job.owner == owner
                 room -= 1
                 self._newest += 1
+                assert served[owner] < self._newest, "admissions are numbered upwards"
                 running[owner] = running.get(owner, 0) + 1
                 served[owner] = self._newest
                 job_queue.set_served(self._connection, self._stage, owner, self._newest)

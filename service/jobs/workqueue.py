@@ -138,9 +138,12 @@ class WorkQueue:
 
     def done(self, key: Key) -> None:
         with self._changed:
+            assert key in self._started, "done without having been started"
             del self._started[key]
             self._low_started.discard(key)
             self._counts[key.work] -= 1
+            assert self._counts[key.work] >= 0
+            assert self._low_started <= self._started.keys()
             for priority in _Priority:
                 at = self._again.pop((key, priority), None)
                 if at is not None:
@@ -227,6 +230,7 @@ class WorkQueue:
         ]
 
     def _start(self, key: Key) -> None:
+        assert key not in self._started, "a key is processed by one worker at a time"
         now = self._seconds()
         priority = next(each for each in _Priority if key in self._ready[key.work, each])
         del self._ready[key.work, priority][key]
@@ -235,6 +239,7 @@ class WorkQueue:
             self._waiting.pop((key, each), None)
         self._started[key] = now
         self._counts[key.work] += 1
+        assert sum(self._counts.values()) == len(self._started)
         if priority is _Priority.LOW:
             self._low_started.add(key)
 

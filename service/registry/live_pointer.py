@@ -105,6 +105,7 @@ def _pointer(connection: Connection, model: ModelRow) -> LivePointer | None:
     """
     if model.live_version is None:
         return None
+    assert model.live_generation >= 1
     return LivePointer(
         generation=model.live_generation,
         version=model.live_version,

@@ -77,8 +77,7 @@ def roll_back(connection: Connection, model: str, request: PromotionRequest) -> 
     if now is None or now.returns_to is None:
         raise Conflict(f"model {model!r} has no earlier promotion to return to")
     then = versions.promotion(connection, model, now.returns_to)
-    if then is None:
-        raise RuntimeError(f"model {model!r} has no promotion {now.returns_to}")
+    assert then is not None, f"model {model!r} has no promotion {now.returns_to}"
     found = _servable_version(connection, model, then.version, request.principal)
     return _move_live(connection, current, found, "rolled_back", request, then.returns_to)
 
@@ -86,8 +85,7 @@ def roll_back(connection: Connection, model: str, request: PromotionRequest) -> 
 def go_live(connection: Connection, version: VersionRow, now: datetime) -> None:
     """Make a version that was published and stored the live one."""
     current = models.lock(connection, version.model)
-    if current is None:
-        raise RuntimeError(f"version {version.number} has no model {version.model!r}")
+    assert current is not None, f"version {version.number} has no model {version.model!r}"
     _move_live(
         connection, current, version, "published", PromotionRequest(RECONCILER, "published", now)
     )
@@ -102,6 +100,7 @@ def _move_live(
     returns_to: int | None = None,
 ) -> Live:
     """Make the version live under the next generation, with the model locked; record who asked for it and why."""
+    assert version.model == model.name
     generation = model.live_generation + 1
     if kind != "rolled_back":
         returns_to = model.live_generation or None
@@ -116,6 +115,8 @@ def _move_live(
         actor=request.principal.name,
         created_at=request.now,
     )
+    assert returns_to is None or returns_to < generation, "a rollback is to an earlier promotion"
+    assert version.retired_at is None
     cause = _cause(connection, version, request)
     models.set_live(connection, model.name, version.number, generation, request.now, cause)
     versions.add_promotion(connection, promotion, version, model.owner)

@@ -74,6 +74,7 @@ class ProgressPoint:
 
 
 def begin(connection: Connection, job: str, number: int, parent: int | None, now: datetime) -> None:
+    assert number >= 1
     values = {"job": job, "number": number, "parent_version": parent, "created_at": now}
     connection.execute(insert(attempts).values(values))
 
@@ -163,6 +164,7 @@ def _interval(connection: Connection, job: str, number: int, clock: _Clock, now:
         connection.execute(update(attempts).where(*_is(job, number)).values(values))
     if widened != interval:
         _thin_out(connection, job, number, since, widened)
+    assert 0 <= age / widened < MOST_POINTS
     return int(age / widened)
 
 

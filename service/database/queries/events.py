@@ -101,6 +101,7 @@ def number(connection: Connection) -> int:
         {"event": event, "place": place}
         for place, event in enumerate(connection.scalars(waiting), start=newest + 1)
     ]
+    assert len(places) <= MOST_AT_ONCE
     if places:
         statement = update(events).where(events.c.sequence == bindparam("event"))
         connection.execute(statement.values(position=bindparam("place")), places)

@@ -44,6 +44,7 @@ def claim_lease(
 
     Raises WriteConflict if another instance claimed it for the first time concurrently.
     """
+    assert until > now, "a lease that has ended"
     if connection.execute(select(leases.c.name).where(leases.c.name == name)).first() is None:
         connection.execute(insert(leases).values(name=name, owner=owner, until=until))
         return True
@@ -123,6 +124,7 @@ def _claim(
     for some in in_chunks(names):
         changed = update(models).where(models.c.name.in_(some))
         connection.execute(changed.values(lease_owner=instance))
+    assert len(names) <= most
     return names
 
 

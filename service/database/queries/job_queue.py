@@ -178,6 +178,7 @@ def start_attempt(connection: Connection, seen: JobRow, parent: int | None, now:
     """
     if must_wait(connection, seen):
         return False
+    assert seen.state == JobState.PREPARED
     number = seen.attempt + 1
     moved = moves.move(
         connection,

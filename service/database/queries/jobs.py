@@ -260,6 +260,7 @@ def enqueue(
     connection: Connection, seen: JobRow, at: datetime, priority: Priority, message: str
 ) -> bool:
     """Let a job wait for the scheduler. False if it has moved."""
+    assert seen.state in (JobState.QUEUED, JobState.PREPARED), "only these wait for the scheduler"
     statement = as_seen(seen).values(eligible_at=at + OFFSETS[priority], message=message)
     return connection.execute(statement).rowcount == 1
 
@@ -383,6 +384,7 @@ def request_cancel(connection: Connection, seen: JobRow, now: datetime) -> bool:
 
     It increments the revision like a move: a decision made before it must not take effect after it.
     """
+    assert seen.state not in FINAL_STATES
     values = {"cancel_requested": True, "revision": seen.revision + 1, "eligible_at": None}
     statement = as_seen(seen).values(values)
     asked = connection.execute(statement).rowcount == 1

@@ -116,6 +116,7 @@ def with_pointer(connection: Connection) -> list[str]:
 
 def advance_head(connection: Connection, name: str, parent: int | None, version: int) -> bool:
     """Compare-and-set: make `version` the newest if `parent` still is. Return whether it was set."""
+    assert version == (parent or 0) + 1
     statement = (
         update(models)
         .where(models.c.name == name, models.c.head == (parent or 0))
@@ -142,6 +143,7 @@ def set_live(
     traceparent: str | None = None,
 ) -> None:
     """Set the live version; with the model locked. `traceparent`: of the job or the request that causes it."""
+    assert generation >= 1
     connection.execute(
         update(models)
         .where(models.c.name == name)

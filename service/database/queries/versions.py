@@ -46,6 +46,7 @@ def create_copy(
 def _insert(
     connection: Connection, manifest: VersionManifest, now: datetime, columns: Mapping[str, object]
 ) -> None:
+    assert manifest.version >= 1
     connection.execute(
         insert(versions).values(
             model=manifest.model,

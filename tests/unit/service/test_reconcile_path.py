@@ -289,7 +289,7 @@ def test_a_job_says_that_an_internal_error_holds_it_up(plane: ControlPlane) -> N
         connection.execute(update(tables.datasets).values(manifest=None))
     plane.tick(3)
     assert plane.job(job).state == JobState.SUBMITTING
-    assert "internal server error (RuntimeError)" in (plane.job(job).message or "")
+    assert "internal server error (AssertionError)" in (plane.job(job).message or "")
 
 
 def test_a_failing_model_is_reconciled_less_and_less_often(plane: ControlPlane) -> None:
