@@ -75,6 +75,7 @@ class StoredCheckpoints(Checkpoints):
         if self._writer is not None and self._writer.is_alive():
             return
         taken = {name: _copied(tensor) for name, tensor in state().items()}
+        assert not taken.keys() & self._start.keys(), "one would replace the other"
         arguments = [updates, {**self._start, **taken}]
         self._writer = threading.Thread(target=self._write, args=arguments, name="checkpoint")
         self._writer.start()

@@ -108,6 +108,10 @@ class Records:
     second_BG: np.ndarray
     known_keys_B2: np.ndarray | None = None
 
+    def __post_init__(self) -> None:
+        assert len(self.first_BF) == len(self.second_BG)
+        assert self.known_keys_B2 is None or self.known_keys_B2.shape == (len(self), 2)
+
     def __len__(self) -> int:
         return len(self.first_BF)
 
@@ -138,6 +142,7 @@ class Records:
 
 def joined(parts: Sequence[Records]) -> Records:
     """Concatenate; float16 next to float32 becomes float32."""
+    assert parts
     return Records(
         np.concatenate([part.first_BF for part in parts]),
         np.concatenate([part.second_BG for part in parts]),
@@ -351,6 +356,7 @@ class RowFile:
     def append(self, records: Records) -> None:
         """Append the next rows. Raises StorageUnavailable if the disk has no room for all rows."""
         packed = _packed(records)
+        assert self._next + len(packed) <= self._stop, "more rows than there is room for"
         if not self._segments or self._segments[-1].record != packed.dtype:
             rows = self._stop - self._next
             self._file.reserve(self._bytes + rows * packed.dtype.itemsize)
@@ -361,6 +367,7 @@ class RowFile:
 
     def read(self, start: int, stop: int) -> Records:
         """Read rows `start` to `stop`."""
+        assert start < stop <= self._next, "rows that are not on the disk yet"
         parts = []
         for segment in self._segments:
             first, last = max(start, segment.start), min(stop, segment.stop)
@@ -432,8 +439,7 @@ class RowsOnDisk:
         if self._file is None:
             for _ in self._filling(here):
                 pass
-        if self._file is None:
-            raise RuntimeError("the rows were read but are not on disk")
+        assert self._file is not None, "the rows were read, and are not on disk"
         made = self._batches(self._file, plan, here, start)
         ready = (LocalBatch(transform(rows.tensors()), lengths) for rows, lengths in made)
         return prefetched(ready, _BATCHES_AHEAD)
@@ -454,8 +460,7 @@ class RowsOnDisk:
             for records in regrouped(raw_rows, _ROWS_TOGETHER):
                 file.append(records)
                 yield records
-        if not file.is_full:
-            raise RuntimeError(f"the shards have fewer rows than {last - first}")
+        assert file.is_full, f"the shards have fewer rows than {last - first}"
         self._file = file
 
     def _own_rows(self, here: World) -> tuple[int, int]:
@@ -483,6 +488,8 @@ class RowsOnDisk:
             for number in range(skipped, in_epoch):
                 after = virtual.taken((number + 1) * plan.batch_size)
                 counts, given = after - given, after
+                assert counts.sum() == plan.batch_size
+                assert counts.min() >= 0, "a shard takes rows back"
                 parts = [
                     part
                     for reader, count in zip(readers, counts[own], strict=True)
@@ -511,8 +518,7 @@ class _ShardReader:
         while rows:
             if not self._left:
                 self._open(next(self._windows))
-            if self._rows is None:
-                raise RuntimeError("no window is open")
+            assert self._rows is not None, "no window is open"
             count = min(rows, self._left)
             yield self._rows.at(slice(self._at, self._at + count))
             self._at, self._left, rows = self._at + count, self._left - count, rows - count
@@ -520,4 +526,5 @@ class _ShardReader:
     def _open(self, window: Window) -> None:
         blocks = [self._file.read(start, stop) for start, stop in window.blocks]
         self._rows = joined(blocks).at(window.order_K)
+        assert len(self._rows) == len(window)
         self._at, self._left = 0, len(window)

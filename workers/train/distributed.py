@@ -45,6 +45,9 @@ class World:
     traffic: Traffic = field(default_factory=Traffic, compare=False)
     slow_group: dist.ProcessGroup | None = field(default=None, compare=False)
 
+    def __post_init__(self) -> None:
+        assert 0 <= self.rank < self.size
+
     @property
     def is_leader(self) -> bool:
         """Whether this is rank 0, the only one that writes."""
@@ -84,6 +87,8 @@ def rank_slice(rows: int, here: World) -> slice:
 def rank_lengths(rows: int, here: World) -> tuple[int, ...]:
     """The length of each rank's slice of `rows` rows."""
     ends = [rows * rank // here.size for rank in range(here.size + 1)]
+    assert ends[0] == 0
+    assert ends[-1] == rows
     return tuple(end - start for start, end in pairwise(ends))
 
 
@@ -91,6 +96,8 @@ class AsyncGather:
     """An asynchronous all-gather of rows: this rank can compute until it calls `wait`."""
 
     def __init__(self, local_LX: Tensor, lengths: Sequence[int], here: World) -> None:
+        assert len(lengths) == here.size
+        assert len(local_LX) == lengths[here.rank]
         self._lengths, self._alone = lengths, local_LX if here.size == 1 else None
         if self._alone is not None:
             return
@@ -180,6 +187,7 @@ def all_reduce_moment(local: SecondMoment, here: World) -> SecondMoment:
     if here.size == 1:
         return local
     count, half = _sum([_count(local.count), triangle(local.sum_II)], here)
+    assert count >= local.count
     return SecondMoment(int(count), symmetric(half, len(local.sum_II)))
 
 

@@ -74,6 +74,7 @@ class Reporter(Watcher):
         """End the current phase and begin the next one."""
         with self._clock:
             now = time.monotonic()
+            assert now >= self._phase_began
             self.seconds = self._seconds_until(now)
             self._phase, self._phase_began = phase, now
         self._stages.enter(None if phase == "done" else phase)
@@ -132,6 +133,8 @@ class Reporter(Watcher):
             return
         seconds = self._seconds_of_phase()
         updates = update.done - (self._resumed_at or 0)
+        assert 0 < update.done <= update.total
+        assert updates >= 0, "it resumed after the update that it has done"
         self._report(
             self._snapshot(
                 updates_done=update.done,
@@ -164,6 +167,7 @@ class Reporter(Watcher):
 
     def _seconds_until(self, now: float) -> dict[Phase, float]:
         """Seconds of each phase, the present one included. The caller holds the lock of the clock."""
+        assert self._clock.locked()
         if self._phase == "done":
             return self.seconds
         spent = self.seconds.get(self._phase, 0.0) + round(now - self._phase_began, 3)

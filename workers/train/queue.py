@@ -93,6 +93,8 @@ class AttemptQueue:
             self._remove(attempt)
         for attempt in new:
             self._add(attempt, wanted[attempt])
+        assert self._waiting.keys() <= self._wanted
+        assert self._outcomes.keys() <= self._wanted
         if gone or new:
             self._on_change()
 
@@ -119,6 +121,7 @@ class AttemptQueue:
         self._drop_abandoned()
         in_training = self._current is not None
         self._first_of_group = self._number - in_training
+        assert self._first_of_group >= 0
         self._on_change()
 
     def group_failed(self, error: str) -> None:
@@ -140,6 +143,7 @@ class AttemptQueue:
 
     def next(self, after: int) -> Assignment | Retire | None:
         """The next assignment for a rank that has completed number `after`; None: nothing yet."""
+        assert 0 <= after <= self._number, "a rank has completed what was not assigned"
         is_worn = self._number - self._first_of_group >= ATTEMPTS_PER_GROUP
         if self._current is None and not is_worn:
             self._assign_next()
@@ -176,6 +180,7 @@ class AttemptQueue:
         if is_superseded:
             self._outcomes[attempt] = _SUPERSEDED
         elif not self._is_current(attempt):
+            assert attempt not in self._waiting, "an attempt is queued twice"
             self._waiting[attempt] = owner
 
     def _remove(self, attempt: Attempt) -> None:
@@ -188,6 +193,8 @@ class AttemptQueue:
             self._current = None
 
     def _count_failure(self, seconds_worked: float, error: str) -> None:
+        assert self._current is not None
+        assert seconds_worked >= 0
         if seconds_worked >= FORGIVEN_AFTER_SECONDS:
             self._failures = 0
         self._failures += 1
@@ -202,15 +209,18 @@ class AttemptQueue:
         )
 
     def _assign_next(self) -> None:
+        assert self._current is None, "one attempt at a time"
         attempt = self._next_waiting()
         if attempt is None:
             return
         self._number += 1
         self._served[self._waiting.pop(attempt)] = self._number
         self._failures, self._began, self._error = 0, self._clock(), ""
+        assert attempt in self._wanted
         self._current = Assignment(self._number, attempt)
 
     def _end(self, outcome: AttemptOutcome) -> None:
+        assert self._current is not None
         if self._current is not None and self._current.attempt in self._wanted:
             self._outcomes[self._current.attempt] = outcome
         self._current = None

@@ -105,6 +105,7 @@ class VirtualShards:
         They add up to `rows` (Hermite's identity), and no shard gives more than it has.
         """
         given: np.ndarray = (rows + self._offsets) // self.count
+        assert given.sum() == rows
         return given
 
 
@@ -203,6 +204,7 @@ class RowsInMemory:
         """See `TrainingRows`. All rows are transformed once, and not in every update."""
         rows_N = transform(self.raw)
         own, lengths = rank_slice(plan.batch_size, here), rank_lengths(plan.batch_size, here)
+        assert own.stop - own.start == lengths[here.rank]
         for index_B in permuted_batches(len(self), plan, start):
             everywhere = rows_N.at(index_B.to(rows_N.first_NI.device))
             yield LocalBatch(everywhere.at(own), lengths, everywhere)

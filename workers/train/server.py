@@ -143,6 +143,7 @@ class AttemptServer:
                 self._add(name)
 
     def _add(self, name: str) -> None:
+        assert name not in self._entries, "a request is taken up once"
         try:
             request = read_document(self.store, layout.attempt_request(name), AttemptRequest)
         except ObjectNotFound:
@@ -192,6 +193,7 @@ class AttemptServer:
         late = next((each for each in waiting if now - each.began >= _QUEUE_SECONDS), None)
         if late is not None and now >= self._look_at:
             if self.has_room(late.setup):
+                assert late.own is None
                 logger.info("attempt %s: gets ranks of its own", late.name)
                 late.own, late.status = self.start(late.setup), None
             self._look_at = now + (_QUEUE_SECONDS if late.own else _SECONDS_BETWEEN_LOOKS)
@@ -239,6 +241,7 @@ class AttemptServer:
         for entry in users:
             if entry.status in (None, "starting", "running"):
                 entry.losses += 1
+                assert entry.losses <= RESTARTS + 1
             entry.own = entry.status = None
             if entry.losses > RESTARTS:
                 message = f"the process of its ranks ended {entry.losses} times: {why}"

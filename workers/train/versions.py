@@ -178,6 +178,7 @@ class _PastCache:
             return self._held[learned.dataset]
         with _needed(f"what is left of the earlier dataset {learned.name!r} ({learned.dataset})"):
             state = self._read(learned)
+        assert self._room >= 0
         if state.nbytes <= self._room:
             self._room -= state.nbytes
             self._held[learned.dataset] = state
@@ -191,8 +192,7 @@ class _PastCache:
 
     def _weights_of(self, version: int) -> Mapping[Modality, Tensor]:
         ref = self._parent.ref
-        if ref is None:
-            raise RuntimeError("there is a past dataset, and no version that learned it")
+        assert ref is not None, "there is a past dataset, and no version that learned it"
         if version == ref.version:
             return self._parent.model_state.heads.weights
         manifest = retry_unavailable(partial(read_version, self._store, ref.model, version))
