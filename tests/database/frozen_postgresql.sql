@@ -268,7 +268,6 @@ CREATE TABLE jobs (
 	revision INTEGER NOT NULL,
 	attempt INTEGER NOT NULL,
 	attempts_before_retry INTEGER NOT NULL,
-	submission_id VARCHAR(64),
 	parent_version INTEGER,
 	version INTEGER,
 	progress JSON,
@@ -392,6 +391,6 @@ CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY);
 
 INSERT INTO alembic_version VALUES ('r0001');
 
-INSERT INTO compatibility VALUES ('r0001', 'cc0fe6a13f202060b88f9783ffbf5ab7b14c440087cec09bb3bcf779b37be8a9');
+INSERT INTO compatibility VALUES ('r0001', '73c41a38e48dbb528a6be2572b1117856f9565814bfcd27ae1ae6b870d994e93');
 
 INSERT INTO event_positions (id, newest) VALUES (1, 0);
