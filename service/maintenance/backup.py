@@ -108,7 +108,9 @@ class BackupWriter(PeriodicLoop):
     def __init__(self, context: Context) -> None:
         super().__init__()
         self._context = context
-        duration = timedelta(seconds=context.tuning.lease_seconds)
+        # Less than half of a model's lease, the least that remains of one: after a crash, records are written again
+        # before another instance goes on with a model, and no version learns a dataset that has none.
+        duration = timedelta(seconds=context.tuning.lease_seconds / 5)
         self.lease = Lease(context, self.name, duration)
         self._outage = OutageLog(logger, "changes are not backed up; will retry")
 

@@ -60,7 +60,7 @@ def run_page(page: str, folder: Path, addresses: Mapping[str, str], **environmen
         # A page that fails may leave processes in the background.
         with suppress(ProcessLookupError):
             os.killpg(shell.pid, signal.SIGKILL)
-    assert shell.returncode == 0, f"...{said[-_SHOWN:]}\nprinted: {printed}"
+    assert shell.returncode == 0, f"...{said[-_SHOWN:]}\nprinted: ...{printed[-_SHOWN:]}"
     return printed
 
 
