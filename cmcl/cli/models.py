@@ -315,12 +315,16 @@ def model_gate(  # noqa: PLR0913 - each bound is an option
 
 
 def _gate_view(gate: ModelGate) -> RenderableType:
+    derived = "by chance" if gate.bounds == "auto" else None
     return fields(
         {
             "bounds": gate.bounds,
             "max drift": gate.max_drift,
-            "min backward transfer": gate.min_backward_transfer,
-            "min overlap": gate.min_overlap,
+            "min backward transfer": derived
+            if gate.min_backward_transfer is None
+            else gate.min_backward_transfer,
+            "min overlap": derived if gate.min_overlap is None else gate.min_overlap,
+            "min agreement": derived,
             "min gain": gate.min_gain,
             "manual approval": "yes" if gate.manual_approval else "no",
             "priority": gate.priority,

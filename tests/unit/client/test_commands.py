@@ -66,6 +66,13 @@ def test_a_model_is_given_priority_and_keeps_its_bounds(cmcl: Cmcl) -> None:
     changed = cmcl.one("model", "gate", "scenes", "--priority=high")
     assert (changed["priority"], changed["max_drift"]) == ("high", 0.3)
     assert "priority               high" in cmcl("model", "gate", "scenes")
+    assert "min overlap            -" in cmcl("model", "gate", "scenes")
+    shown = cmcl("model", "gate", "scenes", "--bounds=auto")
+    assert re.findall("(.*) by chance", shown) == [
+        "min backward transfer ",
+        "min overlap           ",
+        "min agreement         ",
+    ]
 
 
 def test_a_folder_is_added_and_watched_to_its_version(
