@@ -1,11 +1,14 @@
 """Does a system whose processes are killed again and again show any client what it should not?
 
-`python -m benchmarks.chaos` starts the whole local system on PostgreSQL, with one model of each policy that learn a dataset
-after another, a collection that follows one of them, and clients that promote, roll back, embed, write and search. At random moments it
-kills -9 a process of any kind. What clients did and saw is then checked against what there is at the end (`history.py`).
+`python -m benchmarks.chaos` starts the whole local system on PostgreSQL, with a model of each policy
+that learns one dataset after another, a collection that follows one of them, and clients that
+promote, roll back, embed, write and search. At random moments it kills -9 a process of any kind.
+What clients did and saw is then checked against what there is at the end (`history.py`).
 """
 
 import argparse
+import itertools
+import random
 import sys
 import tempfile
 import time
@@ -13,7 +16,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cache, partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,7 @@ from benchmarks.report import machine
 from cmcl.client import Client, CmclError
 from cmcl.contract.dataset import ShardRef
 from cmcl.contract.modality import ModalityPair
+from cmcl.contract.version import VersionManifest
 from cmcl.demo.run import Stream, read_stream
 from cmcl.stack import LocalStack
 from cmcl.stack_host import Ports
@@ -114,6 +117,9 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 Poster(history, policy, _pieces(stream, folder / "shards" / policy))
                 for policy in _POLICIES
             ]
+            for poster in posters:
+                poster.post(client)
+            client.create_collection(COLLECTION, _POLICIES[0])
             _start(clients, posters, history, rows)
             killer = Killer(
                 stack, database, options.pause, options.kills, log_progress, options.seed
@@ -153,7 +159,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "writes": len(history.writes),
         "acknowledged": sum(each.revision is not None for each in history.writes),
         "searches": len(history.searches),
-        "failures": Counter(what.partition(":")[0] for _, what in history.failures),
+        "failures": Counter(what for _, what in history.failures),
         "longest_without_answer_s": _longest_gap([each.ended for each in history.answers]),
         "log": [asdict(kill) for kill in killer.kills],
         "seed": options.seed,
@@ -163,7 +169,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def _create(client: Client, stream: Stream) -> None:
-    """One model of each policy, one with encoders that has learned its raw pairs, and the collection."""
+    """One model of each policy, and one with encoders that has learned its raw pairs."""
     for policy in _POLICIES:
         client.create_model(
             policy,
@@ -173,7 +179,6 @@ def _create(client: Client, stream: Stream) -> None:
     client.create_model(_RAW_MODEL, {"modalities": modalities})
     posted = client.add_dataset(_RAW_MODEL, "emoji", RAW_PAIR, [RAW], evaluation_share=0.15)
     client.watch(posted.job.id, timeout=_SETTLES_SECONDS)
-    client.create_collection(COLLECTION, _POLICIES[0])
 
 
 def _start(clients: Clients, posters: Sequence[Poster], history: History, rows: Rows) -> None:
@@ -190,18 +195,15 @@ def _start(clients: Clients, posters: Sequence[Poster], history: History, rows: 
 
 
 def _pieces(stream: Stream, folder: Path) -> Iterator[tuple[str, ModalityPair, ShardRef, ShardRef]]:
-    """Pieces of the stream's datasets, one of each in turn, each a dataset with a file of its own."""
+    """Random rows of the stream's datasets in turn, each a dataset with a file of its own."""
     folder.mkdir()
+    generator = random.Random(0)  # noqa: S311
     tables = [pq.read_table(dataset.train) for dataset in stream.datasets]
-    for piece in range(max(each.num_rows for each in tables) // _ROWS):
+    for piece in itertools.count():
         for dataset, rows in zip(stream.datasets, tables, strict=True):
-            part = rows.slice(piece * _ROWS, _ROWS)
-            if part.num_rows < _ROWS:
-                continue
-            name = f"{dataset.name}-{piece}"
-            pq.write_table(part, folder / f"{name}.parquet")
-            shard = ShardRef(uri=(folder / f"{name}.parquet").as_uri())
-            yield name, dataset.pair, shard, dataset.evaluation_shards[0]
+            file = folder / f"{dataset.name}-{piece}.parquet"
+            pq.write_table(rows.take(generator.sample(range(rows.num_rows), _ROWS)), file)
+            yield file.stem, dataset.pair, ShardRef(uri=file.as_uri()), dataset.evaluation_shards[0]
 
 
 def _wait(has_ended: Any) -> None:
@@ -239,8 +241,9 @@ def _outcome(client: Client) -> Outcome:
             time.sleep(1)
 
 
-def _manifests(client: Client, model: str) -> list[Any]:
-    return [client.version(model, each.version) for each in client.versions(model, order="asc")]
+def _manifests(client: Client, model: str) -> list[VersionManifest]:
+    versions = client.versions(model, order="asc")
+    return [client.version(model, each.version).manifest for each in versions]
 
 
 def _live(client: Client, model: str) -> PointerSeen:
@@ -256,7 +259,9 @@ def _heads(store_uri: str, model: str, version: int) -> ModalityHeads:
 
 def _longest_gap(times: Sequence[float]) -> float:
     ordered = sorted(times)
-    return round(max((after - before for before, after in pairwise(ordered)), default=0.0), 1)
+    return round(
+        max((after - before for before, after in itertools.pairwise(ordered)), default=0.0), 1
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -288,7 +293,7 @@ def _markdown(document: dict[str, Any]) -> str:
         "different vectors, each compared with the heads of its version": document["vectors"],
         "writes, and those acknowledged": f"{document['writes']}, {document['acknowledged']}",
         "searches that waited for a write": document["searches"],
-        "calls that failed after the client's repetitions": document["failures"],
+        "calls that were refused, or failed after the client's repetitions": document["failures"],
         "longest time without an answer": f"{document['longest_without_answer_s']} s",
     }
     return "\n".join(

@@ -52,7 +52,8 @@ class Clients:
                     try:
                         step(client)
                     except CmclError as error:
-                        self.history.failures.append((time.time(), f"{step.__name__}: {error}"))
+                        reason = error.code or error.status or type(error).__name__
+                        self.history.failures.append((time.time(), f"{step.__name__}: {reason}"))
                     except BaseException as error:  # noqa: BLE001 - raised by `stop`
                         self._errors.append(error)
                         return
@@ -85,7 +86,7 @@ class Poster:
         datasets: Iterator[tuple[str, ModalityPair, ShardRef, ShardRef]],
     ) -> None:
         self._history, self._model, self._datasets = history, model, datasets
-        self._next = next(datasets, None)
+        self._next = next(datasets)
         self._job: str | None = None
         self._is_last = False
         self.has_ended = False
@@ -96,7 +97,7 @@ class Poster:
 
     def post(self, client: Client) -> None:
         """Post the next dataset or wait for its job. After a failed call it does the same again."""
-        if self._next is None or (self._is_last and self._job is None):
+        if self._is_last and self._job is None:
             self.has_ended = True
             return
         name, pair, shard, held_out = self._next
@@ -112,7 +113,7 @@ class Poster:
         self._history.posted.append(
             Posted(self._model, name, self._job, ended.state, ended.message or "")
         )
-        self._next, self._job = next(self._datasets, None), None
+        self._next, self._job = next(self._datasets), None
 
 
 class Operator:
