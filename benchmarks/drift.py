@@ -37,7 +37,7 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.storage.local import LocalStore
 from workers.model.heads import initial_heads, unit_rows
-from workers.nullspace.drift import (
+from workers.nullspace.query_drift import (
     COARSE,
     KnownDataset,
     Reference,

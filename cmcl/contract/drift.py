@@ -15,7 +15,7 @@ _CALM_WINDOWS = 3
 
 
 class WrittenSum(Frozen):
-    """A sum of queries of one modality, in the numbers of `workers.nullspace.drift`."""
+    """A sum of queries of one modality, in the numbers of `workers.nullspace.query_drift`."""
 
     rows: int = Field(ge=FEWEST_ROWS)
     sum: Base64Bytes = Field(description="float64, little-endian, one number for each of a feature")

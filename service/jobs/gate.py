@@ -115,7 +115,7 @@ def _checks(gate: Gate, candidate: VersionManifest) -> dict[BoundName, Check]:
     return checks
 
 
-def judge(gate: Gate, candidate: VersionManifest) -> Shortfall | None:
+def worst_shortfall(gate: Gate, candidate: VersionManifest) -> Shortfall | None:
     """The most important gate violation, or None. One of a bound that was set comes first."""
     shortfalls = [each.shortfall for each in _checks(gate, candidate).values() if each.shortfall]
     return min(shortfalls, key=lambda each: each.reason is None, default=None)
@@ -386,7 +386,7 @@ def _check_changed(
 def _check_certificate(
     asked: JobSpec, earlier: tuple[LearnedDataset, ...], candidate: VersionManifest
 ) -> None:
-    """The earlier datasets whose turn it is need a certificate. Bounds of the gate need all of them (`judge`)."""
+    """The earlier datasets whose turn it is need a certificate. Bounds of the gate need all of them (`worst_shortfall`)."""
     by_itself = asked.model_copy(update={"measures_all": False})
     due = datasets_to_measure(by_itself, earlier)
     uncertified = [line.dataset for line in due if line.dataset not in candidate.report.drift]

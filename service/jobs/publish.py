@@ -1,4 +1,4 @@
-"""The steps from a complete candidate to a live version: judge, publish, store its manifest."""
+"""The steps from a complete candidate to a live version: decide, publish, store its manifest."""
 
 from contextlib import suppress
 from datetime import datetime
@@ -34,7 +34,7 @@ class _LostRace(Exception):
     """Another instance moved the job first; roll back this transaction."""
 
 
-def judge(context: Context, job: JobRow, model: ModelRow) -> None:
+def decide(context: Context, job: JobRow, model: ModelRow) -> None:
     """gating -> published, held, rejected or failed. An approved candidate met the gate when it was held.
 
     Raises StaleDatabase; the candidate then waits until the database has been rebuilt.
@@ -52,7 +52,7 @@ def judge(context: Context, job: JobRow, model: ModelRow) -> None:
         fail(context, job, FailureReason.HEADS_TOO_LARGE, message)
         return
     approved = job.approval is not None and job.approval.decision == "approved"
-    shortfall = None if approved else gate.judge(model.gate, candidate)
+    shortfall = None if approved else gate.worst_shortfall(model.gate, candidate)
     if shortfall is not None and shortfall.reason is not None:
         move(*(context, job, JobState.REJECTED), reason=shortfall.reason, message=shortfall.message)
     elif shortfall is not None:

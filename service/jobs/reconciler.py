@@ -42,7 +42,7 @@ Step = Callable[[Context, JobRow, ModelRow], None]
 STEPS: dict[JobState, Step] = {
     JobState.PREPARED: attempts.begin,
     JobState.SUBMITTING: attempts.submit,
-    JobState.GATING: publish.judge,
+    JobState.GATING: publish.decide,
     # A held candidate waits for an approval.
     JobState.HELD: lambda _context, _job, _model: None,
 }

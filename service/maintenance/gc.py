@@ -328,7 +328,7 @@ def sweep_blobs(context: Context) -> None:
 
     Roots are the versions with files, also those that only the bucket knows, and candidates that may be published.
     Blobs are listed first, so that what is written later is not judged. A candidate names blobs of its parent, which is
-    a root, and others that its attempt has written. Before it is published, these are rescued (`publish.judge`): a blob
+    a root, and others that its attempt has written. Before it is published, these are rescued (`publish.decide`): a blob
     may have been written again when it was about to be removed. Raises StaleDatabase as `_sweep_folders` does.
     """
     check_not_stale(context.store, context.database)

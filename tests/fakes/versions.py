@@ -32,8 +32,8 @@ from workers.model.artifact import (
 )
 from workers.model.heads import ModalityHeads, initial_heads, unit_rows
 from workers.model.memory import Memory
-from workers.nullspace.drift import projected, sums_of_halves
 from workers.nullspace.moments import PairMoments, pair_moments
+from workers.nullspace.query_drift import projected, sums_of_halves
 from workers.train.versions import heads_files, memory_files
 
 _ROWS = 8

@@ -33,8 +33,8 @@ from workers.methods.registry import method_for
 from workers.model.heads import ModalityHeads, PairedRows, unit_rows, with_new_modalities
 from workers.nullspace.closed_form import NO_VARIANCE
 from workers.nullspace.conditioning import centring, conditioning
-from workers.nullspace.drift import KnownDataset, Reference, projected, sums_of_halves
 from workers.nullspace.moments import SecondMoment, pair_moments
+from workers.nullspace.query_drift import KnownDataset, Reference, projected, sums_of_halves
 from workers.nullspace.subspace import eigenbasis
 from workers.prepare.adoption import Forecast, forecast
 from workers.prepare.mismatches import mismatches

@@ -36,7 +36,7 @@ from cmcl.storage.object_store import ObjectStore
 from cmcl.storage.versions import read_blob, read_version
 from workers.model.heads import unit_rows
 from workers.model.tensor_bytes import load
-from workers.nullspace.drift import KnownDataset, QuerySum, Reference, on_grid
+from workers.nullspace.query_drift import KnownDataset, QuerySum, Reference, on_grid
 from workers.serve.settings import ServeArgs
 from workers.serve.versions.loading import Float32Array, ServedVersion
 

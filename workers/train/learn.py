@@ -32,9 +32,9 @@ from workers.model.memory import Memory
 from workers.nullspace.centred import dataset_moments
 from workers.nullspace.closed_form import NO_VARIANCE
 from workers.nullspace.conditioning import Conditioning, centring, conditioning
-from workers.nullspace.drift import WIDTH, projected, sums_of_halves
 from workers.nullspace.mask import UpdateSpace
 from workers.nullspace.moments import PairMoments, SecondMoment, moment_about, no_pairs, no_rows
+from workers.nullspace.query_drift import WIDTH, projected, sums_of_halves
 from workers.nullspace.subspace import EigenBasis
 from workers.nullspace.two_folds import Choice
 from workers.train.certify import PastDataset, cost_of_step, limit_drift, limit_step, shrinkage
@@ -52,7 +52,7 @@ from workers.train.rows import RotatedRows, TrainingRows
 from workers.train.run import Run, Tensors, part_of
 
 Projections = Mapping[str, Tensor]
-"""By modality, what queries are compared with (`nullspace.drift.sums_of_halves`)."""
+"""By modality, what queries are compared with (`nullspace.query_drift.sums_of_halves`)."""
 Attainable = Callable[[PairMoments], float | None]
 """`nullspace.certificate.attainable` at the width of the heads, or None for it."""
 
@@ -305,7 +305,7 @@ def prepare_rows(heads: ModalityHeads, pair: ModalityPair, raw: PairedRows) -> P
 
 
 def projections_of_halves(raw: PairedRows) -> Tensor:
-    """Sums of projections (`nullspace.drift`) of both sides, in both halves (2 × 2 × I × I)."""
+    """Sums of projections (`nullspace.query_drift`) of both sides, in both halves (2 × 2 × I × I)."""
     # In float64, so that a row alone has the bits that it has among others.
     sides = (projected(unit(side.double())) for side in (raw.first_NI, raw.second_NJ))
     return torch.stack([sums_of_halves(rows_BI, raw.in_second_half_N) for rows_BI in sides])

@@ -23,8 +23,8 @@ from cmcl.storage.versions import publish_manifest, read_candidate, read_version
 from tests.fakes.feature_shards import fetch
 from tests.unit.benchmarks.tiny_stream import WIDTHS, features, labels, write_part
 from workers.model.heads import unit_rows
-from workers.nullspace.drift import QuerySum, on_grid
 from workers.nullspace.moments import SecondMoment, no_rows
+from workers.nullspace.query_drift import QuerySum, on_grid
 from workers.prepare.dry_run import dataset_outlook, familiarity
 from workers.train.job import train_dataset
 from workers.train.versions import read_moments

@@ -27,7 +27,7 @@ from cmcl.contract.version import (
 from cmcl.storage import layout
 from cmcl.storage.documents import read_document
 from cmcl.storage.running import mark_ended
-from service.jobs.gate import bounds, check_answers, judge
+from service.jobs.gate import bounds, check_answers, worst_shortfall
 from tests.fakes.control_plane import ControlPlane, reopened
 from tests.fakes.measured import head
 from tests.fakes.trainer import train
@@ -183,8 +183,8 @@ def test_bounds_by_chance_hold_what_is_worse_and_never_a_version_equal_to_its_pa
         name: each if name == "agreement" else {first: each} for name, each in changed.items()
     }
     candidate = _by_chance(grown, job, **changes)
-    assert judge(Gate(), candidate) is None
-    found = judge(Gate(bounds="auto"), candidate)
+    assert worst_shortfall(Gate(), candidate) is None
+    found = worst_shortfall(Gate(bounds="auto"), candidate)
     if words is None:
         assert found is None
     else:
@@ -205,10 +205,10 @@ def test_a_bound_that_is_set_comes_before_those_by_chance_and_in_place_of_its_ow
     drift = {first: Drift(since_learned=1.5, against_parent=0)}
     pairs = Agreement(dataset=None, score=0.2, least=0.3)
     candidate = _by_chance(grown, job, drift=drift, agreement=pairs)
-    rejected = judge(Gate(bounds="auto", max_drift=0.1), candidate)
+    rejected = worst_shortfall(Gate(bounds="auto", max_drift=0.1), candidate)
     assert rejected is not None
     assert rejected.reason == FailureReason.DRIFT_TOO_LARGE
-    held = judge(Gate(bounds="auto", max_drift=2), candidate)
+    held = worst_shortfall(Gate(bounds="auto", max_drift=2), candidate)
     assert held is not None
     assert "without any relation" in held.message
 
@@ -406,7 +406,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
 def test_a_truthful_candidate_passes(asked: Asked) -> None:
     spec, parent, candidate = asked
     check_answers(spec, parent.learned, candidate)
-    assert judge(Gate(), candidate) is None
+    assert worst_shortfall(Gate(), candidate) is None
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from cmcl.storage.versions import read_version
 from service.core.states import CANCELLABLE, LEGAL_MOVES, IllegalMove, check_move
 from service.database import tables
 from service.database.queries import jobs
-from service.jobs.publish import judge
+from service.jobs.publish import decide
 from service.jobs.reconciler import STEPS
 from service.launchers.port import LaunchState
 from tests.fakes.control_plane import ControlPlane
@@ -215,7 +215,7 @@ def test_a_job_that_was_moved_to_another_attempt_is_not_published(plane: Control
     before = plane.tick_to(job, JobState.GATING)
     with plane.context.database.write() as connection:
         assert jobs.move(connection, before, JobState.PREPARED, plane.clock())
-    judge(plane.context, before, plane.model())
+    decide(plane.context, before, plane.model())
     assert (plane.versions(), plane.model().head) == ([], 0)
     assert plane.run_to_end(job).attempt == 2
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from workers.nullspace.drift import (
+from workers.nullspace.query_drift import (
     KnownDataset,
     QuerySum,
     Reference,
