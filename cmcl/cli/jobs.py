@@ -41,6 +41,7 @@ from cmcl.cli.progress import (
     preparation_figures,
 )
 from cmcl.client import (
+    Approval,
     Attempt,
     Bound,
     Candidate,
@@ -218,8 +219,14 @@ def _details_view(job: _JobDetails) -> RenderableType:
     return Group(_view(job), *attempts, *candidate)
 
 
+def approval_cell(approval: Approval | None) -> str | None:
+    """A user's decision about a candidate."""
+    if approval is None:
+        return None
+    return f"{approval.decision} by {approval.actor}: {approval.reason or '-'}"
+
+
 def _view(job: _JobDetails) -> RenderableType:
-    approval = job.approval
     return fields(
         {
             "job": job.id,
@@ -235,9 +242,7 @@ def _view(job: _JobDetails) -> RenderableType:
             "parent version": job.parent_version,
             "version": _made(job),
             "recall": evaluation_cell(job.evaluation),
-            "approval": f"{approval.decision} by {approval.actor}: {approval.reason or '-'}"
-            if approval
-            else None,
+            "approval": approval_cell(job.approval),
             "created": job.created_at,
             "started": job.started_at,
             "finished": job.finished_at,

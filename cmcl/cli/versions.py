@@ -21,7 +21,7 @@ from cmcl.cli.console import (
     stderr,
 )
 from cmcl.cli.errors import CommandError
-from cmcl.cli.jobs import made_of
+from cmcl.cli.jobs import approval_cell, made_of
 from cmcl.cli.models import free_shares
 from cmcl.cli.options import (
     DEFAULT_QUERY_URL,
@@ -433,6 +433,7 @@ def _facts(version: Version) -> dict[str, Cell]:
             for each in line.erased
         ),
         "job": f"{version.job}, attempt {version.attempt}" if version.job else None,
+        "approval": approval_cell(version.approval),
         "copied from": version.copied_from,
         "updates": f"{report.updates} on {report.ranks} ranks",
         "agreement of its pairs": f"{pairs.score:.3g}, by chance {pairs.least:.3g} or more"

@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 
 from cmcl.contract.api.jobs import (
     FINAL_STATES,
+    Approval,
     Attempt,
     AttemptLog,
     Candidate,
@@ -85,9 +86,13 @@ def to_job(job: JobRow) -> Job:
         {
             **{field: getattr(job, field) for field in own},
             **vars(to_prepared(job)),
-            "approval": job.approval and vars(job.approval),
+            "approval": to_approval(job),
         }
     )
+
+
+def to_approval(job: JobRow | None) -> Approval | None:
+    return None if job is None or job.approval is None else Approval(**vars(job.approval))
 
 
 def accepted_job(found: Requested, key: IdempotencyKey | None = None) -> ResponseRow:

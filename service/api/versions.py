@@ -38,12 +38,13 @@ from service.api.dependencies import (
     etag,
 )
 from service.api.idempotency import respond, response_row
+from service.api.jobs import to_approval
 from service.api.pagination import LARGEST_NUMBER, NumberSeek, Page, page
 from service.auth.ownership import get_model, get_version
 from service.core.errors import NotFound
-from service.database.queries import datasets, versions
+from service.database.queries import datasets, jobs, versions
 from service.database.queries.versions import Capacities
-from service.database.rows import PromotionRow, ResponseRow, VersionOutline, VersionRow
+from service.database.rows import JobRow, PromotionRow, ResponseRow, VersionOutline, VersionRow
 from service.registry import models as registry
 from service.registry.live_pointer import check_may_change
 from service.registry.promotion import PromotionRequest, choose, roll_back
@@ -91,10 +92,11 @@ def to_summary(
 
 def to_version(
     version: VersionRow,
+    job: JobRow | None,
     evaluations: list[tuple[int, str | None, dict[str, Recall]]],
     measured_after: Sequence[MeasuredDataset],
 ) -> Version:
-    """Convert a row, the evaluations of the versions up to it, and what was measured after it was made."""
+    """Convert a row, that of its job, the evaluations of the versions up to it, and what was measured after it was made."""
     report = version.manifest.report
     # One that was prepared while the version was trained may be measured twice.
     measured = {each.dataset: each for each in (*measured_after, *report.evaluation_only)}
@@ -107,6 +109,7 @@ def to_version(
         ],
         evaluation_only=tuple(measured.values()),
         capacity=report.capacity,
+        approval=to_approval(job),
         lineage=version.manifest.learned,
         manifest=version.manifest,
     )
@@ -166,9 +169,10 @@ def read_version(
     """Read a version: certificate, evaluation matrix, capacity, lineage and manifest."""
     with context.database.read() as connection:
         found = get_version(connection, model, version, principal)
+        job = None if found.job is None else jobs.find(connection, found.job)
         evaluations = versions.evaluations(connection, model, version) if matrix else []
         measured_after = datasets.measured_after(connection, model).get(version, [])
-    return to_version(found, evaluations, measured_after)
+    return to_version(found, job, evaluations, measured_after)
 
 
 @router.delete("/versions/{version}", status_code=204)

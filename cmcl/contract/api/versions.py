@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from cmcl.contract.api.jobs import Approval
 from cmcl.contract.job import JobKind
 from cmcl.contract.modality import Modality, ModalityPair
 from cmcl.contract.responses import ApiModel
@@ -116,6 +117,9 @@ class Version(VersionSummary):
         description="recall on datasets that are measured and never learned"
     )
     capacity: dict[str, HeadCapacity] = Field(description="by modality: capacity that is left")
+    approval: Approval | None = Field(
+        description="a user's decision to publish it; null: the gate asked for none"
+    )
     lineage: tuple[LearnedDataset, ...] = Field(
         description="datasets that it has learned, with the digests of all shards"
     )

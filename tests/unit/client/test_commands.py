@@ -177,6 +177,7 @@ def test_candidates_are_approved_and_rejected(cmcl: Cmcl, plane: ControlPlane) -
         assert [each["outcome"] for each in document["attempts"]] == ["candidate"]
         assert said in cmcl("job", word, job, "--reason", "because")
         plane.run_to_end(job)
+    assert "because" in cmcl("version", "show", "scenes@3")
     shown = cmcl("job", "show", job)
     assert "because" in shown
     assert "reject (new)" in shown
