@@ -266,8 +266,11 @@ def erase_row(
         ) from error
     with Client(url) as client:
         job = client.erase_row(dataset, features, model)
-        say(f"job {job.id} erases a row of dataset {dataset} from model {job.model}", job, as_json)
-        if watch:
+        said = f"job {job.id} erases a row of dataset {dataset} from model {job.model}"
+        if job.state == "published":
+            said = f"job {job.id} has erased this row before: {job.model}@{job.version}"
+        say(said, job, as_json)
+        if watch and job.state != "published":
             follow(client, job.id, as_json)
 
 

@@ -152,6 +152,9 @@ def test_a_row_is_erased(cmcl: Cmcl, plane: ControlPlane, tmp_path: Path) -> Non
     said = cmcl("dataset", "erase", one, f"--item={item}", "--watch")
     thread.join()
     assert f"erases a row of dataset {one} from model erasable" in said
+    again = cmcl("dataset", "erase", one, f"--item={item}", "--watch")
+    assert "has erased this row before: erasable@2" in again
+    assert "published as" not in again
     shown = cmcl("version", "show", "erasable@2")
     assert "erased a row of" in shown
     (receipt,) = plane.versions("erasable")[-1].manifest.learned[0].erased
