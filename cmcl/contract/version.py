@@ -166,6 +166,14 @@ class Agreement(Frozen):
         "rows to learn from; without one, three standard errors, which rows without any relation hardly reach"
     )
 
+    def remark(self, names: dict[str, str]) -> str:
+        """What a score below `least` says. `names`: of the earlier datasets, by id."""
+        like = f"those of {names[self.dataset]}" if self.dataset else "rows without any relation"
+        return (
+            f"the pairs of the new dataset agree by {self.score:.3g}, and {like} by {self.least:.3g}: are some of them "
+            "mixed up?"
+        )
+
 
 class EvaluationResult(Frozen):
     """`runs/<job>/a<attempt>/evaluation.json`: a dataset that is measured only, with the version that was live."""

@@ -311,12 +311,7 @@ def bounds_by_chance(candidate: VersionManifest) -> dict[BoundName, Check]:
         )
         found["min_backward_transfer"] = _by_chance(floor, change, message)
     if (pairs := report.agreement) is not None:
-        like = f"those of {names[pairs.dataset]}" if pairs.dataset else "rows without any relation"
-        message = (
-            f"the pairs of the new dataset agree by {pairs.score:.3g}, and {like} by {pairs.least:.3g}: are some of them "
-            "mixed up?"
-        )
-        found["min_agreement"] = _by_chance(pairs.least, pairs.score, message)
+        found["min_agreement"] = _by_chance(pairs.least, pairs.score, pairs.remark(names))
     return found
 
 

@@ -30,7 +30,13 @@ from workers.files.columns import FEATURES
 from workers.files.shards import download, open_in_pieces, rows_of
 from workers.methods.method import TrainingContext
 from workers.methods.registry import method_for
-from workers.model.heads import ModalityHeads, PairedRows, unit_rows, with_new_modalities
+from workers.model.heads import (
+    ModalityHeads,
+    PairedRows,
+    initial_heads,
+    unit_rows,
+    with_new_modalities,
+)
 from workers.nullspace.closed_form import NO_VARIANCE
 from workers.nullspace.conditioning import centring, conditioning
 from workers.nullspace.moments import SecondMoment, pair_moments
@@ -39,18 +45,25 @@ from workers.nullspace.subspace import eigenbasis
 from workers.prepare.adoption import Forecast, forecast
 from workers.prepare.mismatches import mismatches
 from workers.serve.drift import FALSE_ALARMS, known_datasets
+from workers.train.agreement import agreement, comparable, halves_of
 from workers.train.dataset import paired_rows
 from workers.train.evaluation import held_out_rows
 from workers.train.learn import (
     ModelState,
     condition_new_modalities,
+    moments_of_halves,
     no_variance,
     prepare_rows,
     too_few_rows,
 )
 from workers.train.rows import RowsInMemory
 from workers.train.run import Run
-from workers.train.versions import read_heads, read_memory, read_method_state
+from workers.train.versions import (
+    read_dataset_sums,
+    read_heads,
+    read_memory,
+    read_method_state,
+)
 
 # Large datasets are sampled at regular intervals.
 _MOST_SHARDS = 256
@@ -105,12 +118,17 @@ def dataset_outlook(
     findings = {modality: check_rows(raw_BF) for modality, raw_BF in sides.items()}
     refusals = tuple(_refused_by_training(spec, sides, sample.of))
     bad = () if refusals else tuple(_bad_shards(chosen, sample))
-    expected, covered = None, dict[str, float]()
-    if not refusals and version:
-        manifest = read_version(store, model, version)
-        state = _state(store, manifest, spec, pair, sample.rows)
+    manifest = read_version(store, model, version) if version else None
+    expected, covered, mixed_up = None, dict[str, float](), None
+    if not refusals:
+        heads = _heads(store, manifest, spec, pair, sample.rows)
+        if spec.solves:
+            mixed_up = _mixed_up(store, manifest, spec, heads, pair, sample.rows)
+    if not refusals and manifest:
+        memory, method_state = read_memory(store, manifest), read_method_state(store, manifest)
+        state = ModelState(heads, memory, method_state)
         familiar, is_open = _compared(state, spec, pair, sample.rows)
-        expected = _forecast(store, manifest, spec, state.heads, pair, sample.rows)
+        expected = _forecast(store, manifest, spec, heads, pair, sample.rows)
         covered = dict(_covered_drift(store, manifest, sides, sample.rows))
         findings = {
             modality: found.model_copy(update={"familiarity": familiar[modality]})
@@ -121,6 +139,7 @@ def dataset_outlook(
     advice = [
         *sample.advice,
         *([expected.advice] if expected else []),
+        *([mixed_up] if mixed_up else []),
         *(each.advice for each in bad),
         *(
             f"Queries of {modality} drift. With this dataset, {share:.0%} of the drift is covered."
@@ -158,6 +177,26 @@ def _bad_shards(shards: Sequence[Shard], sample: Sample) -> Iterator[BadShard]:
             )
 
 
+def _mixed_up(
+    store: ObjectStore,
+    manifest: VersionManifest | None,
+    spec: ModelSpec,
+    heads: ModalityHeads,
+    pair: ModalityPair,
+    raw: PairedRows,
+) -> str | None:
+    """A sentence if the pairs agree less than those of an earlier dataset, or than chance has it."""
+    sums = moments_of_halves(heads, pair, RowsInMemory(raw), Run())
+    halves = halves_of(method_for(spec).choose(pair, sums))
+    if halves is None:
+        return None
+    learned = comparable(manifest.learned if manifest else (), pair)
+    known = ((line, read_dataset_sums(store, line)) for line in learned)
+    found = agreement(pair, sums[0] + sums[1], halves, known)
+    names = {line.dataset: line.name for line in learned}
+    return found.remark(names) if found.score < found.least else None
+
+
 def _refused_by_training(spec: ModelSpec, sides: Mapping[str, Tensor], rows: int) -> Iterator[str]:
     for modality, raw_BF in sides.items():
         unit_BF = unit_rows(raw_BF).double()
@@ -168,19 +207,20 @@ def _refused_by_training(spec: ModelSpec, sides: Mapping[str, Tensor], rows: int
         yield too_few_rows(rows, spec)
 
 
-def _state(
+def _heads(
     store: ObjectStore,
-    manifest: VersionManifest,
+    manifest: VersionManifest | None,
     spec: ModelSpec,
     pair: ModalityPair,
     raw: PairedRows,
-) -> ModelState:
-    """The state of the version, with the conditioning that new modalities would get from these rows."""
-    heads = with_new_modalities(read_heads(store, manifest), spec)
+) -> ModalityHeads:
+    """The heads of the version, with the conditioning that new modalities would get from these rows."""
+    heads = read_heads(store, manifest) if manifest else initial_heads(spec)
+    heads = with_new_modalities(heads, spec)
     if spec.centred or not spec.solves:
         fit = centring if spec.solves else conditioning
         heads = condition_new_modalities(spec, heads, pair, RowsInMemory(raw), Run(), fit)
-    return ModelState(heads, read_memory(store, manifest), read_method_state(store, manifest))
+    return heads
 
 
 def _forecast(

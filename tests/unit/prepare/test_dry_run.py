@@ -252,6 +252,22 @@ def test_a_modality_that_is_to_be_aligned_gets_a_forecast(tmp_path: Path) -> Non
     assert "Predicted" not in advice(text, (turned, second))
 
 
+@pytest.mark.parametrize("version", [0, 1])
+def test_pairs_that_are_mixed_up_are_named(tmp_path: Path, version: int) -> None:
+    """Also in a dataset of one shard, and before the first version."""
+    store = LocalStore(tmp_path / "store")
+    spec = spec_of(WIDTH, policy="improve", lift=0)
+    grow(store, tmp_path, spec, NAMES[:version])
+    first, second = features("x_vt", 7)
+    mixed = np.random.default_rng(1).permutation(second)
+    path = tmp_path / "x.parquet"
+    for sides, is_named in (((first, second), False), ((first, mixed), True)):
+        write_part(path, sides, labels())
+        shard = fetch(ShardRef(uri=path.as_uri()), tmp_path / "fetched.parquet")
+        found = dataset_outlook(store, "m", version, spec, VT, [shard])
+        assert any("mixed up" in words for words in found.advice) == is_named
+
+
 def test_a_dataset_says_how_much_of_the_drift_it_covers(store: ObjectStore, tmp_path: Path) -> None:
     """Queries like its own rows are covered, and others are not."""
     strange = features("x_vt", 7)[0][:, ::-1].copy()
