@@ -2,7 +2,8 @@
 
 `python -m benchmarks.chaos` starts the whole local system on PostgreSQL, with a model of each policy
 that learns one dataset after another, a collection that follows one of them, and clients that
-promote, roll back, embed, write and search. At random moments it kills -9 a process of any kind.
+promote, roll back, embed, write and search. At random moments it kills -9 a process of any kind;
+with `--kills 0 --minutes 10 --slow-store 2 0.01` it kills none, and the store is slow in its place.
 What clients did and saw is then checked against what there is at the end (`history.py`).
 """
 
@@ -14,6 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
@@ -41,10 +43,10 @@ from benchmarks.chaos.history import (
     violations,
 )
 from benchmarks.chaos.killer import KINDS, Killer
+from benchmarks.chaos.slow_store import StackOnS3, slow_s3
 from benchmarks.command_line import (
     OneLineParser,
     add_out,
-    count,
     listed,
     log_progress,
     publish,
@@ -93,8 +95,9 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Start the stack, the clients and the killer, and check the history."""
     stream = read_stream(options.stream)
     (folder / "shards").mkdir()
-    with postgresql_server(folder) as database:
-        stack = LocalStack(
+    slow = slow_s3(*options.slow_store) if options.slow_store else nullcontext()
+    with postgresql_server(folder) as database, slow:
+        stack = (StackOnS3 if options.slow_store else LocalStack)(
             folder / "stack",
             Ports.free(),
             ranks=2,
@@ -126,7 +129,9 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             )
             began = time.time()
             killer.start()
-            while clients.are_running and not killer.has_ended:
+            while clients.are_running and not (
+                killer.has_ended and time.time() - began >= 60 * options.minutes
+            ):
                 time.sleep(1)
             killer.stop()
             seconds = time.time() - began
@@ -164,6 +169,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "log": [asdict(kill) for kill in killer.kills],
         "seed": options.seed,
         "pause": list(options.pause),
+        "slow_store": options.slow_store,
         "machine": machine(),
     }
 
@@ -267,7 +273,7 @@ def _longest_gap(times: Sequence[float]) -> float:
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="python -m benchmarks.chaos", description=__doc__)
     parser.add_argument("--stream", type=Path, default=Path("examples/stream"))
-    parser.add_argument("--kills", type=count, default=200, help="how many (default: 200)")
+    parser.add_argument("--kills", type=int, default=200, help="how many (default: 200)")
     parser.add_argument(
         "--pause",
         type=float,
@@ -275,6 +281,14 @@ def _parser() -> argparse.ArgumentParser:
         default=(6.0, 24.0),
         metavar=("SHORTEST", "LONGEST"),
         help="seconds between kills (default: 6 24)",
+    )
+    parser.add_argument("--minutes", type=float, default=0.0, help="how long it takes at least")
+    parser.add_argument(
+        "--slow-store",
+        type=float,
+        nargs=2,
+        metavar=("SECONDS", "ERRORS"),
+        help="the store is S3, each call takes SECONDS, and a share of ERRORS is answered 503",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the moments, kinds and clients")
     add_out(parser)
@@ -302,6 +316,11 @@ def _markdown(document: dict[str, Any]) -> str:
             "",
             f"Machine: {', '.join(f'{name} {value}' for name, value in document['machine'].items())}.",
             "",
+            *(
+                [f"The store is S3. Each call takes {slow[0]:g} s, and {slow[1]:.0%} fail.", ""]
+                if (slow := document["slow_store"])
+                else []
+            ),
             f"{sum(kills.values())} kills -9 in {document['seconds']} s. **Violations: {len(wrong)}.**",
             "",
             table(["killed", "times"], [[kind, kills.get(kind, 0)] for kind in KINDS]),

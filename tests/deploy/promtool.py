@@ -1,6 +1,6 @@
 """Prometheus and its tool for checking rules: from PATH, or unpacked from Debian's packages.
 
-No root is needed for that: the package is downloaded and unpacked into .cmcl/tools, once.
+No root is needed for that: the package is downloaded and unpacked into .cmcl/prometheus, once.
 """
 
 import shutil
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.architecture.repository import ROOT
 
-_TOOLS = ROOT / ".cmcl" / "tools"
+_FOLDER = ROOT / ".cmcl" / "prometheus"
 # Its own package since Debian 13, a part of the other one before.
 _PACKAGES = {"promtool": ("promtool", "prometheus"), "prometheus": ("prometheus",)}
 _SECONDS = 90
@@ -25,7 +25,7 @@ def find_program(name: str) -> Path:
     installed = shutil.which(name)
     if installed:
         return Path(installed)
-    kept = _TOOLS / name
+    kept = _FOLDER / name
     if not kept.exists():
         _fetch(kept)
     return kept

@@ -105,20 +105,20 @@ def slow_looker(stack: LocalStack) -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
-def wait_until_printed(stack: LocalStack, line: str) -> None:
+def wait_until_printed(process: subprocess.Popen[bytes], stack: LocalStack, line: str) -> None:
     deadline = time.monotonic() + STARTING_SECONDS
-    while line not in stack.log("driver").read_text().splitlines():
-        assert time.monotonic() < deadline, f"{line!r} was not printed"
+    while line not in (printed := stack.log("driver").read_text().splitlines()):
+        assert process.poll() is None, printed[-20:]
+        assert time.monotonic() < deadline, f"{line!r} was not printed, but {printed[-20:]}"
         time.sleep(0.01)
 
 
 def test_an_announced_swap_does_not_wait_for_the_next_poll(
     stack: LocalStack, serve_url: str, store: ObjectStore, slow_looker: subprocess.Popen[bytes]
 ) -> None:
-    wait_until_printed(stack, "connected")
+    wait_until_printed(slow_looker, stack, "connected")
     for version in range(1, VERSIONS + 1):
         publish(store, version, "announced")
         answer = httpx.post(f"{serve_url}{ANNOUNCEMENTS}", timeout=SECONDS)
         assert answer.status_code == 202, answer.text
-        wait_until_printed(stack, f"announced@{version}")
-    assert slow_looker.poll() is None
+        wait_until_printed(slow_looker, stack, f"announced@{version}")
