@@ -1,8 +1,9 @@
 """`python -m tests.ray.slow_follower STORE`: a replica of the cluster without HTTP.
 
-It polls the store once an hour, and prints announcements and swaps.
+It polls the store once an hour, and prints announcements and swaps, or what its threads do if it does not connect.
 """
 
+import faulthandler
 import sys
 import threading
 
@@ -23,6 +24,7 @@ class PrintedMetrics(RecordedMetrics):
     """Prints swaps, which the test reads."""
 
     def connected(self, announcements: bool) -> None:
+        faulthandler.cancel_dump_traceback_later()
         print("connected" if announcements else "disconnected", flush=True)
 
     def swapped(self, model: str, version: int, seconds: float) -> None:
@@ -31,6 +33,7 @@ class PrintedMetrics(RecordedMetrics):
 
 def main(store_uri: str) -> None:
     """Follow the store until the process is killed."""
+    faulthandler.dump_traceback_later(120)
     ray.init(address="auto", log_to_driver=False)
     store, live, metrics = open_store(store_uri), LiveVersions(), PrintedMetrics()
     cache = VersionCache(*(StoredVersions(store), 4, 1 << 30, metrics))

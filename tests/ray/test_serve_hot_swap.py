@@ -1,11 +1,11 @@
 """A hot swap behind Ray Serve: the replica stays, the version changes, no request fails."""
 
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -23,7 +23,7 @@ SPEC = ModelSpec(width=16, modalities={"image": 12, "text": 8})
 VERSIONS = 4
 SECONDS = 120.0
 # A process that imports torch and Ray, beside all the others.
-STARTING_SECONDS = 300.0
+STARTING_SECONDS = 200.0
 
 
 def ask(client: httpx.Client, features: torch.Tensor, **changes: object) -> httpx.Response:
@@ -98,25 +98,35 @@ def test_a_served_model_swaps_without_a_failed_request(serve_url: str, store: Ob
 
 @pytest.fixture
 def slow_looker(stack: LocalStack) -> Iterator[subprocess.Popen[bytes]]:
-    """Another follower of the store, which polls once an hour."""
-    process = stack.start_driver([sys.executable, "-m", "tests.ray.slow_follower", stack.store_uri])
-    yield process
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    """Another follower of the store, connected to the announcements, which polls once an hour."""
+    command = [sys.executable, "-m", "tests.ray.slow_follower", stack.store_uri]
+    with ExitStack() as closing:
+        for is_last in (False, True):
+            process = stack.start_driver(command)
+            closing.callback(process.wait)
+            closing.callback(process.kill)
+            try:
+                wait_until_printed(process, stack, "connected")
+                break
+            except AssertionError:
+                # On a very busy machine a process may fail to join Ray.
+                if is_last:
+                    raise
+                process.kill()
+        yield process
 
 
 def wait_until_printed(process: subprocess.Popen[bytes], stack: LocalStack, line: str) -> None:
     deadline = time.monotonic() + STARTING_SECONDS
     while line not in (printed := stack.log("driver").read_text().splitlines()):
         assert process.poll() is None, printed[-20:]
-        assert time.monotonic() < deadline, f"{line!r} was not printed, but {printed[-20:]}"
+        assert time.monotonic() < deadline, f"{line!r} was not printed, but {printed[-40:]}"
         time.sleep(0.01)
 
 
 def test_an_announced_swap_does_not_wait_for_the_next_poll(
     stack: LocalStack, serve_url: str, store: ObjectStore, slow_looker: subprocess.Popen[bytes]
 ) -> None:
-    wait_until_printed(slow_looker, stack, "connected")
     for version in range(1, VERSIONS + 1):
         publish(store, version, "announced")
         answer = httpx.post(f"{serve_url}{ANNOUNCEMENTS}", timeout=SECONDS)
