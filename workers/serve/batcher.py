@@ -126,8 +126,26 @@ class RowQueue:
         self.rows += work.waiting
 
     def take(self, most_rows: int) -> list[Slice]:
-        """The next rows, at most `most_rows` together, without those of abandoned requests."""
+        """The next rows, at most `most_rows` together, without those of abandoned requests.
+
+        A queue that fails fails all that it holds, and is empty after that: none waits until its deadline.
+        """
         taken: dict[PendingRows, Slice] = {}
+        try:
+            self._take(taken, most_rows)
+        except Exception as error:
+            # A bug.
+            logger.exception("the queue of rows failed, and the requests in it")
+            for work in taken:
+                work.fail(error)
+            while self._queue:
+                self._queue.next.fail(error)
+                self._queue.pop()
+            self._left, self.rows = _QUANTUM, 0
+            return []
+        return list(taken.values())
+
+    def _take(self, taken: dict[PendingRows, Slice], most_rows: int) -> None:
         free = most_rows
         while self._queue and free:
             work = self._queue.next
@@ -145,7 +163,6 @@ class RowQueue:
         assert free >= 0
         assert self.rows >= 0
         assert bool(self._queue) or not self.rows, "rows wait that are in no queue"
-        return list(taken.values())
 
     def _end_turn(self, work: PendingRows, rows: int) -> None:
         """Where the owner has used its quantum, or has nothing more."""

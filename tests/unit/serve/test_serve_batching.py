@@ -5,6 +5,7 @@ import dataclasses
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from tests.fakes.serve_metrics import RecordedMetrics
 from tests.unit.serve.conftest import SPEC, Clock, Replica
 from tests.unit.serve.served_versions import load_version
 from workers.serve.api.app import create_api
+from workers.serve.app import Embedder
 from workers.serve.background import BackgroundExecutor
 from workers.serve.batcher import Batcher, PendingRows, RowQueue, Ticket
 from workers.serve.errors import DeadlineExceeded
@@ -227,3 +229,45 @@ def test_a_product_that_fails_fails_its_requests_alone(versions: list[ServedVers
     failed, good = asyncio.run(ask_with_a_wrong_width())
     assert isinstance(failed, ValueError | RuntimeError)
     assert isinstance(good, np.ndarray)
+
+
+def test_a_queue_that_fails_fails_its_requests_and_answers_the_next(
+    versions: list[ServedVersion],
+) -> None:
+    async def ask_with_a_broken_count() -> tuple[Sequence[object], Float32Array]:
+        batcher = Batcher(RecordedMetrics())
+        batcher._queue.rows = -5
+        failed = await asyncio.gather(
+            *(batcher.embed(versions[0], "image", rows(1, seed)) for seed in range(3)),
+            return_exceptions=True,
+        )
+        good = await batcher.embed(versions[0], "image", rows(1, 0))
+        assert batcher.waiting_rows == 0
+        return failed, good
+
+    failed, good = asyncio.run(asyncio.wait_for(ask_with_a_broken_count(), 20))
+    assert [type(each) for each in failed] == [AssertionError] * 3
+    np.testing.assert_allclose(good, expected(versions[0], "image", rows(1, 0)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("part", "title"),
+    [
+        ("_follower", "the follower of the live pointers"),
+        ("_collections", "the follower of the collections"),
+        ("_listener", "the listener for announcements"),
+        ("_exporter", "the export of metrics"),
+    ],
+)
+def test_a_thread_that_ended_fails_the_health_of_its_replica(part: str, title: str) -> None:
+    replica = Embedder.__new__(Embedder)
+    replica._batcher = Batcher(RecordedMetrics())
+    replica._background = replica._searches = BackgroundExecutor()
+    for each in ("_follower", "_collections", "_listener", "_exporter"):
+        thread = SimpleNamespace(
+            alive=each != part, is_alive=lambda is_alive=each != part: is_alive
+        )
+        setattr(replica, each, thread)
+    replica._collections = SimpleNamespace(follower=replica._collections)  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match=f"^{title} ended in this replica$"):
+        asyncio.run(replica.check_health())

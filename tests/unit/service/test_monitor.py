@@ -14,6 +14,7 @@ from cmcl.storage.running import read_running
 from cmcl.storage.versions import write_blob, write_candidate
 from service.context import Context
 from service.core.errors import DatabaseUnavailable
+from service.jobs import monitor
 from service.jobs.attempts import watch
 from service.jobs.monitor import AttemptMonitor
 from service.jobs.reconciler import Reconciler
@@ -132,6 +133,25 @@ def test_the_last_progress_is_stored_before_the_job_moves_on(
     monitor.look()
     job = plane.job(running["two"])
     assert (job.state, job.progress) == (JobState.GATING, last)
+
+
+def test_progress_that_cannot_be_stored_delays_no_candidate(
+    plane: ControlPlane, running: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("a bug")
+
+    watched = Watched(plane)
+    last = report_progress(plane.store, running["one"], 1, "training", 9)
+    train(plane.store, running["one"], 1)
+    with monkeypatch.context() as broken:
+        broken.setattr(monitor, "store_progress", fail)
+        plane.reconciler.leases.renew()
+        with pytest.raises(ValueError, match="a bug"):
+            watched.monitor.look()
+    assert watched.monitor.shows_end(f"{running['one']}-a1")
+    assert watched.woken() == ["one"]
+    assert plane.job(running["one"]).progress == last
 
 
 def test_progress_that_cannot_be_read_delays_no_candidate(
