@@ -24,7 +24,8 @@ class PrintedMetrics(RecordedMetrics):
     """Prints swaps, which the test reads."""
 
     def connected(self, announcements: bool) -> None:
-        faulthandler.cancel_dump_traceback_later()
+        if announcements:
+            faulthandler.cancel_dump_traceback_later()
         print("connected" if announcements else "disconnected", flush=True)
 
     def swapped(self, model: str, version: int, seconds: float) -> None:

@@ -236,9 +236,10 @@ def test_a_queue_that_fails_fails_its_requests_and_answers_the_next(
 ) -> None:
     async def ask_with_a_broken_count() -> tuple[Sequence[object], Float32Array]:
         batcher = Batcher(RecordedMetrics())
-        batcher._queue.rows = -5
+        batcher._queue.rows = -1000
+        # The first product has all rows of the first one, some of the second, and none of the third.
         failed = await asyncio.gather(
-            *(batcher.embed(versions[0], "image", rows(1, seed)) for seed in range(3)),
+            *(batcher.embed(versions[0], "image", rows(count, 0)) for count in (1, 600, 1)),
             return_exceptions=True,
         )
         good = await batcher.embed(versions[0], "image", rows(1, 0))

@@ -14,14 +14,13 @@ from cmcl.storage.running import read_running
 from cmcl.storage.versions import write_blob, write_candidate
 from service.context import Context
 from service.core.errors import DatabaseUnavailable
-from service.jobs import monitor
 from service.jobs.attempts import watch
 from service.jobs.monitor import AttemptMonitor
 from service.jobs.reconciler import Reconciler
 from service.jobs.workqueue import Key, WorkQueue
 from service.launchers.port import LaunchState
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.crashes import CrashingDatabase, FaultAtMoment
+from tests.fakes.crashes import Contact, CrashingDatabase, FaultAtMoment
 from tests.fakes.trainer import report_progress, train
 
 MODELS = ("one", "two", "three")
@@ -63,10 +62,12 @@ def test_without_running_attempts_nothing_is_listed(plane: ControlPlane) -> None
 class Watched:
     """A monitor with a queue of its own."""
 
-    def __init__(self, plane: ControlPlane) -> None:
+    def __init__(self, plane: ControlPlane, context: Context | None = None) -> None:
         self._plane = plane
         self._queue = WorkQueue(lambda: 0.0, {}, 8)
-        self.monitor = AttemptMonitor(plane.context, plane.reconciler.instance, self._queue)
+        self.monitor = AttemptMonitor(
+            context or plane.context, plane.reconciler.instance, self._queue
+        )
         # Each attempt is seen for the first time.
         self.woken()
 
@@ -135,22 +136,25 @@ def test_the_last_progress_is_stored_before_the_job_moves_on(
     assert (job.state, job.progress) == (JobState.GATING, last)
 
 
-def test_progress_that_cannot_be_stored_delays_no_candidate(
-    plane: ControlPlane, running: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
-        raise ValueError("a bug")
+class Bug(FaultAtMoment):
+    """Fails the first transaction that writes with an error that nothing expects."""
 
-    watched = Watched(plane)
+    def before(self, contact: Contact) -> None:
+        if contact.has_effect and not self.struck:
+            self.struck = contact.method
+            raise ValueError("a bug, on purpose")
+
+
+def test_progress_that_cannot_be_stored_delays_no_candidate(
+    plane: ControlPlane, running: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    database = CrashingDatabase(plane.context.database, Bug())
+    watched = Watched(plane, replace(plane.context, database=database))
     last = report_progress(plane.store, running["one"], 1, "training", 9)
     train(plane.store, running["one"], 1)
-    with monkeypatch.context() as broken:
-        broken.setattr(monitor, "store_progress", fail)
-        plane.reconciler.leases.renew()
-        with pytest.raises(ValueError, match="a bug"):
-            watched.monitor.look()
-    assert watched.monitor.shows_end(f"{running['one']}-a1")
     assert watched.woken() == ["one"]
+    assert watched.monitor.shows_end(f"{running['one']}-a1")
+    assert "the last progress of ended attempts was not stored" in caplog.text
     assert plane.job(running["one"]).progress == last
 
 
