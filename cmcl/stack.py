@@ -232,7 +232,11 @@ class LocalStack:
             raise StackError(f"{self.folder} has keys: add --keys, or choose another --folder")
 
     def start_ray(self) -> None:
-        """A head node with the Jobs API; its CPUs are a count, not a reservation."""
+        """A head node with the Jobs API; its CPUs are a count, not a reservation.
+
+        What a killed head left is ended first: its HAProxy has the ports that the next one needs.
+        """
+        end_strays(self._sockets.name)
         program = Path(sys.executable).parent / "ray"
         self._spawn(
             "ray",
@@ -327,7 +331,6 @@ class LocalStack:
                     f"Trying again ({number + 1} of {_RAY_STARTS})"
                 )
                 self.kill("ray")
-                end_strays(self._sockets.name)
                 self.start_ray()
 
     def wait_for_service(self) -> None:

@@ -80,6 +80,10 @@ class Killer:
                 self._random.uniform(*self.pause)
             ):
                 self._kill(self._random.choices(KINDS, weights)[0])
+                if self.stack.processes["embeddings"].poll():
+                    # Deploying the endpoint failed; a supervisor would try again.
+                    self.report("the endpoint is deployed again")
+                    self.stack.start_embeddings()
         except BaseException as error:  # noqa: BLE001 - raised by `stop`
             self._error = error
 
