@@ -298,16 +298,22 @@ def _parser() -> argparse.ArgumentParser:
 def _markdown(document: dict[str, Any]) -> str:
     kills = document["kills"]
     wrong = document["violations"]
+
+    def each(counts: dict[str, int]) -> str:
+        return ", ".join(f"{name} {number}" for name, number in sorted(counts.items()))
+
     facts = {
-        "datasets that were accepted": document["datasets"],
-        "versions": document["versions"],
-        "generations of the pointer": document["promotions"],
+        "datasets that were accepted": each(document["datasets"]),
+        "versions": each(document["versions"]),
+        "generations of the pointer": each(document["promotions"]),
         "reads and acknowledged changes of the pointer": document["pointer_reads"],
         "answers of the endpoint": document["answers"],
         "different vectors, each compared with the heads of its version": document["vectors"],
         "writes, and those acknowledged": f"{document['writes']}, {document['acknowledged']}",
         "searches that waited for a write": document["searches"],
-        "calls that were refused, or failed after the client's repetitions": document["failures"],
+        "calls that were refused, or failed after the client's repetitions": each(
+            document["failures"]
+        ),
         "longest time without an answer": f"{document['longest_without_answer_s']} s",
     }
     return "\n".join(
@@ -327,7 +333,7 @@ def _markdown(document: dict[str, Any]) -> str:
             "",
             listed(facts),
             "",
-            *[f"- {each}" for each in wrong],
+            *[f"- {violation}" for violation in wrong],
         ]
     )
 

@@ -19,7 +19,7 @@ _OF_RAY = {
     "rank": ("RayTrainWorker",),
     "driver": ("-m workers.driver",),
     "replica": ("ServeReplica", "Embedder"),
-    "encoder": ("ServeReplica", "EncoderReplica"),
+    "encoder": ("ServeReplica", "Encoder-"),
     "Serve's controller": ("ServeController",),
     "HAProxy": ("haproxy",),
 }

@@ -144,6 +144,15 @@ def _given(ports: Ports) -> set[str]:
     }
 
 
+def test_the_next_ray_ends_the_proxy_that_a_killed_one_left(tmp_path: Path) -> None:
+    stack = RecordingStack(tmp_path, Ports.free())
+    sleeping = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with subprocess.Popen([*sleeping, str(stack.proxy_folder)], start_new_session=True) as proxy:
+        stack.start_ray()
+        assert proxy.wait(10) == -signal.SIGKILL
+    stack.stop()
+
+
 def test_stopping_a_part_ends_its_children(
     stack: LocalStack, parent: subprocess.Popen[bytes]
 ) -> None:
