@@ -55,7 +55,17 @@ from service.maintenance.backup import DamagedRecord, Record, decode, encode
 from workers.files.shards import describe_shard, download, write_shard
 from workers.prepare.encoding import EncodedItem, EncodedItems, _indexes
 from workers.prepare.units import UnitRecord
-from workers.serve.versions.loading import Reservation, StoredVersions
+from workers.serve.collections.registry import Registry
+from workers.serve.collections.searching import Searched
+from workers.serve.collections.table import (
+    CHECKSUMS,
+    HEAD_ID,
+    CollectionSpec,
+    Row,
+    State,
+    check_features,
+)
+from workers.serve.versions.loading import Reservation, StoredVersions, described
 from workers.train.checkpoint import StoredCheckpoints
 from workers.train.distributed import SINGLE_PROCESS
 from workers.train.evaluation import held_out_rows
@@ -303,6 +313,70 @@ def kinds_with_own_digests(store: LocalStore, jobs: Sequence[JobSpec]) -> list[K
             {"preparation": encoded},
             copy_to=objects[0].replace("owner1", "owner2"),
         ),
+        *kinds_of_collections(store),
+    ]
+
+
+def kinds_of_collections(store: LocalStore) -> list[Kind]:
+    """Write two collections, without vectors, which have no checksums."""
+    features_NF = np.random.default_rng(1).normal(size=(ITEMS, 6)).astype(np.float32)
+    files: dict[str, list[str]] = defaultdict(list)
+    for name in ("ours", "theirs"):
+        spec = CollectionSpec(
+            name=name,
+            model=MODEL,
+            owner=None,
+            feature_type="float32",
+            vector_type="float32",
+            dimensions=None,
+            text_fields=(),
+        )
+        table = Registry(store).create(spec).table
+        rows = [
+            Row(f"{name}-{at}", "image", feature_F, f'{{"at": {at}}}', source=f"s3://photos/{at}")
+            for at, feature_F in enumerate(features_NF)
+        ]
+        table.write(rows, lambda *_: None)
+        folder = layout.collection_table(name, table.number)
+        for part in ("data", "_versions"):
+            newest = max(
+                (each for each in (store.root / folder / part).iterdir() if each.suffix != ".json"),
+                key=lambda path: path.stat().st_mtime_ns,
+            )
+            files[part].append(f"{folder}/{part}/{newest.name}")
+
+    running = Registry(store)
+    known = {name: running.newest(name) for name in running.names()}
+
+    def opened(key: str) -> State:
+        name = key.split("/")[1]
+        found = Registry(store).newest(name)
+        running.newest(name, known[name])
+        if found is None:
+            raise ObjectNotFound(key)
+        return found
+
+    stored = StoredVersions(store)
+    manifest = stored.manifest(MODEL, VERSIONS)
+    version = described(manifest, stored.read(manifest, Reservation("ann", 1 << 20)))
+
+    def items(_: LocalStore, key: str) -> object:
+        return Searched(opened(key), version).items(0, 2 * ITEMS, include=["source"])
+
+    def features(_: LocalStore, key: str) -> object:
+        state = opened(key)
+        found = state.scan(columns=["id", "feature", CHECKSUMS], filter=f"id != '{HEAD_ID}'")
+        for batch in found.to_batches():
+            check_features(batch, state.table.uri)
+        return found.column("feature").to_pylist()
+
+    return [
+        Kind(
+            f"collection: {name}",
+            (files[part][0], files[part][1]),
+            {"replica, items": items, "replica, features": features},
+        )
+        for part, name in (("data", "items and head"), ("_versions", "manifest"))
     ]
 
 
@@ -377,7 +451,25 @@ def write_store(store: LocalStore, folder: Path) -> list[Kind]:
         by_key = {shard.uri.removeprefix(f"{store.uri}/"): shard for shard in shards}
         first, second, _ = by_key
         kinds.append(Kind(name, (first, second), _readers_of_shard(by_key)))
+    kinds.append(kind_of_uploads(store, jobs))
     return [*kinds, *kinds_with_own_digests(store, jobs)]
+
+
+def kind_of_uploads(store: LocalStore, jobs: Sequence[JobSpec]) -> Kind:
+    """Write two uploads, whose digests the service names when they are prepared."""
+    refs = {}
+    for number, job in enumerate(jobs[:2]):
+        shard = job.learns.shards[0]
+        key = layout.upload_file(f"up-{number}", shard.sha256)
+        store.put(key, store.read(shard.uri.removeprefix(f"{store.uri}/")))
+        refs[key] = ShardRef(uri=f"upload:{key}", sha256=shard.sha256)
+
+    def prepared(store: LocalStore, key: str) -> object:
+        with TemporaryDirectory() as folder:
+            return download(refs[key], f"{store.uri}/{key}", Path(folder) / "rows")
+
+    first, second = refs
+    return Kind("upload", (first, second), {"preparation": prepared})
 
 
 def _keys(store: LocalStore, key: str) -> object:
@@ -480,7 +572,9 @@ def outcome(read: Read, store: LocalStore, key: str, expected: object) -> str:
     try:
         found = read(store, key)
     except REFUSALS as error:
-        named = key in str(error) or Path(key).name in str(error)
+        # Errors of a collection name its table, not the file.
+        names = (key, Path(key).name, key.rpartition(".lance/")[0] or key)
+        named = any(name in str(error) for name in names)
         return "refused" if named or isinstance(error, DamagedRecord) else "refused, not by name"
     except Exception as error:  # noqa: BLE001 - that is what is counted
         return f"{type(error).__name__}"

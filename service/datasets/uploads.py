@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 from sqlalchemy import Connection
 
+from cmcl.contract.dataset import ShardRef
 from cmcl.contract.errors import InvalidDataset
 from cmcl.contract.modality import Frozen, Sha256
 from cmcl.storage import layout
@@ -139,13 +140,15 @@ def expires_at(upload: UploadRow) -> datetime:
     return (upload.completed_at or upload.created_at) + timedelta(hours=EXPIRY_HOURS)
 
 
-def resolve(context: Context, uri: str) -> str:
-    """The storage address of an upload's file. Raises InvalidDataset."""
+def resolve(context: Context, uri: str) -> ShardRef:
+    """The storage address of an upload's file, and the digest that it had when it arrived. Raises InvalidDataset."""
     with context.database.read() as connection:
         found = uploads.find(connection, upload_of(uri) or uri)
     if found is None or found.state != "complete" or found.file is None:
         raise InvalidDataset(f"{uri}: the upload no longer exists; send the file again")
-    return f"{context.store.uri}/{layout.upload_file(found.id, found.file)}"
+    return ShardRef(
+        uri=f"{context.store.uri}/{layout.upload_file(found.id, found.file)}", sha256=found.sha256
+    )
 
 
 def _visible(

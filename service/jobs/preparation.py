@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import TypeVar, get_args
 
 from cmcl.contract.api.jobs import FailureReason, JobState
-from cmcl.contract.dataset import DatasetManifest
+from cmcl.contract.dataset import DatasetManifest, ShardRef
 from cmcl.contract.errors import InvalidDataset, InvalidVersion, ObjectNotFound
 from cmcl.contract.prepare import (
     PreparationPhase,
@@ -358,7 +358,14 @@ def _prepare_request(
 ) -> PrepareRequest:
     """Return the request for the driver. Raises InvalidDataset if an upload was removed."""
     posted = NewDataset.model_validate(dataset.request)
-    uploaded = {uri for uri in posted.uris if uri.startswith(SCHEME)}
+    uploaded = {uri: resolve(context, uri) for uri in posted.uris if uri.startswith(SCHEME)}
+
+    def checked(ref: ShardRef) -> ShardRef:
+        """The reference with the digest of its upload, unless it names one itself."""
+        if ref.sha256 is not None or ref.uri not in uploaded:
+            return ref
+        return ref.model_copy(update={"sha256": uploaded[ref.uri].sha256})
+
     declarations = context.settings.encoders_by_name
     return PrepareRequest(
         dataset=dataset.id,
@@ -368,8 +375,8 @@ def _prepare_request(
         name=dataset.name,
         spec=model.spec,
         pair=dataset.pair,
-        shards=posted.shards,
-        evaluation_shards=posted.evaluation_shards,
+        shards=tuple(map(checked, posted.shards)),
+        evaluation_shards=tuple(map(checked, posted.evaluation_shards)),
         evaluation_share=posted.evaluation_share,
         evaluate_only=posted.evaluate_only,
         max_bad_share=posted.max_bad_share,
@@ -381,7 +388,7 @@ def _prepare_request(
             if modality in model.encoders
         },
         allowed_prefixes=context.settings.allowed_prefixes,
-        locations={uri: resolve(context, uri) for uri in sorted(uploaded)},
+        locations={uri: stored.uri for uri, stored in uploaded.items()},
         report_version=model.head if job.dry_run else None,
         traceparent=preparation_span(job),
     )

@@ -29,7 +29,7 @@ from cmcl.storage import layout
 from cmcl.storage.documents import read_document
 from cmcl.storage.object_store import ObjectStore
 from cmcl.tracing import StageLog
-from workers.files.shards import describe_shard
+from workers.files.shards import describe_shard, verified_digests
 from workers.prepare.dataset import as_failure
 
 
@@ -185,7 +185,7 @@ def _checked(request: PrepareRequest, ref: ShardRef) -> tuple[Path, Shard]:
             raise InvalidDataset(f"{ref.uri}: column {column!r} is missing")
         if not np.isfinite(_numbers(table.column(column).combine_chunks())).all():
             raise InvalidDataset(f"{ref.uri}: column {column!r} has NaN or infinity")
-    return path, describe_shard(path, address)
+    return path, describe_shard(path, address, verified_digests(ref, path))
 
 
 def _numbers(column: pa.Array) -> np.ndarray:

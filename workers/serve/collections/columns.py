@@ -28,6 +28,7 @@ from lance import LanceOperation
 from cmcl.contract.errors import InvalidVersion, ObjectNotFound
 from workers.serve.collections.filters import is_among, quoted
 from workers.serve.collections.table import (
+    CHECKSUMS,
     HEAD_ID,
     VECTORS,
     CollectionBusy,
@@ -37,11 +38,13 @@ from workers.serve.collections.table import (
     Head,
     State,
     VersionGone,
+    check_features,
     column_type,
     encoded,
     is_bits,
     is_conflict,
     is_vectors,
+    reading,
 )
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import Float32Array, ServedVersion, truncated
@@ -238,22 +241,37 @@ class ColumnBuilder:
                 return
             assert len(places) <= state.rows
             yield 1 - len(places) / max(state.rows, 1)
-            fragment = int(places[0]) >> 32
-            # Two handles: one cannot be read while it is updated.
-            source, updated = (lance.LanceFragment(state.dataset, fragment) for _ in range(2))
-            vectors = _vectors(source, schema, learned, embed)
-            changed, fields = updated.update_columns(
-                pa.RecordBatchReader.from_batches(schema, vectors), "_rowid", "_rowid"
-            )
-            operation = LanceOperation.Update(updated_fragments=[changed], fields_modified=fields)
+            self._fill_fragment(state, int(places[0]) >> 32, schema, learned, embed)
+
+    def _fill_fragment(
+        self, state: State, place: int, schema: pa.Schema, learned: Collection[str], embed: Embed
+    ) -> None:
+        # Two handles: one cannot be read while it is updated.
+        source, updated = (lance.LanceFragment(state.dataset, place) for _ in range(2))
+        failed: list[Exception] = []
+
+        def vectors() -> Iterator[pa.RecordBatch]:
             try:
-                lance.LanceDataset.commit(
-                    state.dataset, operation, read_version=state.dataset.version
-                )
-            except OSError as error:
-                if not is_conflict(error):
-                    raise
-                # An item of it was written meanwhile: the next round does it again.
+                yield from _vectors(source, schema, learned, embed, self._table.uri)
+            except Exception as error:
+                failed.append(error)
+                raise
+
+        try:
+            made = pa.RecordBatchReader.from_batches(schema, vectors())
+            changed, fields = updated.update_columns(made, "_rowid", "_rowid")
+        except Exception as error:
+            # Lance raises one of its own for that of the vectors.
+            if failed:
+                raise failed[0] from error
+            raise
+        operation = LanceOperation.Update(updated_fragments=[changed], fields_modified=fields)
+        try:
+            lance.LanceDataset.commit(state.dataset, operation, read_version=state.dataset.version)
+        except OSError as error:
+            if not is_conflict(error):
+                raise
+            # An item of it was written meanwhile: the next round does it again.
 
     def _index(self, column: str) -> None:
         """Make the index of a column."""
@@ -342,24 +360,29 @@ def _unindexed(state: State) -> set[str]:
 
 
 def _vectors(
-    fragment: lance.LanceFragment, schema: pa.Schema, learned: Collection[str], embed: Embed
+    fragment: lance.LanceFragment,
+    schema: pa.Schema,
+    learned: Collection[str],
+    embed: Embed,
+    uri: str,
 ) -> Iterator[pa.RecordBatch]:
     column = schema.field(1)
     for modality in sorted(learned):
-        batches = fragment.to_batches(
-            columns=["feature"],
-            filter=f"modality = {quoted(modality)}",
-            batch_size=_ROWS_AT_ONCE,
-            with_row_id=True,
-        )
-        for batch in batches:
-            if batch.num_rows:
-                features = batch["feature"].flatten().to_numpy(zero_copy_only=False)
-                features_BF = np.array(features.reshape(batch.num_rows, -1), np.float32)
-                vectors_BE = embed(column.name, modality, features_BF)
-                if vectors_BE is None:
-                    raise ValueError(f"{column.name} embeds no {modality}")
-                assert len(vectors_BE) == batch.num_rows
-                numbers = pa.array(encoded(vectors_BE, column.type).ravel())
-                made = pa.FixedSizeListArray.from_arrays(numbers, column.type.list_size)
-                yield pa.record_batch([batch["_rowid"], made], schema=schema)
+        with reading(uri):
+            batches = fragment.to_batches(
+                columns=["id", "feature", CHECKSUMS],
+                filter=f"modality = {quoted(modality)}",
+                batch_size=_ROWS_AT_ONCE,
+                with_row_id=True,
+            )
+            for batch in batches:
+                if batch.num_rows:
+                    check_features(batch, uri)
+                    features = batch["feature"].flatten().to_numpy(zero_copy_only=False)
+                    features_BF = np.array(features.reshape(batch.num_rows, -1), np.float32)
+                    vectors_BE = embed(column.name, modality, features_BF)
+                    assert vectors_BE is not None, "the version has learned this modality"
+                    assert len(vectors_BE) == batch.num_rows
+                    numbers = pa.array(encoded(vectors_BE, column.type).ravel())
+                    made = pa.FixedSizeListArray.from_arrays(numbers, column.type.list_size)
+                    yield pa.record_batch([batch["_rowid"], made], schema=schema)

@@ -67,11 +67,20 @@ class Registry:
         """
         for table in self._tables(name):
             try:
-                if known is not None and known.table == table and known.is_latest():
+                if known is None or known.table != table:
+                    return table.read()
+                if known.is_latest():
                     return known
-                return table.read()
+                state = table.read()
             except NoCollection:
                 continue  # Its creation has not ended, or its sweeping.
+            if state.head.revision < known.head.revision:
+                raise InvalidVersion(
+                    f"{layout.collection_table(name, table.number)} went back from revision "
+                    f"{known.head.revision} to {state.head.revision}: its newest manifest is gone; "
+                    "restore it from a backup"
+                )
+            return state
         return None
 
     def existing(self, name: str, permitted: Permitted) -> State:

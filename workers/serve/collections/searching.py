@@ -17,7 +17,16 @@ import torch
 
 from workers.serve.collections.columns import PARTITIONS, column_of, vector_width
 from workers.serve.collections.filters import filter_sql, is_among, quoted
-from workers.serve.collections.table import State, encoded, is_bits, reading
+from workers.serve.collections.table import (
+    CHECKSUMS,
+    ITEM,
+    State,
+    check_features,
+    check_rows,
+    encoded,
+    is_bits,
+    reading,
+)
 from workers.serve.versions.loading import Float32Array, ServedVersion, truncated
 
 # Candidates that are scored by their vectors, for each result: docs/benchmarks/search-engine.md.
@@ -30,7 +39,6 @@ _FEW = 1000
 # Reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009): the constant, and how many of each ranking.
 _RRF_CONSTANT = 60
 _FUSED = 100
-_ITEM = ["id", "modality", "payload", "parent", "start", "end"]
 # Of parts that are looked through for so many parents, at first and at most.
 _PARTS, _MOST_PARTS = 4, 64
 
@@ -149,8 +157,9 @@ class Searched:
         source = "feature" if is_bits(self._type) else self.column
         with reading(self.state.table.uri):
             for batch in self.state.dataset.to_batches(
-                columns=[*columns, source], filter=self._of(), batch_size=rows
+                columns=[*ITEM, CHECKSUMS, source], filter=self._of(), batch_size=rows
             ):
+                self._checked(batch)
                 made = batch[source]
                 if is_bits(self._type):
                     made_BD = truncated(self._embedded(batch), self.width)
@@ -232,7 +241,7 @@ class Searched:
                 # All that tie with the last, so that they are in the order of ids.
                 least = np.sort(scores_B)[-count:][0]
                 places = np.flatnonzero(scores_B >= least)
-                items = batch.select([*_ITEM, *wanted.include]).take(places).to_pylist()
+                items = self._checked(batch.take(pa.array(places)))
                 found = (
                     Hit(**item, score=float(scores_B[at]))
                     for item, at in zip(items, places, strict=True)
@@ -262,13 +271,13 @@ class Searched:
     ) -> Iterator[tuple[dict[str, Any], float]]:
         with reading(self.state.table.uri):
             found = self._scanner(wanted, score, **how).to_table()
-        for each in found.to_pylist():
-            yield each, each.pop(score)
+        scores = found.column(score).to_pylist()
+        yield from zip(self._checked(found.drop_columns(score)), scores, strict=True)
 
     def _scanner(self, wanted: SearchQuery, column: str, **how: Any) -> Any:
         """Read items that may be found, with one more column."""
         return self.state.dataset.scanner(
-            columns=[*_ITEM, *wanted.include, column],
+            columns=[*ITEM, *wanted.include, CHECKSUMS, column],
             filter=self._conditions(wanted),
             prefilter=True,
             disable_scoring_autoprojection=True,
@@ -277,8 +286,19 @@ class Searched:
         )
 
     def _stored(self, include: Sequence[str] = (), **how: Any) -> list[StoredItem]:
-        found = self.state.scan(columns=[*_ITEM, *include], **how)
-        return [StoredItem(**each) for each in found.to_pylist()]
+        found = self.state.scan(columns=[*ITEM, *include, CHECKSUMS], **how)
+        return [StoredItem(**each) for each in self._checked(found)]
+
+    def _checked(self, rows: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
+        """Return items, without features and vectors, as they were written. Raises InvalidVersion."""
+        if "feature" in rows.schema.names and rows.num_rows:
+            check_features(rows, self.state.table.uri)
+        kept = {*ITEM, "source", "thumbnail", CHECKSUMS}
+        items: list[dict[str, Any]] = rows.select(
+            [name for name in rows.schema.names if name in kept]
+        ).to_pylist()
+        check_rows(items, self.state.table.uri)
+        return items
 
     def _conditions(self, wanted: SearchQuery) -> str | None:
         """Return the SQL of items that may be found; None: all that have a vector."""

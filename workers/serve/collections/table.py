@@ -1,9 +1,13 @@
 """A collection as one table of Lance: its items, their vectors by version, and a head row with its state.
 
 Columns: `id`, `modality`, `feature` (a list: widths differ by modality), `payload` (JSON), `terms` and those of fields
-(for filters) and `text` (for words): `terms.py`; `parent`, `start` and `end` of a part; `source` and `thumbnail`, which
-are read only where they are asked for; and one of vectors for each version that serves or is being made (`columns.py`). A removed item keeps its id until the table is compacted; all else
-of it is null.
+(for filters) and `text` (for words): `filters.py`; `parent`, `start` and `end` of a part; `source` and `thumbnail`, which
+are read only where they are asked for; `checksums`; and one of vectors for each version that serves or is being made
+(`columns.py`). A removed item keeps its id until the table is compacted; all else of it is null.
+
+**Checksums.** Lance has none. Those of a row are of its item, feature, source and thumbnail, apart since they are read
+apart, and of the table's key, so that a copied row is refused in another table. What is read is compared with its
+checksum before it is answered or embedded. Vectors have none: they are made from features.
 
 **The head row** has the empty id, and the collection's state as its payload. Every change of items updates it in the
 same commit. Lance refuses the second of two commits that update the same row, and only then: two inserts of the same
@@ -14,10 +18,12 @@ cannot: compaction and indexes make versions too.
 Shapes: B rows, F width of the raw feature, E width of the embeddings.
 """
 
+import json
 import logging
 import random
 import re
 import time
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -47,6 +53,10 @@ CollectionName = Annotated[
     str, StringConstraints(pattern=NAME_PATTERN), Field(examples=["street-photos"])
 ]
 HEAD_ID = ""
+CHECKSUMS = "checksums"
+# What the checksum of an item is of.
+ITEM = ("id", "modality", "payload", "parent", "start", "end")
+_CHECKED_APART = ("feature", "source", "thumbnail")
 ITEMS = "modality IS NOT NULL"
 VECTORS = "vectors_"
 NOTHING: Mapping[str, float] = MappingProxyType({})
@@ -240,7 +250,7 @@ class CollectionTable:
         """Create the table. Raises ObjectExists."""
         now = datetime.now(UTC)
         head = Head(spec=spec, created_at=now, changed_at=now, revision=revision)
-        rows = _batch(_schema(spec.feature_type), [], head, lambda *_: None)
+        rows = _batch(_schema(spec.feature_type), [], head, lambda *_: None, _place(self.uri))
         try:
             lance.write_dataset(
                 rows,
@@ -261,13 +271,14 @@ class CollectionTable:
             dataset = lance.dataset(
                 self.uri, storage_options=dict(self.options), session=self.session
             )
-            found = dataset.to_table(columns=["payload"], filter=f"id = {quoted(HEAD_ID)}")
+            found = dataset.to_table(columns=[*ITEM, CHECKSUMS], filter=f"id = {quoted(HEAD_ID)}")
         except (OSError, ValueError) as error:
             if "was not found" in str(error):
                 raise NoCollection(f"there is no table at {self.uri}") from error
             raise store_error(error, self.uri) from error
         if found.num_rows != 1:
             raise InvalidVersion(f"{_place(self.uri)} has {found.num_rows} head rows")
+        check_rows(found.to_pylist(), self.uri)
         try:
             head = Head.model_validate_json(found.column("payload")[0].as_py())
         except ValidationError as error:
@@ -327,7 +338,9 @@ class CollectionTable:
             if not self._add_ranges(state, ranges):
                 try:
                     every = [*rows, *_other_parts(state, replaced, rows)]
-                    rows_and_head = _batch(state.dataset.schema, every, head, embed)
+                    rows_and_head = _batch(
+                        state.dataset.schema, every, head, embed, _place(self.uri)
+                    )
                 except VersionGone as gone:
                     self.update(methodcaller("without", gone.column))
                     continue
@@ -400,6 +413,7 @@ def _schema(feature_type: FloatType) -> pa.Schema:
             pa.field("end", pa.float64()),
             pa.field("source", pa.string()),
             pa.field("thumbnail", pa.binary()),
+            pa.field(CHECKSUMS, pa.list_(pa.uint32(), 1 + len(_CHECKED_APART))),
         ]
     )
 
@@ -407,13 +421,15 @@ def _schema(feature_type: FloatType) -> pa.Schema:
 _AS_GIVEN = ("parent", "start", "end", "source", "thumbnail")
 
 
-def _batch(schema: pa.Schema, rows: Sequence[Row], head: Head, embed: Embed) -> pa.Table:
+def _batch(
+    schema: pa.Schema, rows: Sequence[Row], head: Head, embed: Embed, place: str
+) -> pa.Table:
     """Return rows as they are stored, and the head, with a vector for each column of vectors."""
     assert all(row.id != HEAD_ID for row in rows), "an item would replace the head"
     assert len({row.id for row in rows}) == len(rows), "an item is written twice"
     payloads = [None if row.feature_F is None else row.payload for row in rows]
     terms = [PayloadTerms(payload) for payload in payloads]
-    columns: dict[str, object] = {
+    columns: dict[str, list[Any] | pa.Array] = {
         "id": [*(row.id for row in rows), HEAD_ID],
         "modality": [*(None if row.feature_F is None else row.modality for row in rows), None],
         "feature": _features(rows, schema.field("feature").type.value_type),
@@ -423,7 +439,7 @@ def _batch(schema: pa.Schema, rows: Sequence[Row], head: Head, embed: Embed) -> 
         "text": [*(text_of(payload, head.spec.text_fields) for payload in payloads), None],
         **{name: [*(getattr(row, name) for row in rows), None] for name in _AS_GIVEN},
     }
-    for name in set(schema.names) - set(columns):
+    for name in set(schema.names) - {*columns, CHECKSUMS}:
         if name in {*head.complete, head.making}:
             columns[name] = _vectors(name, schema.field(name).type, rows, embed)
         elif is_vectors(name):
@@ -431,6 +447,11 @@ def _batch(schema: pa.Schema, rows: Sequence[Row], head: Head, embed: Embed) -> 
             columns[name] = [None] * (len(rows) + 1)
         else:
             columns[name] = [*(each.values.get(name) for each in terms), None]
+    read = zip(*(columns[name] for name in (*ITEM, *_CHECKED_APART)), strict=True)
+    columns[CHECKSUMS] = [
+        [_checksum(value, place) for value in (each[: len(ITEM)], *each[len(ITEM) :])]
+        for each in read
+    ]
     return pa.table([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
 
 
@@ -443,6 +464,47 @@ def _features(rows: Sequence[Row], number: pa.DataType) -> list[Any]:
         None if each is None else (each / np.linalg.norm(each)).astype(np.float16)
         for each in stored
     ]
+
+
+def _checksum(
+    value: Sequence[str | float | None] | str | bytes | np.ndarray | None, place: str
+) -> int:
+    """Return the CRC-32 of the place, and of a feature or a thumbnail, or of the JSON of anything else."""
+    start = zlib.crc32(place.encode())
+    if isinstance(value, np.ndarray):
+        return zlib.crc32(np.ascontiguousarray(value).data, start)
+    return zlib.crc32(value if isinstance(value, bytes) else json.dumps(value).encode(), start)
+
+
+def check_rows(rows: Sequence[dict[str, Any]], uri: str) -> None:
+    """Remove the checksums of rows, each with all of `ITEM`, and compare them. Raises InvalidVersion."""
+    for row in rows:
+        item, _, *apart = row.pop(CHECKSUMS) or [None] * 4
+        is_right = item == _checksum([row[name] for name in ITEM], _place(uri)) and all(
+            right == _checksum(row[name], _place(uri))
+            for name, right in zip(_CHECKED_APART[1:], apart, strict=True)
+            if name in row
+        )
+        if not is_right:
+            raise _damaged(row["id"], uri)
+
+
+def check_features(rows: pa.RecordBatch, uri: str) -> None:
+    """Compare the features of rows with their checksums. Raises InvalidVersion."""
+    right_B = rows[CHECKSUMS].flatten().to_numpy().reshape(rows.num_rows, -1)[:, 1]
+    values = rows["feature"].flatten().to_numpy(zero_copy_only=False)
+    ends_B = np.cumsum(rows["feature"].value_lengths().to_numpy())
+    for at, feature_F in enumerate(np.split(values, ends_B[:-1])):
+        if _checksum(feature_F, _place(uri)) != right_B[at]:
+            raise _damaged(rows["id"][at].as_py(), uri)
+
+
+def _damaged(item: str, uri: str) -> InvalidVersion:
+    what = f"item {item!r}" if item else "its head"
+    return InvalidVersion(
+        f"{_place(uri)} cannot be read: {what} is not as it was written (its checksum differs); "
+        + ("write the item again, or remove it" if item else "restore it from a backup")
+    )
 
 
 def _vectors(name: str, kind: pa.DataType, rows: Sequence[Row], embed: Embed) -> pa.Array:

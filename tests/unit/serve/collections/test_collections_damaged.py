@@ -5,12 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import lance
+import numpy as np
 import pytest
 
 from cmcl.contract.errors import InvalidVersion
 from tests.unit.serve.collections.conftest import NamedCallers, Searching
-from tests.unit.serve.collections.scene import NAME, Scene, entries, search, spec
+from tests.unit.serve.collections.scene import NAME, Scene, entries, feature, search, spec
 from tests.unit.serve.collections.test_collection_routes import image_query, item
+from workers.serve.collections.searching import SearchQuery
 from workers.serve.collections.table import CollectionTable
 
 # Before all others, in the order in which they are looked at.
@@ -34,15 +36,33 @@ def with_another_manifest(table: CollectionTable) -> None:
     newest(table, "_versions", ".manifest").write_bytes(b"no manifest")
 
 
+def before_its_last_write(table: CollectionTable) -> None:
+    while table.read().head.revision > 1:
+        newest(table, "_versions", ".manifest").unlink()
+
+
 def without_head(table: CollectionTable) -> None:
     lance.dataset(table.uri).delete("id = ''")
+
+
+def with_a_changed_head(table: CollectionTable) -> None:
+    later = table.read().head.model_copy(update={"revision": 7})
+    text = later.model_dump_json().replace("'", "''")
+    lance.dataset(table.uri).update({"payload": f"'{text}'"}, where="id = ''")
 
 
 def with_another_head(table: CollectionTable) -> None:
     lance.dataset(table.uri).update({"payload": "'{\"name\": 7}'"}, where="id = ''")
 
 
-DAMAGE = [without_data, with_other_data, with_another_manifest, without_head, with_another_head]
+DAMAGE = [
+    without_data,
+    with_other_data,
+    with_another_manifest,
+    without_head,
+    with_a_changed_head,
+    with_another_head,
+]
 
 
 def files_of(table: CollectionTable) -> set[Path]:
@@ -69,7 +89,7 @@ def test_the_others_are_searched_and_the_damage_is_reported(
         scene.registry.create(spec(name=BROKEN))
 
 
-@pytest.mark.parametrize("damage", [without_head, with_another_head])
+@pytest.mark.parametrize("damage", [before_its_last_write, without_head, with_another_head])
 def test_what_was_read_before_the_damage_is_searched(
     scene: Scene, damage: Callable[[CollectionTable], None]
 ) -> None:
@@ -79,6 +99,45 @@ def test_what_was_read_before_the_damage_is_searched(
     assert scene.settle().rows() == 3
     assert scene.follower.snapshots()[NAME].is_damaged
     assert set(scene.follower.damaged()) == {NAME}
+
+
+@pytest.mark.parametrize("column", ["payload", "parent", "source"])
+def test_an_item_that_is_not_as_it_was_written_is_refused_by_name(
+    scene: Scene, column: str
+) -> None:
+    scene.add(entries(0, 3))
+    lance.dataset(scene.table.uri).update({column: "'another'"}, where="id = 'image-1'")
+    searched = scene.settle()
+    refused = pytest.raises(InvalidVersion, match=r"item 'image-1' is not as it was written")
+    with refused:
+        searched.items(0, 3, include=["source"])
+    with refused:
+        query_E = np.eye(1, 6, dtype=np.float32)[0]
+        searched.search(SearchQuery(3, query_E, include=["source"]))
+    scene.add(entries(1, 1))
+    assert len(scene.settle().items(0, 3, include=["source"])) == 3
+
+
+def test_a_feature_that_is_not_as_it_was_written_is_not_embedded(scene: Scene) -> None:
+    scene.add(entries(0, 3))
+    scene.settle()
+    (file,) = (
+        each
+        for each in Path(scene.table.uri, "data").iterdir()
+        if feature("image", 1).tobytes() in each.read_bytes()
+    )
+    file.write_bytes(
+        file.read_bytes().replace(feature("image", 1).tobytes(), feature("image", 9).tobytes())
+    )
+    scene.swap(2)
+    assert scene.settle().version.number == 1
+    snapshot = scene.follower.snapshots()[NAME]
+    assert snapshot.is_damaged
+    assert "item 'image-1' is not as it was written" in (snapshot.problem or "")
+    scene.add(entries(1, 1))
+    scene.clock.now += 1000
+    assert scene.settle().version.number == 2
+    assert scene.follower.snapshots()[NAME].problem is None
 
 
 def test_repaired_damage_is_no_longer_reported(scene: Scene) -> None:

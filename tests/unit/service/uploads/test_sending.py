@@ -77,7 +77,10 @@ def test_of_two_requests_the_first_that_ends_has_sent_the_file(
     response = plane.client.put(path, content=body(), headers=BYTES)
     assert response.status_code == (200 if later == b"abc" else 409)
     uri = f"upload:{upload}"
-    assert plane.store.read(resolve(plane.context, uri).partition(plane.store.uri)[2][1:]) == b"abc"
+    assert (
+        plane.store.read(resolve(plane.context, uri).uri.removeprefix(f"{plane.store.uri}/"))
+        == b"abc"
+    )
 
 
 @pytest.mark.parametrize(
@@ -110,6 +113,15 @@ def test_a_dataset_learns_from_an_upload(plane: ControlPlane) -> None:
     dataset = plane.client.get(f"/v1/datasets/{plane.job(job).dataset}").json()
     assert dataset["shards"] == [{"uri": uri, "sha256": None, "name": "pairs.parquet"}]
     assert dataset["manifest"]["shards"][0]["uri"].startswith(f"{plane.store.uri}/uploads/")
+
+
+def test_an_upload_that_was_damaged_in_the_store_is_not_learned(plane: ControlPlane) -> None:
+    uri = upload_whole(plane, parquet())
+    (key,) = stored_keys(plane, uri.removeprefix("upload:"))
+    plane.store.put(key, parquet("other"))
+    failed = plane.tick_to(plane.post_dataset(shards=[{"uri": uri}]), JobState.FAILED)
+    assert failed.message is not None
+    assert "its SHA-256 is" in failed.message
 
 
 def test_bad_rows_are_named_as_the_user_named_them(plane: ControlPlane) -> None:
