@@ -92,6 +92,7 @@ def migration(inputs: SecondMoment, old_EI: Tensor, new_EI: Tensor) -> Migration
         raise ValueError("rank 0: the old version maps all of these features to zero")
     # Recover the features as well as possible, then apply the new head.
     map_EE = new_EI @ inverse_IE
+    assert map_EE.shape == (len(new_EI), len(old_EI))
     return Migration(
         map_EE,
         rank,
@@ -138,6 +139,7 @@ def _shrinkage(covariance_FF: Tensor, rows: int) -> float:
     if uneven <= 0:
         return 1.0
     share = ((1 - 2 / width) * square + trace**2) / ((rows + 1 - 2 / width) * uneven)
+    assert share >= 0
     return min(share, 1.0)
 
 
