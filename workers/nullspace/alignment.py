@@ -17,14 +17,12 @@ import torch
 from torch import Tensor
 
 from workers.nullspace.eigenvectors import with_canonical_signs
-from workers.nullspace.subspace import is_orthonormal
 
 
 def rotation_onto(agreement_EE: Tensor) -> Tensor:
     """R of (13), E × E. `agreement_EE`: M, the sum over modalities of the means of z_old z_newᵀ."""
     left_EE, _, right_EE = torch.linalg.svd(agreement_EE)
     rotation_EE: Tensor = left_EE @ right_EE
-    assert is_orthonormal(rotation_EE, 1e-4)
     return rotation_EE
 
 
@@ -34,5 +32,4 @@ def principal_axes(spread_EE: Tensor) -> Tensor:
     `spread_EE`: the sum over modalities of the means of z zᵀ.
     """
     axes_EE = with_canonical_signs(torch.linalg.eigh(spread_EE).eigenvectors.flip(1))
-    assert is_orthonormal(axes_EE, 1e-4)
     return axes_EE.mT
