@@ -52,7 +52,6 @@ def aligned_head(partner_EJ: Tensor, moments: CentredMoments, ridge: float) -> T
     ridged_FF.diagonal().add_(ridge * typical_variance(moments.first_FF))
     wanted_FE = moments.cross_FG @ weight_EG.mT
     head_EF = torch.cholesky_solve(wanted_FE, torch.linalg.cholesky(ridged_FF)).mT
-    assert head_EF.shape == (len(partner_EJ), len(mean_F))
     # The mean of one side has the embedding of the mean of the other.
     own_E = weight_EG @ mean_G + bias_E - head_EF @ mean_F
     return torch.cat([head_EF, own_E[:, None]], dim=1).float()

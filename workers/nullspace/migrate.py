@@ -92,7 +92,6 @@ def migration(inputs: SecondMoment, old_EI: Tensor, new_EI: Tensor) -> Migration
         raise ValueError("rank 0: the old version maps all of these features to zero")
     # Recover the features as well as possible, then apply the new head.
     map_EE = new_EI @ inverse_IE
-    assert map_EE.shape == (len(new_EI), len(old_EI))
     return Migration(
         map_EE,
         rank,

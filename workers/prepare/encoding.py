@@ -186,7 +186,6 @@ class SideEncoder:
                 room = BATCH_BYTES
             batches[-1].append((key, item))
             room -= size
-        assert sum(map(len, batches)) == len(waiting)
         return batches
 
     def _take_oldest(self) -> None:
@@ -311,7 +310,6 @@ class EncodedItems:
 
     def add(self, items: Mapping[bytes, EncodedItem]) -> None:
         """Store items that were encoded; at least one."""
-        assert items, "an object without items"
         keys = sorted(items, key=_first)
         index_N = np.empty(len(keys), _ENTRY)
         index_N["first"], index_N["second"] = _halves(keys)
