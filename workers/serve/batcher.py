@@ -89,7 +89,6 @@ class PendingRows:
             self._embeddings_BE = np.empty((rows, embeddings.shape[1]), embeddings.dtype)
         self._embeddings_BE[start : start + len(embeddings)] = embeddings
         self._computed += len(embeddings)
-        assert self._computed <= rows
         if self._computed == rows:
             self.future.set_result(self._embeddings_BE)
 

@@ -91,6 +91,7 @@ def next_due(connection: Connection, webhook: str, now: datetime) -> DeliveryRow
 
 def record_success(connection: Connection, seen: DeliveryRow, attempt: Attempt) -> bool:
     """Record that it was accepted. False if another instance recorded this attempt, or it was removed."""
+    assert seen.delivered_at is None, "it was sent again"
     changes = {"delivered_at": attempt.at, "error": None}
     if not _record_attempt(connection, seen, attempt, changes):
         return False
