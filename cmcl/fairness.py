@@ -88,6 +88,7 @@ class Quota:
                 is_share=True,
             )
         self.release(owner, -amount)
+        assert self.total <= self._limit
 
     def release(self, owner: str, amount: int) -> None:
         """Stop counting `amount`; a negative one is counted without a check."""
@@ -251,6 +252,7 @@ class FairSemaphore:
             self._remove(owner, turn)
             assert not turn.granted.done()
             self._held[owner] += turn.amount
+            assert self._held.total() <= self._total
             turn.granted.set_result(None)
 
     def _next(self) -> str | None:

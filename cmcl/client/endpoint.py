@@ -177,6 +177,7 @@ class RawBatchSize:
         if error.code != ENCODER_TIMEOUT or sent == 1:
             return False
         self.items = sent // 2
+        assert self.items > 0
         return True
 
     def grow(self, sent: int, seconds: float) -> None:

@@ -176,6 +176,7 @@ def _base_36(value: int | None) -> str:
     """Digits of a whole number that is not negative; empty without one."""
     if value is None:
         return ""
+    assert value >= 0, "it has no last digit"
     digits = ""
     while True:
         value, digit = divmod(value, 36)

@@ -243,6 +243,7 @@ def accept_dataset(connection: Connection, request: NewDataset, intake: Intake) 
     dataset = datasets.create(connection, model.owner, document, intake.now, known_by)
     _record_uses(connection, dataset.id, request)
     job = None if known_by is None else _new_job(connection, dataset, request, intake)
+    assert (job is None) == (dataset.sealed_at is None), "a job starts when its dataset is sealed"
     return Accepted(dataset, job, is_new=True)
 
 
@@ -269,7 +270,9 @@ def add_shards(
     check_addresses(connection, added, intake, contents, before=request)
     _record_uses(connection, dataset, added)
     document = _with_names(connection, grown).model_dump(mode="json")
-    return datasets.set_request(connection, dataset, document)
+    stored = datasets.set_request(connection, dataset, document)
+    assert files_of(stored) == files_of(found) + len(added.uris)
+    return stored
 
 
 def files_of(dataset: DatasetRow) -> int:

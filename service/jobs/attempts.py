@@ -408,6 +408,7 @@ def job_spec(context: Context, job: JobRow, model: ModelRow) -> JobSpec:
     version = job.parent_version if job.kind == "evaluate" else job.version
     assert version is not None, f"job {job.id} is {job.state} without a version"
     assert manifest is not None or job.own_dataset is None, f"job {job.id} has no manifest"
+    assert job.kind == "evaluate" or version == (job.parent_version or 0) + 1
     return JobSpec(
         unlearns=job.dataset if job.kind == "unlearn" else None,
         merges=job.merges,

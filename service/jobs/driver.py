@@ -96,7 +96,9 @@ class DriverLoop(PeriodicLoop):
         """Assign the next number, and return the newest record: that of another instance, if it was faster."""
         with self._context.database.write() as connection:
             instances.begin_driver(connection, seen, self._context.clock())
-            return instances.newest_driver(connection)
+            newest = instances.newest_driver(connection)
+        assert newest.number > seen.number
+        return newest
 
     def _submit(self, seen: DriverRow) -> None:
         try:

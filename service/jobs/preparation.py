@@ -198,6 +198,7 @@ class _Follower:
 
         The result is read first: it counts even if the process that wrote it has ended.
         """
+        assert self.job.state == JobState.PREPARING
         dataset = dataset_of(self.context, self.job)
         try:
             if self._take_end(dataset):

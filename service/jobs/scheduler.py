@@ -84,6 +84,7 @@ class Scheduler(PeriodicLoop):
 
 def enter(context: Context, job: JobRow, priority: Priority) -> None:
     """Let a job wait for its next stage, and admit it at once if there is room and it is first."""
+    assert job.eligible_at is None, "it would lose its place"
     stage = _STAGES[job.state]
     limit = limit_of(context, stage)
     # A job whose attempt was lost is repeated before the owner's other jobs.
@@ -116,6 +117,7 @@ class _Admission:
         if room <= 0:
             return
         served = job_queue.waiting_owners(self._connection, self._stage)
+        assert max(served.values(), default=0) <= self._newest
         queue = [rank for owner in served for rank in self._rank(owner, running, served)]
         heapq.heapify(queue)
         while room > 0 and queue:
@@ -129,12 +131,14 @@ class _Admission:
                 self._newest += 1
                 assert served[owner] < self._newest, "admissions are numbered upwards"
                 running[owner] = running.get(owner, 0) + 1
+                assert running[owner] <= owner_limit(self._context.settings, self._stage, owner)
                 served[owner] = self._newest
                 job_queue.set_served(self._connection, self._stage, owner, self._newest)
             else:
                 jobs.dequeue(self._connection, job)
             for rank in self._rank(owner, running, served):
                 heapq.heappush(queue, rank)
+            assert len(queue) <= len(served), "an owner has two places"
 
     def _rank(
         self, owner: str, running: dict[str, int], served: dict[str, int]

@@ -240,8 +240,10 @@ class WorkQueue:
         self._started[key] = now
         self._counts[key.work] += 1
         assert sum(self._counts.values()) == len(self._started)
+        assert self._counts[key.work] <= self._limits.get(key.work, math.inf)
         if priority is _Priority.LOW:
             self._low_started.add(key)
+            assert len(self._low_started) <= self._low_priority_limit
 
     def _wake_due(self) -> None:
         now = self._seconds()

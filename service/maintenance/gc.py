@@ -301,6 +301,7 @@ def _sweep_folders(
     with context.database.read() as connection:
         needs = needs_of(connection)
     for part, name in parts.items():
+        assert part.startswith(root)
         if name in needs.known and part not in needs.prefixes:
             remove_all(context.store, part)
     if has_orphans:

@@ -332,6 +332,7 @@ class Rebuild:
 
     def _promote(self, model: Row, version: int, generation: int, reason: str) -> Row:
         """Make a version live, and return the row of its promotion."""
+        assert generation > model["live_generation"]
         promotion = {
             "model": model["name"],
             "generation": generation,

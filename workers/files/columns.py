@@ -331,6 +331,7 @@ def repeated_ids(digests_2N: np.ndarray) -> np.ndarray:
     is_new_C[1:] = np.any(np.diff(id_N2[row_C], axis=0), axis=1)
     first_C = row_C[is_new_C][np.cumsum(is_new_C) - 1]
     found_K2 = np.stack([row_C[~is_new_C], first_C[~is_new_C]], axis=1)
+    assert (found_K2[:, 1] < found_K2[:, 0]).all(), "a row repeats an earlier one"
     return found_K2[np.argsort(found_K2[:, 0])]
 
 

@@ -122,6 +122,7 @@ class Improve(Method):
         for pair, (name, other) in joining.items():
             sums = memory.centred[pair] if pair[0] == name else memory.centred[pair].swapped()
             found[name] = aligned_head(found[other], sums, ridges[name])
+        assert found.keys() == {name for pair in memory.centred for name in pair}
         return Solved(
             weights={name: weight_EI.float() for name, weight_EI in found.items()},
             final_loss=loss,
@@ -202,6 +203,7 @@ def _significant(
     for each, count in zip(pairs, counts, strict=True):
         largest = each.correlations.topk(int(min(count, group.rank)))
         kept_K[largest.indices[largest.values > 0]] = True
+    assert int(kept_K.sum()) <= sum(counts), "more directions than all pairs have together"
 
     def limited(of_pair: tuple[ReducedPair, float]) -> ReducedPair:
         kept = of_pair[0].at(kept_K)

@@ -254,6 +254,7 @@ def _polished(start: Mixing, pairs: Sequence[ReducedPair], settings: PolishSetti
             averaged += 1
             for name, mean in means.items():
                 mean.lerp_(parameters[name], 1 / averaged)
+    assert averaged == len(order) - len(order) // 2, "not the second half was averaged"
     mixing = {name: mean.double() for name, mean in means.items()} if averaged else dict(start)
     return Polished(mixing, _info_nce(scores_BB), len(order))
 

@@ -190,6 +190,7 @@ def _netted(weights_D: Tensor, *means_DF: Tensor) -> tuple[Tensor, ...]:
         net[key] += -1 if weight < 0 else 1
         places[key] = place
     kept = [key for key in sorted(net) for _ in range(abs(net[key]))]
+    assert len(kept) <= len(weights_D), "there are more datasets than before"
     rows = [places[key] for key in kept]
     signed = [key[0] if net[key] > 0 else -key[0] for key in kept]
     return torch.tensor(signed, dtype=weights_D.dtype), *(means[rows] for means in means_DF)

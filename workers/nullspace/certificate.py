@@ -166,6 +166,7 @@ class PairScores:
         agreement = ((first_EI @ self._moments.cross_IJ) * second_EJ).sum()
         found = float((first_EE * second_EE).sum()), float(agreement) / max(self._moments.count, 1)
         self._measured = [*self._measured[1 - KEPT_HEADS :], (heads, found)]
+        assert len(self._measured) <= KEPT_HEADS
         return found
 
 
@@ -206,6 +207,7 @@ class _Side:
         exact_EI = weight_EI.to(sum_II)
         found = _Image(exact_EI, exact_EI @ sum_II / max(self._moment.count, 1))
         self._images = [*self._images[1 - KEPT_HEADS :], (weight_EI, found)]
+        assert len(self._images) <= KEPT_HEADS, "more products are kept than are counted as memory"
         return found
 
     def moved(self, then_EI: Tensor, now_EI: Tensor) -> "_Moved":

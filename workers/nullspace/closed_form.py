@@ -194,6 +194,7 @@ def _directions(moments: Pooled, settings: _Settings) -> Directions:
         names,
     )
     heads = dict(zip(names, solved, strict=True))
+    assert all(len(head_KF) == real for head_KF in solved), "a direction is not in every head"
     values_K = leading.values_K[:real].to(roots[names[0]])
     return Directions(values_K, heads, moments.means, ridges, leading.residual)
 

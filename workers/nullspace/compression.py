@@ -26,6 +26,7 @@ def score_errors(first_NE: Tensor, second_NE: Tensor) -> dict[str, float]:
 
     `float16`; `int8`, with a scale for each vector; `bit`; and the first 32, 64, ... numbers, at unit length.
     """
+    assert first_NE.shape == second_NE.shape
     sides = (first_NE.double(), second_NE.double())
     width = first_NE.shape[1]
     forms: dict[str, Callable[[Tensor], Tensor]] = {"float16": _float16, "int8": _int8}

@@ -128,6 +128,7 @@ def conditioning(moment: SecondMoment, ridge: float = RIDGE) -> Conditioning:
     values_F = values_F.clamp_min(0)
     # e, added to every variance: whitening fades out below it.
     floor = ridge * values_F.max()
+    assert floor > 0, "rows with a spread have no variance"
     # Scaling the columns of Y and multiplying by Yᵀ is Y diag(root) Yᵀ (F × F).
     root_F = (values_F + floor).rsqrt()
     map_FF = (vectors_FF * root_F) @ vectors_FF.mT

@@ -90,6 +90,7 @@ def leading_basis(matrix_FF: Tensor, columns: int) -> Tensor:
     basis_FR = random_start(len(matrix_FF), columns - _SPARE, matrix_FF)
     for _ in range(2):
         basis_FR = _orthonormal(matrix_FF @ basis_FR)
+    assert is_orthonormal(basis_FR, 1e-3)
     return basis_FR
 
 
@@ -164,6 +165,7 @@ def _dense(product: Product, like: Tensor, wanted: int) -> Leading:
     matrix_DD = product(eye_DD).double()
     values_D, vectors_DD = torch.linalg.eigh((matrix_DD + matrix_DD.mT) / 2)
     values_K, vectors_DK = values_D.flip(0)[:wanted], vectors_DD.flip(1)[:, :wanted]
+    assert len(values_K) == wanted, "more are wanted than there are"
     return Leading(values_K, vectors_DK.to(like), 0.0)
 
 

@@ -168,9 +168,12 @@ def disjoint_shares(
     # In each overlapping couple only one side gets its direction: the first side
     # the even ones, the second the odd ones.
     matched = min(first_EK.shape[1], second_EL.shape[1])
+    first_K = _dealt(first_EK.shape[1], matched, 0)
+    second_L = _dealt(second_EL.shape[1], matched, 1)
+    assert not (first_K[:matched] & second_L[:matched]).any(), "both sides get a direction"
     return (
-        _share(first, first_EK, _dealt(first_EK.shape[1], matched, 0), kept_energy, rule),
-        _share(second, second_EL, _dealt(second_EL.shape[1], matched, 1), kept_energy, rule),
+        _share(first, first_EK, first_K, kept_energy, rule),
+        _share(second, second_EL, second_L, kept_energy, rule),
     )
 
 
@@ -191,6 +194,7 @@ def _principal_vectors(
     # principal angles between the two spaces.
     left_KK, cosines, right_LL = torch.linalg.svd(first_EK.mT @ second_EL)
     first_EK, second_EL = first_EK @ left_KK, second_EL @ right_LL.mT
+    assert cosines[0] <= 1 + 1e-6, "a cosine is above 1"
     alike = int((cosines > 1 - _ALIKE).sum())
     # The same rotation on both sides leaves the diagonal block of ones as it is.
     rotation_NN = _sorting_rotation(first_EK[:, :alike], both_EE)

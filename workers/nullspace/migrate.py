@@ -138,6 +138,7 @@ def _shrinkage(covariance_FF: Tensor, rows: int) -> float:
     if uneven <= 0:
         return 1.0
     share = ((1 - 2 / width) * square + trace**2) / ((rows + 1 - 2 / width) * uneven)
+    assert share >= 0
     return min(share, 1.0)
 
 

@@ -29,4 +29,6 @@ def expected_overlap(correlation: float, rows: int, best: int = BEST) -> float:
     density_P = torch.exp(-z_P.square() / 2) / math.sqrt(2 * math.pi)
     rest = math.sqrt(max(1 - correlation**2, 1e-300))
     also_P = torch.special.ndtr((correlation * z_P - quantile) / rest)
-    return min(float(torch.trapezoid(density_P * also_P, z_P)) / share, 1.0)
+    found = min(float(torch.trapezoid(density_P * also_P, z_P)) / share, 1.0)
+    assert found >= 0
+    return found

@@ -185,6 +185,7 @@ def nearest_mixture(means_DK: Tensor, target_K: Tensor) -> Tensor:
         best = int(slope_D.argmax())
         if slope_D[best] <= 1e-10:
             break
+        assert best not in used, "a dataset is in the mixture twice"
         used.append(best)
         while True:
             ones_U1 = gram_DD.new_ones(len(used), 1)

@@ -42,6 +42,10 @@ class Shrunk:
     drift_before: float
     drift_after: float
 
+    def __post_init__(self) -> None:
+        assert self.penalty >= 0
+        assert 0 <= self.scale <= 1
+
 
 def shrink_to_bound(
     changes: Changes,
@@ -144,6 +148,7 @@ class _Search(Generic[T]):
                 inside, drift = middle, here
             else:
                 outside = middle
+        assert drift <= self.bound
         return inside, drift
 
 

@@ -287,6 +287,7 @@ class EncoderPools:
         finally:
             with self._lock:
                 pool.leases -= 1
+                assert pool.leases >= 0
                 pool.idle_since = self._clock()
 
     def identity_of(self, spec: EncoderSpec) -> EncoderIdentity | None:

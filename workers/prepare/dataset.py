@@ -149,6 +149,7 @@ class _Dataset:
         progress = self._progress
         progress.enter("planning")
         plan = self._cluster.run(plan_dataset, self._context, check=progress.check)
+        assert not (plan.units and plan.feature_files), "two tasks would have one number"
         self._tasks = [
             *(UnitTask(index, unit.file, unit) for index, unit in enumerate(plan.units)),
             *(UnitTask(index, file) for index, file in enumerate(plan.feature_files)),
@@ -352,6 +353,7 @@ class _Dataset:
             identity = encoder.identity if encoder else request.declared.get(side.modality)
             if identity is not None:
                 encoders[side.modality] = identity
+        assert self._records.keys() == {task.index for task in self._tasks}
         records = [self._records[task.index] for task in self._tasks]
         shards = tuple(record.training for record in records if record.training is not None)
         named, held_out = list[Shard](), list[Shard]()
@@ -399,6 +401,7 @@ class _Dataset:
             if isinstance(shard, Exception):
                 raise shard
             joined[index] = shard
+        assert joined.keys() == {index for index, _ in groups}, "a group was not joined"
         return replace(prepared, held_out=tuple(joined[index] for index in sorted(joined)))
 
 

@@ -150,6 +150,7 @@ class SideEncoder:
         while self._in_flight:
             self._take_oldest()
             yield
+        assert self.rows_done == self._rows.total(), "a row has neither a feature nor a reason"
 
     def feature(self, key: bytes) -> np.ndarray | str:
         """Return the feature (F) of an item after `finish`, or the reason why it has none."""
@@ -162,10 +163,12 @@ class SideEncoder:
             self._submit(batch)
 
     def _submit(self, batch: list[tuple[bytes, Decoded]]) -> None:
+        assert 0 < len(batch) <= self._spec.max_batch
         if len(self._in_flight) >= BATCHES_IN_FLIGHT:
             self._take_oldest()
         pending = self._encode([item for _, item in batch])
         self._in_flight.append(([key for key, _ in batch], pending))
+        assert len(self._in_flight) <= BATCHES_IN_FLIGHT
 
     def _cut(self) -> list[list[tuple[bytes, Decoded]]]:
         """Divide the waiting items into batches of at most `max_batch` items and BATCH_BYTES."""

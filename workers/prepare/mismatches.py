@@ -90,6 +90,7 @@ def _ranks(rows: PairedRows, fold_N: Tensor) -> Tensor:
             score_B1 - scores_BO >= -_EQUAL
         ).float()
         rank_N[is_own_N] = wins_BO.mean(1) / 2
+    assert 0 <= rank_N.min() <= rank_N.max() <= 1, "a row was not ranked"
     return rank_N
 
 

@@ -134,6 +134,7 @@ def _units(
 
     def end(stop: int, row: int) -> None:
         """End the unit in work before a row, which begins at byte `stop`."""
+        assert row > first_row, "a unit without rows"
         units[-1] = units[-1].model_copy(
             update={"stop": stop, "rows": row - first_row, "seal": seal.hexdigest()}
         )

@@ -137,6 +137,7 @@ def encode_unit(
             items.add(side.new)
     encoded, without = _encoded(rows, sides, reader)
     training, held_out = _divided(encoded, context, task)
+    assert len(training) + len(held_out) == len(encoded), "a row is on both sides, or on neither"
     return UnitRecord(
         training=_shard(training, context, task, unit, store, is_held=False),
         evaluation=_shard(held_out, context, task, unit, store, is_held=True),

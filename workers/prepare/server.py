@@ -157,6 +157,7 @@ class PrepareServer:
         places = self.datasets_at_once - len(self._ending)
         for request in chosen(waiting, running, places, tuple(self._served)):
             known = self._known[request.dataset]
+            assert known.work is None, "a dataset is started twice"
             self._served.pop(request.owner, None)
             self._served[request.owner] = None
             logger.info("dataset %s: starts (request %d)", request.dataset, request.request)
@@ -258,4 +259,5 @@ def chosen(
         of_owner[request.owner] += 1
         last[request.owner] = len(served) + len(found)
         left -= 1
+    assert not found or of_owner.total() <= places
     return found

@@ -198,6 +198,7 @@ def all_reduce_pair_moments(local: PairMoments, here: World) -> PairMoments:
     sides = local.first.sum_II, local.second.sum_II
     parts = [_count(local.count), *map(triangle, sides), local.cross_IJ.reshape(-1)]
     count, *halves, cross = _sum(parts, here)
+    assert count >= local.count
     first, second = (
         SecondMoment(int(count), symmetric(half, len(side)))
         for half, side in zip(halves, sides, strict=True)
@@ -268,7 +269,9 @@ def all_gather_dict(mine: Mapping[str, T], here: World) -> dict[str, T]:
     if here.size > 1:
         parts *= here.size
         dist.all_gather_object(parts, dict(mine))
-    return dict(sorted(item for part in parts for item in part.items()))
+    found = dict(sorted(item for part in parts for item in part.items()))
+    assert len(found) == sum(map(len, parts)), "two ranks measured the same"
+    return found
 
 
 def rank_share(items: Sequence[T], here: World) -> Sequence[T]:

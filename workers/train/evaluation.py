@@ -357,6 +357,7 @@ def recall_and_overlap(
         own_at_10=_share(own_N, 10),
         accuracy=accuracy,
     )
+    assert measured.at_10 >= max(measured.at_5, _share(own_N, 10))
     return measured, None if then is None else float(stay_P.double().mean())
 
 

@@ -399,6 +399,7 @@ def _sum_moments(
 
     halves = moments_of_halves(heads, task.pair, task.rows, run, add_raw, exact=exact)
     moments = halves[0] + halves[1]
+    assert moments.count == len(task.rows), "a row was left out, or summed twice"
     largest = max(float(each.sum_II.abs().max()) for each in (moments.first, moments.second))
     if exact and largest >= EXACT_BELOW:
         raise InvalidDataset(
@@ -408,6 +409,7 @@ def _sum_moments(
     _check_that_sides_vary(task.pair, moments)
     total = torch.tensor(all_reduce_sum(sums_S2II.flatten(), run.here), dtype=torch.float64)
     sides = total.view_as(sums_S2II).unbind()
+    assert all(int(each_2II[:, -1, -1].sum()) == moments.count for each_2II in sides)
     return halves, moments, dict(zip(task.pair.modalities, sides, strict=True))
 
 

@@ -82,6 +82,7 @@ def train_pair(
             run.checkpoints.save_if_due(training.done, training.state)
         stats = training.stats() if should_log else None
         run.watcher.update_done(UpdateDone(training.done, total, training.loss, stats))
+    assert training.done == total, "an epoch had too few batches, or too many"
     return training.result()
 
 
@@ -119,6 +120,7 @@ class _Training:
         self.done += 1
         self._average.after_update(self.done / total)
         self._unchecked.append(self.loss)
+        assert len(self._unchecked) <= _UPDATES_PER_CHECK
         if self.done % _UPDATES_PER_CHECK == 0 or self.done == total:
             self._check_losses(total)
 
@@ -149,6 +151,7 @@ class _Training:
 
     def result(self) -> TrainedPair:
         """The trained changes. Raises TrainingDiverged if they are not finite."""
+        assert not self._unchecked, "a loss was not checked"
         changes = self._average.values()
         # No loss is computed after the last update. All ranks must agree on the outcome, and blocked
         # entries are not reduced, so they could differ.
@@ -275,6 +278,7 @@ class GlobalLoss(nn.Module):
             second_LE = self._as_scored(self.pair.second(rows.second_NJ))
             second = gather(second_LE.detach())
             positive_LB = positives(*own_keys, *keys.wait().unbind(dim=1))
+            assert positive_LB.shape == (len(rows), sum(batch.lengths))
             everywhere = Everywhere(
                 first.wait(), second.wait(), lambda rows_LX: gather(rows_LX).wait()
             )
@@ -343,6 +347,7 @@ class TailAverage:
     @torch.no_grad()
     def after_update(self, progress: float) -> None:
         """Include the parameters. `progress` is the share of all updates that are done."""
+        assert 0 < progress <= 1
         if not self._share or progress <= 1 - self._share:
             return
         self._count += 1

@@ -91,6 +91,7 @@ def next_due(connection: Connection, webhook: str, now: datetime) -> DeliveryRow
 
 def record_success(connection: Connection, seen: DeliveryRow, attempt: Attempt) -> bool:
     """Record that it was accepted. False if another instance recorded this attempt, or it was removed."""
+    assert seen.delivered_at is None, "it was sent again"
     changes = {"delivered_at": attempt.at, "error": None}
     if not _record_attempt(connection, seen, attempt, changes):
         return False
@@ -104,6 +105,7 @@ def record_success(connection: Connection, seen: DeliveryRow, attempt: Attempt) 
 
 def record_failure(connection: Connection, seen: DeliveryRow, attempt: Attempt) -> bool:
     """Record a failed attempt. False if another instance recorded it, or the delivery was removed."""
+    assert attempt.again_at is None or attempt.again_at > attempt.at
     then = {"next_at": attempt.again_at} if attempt.again_at else {"failed_at": attempt.at}
     if not _record_attempt(connection, seen, attempt, {**then, "error": attempt.error}):
         return False

@@ -206,7 +206,9 @@ def to_prepare(connection: Connection, model: str) -> list[JobRow]:
     and an old job that was retried is prepared before later ones.
     """
     rows = connection.execute(_TO_PREPARE, {"model": model}).mappings()
-    return [moves.from_row(row) for row in rows]
+    found = [moves.from_row(row) for row in rows]
+    assert sum(job.state == JobState.QUEUED for job in found) <= MOST_OF_MODEL
+    return found
 
 
 def _to_prepare() -> Select[Any]:

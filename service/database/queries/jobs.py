@@ -165,6 +165,7 @@ def move(
     one may be posted again.
     """
     check_move(seen.state, target)
+    assert (seen.finished_at is not None) == (seen.state in FINAL_STATES)
     values = {
         "state": target,
         "state_changed_at": now,
@@ -195,6 +196,7 @@ def retry(connection: Connection, seen: JobRow, now: datetime) -> bool:
 
     A decision was about the candidate of that time; the next one is judged again.
     """
+    assert seen.attempt >= seen.attempts_before_retry
     return move(
         connection,
         seen,

@@ -151,6 +151,7 @@ def versions_with_erased_rows(connection: Connection) -> list[VersionRow]:
 def mark_versions_swept(connection: Connection, found: Iterable[VersionRow], now: datetime) -> None:
     """Mark versions swept: their files are given up."""
     for version in found:
+        assert version.retired_at is not None, "a version that can be served keeps its files"
         is_it = (versions.c.model == version.model, versions.c.number == version.number)
         connection.execute(update(versions).where(*is_it).values(swept_at=now))
         backup.enqueue(connection, "model", version.model)

@@ -144,13 +144,14 @@ def set_live(
 ) -> None:
     """Set the live version; with the model locked. `traceparent`: of the job or the request that causes it."""
     assert generation >= 1
-    connection.execute(
+    changed = connection.execute(
         update(models)
         .where(models.c.name == name)
         .values(
             live_version=version, live_generation=generation, **_next_revision(now, traceparent)
         )
     )
+    assert changed.rowcount == 1, "a locked model is there"
 
 
 def revise(

@@ -218,6 +218,7 @@ def set_stored(connection: Connection, model: str, number: int, now: datetime) -
 def retire(
     connection: Connection, version: VersionOutline, owner: str, actor: str, now: datetime
 ) -> None:
+    assert version.retired_at is None, "it would be retired twice"
     connection.execute(
         update(versions)
         .where(versions.c.model == version.model, versions.c.number == version.number)
@@ -255,10 +256,9 @@ def evaluations(
         .where((up_to - versions.c.number) % every == 0)
         .order_by(versions.c.number)
     )
-    return [
-        (number, learned, _recalls(evaluation))
-        for number, learned, evaluation in connection.execute(query).all()
-    ]
+    found = connection.execute(query).all()
+    assert len(found) <= MOST_EVALUATIONS
+    return [(number, learned, _recalls(evaluation)) for number, learned, evaluation in found]
 
 
 def promotion(connection: Connection, model: str, generation: int) -> PromotionRow | None:
@@ -272,6 +272,7 @@ def add_promotion(
     connection: Connection, promotion: PromotionRow, version: VersionRow, owner: str
 ) -> None:
     """Insert a promotion of the version, and emit the event."""
+    assert (promotion.model, promotion.version) == (version.model, version.number)
     connection.execute(insert(promotions).values(**vars(promotion)))
     # The job is a detail and not the subject: its own events ended when the version was published.
     data = {

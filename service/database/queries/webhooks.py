@@ -169,6 +169,7 @@ def claim(
         .with_for_update(skip_locked=True, key_share=True)
     )
     ids = list(connection.scalars(free))
+    assert len(ids) <= limit
     connection.execute(
         update(webhooks).where(webhooks.c.id.in_(ids)).values(lease_owner=sender, lease_until=until)
     )

@@ -306,6 +306,7 @@ class VersionLookup:
             found = await self._find_live(wanted.name, min_version, caller)
             assert found.model == wanted.name
             assert found.number >= min_version
+            assert found.source.in_memory is found.source, "its heads could be evicted"
             return found
         if wanted.version < min_version:
             raise InvalidRequest(
