@@ -20,7 +20,12 @@ from workers.nullspace.eigenvectors import with_canonical_signs
 
 
 def rotation_onto(agreement_EE: Tensor) -> Tensor:
-    """R of (13), E × E. `agreement_EE`: M, the sum over modalities of the means of z_old z_newᵀ."""
+    """R of (13), E × E. `agreement_EE`: M, the sum over modalities of the means of z_old z_newᵀ.
+
+    NaN where M is not finite: of a polish that diverged, which is an error of its own (`check_finite`).
+    """
+    if not agreement_EE.isfinite().all():
+        return torch.full_like(agreement_EE, torch.nan)
     left_EE, _, right_EE = torch.linalg.svd(agreement_EE)
     rotation_EE: Tensor = left_EE @ right_EE
     return rotation_EE

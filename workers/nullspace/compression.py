@@ -39,7 +39,8 @@ def score_errors(first_NE: Tensor, second_NE: Tensor) -> dict[str, float]:
         return math.sqrt(max(square, 0.0))
 
     found = {name: error(*map(form, sides)) for name, form in forms.items()}
-    found["bit"] = math.sqrt((math.pi**2 / 4 - 1) * (1 - size) / width)
+    # Rounding can leave more than 1 where all rows have one direction.
+    found["bit"] = math.sqrt((math.pi**2 / 4 - 1) * max(1 - size, 0.0) / width)
     for length in _LENGTHS:
         if length < width:
             found[str(length)] = error(

@@ -8,6 +8,7 @@ Shapes: B items of a batch, N items of an object in the store, K of these that a
 
 import hashlib
 import json
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
@@ -270,8 +271,9 @@ _MOST_OBJECTS = 4096
 _THREADS = 16
 # Features that are nearer are read together.
 _GAP_BYTES = 64 << 10
-# By address of the store and key, the oldest first.
+# By address of the store and key, the oldest first. Threads of several units add to them.
 _indexes: dict[tuple[str, str], np.ndarray] = {}
+_indexes_lock = threading.Lock()
 
 
 class EncodedItems:
@@ -328,7 +330,8 @@ class EncodedItems:
     def _index(self, key: str) -> np.ndarray:
         """Return the index of an object; an empty one if the object was deleted or is damaged: items are encoded again."""
         known = (self._store.uri, key)
-        if known not in _indexes:
+        index_N = _indexes.get(known)
+        if index_N is None:
             size = layout.encoded_count(key) * _ENTRY.itemsize
             try:
                 read = partial(self._store.read_range, key, 0, size)
@@ -338,10 +341,11 @@ class EncodedItems:
             if hashlib.sha256(index).hexdigest()[:16] != layout.encoded_digest(key):
                 return np.empty(0, _ENTRY)
             index_N = np.frombuffer(index, _ENTRY)
-            while len(_indexes) >= _MOST_OBJECTS:
-                del _indexes[next(iter(_indexes))]
-            _indexes[known] = index_N
-        return _indexes[known]
+            with _indexes_lock:
+                while len(_indexes) >= _MOST_OBJECTS:
+                    del _indexes[next(iter(_indexes))]
+                _indexes[known] = index_N
+        return index_N
 
     def _read(
         self, key: str, index_N: np.ndarray, places: Mapping[int, bytes], threads: Executor

@@ -64,3 +64,10 @@ def test_errors_of_scores_are_predicted_within_a_tenth_from_half_of_the_rows(nam
         measured = float(np.sqrt(np.mean((scores(form, first_NE, second_NE) - exact_NN) ** 2)))
         # Rounding to float16 moves scores by 3e-6, which texts that repeat make uneven.
         assert error == pytest.approx(measured, rel=0.1, abs=1e-6), form
+
+
+def test_rows_of_one_direction_lose_nothing_as_bits() -> None:
+    rows_NE = torch.randn(200, 24, generator=torch.Generator().manual_seed(0))
+    for direction_E in torch.nn.functional.normalize(rows_NE):
+        one_NE = direction_E.expand(40, -1)
+        assert score_errors(one_NE, one_NE)["bit"] == pytest.approx(0, abs=1e-3)

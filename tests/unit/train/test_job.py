@@ -237,9 +237,15 @@ def test_without_a_bound_a_version_measures_the_datasets_whose_turn_it_is(
     assert set(candidate.report.evaluation) == {due.dataset, "ds-3"}
 
 
-def test_a_polish_that_diverges_says_what_to_change(store: LocalStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_polish_that_diverges_says_what_to_change(
+    store: LocalStore, tmp_path: Path, version: int
+) -> None:
+    if version == 2:
+        run(store, prepare_job(store, tmp_path, STREAM.datasets[0], spec=SOLVED))
+        publish_manifest(store, read_candidate(store, "job-1", 1))
     wild = SOLVED.model_copy(update={"training": TrainingSpec(temperature=1e-40)})
-    job = prepare_job(store, tmp_path, STREAM.datasets[0], spec=wild)
+    job = prepare_job(store, tmp_path, STREAM.datasets[version - 1], version, spec=wild)
     with pytest.raises(TrainingDiverged, match=r"larger training\.temperature"):
         run(store, job)
 
