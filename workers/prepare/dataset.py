@@ -278,6 +278,8 @@ class _Dataset:
         return outage
 
     def _add(self, index: int, record: UnitRecord) -> None:
+        if index in self._records:
+            return  # A worker was lost after its last step, and its unit was done again.
         self._records[index] = record
         self._progress.unit_done(index, record)
         if self._progress.rows.bad > _MOST_LISTED:

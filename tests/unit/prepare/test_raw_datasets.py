@@ -19,10 +19,11 @@ from cmcl.storage import layout
 from cmcl.storage.documents import read_document
 from cmcl.storage.local import LocalStore
 from tests.fakes.encoder_cases import features
-from tests.fakes.preparation import Ground
+from tests.fakes.preparation import Ground, InlineCluster
 from workers.encoders.port import EncoderUnusable, load_encoder
 from workers.encoders.synthetic import SyntheticEncoder
-from workers.prepare.dataset import PreparationFailed
+from workers.prepare.dataset import Preparation, PreparationFailed, prepare_dataset
+from workers.prepare.progress import DatasetProgress
 from workers.prepare.tasks import end_children
 
 SPEC = ModelSpec.model_validate(
@@ -111,6 +112,24 @@ def test_raw_rows_become_the_features_of_their_encoders(ground: Ground) -> None:
         "image": load_encoder(EncoderSpec.model_validate(PLACES)).identity().digest,
         "text": encoder.identity().digest,
     }
+
+
+class TwiceCluster(InlineCluster):
+    """Each worker is lost after its last step, and its unit is done again."""
+
+    def map(self, *arguments: Any, **how: Any) -> Iterator[tuple[Any, Any]]:
+        """See Cluster."""
+        for step in super().map(*arguments, **how):
+            yield from (step, step)
+
+
+def test_a_unit_that_is_done_twice_counts_once(ground: Ground) -> None:
+    write_rows(ground, 160)
+    request = ground.request("raw.jsonl", encoders=ENCODERS)
+    progress = DatasetProgress(request.dataset, request.request)
+    cluster = TwiceCluster(ground.store)
+    prepare_dataset(Preparation(ground.store, request, cluster, progress))
+    assert progress.rows.done == 160
 
 
 def test_the_same_rows_are_not_encoded_again(ground: Ground) -> None:
