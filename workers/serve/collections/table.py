@@ -447,6 +447,8 @@ def _batch(
             columns[name] = [None] * (len(rows) + 1)
         else:
             columns[name] = [*(each.values.get(name) for each in terms), None]
+    for name in ("start", "end"):  # As they are read: the JSON of 3 is not that of 3.0.
+        columns[name] = [None if each is None else float(each) for each in columns[name]]
     read = zip(*(columns[name] for name in (*ITEM, *_CHECKED_APART)), strict=True)
     columns[CHECKSUMS] = [
         [_checksum(value, place) for value in (each[: len(ITEM)], *each[len(ITEM) :])]

@@ -118,6 +118,12 @@ def test_an_item_that_is_not_as_it_was_written_is_refused_by_name(
     assert len(scene.settle().items(0, 3, include=["source"])) == 3
 
 
+def test_whole_seconds_are_read_as_they_were_written(scene: Scene) -> None:
+    scene.add([entries(0, 1)[0]._replace(parent="film", start=3, end=4)])
+    (found,) = scene.settle().items(0, 1)
+    assert (found.start, found.end) == (3.0, 4.0)
+
+
 def test_a_feature_that_is_not_as_it_was_written_is_not_embedded(scene: Scene) -> None:
     scene.add(entries(0, 3))
     scene.settle()
