@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel
 from safetensors.torch import save
@@ -29,12 +30,22 @@ from safetensors.torch import save
 from benchmarks.command_line import OneLineParser, add_out, count, publish, table
 from cmcl.contract.api.access import SNAPSHOT_TYPE, KeySnapshot
 from cmcl.contract.dataset import DatasetManifest, Shard, ShardRef
+from cmcl.contract.drift import DriftReport, DriftWindow, ModalityDrift, QuerySums, WrittenSum
 from cmcl.contract.encoder import EncoderIdentity, EncoderRecord, EncoderSpec
 from cmcl.contract.errors import ObjectNotFound, StorageUnavailable, WorkerError
-from cmcl.contract.job import AttemptOutcome, AttemptRequest, Failure, JobSpec, VersionRef
+from cmcl.contract.job import (
+    AttemptOutcome,
+    AttemptRequest,
+    Failure,
+    JobSpec,
+    Progress,
+    Stage,
+    StageReport,
+    VersionRef,
+)
 from cmcl.contract.modality import FileEntry, ModalityPair
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.prepare import PrepareFailure, PrepareRequest
+from cmcl.contract.prepare import PrepareFailure, PrepareProgress, PrepareRequest
 from cmcl.contract.version import EvaluationResult, LivePointer, VersionManifest
 from cmcl.storage import layout
 from cmcl.storage.datasets import read_dataset_manifest
@@ -54,6 +65,7 @@ from service.auth.signing import sign
 from service.maintenance.backup import DamagedRecord, Record, decode, encode
 from workers.files.shards import describe_shard, download, write_shard
 from workers.prepare.encoding import EncodedItem, EncodedItems, _indexes
+from workers.prepare.tasks import read_ids
 from workers.prepare.units import UnitRecord
 from workers.serve.collections.registry import Registry
 from workers.serve.collections.searching import Searched
@@ -84,6 +96,11 @@ CLIP = EncoderIdentity(
 )
 PHOTOS = EncoderSpec(name="photos", kind="synthetic", takes="image", width=4)
 REFUSALS = (WorkerError, DamagedRecord)
+# Of documents, by the first word of their kind.
+READERS = {
+    **dict.fromkeys(("failure", "result", "outcome", "progress", "stages", "report"), "service"),
+    "sums": "replica",
+}
 Read = Callable[[LocalStore, str], object]
 # Readers that do not try again for a minute where a store denies access.
 WITHOUT_RETRY = ("service", "replica", "service, rebuild", "service, replica", "rebuild", "cluster")
@@ -259,6 +276,50 @@ def documents_of(jobs: Sequence[JobSpec]) -> dict[str, tuple[Callable[[str], str
             lambda name: layout.run_evaluation(name, 1),
             [EvaluationResult(version=n, note=f"measured {n}") for n in (1, 2)],
         ),
+        "progress of a preparation": (
+            lambda dataset: layout.preparation_file(dataset, "progress"),
+            [PrepareProgress(request=1, phase="reading", rows_done=n, at=NOW) for n in (1, 2)],
+        ),
+        "stages of a preparation": (
+            lambda dataset: layout.preparation_file(dataset, "stages"),
+            [
+                StageReport(
+                    traceparent=f"00-{n}",
+                    stages=(Stage(name="reading", began_at=NOW, seconds=n),),
+                )
+                for n in (1, 2)
+            ],
+        ),
+        "progress of an attempt": (
+            lambda name: layout.running_file(f"{name}.a1", "1"),
+            [Progress(phase="training", updates_done=n, at=NOW) for n in (1, 2)],
+        ),
+        "sums of queries": (
+            lambda name: layout.query_sums(MODEL, int(name[-1]), "replica", 1),
+            [
+                QuerySums(
+                    model=MODEL,
+                    version=1,
+                    sums={"text": WrittenSum(rows=300 + n, sum=b"AACAPw==")},
+                )
+                for n in (1, 2)
+            ],
+        ),
+        "report on drift": (
+            layout.drift_report,
+            [
+                DriftReport(
+                    model=MODEL,
+                    modalities={
+                        "text": ModalityDrift(
+                            windows=(DriftWindow(at=NOW, version=n, rows=300, level=0.5),),
+                            mean=(0.5,),
+                        )
+                    },
+                )
+                for n in (1, 2)
+            ],
+        ),
         "record of an encoder": (
             layout.encoder_record,
             [
@@ -276,6 +337,14 @@ def kinds_with_own_digests(store: LocalStore, jobs: Sequence[JobSpec]) -> list[K
         rows = {"models": [{"name": name, "head": number, "owner": "ann"}]}
         record = encode(Record(rows, 7), "model", name)
         store.put(layout.model_record(name), record)
+        dataset = f"ds-{number}"
+        record = encode(
+            Record({"datasets": [{"id": dataset, "name": name}]}, 7), "dataset", dataset
+        )
+        store.put(layout.dataset_record(dataset), record)
+        ids = layout.preparation_ids(dataset, 1, "0" * 32)
+        digests = bytes(range(16 * number, 16 * number + 32))
+        store.put(ids, blake3(ids.encode() + digests).digest() + digests)
         snapshot = KeySnapshot(serial=number, issued_at=NOW, keys=())
         store.put(
             f"{layout.key_snapshot()}{number}", sign(snapshot, SNAPSHOT_TYPE, SIGNING_KEY).encode()
@@ -294,6 +363,19 @@ def kinds_with_own_digests(store: LocalStore, jobs: Sequence[JobSpec]) -> list[K
             "record of a model",
             (layout.model_record("model-1"), layout.model_record("model-2")),
             {"rebuild": lambda store, key: decode(store.read(key), "model", Path(key).stem)},
+        ),
+        Kind(
+            "record of a dataset",
+            (layout.dataset_record("ds-1"), layout.dataset_record("ds-2")),
+            {"rebuild": lambda store, key: decode(store.read(key), "dataset", Path(key).stem)},
+        ),
+        Kind(
+            "ids of a file",
+            (
+                layout.preparation_ids("ds-1", 1, "0" * 32),
+                layout.preparation_ids("ds-2", 1, "0" * 32),
+            ),
+            {"preparation": read_ids},
         ),
         Kind(
             "list of keys",
@@ -406,7 +488,7 @@ def write_store(store: LocalStore, folder: Path) -> list[Kind]:
         keys = [key_of(f"ds-{number}") for number in (1, 2)]
         for key, content in zip(keys, contents, strict=False):
             write_document(store, key, content)
-        reader = "service" if name.startswith(("failure", "result", "outcome")) else "cluster"
+        reader = READERS.get(name.split(" ")[0], "cluster")
         read = partial(read_kind, type(contents[0]))
         kinds.append(Kind(name, (keys[0], keys[1]), {reader: read}))
     kinds += [

@@ -82,7 +82,7 @@ def preparation_evaluation(dataset: str, request: int, unit: str) -> str:
 
 
 def preparation_ids(dataset: str, request: int, unit: str) -> str:
-    """Digests of the ids of a unit's rows, sixteen bytes each, after their BLAKE3 checksum."""
+    """Digests of the ids of a unit's rows, sixteen bytes each, after the BLAKE3 of the key and them."""
     return f"{preparation_units(dataset)}{request}/{unit}.ids"
 
 

@@ -98,7 +98,8 @@ def take_features(file: FeatureFile, output: FrameWriter) -> None:
         theirs = UserFile(path, uri, sha256, (first, second), left_out)
         ids = check_rows(format_.read(theirs), theirs)
         found = digests()
-    open_store(file.store).put(file.ids_key, blake3(bytes(ids)).digest() + bytes(ids))
+    checksum = blake3(file.ids_key.encode() + bytes(ids)).digest()
+    open_store(file.store).put(file.ids_key, checksum + bytes(ids))
     share = None if file.is_held_out else file.share
     if format_ is PARQUET and is_internal(path, uri) and not left_out and share is None:
         shards, rejected = _as_it_is(file, path, found), list[RejectedRow]()

@@ -22,7 +22,7 @@ from cmcl.contract.errors import InvalidVersion, ObjectNotFound
 from cmcl.contract.prepare import DatasetReport, PrepareRequest
 from cmcl.storage import layout
 from cmcl.storage.documents import read_document, write_document
-from cmcl.storage.object_store import retry_unavailable
+from cmcl.storage.object_store import ObjectStore, retry_unavailable
 from cmcl.storage.uris import open_store
 from cmcl.storage.versions import digests_of_file
 from workers.files.columns import DIGEST_BYTES, repeated_ids
@@ -170,10 +170,7 @@ def find_repeated(context: DatasetContext, tasks: list[UnitTask]) -> list[Repeat
     for task in tasks:
         starts.append(len(digests) // DIGEST_BYTES)
         key = layout.preparation_ids(context.dataset, context.request, task.digest(context))
-        data = store.read(key)
-        if blake3(data[32:]).digest() != data[:32]:
-            raise InvalidVersion(f"{store.uri}/{key} is not what was written; retry the job")
-        digests += data[32:]
+        digests += read_ids(store, key)
 
     def place(row: int) -> tuple[int, int]:
         """Return the index of the task of a row, and the number of the row in its file."""
@@ -182,6 +179,14 @@ def find_repeated(context: DatasetContext, tasks: list[UnitTask]) -> list[Repeat
 
     found_K2 = repeated_ids(np.frombuffer(digests, np.uint64))
     return [Repeated(*place(row), *place(first)) for row, first in found_K2.tolist()]
+
+
+def read_ids(store: ObjectStore, key: str) -> bytes:
+    """Return the digests of the ids of a file. Raises ObjectNotFound, InvalidVersion for a damaged object."""
+    data = store.read(key)
+    if blake3(key.encode() + data[32:]).digest() != data[:32]:
+        raise InvalidVersion(f"{store.uri}/{key} is not what was written; retry the job")
+    return data[32:]
 
 
 def join_evaluation(
