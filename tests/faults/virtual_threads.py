@@ -9,7 +9,7 @@ from concurrent.futures import Executor, Future
 from functools import partial
 from typing import Any
 
-from tests.faults.virtual_time import Task, VirtualEvent, VirtualTime
+from tests.faults.virtual_time import Killed, Task, VirtualEvent, VirtualTime
 from workers.serve.threads import Lock, Threads
 
 # How often a thread loses the processor where it takes a lock, and for how many seconds.
@@ -126,7 +126,9 @@ class VirtualExecutor(Executor):
             self._threads.give_way()
             try:
                 future.set_result(call())
-            except Exception as error:  # noqa: BLE001 - it is the caller's
+            except Killed:
+                raise
+            except BaseException as error:  # noqa: BLE001 - it is the caller's
                 future.set_exception(error)
         self._idle += 1
 

@@ -8,8 +8,9 @@ Shapes: B items, F width of the raw feature.
 """
 
 import asyncio
+import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -30,6 +31,8 @@ from workers.serve.encoders.port import (
 )
 from workers.serve.threads import SYSTEM, Threads
 from workers.serve.versions.loading import Float32Array
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 RawT = TypeVar("RawT", bound=Raw)
@@ -131,6 +134,11 @@ class EncoderQueue(Generic[ItemT]):
                 await asyncio.sleep(self._wait_seconds)
                 if batch := self._next_batch():
                     await self._answer(batch)
+        except Exception as error:
+            # A bug: none waits until its deadline.
+            logger.exception("the queue of an encoder failed, and the requests in it")
+            _fail(self._waiting, error)
+            self._waiting.clear()
         finally:
             self._passes = None
 
@@ -153,10 +161,12 @@ class EncoderQueue(Generic[ItemT]):
         try:
             rows_BF = await loop.run_in_executor(self._computer, self._encoder.features, items)
             assert len(rows_BF) == len(items), "not one feature for each item"
-        except Exception as error:  # noqa: BLE001 - any error of a model goes to each caller
-            for waiting in batch:
-                if not waiting.answer.done():
-                    waiting.answer.set_exception(error)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - any error of a model goes to each caller
+            # A panic of a library in Rust, such as tokenizers, is no Exception.
+            told = error if isinstance(error, Exception) else RuntimeError(f"it failed: {error!r}")
+            _fail(batch, told)
             return
         _share_out(batch, rows_BF)
         self._watch(self._clock() - started)
@@ -171,6 +181,12 @@ def _read_some(raw: Sequence[RawT], start: int, read: Callable[[RawT], T]) -> li
         except ValueError as error:
             raise UnreadableItem(index, str(error)) from error
     return items
+
+
+def _fail(batch: Iterable[_Waiting[ItemT]], error: Exception) -> None:
+    for waiting in batch:
+        if not waiting.answer.done():
+            waiting.answer.set_exception(error)
 
 
 def _share_out(batch: list[_Waiting[ItemT]], rows_BF: Float32Array) -> None:
