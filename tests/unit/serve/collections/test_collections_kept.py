@@ -1,7 +1,9 @@
 """What stays in the store and what leaves it: versions that are gone, deleted collections, removed items, small files."""
 
+import os
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +12,9 @@ import lance
 import pytest
 
 from cmcl.contract.errors import ObjectNotFound, StorageUnavailable
+from cmcl.storage.local import LocalStore
+from tests.fakes.flaky_store import FlakyStore
+from tests.ports.test_store_unavailable import small_disk
 from tests.unit.serve.collections.scene import (
     EVERYONE,
     NAME,
@@ -256,3 +261,21 @@ def test_being_woken_without_end_does_not_keep_vectors_from_being_made(scene: Sc
         stop.set()
         waker.join()
         scene.threads.end()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a small disk")
+def test_a_full_disk_refuses_writes_and_loses_nothing(tmp_path: Path) -> None:
+    with small_disk(tmp_path, "1m"):
+        table = create(FlakyStore(LocalStore(tmp_path / "store"))).table
+        written = table.write(entries(0, 10), lambda *_: None)
+        filler = tmp_path / "filler"
+        with filler.open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        for _ in range(2):
+            with pytest.raises(StorageUnavailable, match="No space left on device"):
+                table.write(entries(10, 500), lambda *_: None)
+        assert (table.read().rows, table.read().head.revision) == (10, written)
+        filler.unlink()
+        table.write(entries(10, 50), lambda *_: None)
+        assert table.read().rows == 60
