@@ -105,7 +105,7 @@ def record_success(connection: Connection, seen: DeliveryRow, attempt: Attempt) 
 
 def record_failure(connection: Connection, seen: DeliveryRow, attempt: Attempt) -> bool:
     """Record a failed attempt. False if another instance recorded it, or the delivery was removed."""
-    assert attempt.again_at is None or attempt.again_at > attempt.at
+    assert attempt.again_at is None or attempt.again_at >= attempt.at
     then = {"next_at": attempt.again_at} if attempt.again_at else {"failed_at": attempt.at}
     if not _record_attempt(connection, seen, attempt, {**then, "error": attempt.error}):
         return False
