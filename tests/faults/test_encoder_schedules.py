@@ -1,6 +1,6 @@
 """The queue of an encoder under schedules that seeds decide, in virtual time.
 
-Whoever comes first, leaves early or brings a bad item: each request gets the features of its own items, or an error of
+In any order, with requests that leave early and bad items: each request gets the features of its own items, or an error of
 its own or of the pass that it shared, and none waits without end. CMCL_FAULT_SCHEDULES=100000 runs more schedules.
 """
 

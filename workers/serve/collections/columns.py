@@ -271,7 +271,7 @@ class ColumnBuilder:
         except OSError as error:
             if not is_conflict(error):
                 raise
-            # An item of it was written meanwhile: the next round does it again.
+            # An item of it was written since: the next round does it again.
 
     def _index(self, column: str) -> None:
         """Make the index of a column."""

@@ -481,7 +481,7 @@ def _checksum(
 def check_rows(rows: Sequence[dict[str, Any]], uri: str) -> None:
     """Remove the checksums of rows, each with all of `ITEM`, and compare them. Raises InvalidVersion."""
     for row in rows:
-        item, _, *apart = row.pop(CHECKSUMS) or [None] * 4
+        item, _, *apart = row.pop(CHECKSUMS) or [None] * (1 + len(_CHECKED_APART))
         is_right = item == _checksum([row[name] for name in ITEM], _place(uri)) and all(
             right == _checksum(row[name], _place(uri))
             for name, right in zip(_CHECKED_APART[1:], apart, strict=True)
